@@ -1,0 +1,86 @@
+"""Every option there is, with the paper's values where the paper gives one.
+
+Not meant to be run: a runnable config takes `get_config()` and overrides what differs. On the
+command line any key can be set: `--config.train.batch_size=64`, `--config.data.path=DIR`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the locked default config: unknown keys raise an error that names the nearest."""
+    config = config_dict.ConfigDict()
+    config.seed = 0  # of initialisation, order of examples, crops, flips, noise, dropout
+
+    config.data = data = config_dict.ConfigDict()
+    data.source = "folder"  # `folder`: any tree of images; `photos`: those of scikit-image
+    data.path = ""  # of the training images (source `folder`)
+    # Held-out images. Where empty, `num_eval_images` of `path`, chosen by a hash of their names,
+    # are kept out of training.
+    data.eval_path = ""
+    data.num_eval_images = 16
+    data.image_size = 256  # of y_0, in pixels
+    data.low_resolution = 64  # of the source, in pixels; divides image_size
+    data.crop = "central"  # `central`: the largest central square; `random`: see crop_scale
+    data.crop_scale = (0.0, 1.0)  # sides of random squares, as a share of the shorter side
+    data.cache_gb = 1.0  # RAM for decoded images
+
+    config.model = model = config_dict.ConfigDict()
+    model.channels = 64
+    model.multipliers = (1, 2, 4, 8)  # one level each; the image halves between levels
+    model.num_blocks = 2
+    model.attention_resolutions = ()  # besides the deepest level: sizes of levels, as (16,)
+    model.bottleneck_attention = True  # off: a local network, for training on small crops
+    model.num_heads = 1
+    model.dropout = 0.0
+    model.scale_shift = False  # the noise level scales and shifts, instead of being added
+    model.embedding_scale = 5000.0  # on sqrt(gamma), before its sinusoids
+    model.dtype = "bfloat16"  # of the computation: `bfloat16` or `float32`
+    model.remat = False  # recompute activations in the backward pass: less memory, more time
+
+    config.diffusion = diffusion = config_dict.ConfigDict()  # the training noise
+    diffusion.schedule = "linear"  # `linear`, `quadratic`, `cosine`, `uniform_gamma`
+    diffusion.num_steps = 2000  # T
+    diffusion.beta_start = 1e-6  # linear and quadratic
+    diffusion.beta_end = 1e-2  # linear and quadratic
+
+    config.sampling = sampling = config_dict.ConfigDict()
+    # `respaced`: num_steps evenly spaced times of the training schedule; `linear`: beta_start
+    # to beta_end in num_steps.
+    sampling.schedule = "respaced"
+    sampling.num_steps = 100
+    sampling.beta_start = 1e-4  # linear
+    sampling.beta_end = 0.1  # linear
+    sampling.variance = "upper"  # `upper`: 1 - alpha_t, the paper's; `posterior`
+    sampling.clip = True  # the estimate of y_0, to [-1, 1]
+    sampling.batch_size = 16
+
+    config.train = train = config_dict.ConfigDict()
+    train.num_steps = 1_000_000
+    train.batch_size = 256
+    train.accumulate_steps = 1  # micro-batches; 1: none
+    train.loss = "l1"  # `l1` or `l2`
+    train.learning_rate = 1e-4
+    train.num_warmup_steps = 10_000  # linear from 0, then constant
+    train.num_decay_steps = 0  # linear to 0 over the last steps; 0: constant to the end
+    train.adam_b1 = 0.9
+    train.adam_b2 = 0.999
+    train.clip_norm = 1.0  # of the whole gradient
+    train.ema_decay = 0.9999
+    train.flip = True
+    train.log_every_steps = 100
+    train.sample_every_steps = 10_000  # pictures for TensorBoard; 0: never
+
+    config.checkpoint = checkpoint = config_dict.ConfigDict()
+    checkpoint.every_steps = 5_000
+    checkpoint.keep_last = 3
+    checkpoint.keep_best = True  # also keep that of the lowest held-out loss
+
+    config.evaluation = evaluation = config_dict.ConfigDict()
+    # Of held-out images, in pixels; 0: data.image_size. Their source is smaller by the same
+    # factor as in training.
+    evaluation.image_size = 0
+    evaluation.num_images = 0  # of the held-out set; 0: all
+    evaluation.num_pictures = 8  # rows of samples.png
+    config.lock()
+    return config

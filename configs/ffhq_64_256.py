@@ -1,0 +1,21 @@
+r"""SR3 64 to 256 on faces: the second stage of the unconditional cascade, 621M parameters.
+
+python -m sr3_jax.main --config=configs/ffhq_64_256.py --workdir=DIR \
+        --config.data.path=FFHQ/images1024x1024 --config.data.eval_path=CELEBA_HQ
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the config (SR3, Table A.1)."""
+    config = default.get_config()
+    config.data.image_size = 256
+    config.data.low_resolution = 64
+    config.model.channels = 128
+    config.model.multipliers = (1, 2, 4, 4, 8, 8)
+    config.model.num_blocks = 3
+    config.model.attention_resolutions = (16,)
+    return config

@@ -1,0 +1,24 @@
+r"""SR3 56 to 224 on natural images: the journal edition's model for Table 3, 621M parameters.
+
+    python -m sr3_jax.main --config=configs/imagenet_56_224.py --workdir=DIR \
+        --config.data.path=IMAGES --config.data.eval_path=HELD_OUT_IMAGES
+
+As imagenet_64_256, at the size that ResNet-50 classifies, and about a quarter less work a step.
+Attention is at 14x14, the level that is 16x16 at 256.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the config (SR3, Table A.1)."""
+    config = default.get_config()
+    config.data.image_size = 224
+    config.data.low_resolution = 56
+    config.model.channels = 128
+    config.model.multipliers = (1, 2, 4, 4, 8, 8)
+    config.model.num_blocks = 3
+    config.model.attention_resolutions = (14,)
+    return config

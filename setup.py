@@ -1,0 +1,49 @@
+"""Package metadata: version ranges here, the exact tested set in requirements.txt."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+    r'__version__ = "(.+)"', (_ROOT / "sr3_jax" / "__init__.py").read_text(encoding="utf-8")
+).group(1)
+
+setuptools.setup(
+    name="sr3_jax",
+    version=_VERSION,
+    description="SR3, image super-resolution via iterative refinement, in JAX and Flax",
+    long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils[epath]>=1.12",
+        "flax>=0.12,<0.14",
+        "jax>=0.10,<0.13",
+        "jaxtyping>=0.3",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "pillow>=11.0",
+        "scikit-image>=0.25",
+        # clu's writers import TensorBoard's summary protos and fail without it.
+        "tensorboard>=2.20",
+        # TensorFlow only reads and decodes images here; the CPU build is a third of the size
+        # and cannot take an accelerator's memory away from JAX.
+        "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "dev": ["beartype>=0.21", "pytest>=8.0", "ruff>=0.14"],
+    },
+)

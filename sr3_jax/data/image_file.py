@@ -1,0 +1,123 @@
+"""Image files to 8-bit RGB and back; needs no TensorFlow."""
+
+import io
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from sr3_jax.data.sources import ImageRef
+
+# A list, since some of Pillow's other readers run external programs (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+# Images of other formats come back as PNG, under their name with .png appended.
+_WRITERS = {
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".png": {"format": "PNG"},
+    ".webp": {"format": "WEBP", "quality": 95},
+    ".bmp": {"format": "BMP"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+}
+
+
+class BadImageError(ValueError):
+    """The image cannot be used; the message is a short reason."""
+
+
+def read_image(ref: ImageRef) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads, decodes and cuts one image of a source.
+
+    Raises:
+        BadImageError: missing file, see `decode`, or a box that is not inside the image.
+        OSError: reading failed for another reason (permissions, network), which says nothing
+            about the image.
+    """
+    try:
+        data = epath.Path(ref.path).read_bytes()
+    except FileNotFoundError as e:
+        raise BadImageError(f"no such file: {ref.path}") from e
+    image = decode(data)
+    if ref.box is None:
+        return image
+    left, top, right, bottom = ref.box
+    height, width = image.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise BadImageError(f"box {ref.box} is not inside the {width}x{height} image")
+    # A copy, so that the whole image can be freed.
+    return image[top:bottom, left:right].copy()
+
+
+def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image file to upright 8-bit RGB.
+
+    The EXIF orientation is applied and transparency is composited over white. 16-bit grey is scaled
+    to 8 bits (65535 becomes 255). Colour profiles are ignored: CMYK is converted by Pillow's plain
+    formula and everything else is taken as sRGB. Of an animation the first frame is taken.
+
+    Args:
+        data: content of a JPEG, PNG, WebP, BMP, TIFF or GIF file.
+
+    Raises:
+        BadImageError: with a short reason, where the data is empty, no image, broken, truncated,
+            larger than Pillow's decompression bomb limit, or of a pixel type without a range.
+    """
+    if not data:
+        raise BadImageError("empty file (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+            file.load()
+            return _to_rgb(ImageOps.exif_transpose(file))
+    except (BadImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as e:
+        raise BadImageError(f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise BadImageError(
+            f"{e}: reduce the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from e
+    except Exception as e:
+        # Depending on where the data is broken, Pillow raises OSError, SyntaxError, struct.error,
+        # KeyError and more; none but the bytes can be the cause.
+        raise BadImageError(f"cannot be decoded: {e or type(e).__name__}") from e
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    if image.mode.startswith("I"):
+        # Also mode "I" (32-bit), as which some versions of Pillow open 16-bit grey. Pillow's own
+        # conversion to 8 bits would clip.
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise BadImageError(
+                f"integer pixels from {grey.min()} to {grey.max()}; at most 16 bits are supported"
+            )
+        grey = np.rint(grey / 257).astype(np.uint8)
+        return np.repeat(grey[..., np.newaxis], 3, axis=-1)
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels have no defined range; save it as 8-bit")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def write_image(image: UInt8[np.ndarray, "height width 3"], path: epath.Path) -> epath.Path:
+    """Writes an 8-bit RGB image in the format of its suffix, whole or not at all.
+
+    Suffixes that Pillow is not asked to write get `.png` appended. Returns the path written.
+    """
+    options = _WRITERS.get(path.suffix.lower())
+    if options is None:
+        path, options = path.with_name(path.name + ".png"), _WRITERS[".png"]
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, **options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data.getvalue())
+    partial.replace(path)
+    return path

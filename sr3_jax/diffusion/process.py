@@ -1,0 +1,67 @@
+"""The forward process, its posterior, and the identities between y_0, y_t and eps.
+
+Shapes: images are `[batch, ...]`; `gamma` is one number for each example, in (0, 1].
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sr3_jax.diffusion.schedule import NoiseSchedule
+
+
+def per_example(values: Float[Array, " b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Reshapes `[b]` to `[b, 1, ..., 1]`, to broadcast over the trailing axes of `like`."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def diffuse(
+    y_0: Float[Array, "b ..."], gamma: Float[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Draws from q(y_t | y_0): `sqrt(gamma) y_0 + sqrt(1 - gamma) eps` (Eq. 4 of SR3)."""
+    gamma = per_example(gamma, y_0)
+    return jnp.sqrt(gamma) * y_0 + jnp.sqrt(1.0 - gamma) * eps
+
+
+def predict_y_0(
+    y_t: Float[Array, "b ..."], gamma: Float[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Solves `diffuse` for y_0 (Eq. 9 of SR3). Finite only for gamma > 0."""
+    gamma = per_example(gamma, y_t)
+    return (y_t - jnp.sqrt(1.0 - gamma) * eps) / jnp.sqrt(gamma)
+
+
+def predict_eps(
+    y_t: Float[Array, "b ..."], gamma: Float[Array, " b"], y_0: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Solves `diffuse` for eps. Finite only for gamma < 1."""
+    gamma = per_example(gamma, y_t)
+    return (y_t - jnp.sqrt(gamma) * y_0) / jnp.sqrt(1.0 - gamma)
+
+
+def posterior(
+    schedule: NoiseSchedule,
+    t: int | Float[Array, ""],
+    y_0: Float[Array, "*shape"],
+    y_t: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
+    """Mean and variance of q(y_{t-1} | y_0, y_t), 1 <= t <= T (Eq. 5 of SR3)."""
+    from_y_0, from_y_t, variance = posterior_coefficients(schedule)
+    return from_y_0[t] * y_0 + from_y_t[t] * y_t, variance[t]
+
+
+def posterior_coefficients(
+    schedule: NoiseSchedule,
+) -> tuple[Float[Array, " T+1"], Float[Array, " T+1"], Float[Array, " T+1"]]:
+    """For each t: the weights of y_0 and y_t in the posterior mean, and its variance (Eq. 5).
+
+    Entry 0 is meaningless and set to 0. At t = 1 the posterior is y_0 itself.
+    """
+    beta, gamma = jnp.asarray(schedule.beta), jnp.asarray(schedule.gamma)
+    noise = jnp.asarray(schedule.one_minus_gamma)
+    from_y_0 = jnp.sqrt(gamma[:-1]) * beta[1:] / noise[1:]
+    from_y_t = jnp.sqrt(1.0 - beta[1:]) * noise[:-1] / noise[1:]
+    variance = noise[:-1] * beta[1:] / noise[1:]
+    zero = jnp.zeros((1,), beta.dtype)
+    return tuple(jnp.concatenate([zero, c]) for c in (from_y_0, from_y_t, variance))

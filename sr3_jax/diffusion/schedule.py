@@ -1,0 +1,175 @@
+"""Noise schedules, and the one place where SR3's noise symbols are defined.
+
+Time runs over t = 1..T; index 0 of every array is the clean image. With the paper's symbols:
+
+* `beta[t]` in (0, 1), the variance added at step t, and `alpha[t] = 1 - beta[t]`;
+* `gamma[t] = prod_{i<=t} alpha[i]`, the share of the signal's variance left, `gamma[0] = 1`;
+* "noise level" is `sqrt(gamma)`. It falls from 1 (clean) to about 0 (pure noise). Other code
+  bases give both words other meanings (VDM's gamma is minus the log signal-to-noise ratio).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+# Above this sqrt(gamma_T) the last forward step still shows the image, so that starting the
+# reverse process from N(0, I) starts it off the path it was trained on.
+MAX_TERMINAL_NOISE_LEVEL = 0.05
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """A discrete variance-preserving noise schedule; immutable and a pytree.
+
+    Make one with `linear`, `quadratic`, `cosine`, `uniform_gamma` or `from_betas`, which check
+    it. The arrays are kept apart, each rounded once from float64, because in float32
+    `1 - gamma` near t = 1 has lost most of its digits (1 - gamma_1 is 1e-6 in SR3).
+
+    Attributes:
+      beta: variance of each forward step; `beta[0] = 0`.
+      gamma: share of signal variance left after t steps; `gamma[0] = 1`.
+      one_minus_gamma: variance of the noise after t steps; `one_minus_gamma[0] = 0`.
+    """
+
+    beta: Float[Array | np.ndarray, " T+1"]
+    gamma: Float[Array | np.ndarray, " T+1"]
+    one_minus_gamma: Float[Array | np.ndarray, " T+1"]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of diffusion steps."""
+        return self.beta.shape[0] - 1
+
+    @property
+    def alpha(self) -> Float[Array | np.ndarray, " T+1"]:
+        """`1 - beta`; `alpha[0] = 1`."""
+        return 1.0 - self.beta
+
+
+def from_betas(
+    beta: Float[np.ndarray, " T"],
+    *,
+    max_terminal_noise_level: float = MAX_TERMINAL_NOISE_LEVEL,
+) -> NoiseSchedule:
+    """Builds a checked schedule from the variances of its steps.
+
+    Args:
+      beta: beta_1..beta_T, each in (0, 1).
+      max_terminal_noise_level: largest sqrt(gamma_T) accepted. Pass 1.0 to study a schedule
+        that does not end in noise; sampling with it starts from the wrong distribution.
+
+    Raises:
+      ValueError: for an empty schedule, a beta outside (0, 1) or NaN, a gamma that does not
+        fall, or one that ends too far from pure noise.
+    """
+    beta = np.asarray(beta, np.float64)
+    if beta.ndim != 1 or beta.size == 0:
+        raise ValueError(
+            f"beta must be a vector of at least one step, found shape {beta.shape}; "
+            "give one variance for each of the T steps"
+        )
+    wrong = np.flatnonzero(~((beta > 0) & (beta < 1)))
+    if wrong.size:
+        t = int(wrong[0]) + 1
+        raise ValueError(
+            f"beta_{t} = {beta[wrong[0]]} is outside (0, 1) ({wrong.size} of {beta.size} steps "
+            "are); every step must keep some signal and add some noise"
+        )
+    log_gamma = np.cumsum(np.log1p(-beta))
+    gamma = np.concatenate([[1.0], np.exp(log_gamma)])
+    one_minus_gamma = np.concatenate([[0.0], -np.expm1(log_gamma)])
+    if not np.all(np.diff(gamma) < 0):
+        t = int(np.flatnonzero(np.diff(gamma) >= 0)[0]) + 1
+        raise ValueError(
+            f"gamma must fall at every step, but gamma_{t} = gamma_{t - 1} = {gamma[t]} in "
+            f"float64: beta_{t} = {beta[t - 1]} is too small; use larger betas"
+        )
+    terminal = float(np.sqrt(gamma[-1]))
+    if terminal > max_terminal_noise_level:
+        # Each beta may grow by the factor that brings log gamma_T to the limit's.
+        factor = 2 * np.log(max_terminal_noise_level) / log_gamma[-1]
+        raise ValueError(
+            f"the schedule's T = {beta.size} steps end at noise level sqrt(gamma_T) = "
+            f"{terminal:.3g}, over {max_terminal_noise_level:.3g}: sampling starts from pure "
+            "noise, which this schedule never reaches. A schedule shortened from a longer one "
+            f"needs larger betas: multiply them by about {factor:.3g}, or use respace()"
+        )
+    return NoiseSchedule(
+        beta=np.concatenate([[0.0], beta]).astype(np.float32),
+        gamma=gamma.astype(np.float32),
+        one_minus_gamma=one_minus_gamma.astype(np.float32),
+    )
+
+
+def _from_gammas(gamma: Float[np.ndarray, " T+1"], **limits: float) -> NoiseSchedule:
+    return from_betas(1.0 - gamma[1:] / gamma[:-1], **limits)
+
+
+def linear(
+    num_steps: int = 2000, beta_start: float = 1e-6, beta_end: float = 1e-2, **limits: float
+) -> NoiseSchedule:
+    """beta_t linear in t; the defaults are SR3's training schedule (gamma_T = 4.4e-5)."""
+    return from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)), **limits)
+
+
+def quadratic(
+    num_steps: int = 2000, beta_start: float = 1e-6, beta_end: float = 2e-2, **limits: float
+) -> NoiseSchedule:
+    """sqrt(beta_t) linear in t: more steps at low noise than `linear`."""
+    root = np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps))
+    return from_betas(root**2, **limits)
+
+
+def cosine(
+    num_steps: int = 2000, offset: float = 0.008, max_beta: float = 0.999, **limits: float
+) -> NoiseSchedule:
+    """The cosine schedule (Nichol and Dhariwal 2021, Eq. 17), betas capped at `max_beta`."""
+    t = np.arange(_checked(num_steps) + 1) / num_steps
+    gamma = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1.0 - gamma[1:] / gamma[:-1], max_beta), **limits)
+
+
+def uniform_gamma(num_steps: int = 2000, gamma_end: float = 1e-4, **limits: float) -> NoiseSchedule:
+    """gamma_t evenly spaced from 1 to `gamma_end`, so that training gammas are uniform.
+
+    `gamma_end` must be above 0, which no finite number of proper steps reaches.
+    """
+    if not 0 < gamma_end < 1:
+        raise ValueError(f"gamma_end = {gamma_end} is outside (0, 1); use a value such as 1e-4")
+    return _from_gammas(np.linspace(1.0, gamma_end, _checked(num_steps) + 1), **limits)
+
+
+def respace(schedule: NoiseSchedule, num_steps: int, **limits: float) -> NoiseSchedule:
+    """A schedule of fewer steps through evenly spaced times of `schedule`.
+
+    It ends at the same gamma_T, so it is usable wherever `schedule` is; the network, being
+    trained on continuous gamma, needs no retraining.
+
+    Args:
+      schedule: the schedule to thin out; its arrays must be concrete.
+      num_steps: number of steps wanted, 1 <= num_steps <= schedule.num_steps.
+      **limits: passed to `from_betas`.
+
+    Raises:
+      ValueError: where more steps are asked for than the schedule has.
+    """
+    if _checked(num_steps) > schedule.num_steps:
+        raise ValueError(
+            f"cannot take {num_steps} steps out of a schedule of {schedule.num_steps}; "
+            f"ask for at most {schedule.num_steps}"
+        )
+    t = np.round(np.linspace(0, schedule.num_steps, num_steps + 1)).astype(int)
+    log_alpha = np.log1p(-np.asarray(schedule.beta, np.float64))
+    log_gamma = np.cumsum(log_alpha)[t]
+    return from_betas(-np.expm1(np.diff(log_gamma)), **limits)
+
+
+def _checked(num_steps: int) -> int:
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}; a schedule needs at least one step")
+    return num_steps

@@ -1,0 +1,1 @@
+"""Evaluation: scores on held-out images, and pictures of them."""

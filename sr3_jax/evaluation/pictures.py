@@ -1,0 +1,50 @@
+"""Labelled pictures of results: grids of columns, and strips of the refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from sr3_jax.data.image_file import write_image
+
+_TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
+_GAP = 6
+_TITLE_HEIGHT = 28
+
+
+def grid(columns: Mapping[str, UInt8[np.ndarray, "n _h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    """A white sheet with one labelled column for each entry and one row for each image.
+
+    Images of different sizes are enlarged to one size without smoothing, so that what is looked
+    at are the pixels. Sizes must divide the largest.
+    """
+    side = max(images.shape[1] for images in columns.values())
+    side *= max(1, round(_TILE / side))
+    rows = len(next(iter(columns.values())))
+    width = _GAP + len(columns) * (side + _GAP)
+    sheet = np.full((_TITLE_HEIGHT + rows * (side + _GAP), width, 3), 255, np.uint8)
+    for i, images in enumerate(columns.values()):
+        left = _GAP + i * (side + _GAP)
+        for j, image in enumerate(images):
+            top = _TITLE_HEIGHT + j * (side + _GAP)
+            sheet[top : top + side, left : left + side] = _enlarge(image, side)
+    canvas = Image.fromarray(sheet)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    for i, label in enumerate(columns):
+        middle = _GAP + i * (side + _GAP) + side // 2
+        draw.text((middle, _TITLE_HEIGHT // 2), label, "black", font, anchor="mm")
+    return np.array(canvas)
+
+
+def save(sheet: UInt8[np.ndarray, "h w 3"], path: epath.PathLike) -> None:
+    """Writes a picture as PNG, whole or not at all."""
+    write_image(sheet, epath.Path(path))
+
+
+def _enlarge(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    factor = side // image.shape[0]
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,0 +1,362 @@
+"""From a ConfigDict to the things it describes; the only reader of configs.
+
+Each function reads its own section (see configs/default.py for every key) and raises a
+ValueError that names the key for values that cannot work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from ml_collections import config_dict
+
+from sr3_jax import diffusion, models
+
+if TYPE_CHECKING:  # TensorFlow is imported only where data is read
+    from sr3_jax.data import pipeline, sources
+
+ConfigDict = config_dict.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How images are drawn; the noise schedule comes from `inference_schedule`."""
+
+    num_steps: int
+    variance: diffusion.Variance
+    clip: bool
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """How long to train, and what to do how often; all in steps."""
+
+    num_steps: int
+    batch_size: int
+    log_every_steps: int
+    sample_every_steps: int
+    checkpoint_every_steps: int
+
+
+def model(config: ConfigDict) -> models.UNet:
+    """The U-Net of `config.model`, for images of `config.data.image_size`."""
+    c, image_size = config.model, config.data.image_size
+    stride = models.deepest_stride(c.multipliers)
+    if image_size % stride:
+        near = [n for n in (image_size // stride * stride, -(-image_size // stride) * stride) if n]
+        raise ValueError(
+            f"config.data.image_size = {image_size} is not divisible by {stride}, the deepest "
+            f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
+        )
+    return models.UNet(
+        channels=c.channels,
+        multipliers=tuple(c.multipliers),
+        num_blocks=c.num_blocks,
+        attention_levels=_attention_levels(config),
+        bottleneck_attention=c.bottleneck_attention,
+        num_heads=c.num_heads,
+        dropout=c.dropout,
+        scale_shift=c.scale_shift,
+        embedding_scale=c.embedding_scale,
+        dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
+        remat=c.remat,
+    )
+
+
+def training_schedule(config: ConfigDict) -> diffusion.NoiseSchedule:
+    """The noise the network is trained on."""
+    c = config.diffusion
+    make = _choice("config.diffusion.schedule", c.schedule, _TRAINING_SCHEDULES)
+    if c.schedule in ("linear", "quadratic"):
+        make = functools.partial(make, beta_start=c.beta_start, beta_end=c.beta_end)
+    return _name_key("config.diffusion", make, c.num_steps)
+
+
+def inference_schedule(config: ConfigDict, num_steps: int | None = None) -> diffusion.NoiseSchedule:
+    """The noise that sampling goes through, in `num_steps` or `config.sampling.num_steps`."""
+    c = config.sampling
+    num_steps = c.num_steps if num_steps is None else num_steps
+    make = {
+        "respaced": lambda n: diffusion.respace(training_schedule(config), n),
+        "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
+    }
+    make = _choice("config.sampling.schedule", c.schedule, make)
+    return _name_key("config.sampling", make, num_steps)
+
+
+def sampling_options(config: ConfigDict) -> SamplingOptions:
+    """How to sample."""
+    c = config.sampling
+    _choice("config.sampling.variance", c.variance, {"upper": 0, "posterior": 0})
+    _at_least("config.sampling.batch_size", c.batch_size, 1)
+    return SamplingOptions(c.num_steps, c.variance, c.clip, c.batch_size)
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """Linear warm-up, then constant, then (where asked for) linear to zero."""
+    c = config.train
+    constant = c.num_steps - c.num_decay_steps
+    if c.num_decay_steps and constant < c.num_warmup_steps:
+        raise ValueError(
+            f"config.train.num_warmup_steps = {c.num_warmup_steps} and num_decay_steps = "
+            f"{c.num_decay_steps} do not fit into num_steps = {c.num_steps}; lower one"
+        )
+    # Counted from 1: the first update already moves.
+    parts = [
+        lambda step: c.learning_rate * jnp.minimum(1.0, (step + 1) / max(c.num_warmup_steps, 1))
+    ]
+    if not c.num_decay_steps:
+        return parts[0]
+    parts.append(optax.linear_schedule(c.learning_rate, 0.0, c.num_decay_steps))
+    return optax.join_schedules(parts, [constant])
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam on the clipped gradient."""
+    c = config.train
+    _above("config.train.clip_norm", c.clip_norm, 0.0)
+    _above("config.train.learning_rate", c.learning_rate, 0.0)
+    return optax.chain(
+        optax.clip_by_global_norm(c.clip_norm),
+        optax.adam(learning_rate(config), b1=c.adam_b1, b2=c.adam_b2),
+    )
+
+
+def step_options(config: ConfigDict) -> dict[str, Any]:
+    """Arguments of `training.step.StepOptions`."""
+    c = config.train
+    _choice("config.train.loss", c.loss, {"l1": 0, "l2": 0})
+    _at_least("config.train.accumulate_steps", c.accumulate_steps, 1)
+    if c.batch_size % c.accumulate_steps:
+        raise ValueError(
+            f"config.train.accumulate_steps = {c.accumulate_steps} does not divide "
+            f"config.train.batch_size = {c.batch_size}; use a divisor"
+        )
+    return dict(
+        seed=config.seed,
+        loss=c.loss,
+        ema_decay=c.ema_decay,
+        flip=c.flip,
+        accumulate_steps=c.accumulate_steps,
+    )
+
+
+def loop_options(config: ConfigDict) -> LoopOptions:
+    """How long to train, and how often to log and save."""
+    c = config.train
+    for key, value in (
+        ("train.num_steps", c.num_steps),
+        ("train.batch_size", c.batch_size),
+        ("train.log_every_steps", c.log_every_steps),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+    ):
+        _at_least(f"config.{key}", value, 1)
+    return LoopOptions(
+        num_steps=c.num_steps,
+        batch_size=c.batch_size,
+        log_every_steps=c.log_every_steps,
+        sample_every_steps=c.sample_every_steps,
+        checkpoint_every_steps=config.checkpoint.every_steps,
+    )
+
+
+def training_source(config: ConfigDict) -> Sequence[sources.ImageRef]:
+    """The images to train on."""
+    from sr3_jax.data import sources
+
+    c = config.data
+    if c.source == "photos":
+        return sources.photos("train")
+    images = _folder(config, "path")
+    if c.eval_path:
+        return images
+    held_out = {image.name for image in _held_out(config, images)}
+    return tuple(image for image in images if image.name not in held_out)
+
+
+def evaluation_source(config: ConfigDict) -> Sequence[sources.ImageRef]:
+    """The held-out images, at most `config.evaluation.num_images` of them."""
+    from sr3_jax.data import sources
+
+    c = config.data
+    if c.source == "photos":
+        images = sources.photos("held_out")
+    elif c.eval_path:
+        images = _folder(config, "eval_path")
+    else:
+        images = _held_out(config, _folder(config, "path"))
+    return images[: config.evaluation.num_images or None]
+
+
+def training_pipeline(config: ConfigDict) -> pipeline.Pipeline:
+    """Batches of `config.train.batch_size` training images, over all processes."""
+    return _pipeline(
+        config, training_source(config), config.train.batch_size, config.data.image_size
+    )
+
+
+def evaluation_pipeline(
+    config: ConfigDict, batch_size: int, num_images: int | None = None
+) -> pipeline.Pipeline:
+    """Batches of (the first `num_images` of) the held-out images, over all processes."""
+    source = evaluation_source(config)[:num_images]
+    size = config.evaluation.image_size or config.data.image_size
+    return _pipeline(config, source, batch_size, size)
+
+
+def _pipeline(
+    config: ConfigDict, source: Sequence[sources.ImageRef], batch_size: int, image_size: int
+) -> pipeline.Pipeline:
+    from sr3_jax.data import degrade, pipeline
+
+    c = config.data
+    if c.image_size % c.low_resolution:
+        raise ValueError(
+            f"config.data.low_resolution = {c.low_resolution} does not divide "
+            f"config.data.image_size = {c.image_size}; use a divisor"
+        )
+    factor = c.image_size // c.low_resolution
+    if image_size % factor:
+        raise ValueError(
+            f"config.evaluation.image_size = {image_size} is not a multiple of {factor}, the "
+            "factor of config.data; use one"
+        )
+    options = degrade.DegradeOptions(
+        image_size=image_size,
+        low_resolution=image_size // factor,
+        crop=c.crop,
+        crop_scale=tuple(c.crop_scale),
+    )
+    return pipeline.Pipeline(
+        source,
+        options,
+        batch_size=batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=int(c.cache_gb * 2**30),
+    )
+
+
+def save_config(config: ConfigDict, path: epath.PathLike) -> None:
+    """Writes `config` as JSON, whole or not at all."""
+    path = epath.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(config.to_json(indent=2) + "\n")
+    partial.replace(path)
+
+
+def load_config(path: epath.PathLike) -> ConfigDict:
+    """Reads what `save_config` wrote.
+
+    Raises:
+      FileNotFoundError: where there is none.
+      ValueError: where it is not a config.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: the folder is not the workdir of a training run"
+        )
+    try:
+        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not a config in JSON: {error}") from error
+
+
+def changed_keys(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Keys in which two configs differ, as `section.key`, with the old and the new value."""
+    old_flat, new_flat = (_flatten(json.loads(c.to_json())) for c in (old, new))
+    keys = sorted(old_flat.keys() | new_flat.keys())
+    pairs = {key: (old_flat.get(key), new_flat.get(key)) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_TRAINING_SCHEDULES = {
+    "linear": diffusion.linear,
+    "quadratic": diffusion.quadratic,
+    "cosine": diffusion.cosine,
+    "uniform_gamma": diffusion.uniform_gamma,
+}
+
+
+def _attention_levels(config: ConfigDict) -> tuple[int, ...]:
+    sizes = [config.data.image_size // 2**i for i in range(len(config.model.multipliers))]
+    levels = []
+    for resolution in config.model.attention_resolutions:
+        if resolution not in sizes:
+            raise ValueError(
+                f"config.model.attention_resolutions has {resolution}, but the levels of a "
+                f"{sizes[0]}-pixel model work at {sizes}; use some of those"
+            )
+        levels.append(sizes.index(resolution))
+    return tuple(levels)
+
+
+def _folder(config: ConfigDict, key: str) -> Sequence[sources.ImageRef]:
+    from sr3_jax.data import sources
+
+    _choice("config.data.source", config.data.source, {"folder": 0, "photos": 0})
+    path = config.data[key]
+    if not path:
+        raise ValueError(
+            f"config.data.{key} is empty: give the folder of images as --config.data.{key}=DIR, "
+            "or use --config.data.source=photos for the photographs of scikit-image"
+        )
+    return sources.folder(path)
+
+
+def _held_out(config: ConfigDict, images: Sequence[sources.ImageRef]) -> Sequence[sources.ImageRef]:
+    """Chosen by a hash of the name: adding images later moves few across the split."""
+    count = config.data.num_eval_images
+    if not 0 < count < len(images):
+        raise ValueError(
+            f"config.data.num_eval_images = {count} of the {len(images)} images of "
+            f"config.data.path = {config.data.path!r} are to be held out, which leaves none to "
+            "train on or none to evaluate; change it, or give config.data.eval_path"
+        )
+    chosen = sorted(images, key=lambda image: (zlib.crc32(image.name.encode()), image.name))[:count]
+    return tuple(sorted(chosen, key=lambda image: image.name))
+
+
+def _choice(name: str, value: Any, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r} is unknown; use one of {', '.join(choices)}")
+    return choices[value]
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} = {value}; it must be at least {least}")
+
+
+def _above(name: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise ValueError(f"{name} = {value}; it must be above {bound}")
+
+
+def _name_key(name: str, make: Any, *args: Any) -> Any:
+    """Runs `make`, adding the config's section to the message of a ValueError."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (_flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items())
+    return {key: value for part in parts for key, value in part.items()}

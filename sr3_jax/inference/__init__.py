@@ -1,0 +1,1 @@
+"""Upscaling with a trained network, in Python and of files."""

@@ -1,0 +1,281 @@
+"""Upscaling with a trained network: `SuperResolver`, the object users hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, UInt8
+
+from sr3_jax import diffusion, factory, models, parallel
+from sr3_jax import images as image_ops
+from sr3_jax.training import checkpoint
+from sr3_jax.training.state import Params
+
+Progress = Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Upscaled:
+    """What one call made.
+
+    Attributes:
+      images: `[n, h * factor, w * factor, 3]` 8-bit.
+      refinement: `[k, n, h * factor, w * factor, 3]` 8-bit, y_T to y_0; empty where not asked.
+      seconds: spent sampling, compilation not counted.
+    """
+
+    images: UInt8[np.ndarray, "n height width 3"]
+    refinement: UInt8[np.ndarray, "k n height width 3"]
+    seconds: float
+
+
+class SuperResolver:
+    """Upscales images by a fixed factor by SR3's iterative refinement.
+
+    The sampler is compiled once for each combination of image size, batch size and number of
+    steps. All devices share each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Params,
+        make_schedule: Callable[[int], diffusion.NoiseSchedule],
+        options: factory.SamplingOptions,
+        *,
+        factor: int,
+        stride: int,
+    ) -> None:
+        """Puts the parameters on all devices.
+
+        Args:
+          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`.
+          params: its weights; for the best pictures the averaged ones.
+          make_schedule: the inference schedule of a number of steps.
+          options: of sampling; its `num_steps` and `batch_size` are the defaults.
+          factor: by how much images grow.
+          stride: sizes that the model takes are multiples of it; others are padded.
+        """
+        self._mesh = parallel.make_mesh()
+        self._model, self._make_schedule, self._options = model, make_schedule, options
+        self.factor, self._stride = factor, stride
+        self._compiled: dict[tuple, Callable] = {}
+        self._progress: Progress | None = None
+        self.set_params(params)
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: epath.PathLike, which: checkpoint.Which = "latest"
+    ) -> SuperResolver:
+        """Loads what a training run left: its config and the averaged weights.
+
+        Args:
+          workdir: the `--workdir` of the run.
+          which: `latest`, `best` (by held-out loss), or the step of a checkpoint.
+
+        Raises:
+          FileNotFoundError: where the folder holds no config or no such checkpoint.
+          ValueError: where the two do not fit together.
+        """
+        workdir = epath.Path(workdir)
+        config = factory.load_config(workdir / "config.json")
+        return cls.from_config(config, workdir / "checkpoints", which)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: factory.ConfigDict,
+        checkpoints: epath.PathLike,
+        which: checkpoint.Which = "latest",
+    ) -> SuperResolver:
+        """As `from_workdir`, with a config that need not lie beside the checkpoints."""
+        if not epath.Path(checkpoints).is_dir():
+            raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
+        model = factory.model(config)
+        size = config.data.image_size
+        image, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image, image, gamma)
+        sharding = parallel.replicated(parallel.make_mesh())
+        like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes["params"]
+        )
+        checkpointer = checkpoint.Checkpointer(checkpoints)
+        _, restored = checkpointer.restore_part({"ema_params": like}, which)
+        checkpointer.close()
+        return cls.from_params(config, restored["ema_params"])
+
+    @classmethod
+    def from_params(cls, config: factory.ConfigDict, params: Params) -> SuperResolver:
+        """With weights at hand, of the network that `config` describes."""
+        return cls(
+            factory.model(config),
+            params,
+            functools.partial(factory.inference_schedule, config),
+            factory.sampling_options(config),
+            factor=config.data.image_size // config.data.low_resolution,
+            stride=models.deepest_stride(config.model.multipliers),
+        )
+
+    def set_params(self, params: Params) -> None:
+        """Changes the weights; what was compiled stays."""
+        self._params = jax.device_put(params, parallel.replicated(self._mesh))
+
+    @property
+    def batch_size(self) -> int:
+        """Images sampled at once."""
+        return self._options.batch_size
+
+    def upscale(
+        self,
+        images: UInt8[np.ndarray, "n height width 3"],
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "n new_height new_width 3"]:
+        """Super-resolves images of one size.
+
+        Args:
+          images: 8-bit RGB.
+          steps: refinement steps; None for the config's.
+          seed: one number for all, of which image i takes the i-th stream, or one number for
+            each image. An image's result depends on its pixels and its seed alone, not on the
+            batch it is in.
+          progress: called after each refinement step of each batch.
+
+        Returns:
+          8-bit RGB, `factor` times as high and wide.
+
+        Raises:
+          ValueError: for images of another type or shape, or steps the schedule cannot do.
+        """
+        return self.sample(images, steps, seed, progress=progress).images
+
+    def num_refinements(self, num_images: int, steps: int | None = None) -> int:
+        """How often `upscale` will call its `progress`."""
+        steps = self._options.num_steps if steps is None else steps
+        return -(-num_images // self._options.batch_size) * steps
+
+    def sample(
+        self,
+        images: UInt8[np.ndarray, "n height width 3"],
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        *,
+        num_snapshots: int = 0,
+        progress: Progress | None = None,
+    ) -> Upscaled:
+        """As `upscale`; also returns `num_snapshots` of y_t from noise to image, and the time."""
+        images = _check_images(images)
+        steps = self._options.num_steps if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"steps = {steps}; it must be at least 1")
+        keys = _keys(seed, len(images))
+        size = _batch_size(len(images), self._options.batch_size, self._mesh)
+        run = self._sampler(size, images.shape[1:3], steps, num_snapshots, progress is not None)
+        parts, snapshots, seconds = [], [], 0.0
+        self._progress = progress
+        try:
+            for first in range(0, len(images), size):
+                rows = np.arange(first, first + size)
+                # The last batch is filled up with repeats, so that nothing is compiled anew.
+                rows = np.minimum(rows, len(images) - 1)
+                begin = time.perf_counter()
+                y_0, kept = jax.device_get(run(self._params, images[rows], keys[rows]))
+                seconds += time.perf_counter() - begin
+                count = min(size, len(images) - first)
+                parts.append(y_0[:count])
+                snapshots.append(kept[:, :count])
+        finally:
+            self._progress = None
+        return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
+
+    def _sampler(
+        self, batch: int, size: tuple[int, int], steps: int, num_snapshots: int, report: bool
+    ) -> Callable:
+        """The compiled sampler of one shape."""
+        signature = (batch, *size, steps, num_snapshots, report)
+        if signature not in self._compiled:
+            split = parallel.split_batch(self._mesh)
+            program = jax.jit(
+                functools.partial(
+                    self._sample,
+                    schedule=self._make_schedule(steps),
+                    num_snapshots=num_snapshots,
+                    report=report,
+                ),
+                in_shardings=(parallel.replicated(self._mesh), split, split),
+            )
+            images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+            self._compiled[signature] = program.lower(self._params, images, keys).compile()
+        return self._compiled[signature]
+
+    def _sample(
+        self,
+        params: Params,
+        images: UInt8[Array, "b h w 3"],
+        keys: Key[Array, " b"],
+        *,
+        schedule: diffusion.NoiseSchedule,
+        num_snapshots: int,
+        report: bool,
+    ) -> tuple[UInt8[Array, "b h2 w2 3"], UInt8[Array, "k b h2 w2 3"]]:
+        height, width = (n * self.factor for n in images.shape[1:3])
+        x = image_ops.upsample_source(images, (height, width))
+        padding = [(0, 0), *((0, -n % self._stride) for n in (height, width)), (0, 0)]
+        x = jnp.pad(x, padding, mode="edge")
+
+        def denoise(y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
+            if report:
+                # Tied to y_t, so that it runs when the step before is done.
+                jax.debug.callback(self._report, y_t[0, 0, 0, 0], ordered=False)
+            return self._model.apply({"params": params}, x, y_t, gamma)
+
+        y_0, snapshots = diffusion.ancestral_sample(
+            denoise,
+            schedule,
+            keys,
+            x.shape[1:],
+            variance=self._options.variance,
+            clip=self._options.clip,
+            num_snapshots=num_snapshots,
+        )
+        y_0, snapshots = y_0[:, :height, :width], snapshots[:, :, :height, :width]
+        return image_ops.to_uint8(y_0), image_ops.to_uint8(snapshots)
+
+    def _report(self, _: object) -> None:
+        if self._progress is not None:
+            self._progress()
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise ValueError(
+            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 RGB of shape "
+            "[n, height, width, 3] (a single image: image[None])"
+        )
+    return images
+
+
+def _keys(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
+    if np.ndim(seed) == 0:
+        key = jax.random.key(int(seed))
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
+    return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
+
+
+def _batch_size(count: int, largest: int, mesh: jax.sharding.Mesh) -> int:
+    """Images sampled at once: no more than needed, and a multiple of the devices."""
+    devices = mesh.shape[parallel.DATA_AXIS]
+    return -(-min(count, largest) // devices) * devices

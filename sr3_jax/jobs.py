@@ -1,0 +1,221 @@
+"""The jobs behind `main`: they put training, evaluation and inference together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+from clu import metric_writers
+from etils import epath
+
+from sr3_jax import factory, parallel
+from sr3_jax.evaluation import evaluator, pictures
+from sr3_jax.inference import files
+from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.training import checkpoint, loop
+from sr3_jax.training import state as training_state
+from sr3_jax.training import step as training_step
+
+_NUM_REFINEMENT_PICTURES = 9
+_NUM_LOGGED_SAMPLES = 4
+
+
+def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Trains, or goes on training, in `workdir`, and evaluates.
+
+    Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`.
+    """
+    options = factory.loop_options(config)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(options.batch_size, mesh, "config.train.batch_size")
+    model, schedule = factory.model(config), factory.training_schedule(config)
+    optimizer = factory.optimizer(config)
+    step_options = training_step.StepOptions(**factory.step_options(config))
+    factory.inference_schedule(config)  # an unusable one should fail now, not after training
+    pipeline = factory.training_pipeline(config)
+    _keep_config(config, workdir)
+
+    checkpointer = checkpoint.Checkpointer(
+        workdir / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+    )
+    state = _first_state(config, model, optimizer, mesh, checkpointer)
+    train_step = training_step.make_train_step(model, schedule, optimizer, step_options)
+    replicated, split = parallel.replicated(mesh), parallel.split_batch(mesh)
+
+    def batches(start_step: int) -> Iterator[training_step.Batch]:
+        for batch in pipeline.training_batches(start_step):
+            yield parallel.to_global(batch, mesh)
+
+    first = next(batches(int(state.step)))
+    compiled = (
+        jax.jit(
+            train_step,
+            in_shardings=(replicated, split),
+            out_shardings=replicated,
+            donate_argnums=0,
+        )
+        .lower(state, first)
+        .compile()
+    )
+    writer = metric_writers.create_default_writer(
+        str(workdir), just_logging=jax.process_index() != 0, asynchronous=False
+    )
+    hooks = loop.Hooks(
+        validate=_validation(config, model, schedule, mesh),
+        sample=_logged_samples(config),
+        learning_rate=factory.learning_rate(config),
+        num_skipped=lambda: len(pipeline.skipped),
+        flops_per_step=(compiled.cost_analysis() or {}).get("flops"),
+        peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
+    )
+    loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
+    checkpointer.close()
+    evaluate(config, workdir)
+
+
+def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Scores the latest checkpoint on held-out images; prints the table.
+
+    Writes `evaluation/metrics.json`, `samples.png` and `refinement.png` in `workdir`.
+    """
+    resolver = SuperResolver.from_config(config, workdir / "checkpoints")
+    pipeline = factory.evaluation_pipeline(config, resolver.batch_size)
+
+    def sr3(low: np.ndarray, first: int) -> tuple[np.ndarray, float]:
+        # One stream for each row of the set, whatever the batches.
+        seeds = [config.seed + first + i for i in range(len(low))]
+        share = len(low) / resolver.num_refinements(len(low))
+        result = resolver.sample(low, seed=seeds, progress=lambda: bar.update(share))
+        return result.images, result.seconds
+
+    with _progress_bar("evaluate", pipeline.num_images) as bar:
+        evaluation = evaluator.evaluate(
+            {"bicubic": evaluator.bicubic(resolver.factor), "sr3": sr3},
+            pipeline.evaluation_batches(),
+            num_pictures=config.evaluation.num_pictures,
+        )
+    folder = workdir / "evaluation"
+    evaluator.write_scores(evaluation.scores, folder / "metrics.json")
+    labels = {"input": "input", "bicubic": "bicubic", "sr3": "SR3", "reference": "reference"}
+    shown = {label: evaluation.pictures[name] for name, label in labels.items()}
+    pictures.save(pictures.grid(shown), folder / "samples.png")
+    refinement = _refinement(resolver, evaluation.pictures, config.seed)
+    pictures.save(pictures.grid(refinement), folder / "refinement.png")
+    for name, reason in pipeline.skipped.items():
+        logging.warning("not scored: %s: %s", name, reason)
+    print(evaluator.table(evaluation.scores))
+    print(f"pictures: {folder / 'samples.png'} {folder / 'refinement.png'}")
+
+
+def upscale(
+    workdir: epath.Path,
+    input_path: epath.Path,
+    output: epath.Path,
+    steps: int | None,
+    seed: int,
+) -> int:
+    """Upscales a file or a folder; returns how many inputs failed."""
+    inputs = files.find_inputs(input_path)
+    resolver = SuperResolver.from_workdir(workdir)
+    with _progress_bar("upscale", len(inputs)) as bar:
+        report = files.upscale_files(
+            resolver, inputs, output, steps=steps, seed=seed, progress=bar.update
+        )
+    print(f"{len(report.written)} of {len(inputs)} images written to {output}")
+    for name, reason in report.failed.items():
+        print(f"failed: {name}: {reason}")
+    return len(report.failed)
+
+
+def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json; says what changed where the run goes on under another config."""
+    path = workdir / "config.json"
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        changed = factory.changed_keys(factory.load_config(path), config)
+        for key, (old, new) in changed.items():
+            logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
+    if jax.process_index() == 0:
+        factory.save_config(config, path)
+
+
+def _first_state(config, model, optimizer, mesh, checkpointer) -> training_state.TrainState:
+    """The newest checkpoint's state, or a fresh one, on all devices."""
+    init = functools.partial(
+        training_state.init_state, model, optimizer, config.seed, config.data.image_size
+    )
+    replicated = parallel.replicated(mesh)
+    if not checkpointer.steps:
+        return jax.jit(init, out_shardings=replicated)()
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), jax.eval_shape(init)
+    )
+    step, state = checkpointer.restore(like)
+    logging.info("resuming at step %d of %s", step, checkpointer.directory)
+    return state
+
+
+def _validation(config, model, schedule, mesh) -> loop.Validate:
+    """Mean loss on the held-out images, with noise that never changes."""
+    loss = jax.jit(training_step.make_validation_loss(model, schedule, config.train.loss))
+    batch_size = config.train.batch_size // config.train.accumulate_steps
+    pipeline = factory.evaluation_pipeline(config, batch_size)
+
+    def validate(params: training_state.Params) -> dict[str, float]:
+        total = count = 0.0
+        for batch in pipeline.evaluation_batches():
+            size = float(batch["weight"].sum())
+            total += size * float(loss(params, parallel.to_global(batch, mesh)))
+            count += size
+        return {"validation_loss": total / max(count, 1.0)}
+
+    return validate
+
+
+def _logged_samples(config: factory.ConfigDict) -> Callable[..., np.ndarray]:
+    """Draws the first held-out images for the log; compiled at the first call."""
+    pipeline = factory.evaluation_pipeline(config, _NUM_LOGGED_SAMPLES, _NUM_LOGGED_SAMPLES)
+    resolver: SuperResolver | None = None
+
+    def sample(params: training_state.Params, _: int) -> np.ndarray:
+        nonlocal resolver
+        if resolver is None:
+            resolver = SuperResolver.from_params(config, params)
+        resolver.set_params(params)
+        batch = next(pipeline.evaluation_batches())
+        kept = batch["weight"] > 0
+        low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
+        return pictures.grid({"input": low, "SR3": resolver.upscale(low), "reference": high})
+
+    return sample
+
+
+def _refinement(
+    resolver: SuperResolver, shown: dict[str, np.ndarray], seed: int
+) -> dict[str, np.ndarray]:
+    """Columns of y_t from noise to image, for the first few pictures."""
+    low = shown["input"][:4]
+    seeds = [seed + i for i in range(len(low))]
+    steps = resolver.num_refinements(1)
+    count = min(_NUM_REFINEMENT_PICTURES, steps + 1)
+    result = resolver.sample(low, seed=seeds, num_snapshots=count)
+    times = np.round(np.linspace(steps, 0, count)).astype(int)
+    return {f"t = {t}": picture for t, picture in zip(times, result.refinement, strict=True)}
+
+
+def _progress_bar(name: str, total: int) -> tqdm.tqdm:
+    """A bar over images that moves while a batch is refined."""
+    return tqdm.tqdm(
+        total=total,
+        desc=name,
+        unit="image",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]",
+    )

@@ -1,0 +1,148 @@
+"""The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from sr3_jax.models import layers
+
+
+class UNet(nn.Module):
+    """f(x, y_t, gamma) of SR3 (section 2 and Table A.1).
+
+    Level i of the U-Net works at 1/2^i of the input size with `channels * multipliers[i]`
+    channels. Resampling is a residual block of its own after each level; a level has
+    `num_blocks` blocks on the way down and one more on the way up.
+
+    Attributes:
+      channels: channels of the first level.
+      multipliers: channels of each level, as multiples of `channels`.
+      num_blocks: residual blocks in each level on the way down.
+      attention_levels: levels with self-attention after each block, as in DDPM.
+      bottleneck_attention: self-attention between the two blocks at the bottleneck. Without any
+        attention the network is local: it can be trained on crops and run on larger images.
+      num_heads: attention heads.
+      dropout: probability of dropping an activation in training.
+      scale_shift: let the noise embedding scale and shift after normalisation instead of being
+        added before it.
+      embedding_scale: factor on sqrt(gamma) before its sinusoids.
+      out_channels: channels of the image.
+      dtype: type of the computation; parameters, statistics and the output are float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    channels: int = 64
+    multipliers: Sequence[int] = (1, 2, 4, 8)
+    num_blocks: int = 2
+    attention_levels: Sequence[int] = ()
+    bottleneck_attention: bool = True
+    num_heads: int = 1
+    dropout: float = 0.0
+    scale_shift: bool = False
+    embedding_scale: float = 5000.0
+    out_channels: int = 3
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        y_t: Float[Array, "b h w d"],
+        gamma: Float[Array, " b"],
+        train: bool = False,
+    ) -> Float[Array, "b h w {self.out_channels}"]:
+        """Estimates eps.
+
+        Args:
+          x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
+          y_t: the noisy image.
+          gamma: the share of signal variance in each y_t, in [0, 1].
+          train: drop activations, which takes an rng named `dropout`.
+
+        Raises:
+          ValueError: where the sizes differ, or are not divisible by the deepest stride.
+        """
+        self._check_sizes(x.shape, y_t.shape)
+        remat = nn.remat if self.remat else lambda module, **_: module
+        block_type = remat(layers.ResidualBlock, static_argnums=(3,))
+        attention_type = remat(layers.AttentionBlock)
+        embedding = layers.NoiseEmbedding(
+            self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
+        )(gamma)
+
+        def block(h: Array, name: str, level: int, resample: layers.Resample = "none") -> Array:
+            features = self.channels * self.multipliers[level]
+            module = block_type(
+                features, resample, self.dropout, self.scale_shift, self.dtype, name=name
+            )
+            return module(h, embedding, train)
+
+        def attention(h: Array, name: str) -> Array:
+            return attention_type(self.num_heads, self.dtype, name=name)(h)
+
+        deepest = len(self.multipliers) - 1
+        h = jnp.concatenate([x, y_t], axis=-1).astype(self.dtype)
+        h = layers.conv3x3(self.channels, self.dtype, name="conv_in")(h)
+        skips = [h]
+        for level in range(deepest + 1):
+            for i in range(self.num_blocks):
+                h = block(h, f"down_{level}_block_{i}", level)
+                if level in self.attention_levels:
+                    h = attention(h, f"down_{level}_attention_{i}")
+                skips.append(h)
+            if level < deepest:
+                h = block(h, f"down_{level}_resample", level, "down")
+                skips.append(h)
+
+        h = block(h, "middle_block_0", deepest)
+        if self.bottleneck_attention:
+            h = attention(h, "middle_attention")
+        h = block(h, "middle_block_1", deepest)
+
+        for level in reversed(range(deepest + 1)):
+            for i in range(self.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, f"up_{level}_block_{i}", level)
+                if level in self.attention_levels:
+                    h = attention(h, f"up_{level}_attention_{i}")
+            if level > 0:
+                h = block(h, f"up_{level}_resample", level, "up")
+
+        h = nn.swish(layers.GroupNorm(self.dtype, name="norm_out")(h))
+        out = layers.conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
+        return out.astype(jnp.float32)
+
+    def _check_sizes(self, x: tuple[int, ...], y_t: tuple[int, ...]) -> None:
+        if x[:3] != y_t[:3]:
+            raise ValueError(
+                f"x has shape {x} but y_t has {y_t}: upsample x to the size of y_t first"
+            )
+        stride = deepest_stride(self.multipliers)
+        height, width = y_t[1:3]
+        if height % stride or width % stride:
+            up = [-(-n // stride) * stride for n in (height, width)]
+            down = [max(n // stride, 1) * stride for n in (height, width)]
+            raise ValueError(
+                f"images of {height}x{width} do not fit a U-Net of {len(self.multipliers)} "
+                f"levels: height and width must be divisible by {stride}; "
+                f"{down[0]}x{down[1]} or {up[0]}x{up[1]} would do"
+            )
+
+
+def deepest_stride(multipliers: Sequence[int]) -> int:
+    """By how much the deepest level is smaller than the image."""
+    return 2 ** (len(multipliers) - 1)
+
+
+def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> int:
+    """Number of parameters, by shape evaluation: nothing is allocated."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    gamma = jax.ShapeDtypeStruct((1,), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image, image, gamma)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

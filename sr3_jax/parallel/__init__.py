@@ -1,0 +1,21 @@
+"""The only place that knows about devices: the mesh, layouts on it, peak rates."""
+
+from sr3_jax.parallel.mesh import (
+    DATA_AXIS,
+    check_batch_size,
+    make_mesh,
+    replicated,
+    split_batch,
+    to_global,
+)
+from sr3_jax.parallel.peak import peak_flops
+
+__all__ = [
+    "DATA_AXIS",
+    "check_batch_size",
+    "make_mesh",
+    "peak_flops",
+    "replicated",
+    "split_batch",
+    "to_global",
+]

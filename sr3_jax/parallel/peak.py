@@ -1,0 +1,37 @@
+"""Peak arithmetic rates of accelerators, for the share of the peak that a program reaches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Dense bf16 FLOP/s of one jax device (for TPU v2 and v3: of one core), from the makers' data
+# sheets. The key is a part of jax's `device_kind`, in lower case; the first match counts.
+_BF16_PEAK = (
+    ("tpu v2", 22.5e12),
+    ("tpu v3", 61.5e12),
+    ("tpu v4", 275e12),
+    ("tpu v5 lite", 197e12),
+    ("tpu v5e", 197e12),
+    ("tpu v5", 459e12),
+    ("tpu v6", 918e12),
+    ("b200", 2250e12),
+    ("h200", 989e12),
+    ("h100 pcie", 756e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+    ("l4", 121e12),
+    ("v100", 125e12),
+)
+
+
+def peak_flops(device: jax.Device, dtype: jnp.dtype = jnp.bfloat16) -> float | None:
+    """Peak dense FLOP/s of `device`, or None where it is not known.
+
+    Known for bfloat16 on TPUs and data-centre GPUs; a CPU's depends on clock and core count
+    that jax does not tell.
+    """
+    if jnp.dtype(dtype) != jnp.dtype(jnp.bfloat16):
+        return None
+    kind = device.device_kind.lower()
+    return next((peak for name, peak in _BF16_PEAK if name in kind), None)

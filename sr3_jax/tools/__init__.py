@@ -1,0 +1,1 @@
+"""Programs for looking at sr3_jax: one runnable module each."""

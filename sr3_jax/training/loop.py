@@ -1,0 +1,213 @@
+"""The training loop: data to steps, and what happens between steps."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+import tqdm
+
+from sr3_jax.factory import LoopOptions
+from sr3_jax.training.checkpoint import Checkpointer
+from sr3_jax.training.state import Params, TrainState
+from sr3_jax.training.step import Batch, TrainStep
+
+Validate = Callable[[Params], Mapping[str, float]]
+Sample = Callable[[Params, int], np.ndarray]
+
+
+class Writer(Protocol):
+    """What the loop needs of a metrics writer; clu's have it."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
+    def flush(self) -> None: ...
+
+
+class NonFiniteError(RuntimeError):
+    """Training diverged: a loss or a gradient was not finite."""
+
+
+@dataclasses.dataclass
+class Hooks:
+    """What the caller lets happen between steps; the loop knows no evaluation.
+
+    Attributes:
+      validate: numbers that describe parameters, computed before each checkpoint.
+      sample: a picture `[height, width, 3]` uint8 of samples, for the log.
+      learning_rate: of a step, for the log.
+      num_skipped: unusable images so far, for the log.
+      flops_per_step: of the compiled step, and of one device's peak; None where unknown.
+    """
+
+    validate: Validate
+    sample: Sample | None = None
+    learning_rate: Callable[[int], float] | None = None
+    num_skipped: Callable[[], int] | None = None
+    flops_per_step: float | None = None
+    peak_flops: float | None = None
+
+
+def train(
+    state: TrainState,
+    train_step: TrainStep,
+    batches: Callable[[int], Iterator[Batch]],
+    options: LoopOptions,
+    checkpointer: Checkpointer,
+    writer: Writer,
+    hooks: Hooks,
+) -> TrainState:
+    """Trains from `state.step` to `options.num_steps`, and saves the last state.
+
+    Args:
+      state: where to begin; its buffers are donated.
+      train_step: compiled, donates its state.
+      batches: the batches from a given step on, on the devices.
+      options: how long, and what how often.
+      checkpointer: where states are saved.
+      writer: where numbers and pictures go.
+      hooks: what else happens.
+
+    Returns:
+      The last state.
+
+    Raises:
+      NonFiniteError: naming the step whose loss or gradient was not finite; the checkpoint
+        before it stays the last.
+    """
+    start = int(state.step)
+    if start >= options.num_steps:
+        return state
+    log = _Log(start, options, writer, hooks)
+    stream = batches(start)
+    try:
+        with log:
+            for step in range(start + 1, options.num_steps + 1):
+                state, metrics = train_step(state, next(stream))
+                log.add(step, metrics)
+                last = step == options.num_steps
+                if last or step % options.log_every_steps == 0:
+                    log.write(step)
+                if last or step % options.checkpoint_every_steps == 0:
+                    log.check_finite()
+                    with log.pause():
+                        save(state, checkpointer, writer, hooks.validate)
+                if hooks.sample and _every(step, options.sample_every_steps):
+                    with log.pause():
+                        picture = hooks.sample(state.ema_params, step)
+                        writer.write_images(step, {"samples": picture[None]})
+    finally:
+        # Whatever ended the loop: what was started to be written is written whole, and the
+        # data pipeline's threads end.
+        getattr(stream, "close", lambda: None)()
+        checkpointer.wait()
+        writer.flush()
+    return state
+
+
+def save(state: TrainState, checkpointer: Checkpointer, writer: Writer, validate: Validate) -> None:
+    """Validates the averaged parameters and saves the state."""
+    step = int(state.step)
+    metrics = dict(validate(state.ema_params))
+    writer.write_scalars(step, metrics)
+    checkpointer.save(step, state, metrics)
+
+
+def _every(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+class _Log:
+    """The progress line, the metrics log and the watch for non-finite numbers.
+
+    Metrics stay on the device until they are looked at, so that steps are dispatched without
+    waiting for each other.
+    """
+
+    def __init__(self, start: int, options: LoopOptions, writer: Writer, hooks: Hooks) -> None:
+        self._options, self._writer, self._hooks = options, writer, hooks
+        self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._recent: list[dict[str, float]] = []
+        self._bar = tqdm.tqdm(
+            total=options.num_steps,
+            initial=start,
+            desc="train",
+            unit="step",
+            disable=jax.process_index() != 0,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            file=sys.stderr,
+        )
+        self._reset_clock()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes note of a dispatched step."""
+        self._pending.append((step, metrics))
+        self._num_steps += 1
+        self._bar.update()
+
+    def check_finite(self) -> None:
+        """Waits for all steps so far; raises NonFiniteError naming the first bad one."""
+        while self._pending:
+            step, metrics = self._pending.popleft()
+            values = {name: float(value) for name, value in metrics.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(
+                        f"{name} is {value} at step {step}; the last good checkpoint is kept. "
+                        "A lower config.train.learning_rate or config.train.clip_norm, or "
+                        "config.model.dtype=float32, usually helps"
+                    )
+            self._recent.append(values)
+
+    def write(self, step: int) -> None:
+        """Logs means and rates since the last call."""
+        self.check_finite()
+        seconds = time.perf_counter() - self._clock
+        rate = self._num_steps / seconds
+        scalars = {
+            name: sum(values[name] for values in self._recent) / len(self._recent)
+            for name in self._recent[0]
+        }
+        self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}", refresh=False)
+        scalars["images_per_second"] = rate * self._options.batch_size
+        scalars["steps_per_second"] = rate
+        hooks = self._hooks
+        if hooks.learning_rate:
+            scalars["learning_rate"] = float(hooks.learning_rate(step - 1))
+        if hooks.num_skipped:
+            scalars["images_skipped"] = hooks.num_skipped()
+        if hooks.flops_per_step:
+            scalars["flops_per_second"] = hooks.flops_per_step * rate
+            if hooks.peak_flops:
+                peak = hooks.peak_flops * jax.device_count()
+                scalars["share_of_peak"] = scalars["flops_per_second"] / peak
+        self._writer.write_scalars(step, scalars)
+        self._recent.clear()
+        self._reset_clock()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context whose time does not count as training."""
+        if self._pending:  # what was dispatched does count
+            jax.block_until_ready(self._pending[-1][1])
+        begin = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - begin
+
+    def _reset_clock(self) -> None:
+        self._clock, self._num_steps = time.perf_counter(), 0

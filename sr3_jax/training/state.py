@@ -1,0 +1,43 @@
+"""Everything that changes from one training step to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Int
+
+Params = Any  # a pytree of float32 arrays
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree; all of it is in a checkpoint, so that a resumed run cannot differ.
+
+    Attributes:
+      step: number of updates made. The noise and the data of an update depend on it alone.
+      params: what is trained.
+      ema_params: the exponential moving average of `params`, which sampling uses.
+      opt_state: the optimizer's.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int
+) -> TrainState:
+    """A fresh state; jit it or evaluate its shape to place or count it without cost."""
+    image = jnp.zeros((1, image_size, image_size, 3))
+    variables = model.init(jax.random.key(seed), image, image, jnp.zeros((1,)))
+    params = variables["params"]
+    # A copy: the two must not share buffers, since a step donates them both.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))

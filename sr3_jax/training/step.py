@@ -1,0 +1,180 @@
+"""One training step of SR3 (Algorithm 1), a pure function to be jitted with donation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from sr3_jax import diffusion, images
+from sr3_jax.training.state import Params, TrainState
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a training step needs besides the network, the schedule and the optimizer.
+
+    Attributes:
+      seed: of noise, dropout and flips.
+      loss: `l1` or `l2`.
+      ema_decay: of the moving average; early on min(ema_decay, (1 + step) / (10 + step)), so
+        that a short run's average is not of its initialisation.
+      flip: mirror each example with probability 1/2.
+      accumulate_steps: micro-batches the batch is cut into; the gradient is that of the whole
+        batch, the memory for activations that of one micro-batch.
+    """
+
+    seed: int = 0
+    loss: diffusion.LossName = "l1"
+    ema_decay: float = 0.9999
+    flip: bool = True
+    accumulate_steps: int = 1
+
+
+def make_train_step(
+    model: nn.Module,
+    schedule: diffusion.NoiseSchedule,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+) -> TrainStep:
+    """Returns `train_step(state, batch) -> (state, metrics)`.
+
+    A batch has `high_resolution` uint8 `[b, h, w, 3]`, `low_resolution` uint8 `[b, h2, w2, 3]`
+    and `weight` float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and
+    `gradient_norm` (before clipping), scalars.
+
+    Each example's noise comes from (seed, step, row), so that the step does not depend on how
+    many devices or micro-batches share the batch.
+    """
+    _check_options(options)
+
+    def loss_sum(params: Params, batch: Batch, total: Array, dropout_key: Array) -> Array:
+        loss = diffusion_loss(model, params, schedule, batch, options.loss, dropout_key=dropout_key)
+        return loss * jnp.sum(batch["weight"]) / total
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+        noise_key, flip_key, dropout_key = jax.random.split(step_key, 3)
+        batch = dict(batch, key=_row_keys(noise_key, batch))
+        if options.flip:
+            batch = _flip(batch, _row_keys(flip_key, batch))
+        total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
+        loss, gradients = _accumulate(
+            jax.value_and_grad(loss_sum),
+            state.params,
+            batch,
+            total,
+            dropout_key,
+            options.accumulate_steps,
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay_at(state.step, options.ema_decay)
+        ema_params = jax.tree.map(
+            lambda average, new: average * decay + new * (1.0 - decay), state.ema_params, params
+        )
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
+
+
+def diffusion_loss(
+    model: nn.Module,
+    params: Params,
+    schedule: diffusion.NoiseSchedule,
+    batch: Batch,
+    loss: diffusion.LossName,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, ""]:
+    """SR3's loss on a batch with one noise `key` for each row (Eq. 6).
+
+    Drops activations where a `dropout_key` is given.
+    """
+    y_0 = images.to_signed(batch["high_resolution"])
+    x = images.upsample_source(batch["low_resolution"], y_0.shape[1:3])
+    keys = jax.vmap(jax.random.split)(batch["key"])
+    gamma = diffusion.sample_gamma(keys[:, 0], schedule)
+    eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
+    y_t = diffusion.diffuse(y_0, gamma, eps)
+    train = dropout_key is not None
+    rngs = {"dropout": dropout_key} if train else None
+    prediction = model.apply({"params": params}, x, y_t, gamma, train, rngs=rngs)
+    return diffusion.denoising_loss(prediction, eps, loss, batch["weight"])
+
+
+def make_validation_loss(
+    model: nn.Module, schedule: diffusion.NoiseSchedule, loss: diffusion.LossName
+) -> Callable[[Params, Batch], Float[Array, ""]]:
+    """Returns `validation_loss(params, batch)`, with noise that never changes.
+
+    The noise of a row depends on the row and `batch["index"]` alone, so that losses of two
+    checkpoints differ by their weights only.
+    """
+
+    def validation_loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        base = jax.random.key(0)
+        keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
+        return diffusion_loss(model, params, schedule, dict(batch, key=keys), loss)
+
+    return validation_loss
+
+
+def ema_decay_at(step: Array, decay: float) -> Float[Array, ""]:
+    """The moving average's decay after `step` updates: min(decay, (1 + step) / (10 + step))."""
+    step = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def _row_keys(key: PRNGKeyArray, batch: Batch) -> Key[Array, " b"]:
+    rows = jnp.arange(batch["weight"].shape[0])
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def _flip(batch: Batch, keys: Key[Array, " b"]) -> Batch:
+    flip = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    mirrored = {
+        name: jnp.where(flip, batch[name][:, :, ::-1], batch[name])
+        for name in ("high_resolution", "low_resolution")
+    }
+    return dict(batch, **mirrored)
+
+
+def _accumulate(gradient, params, batch, total, dropout_key, num_parts):
+    """Sums loss and gradient over micro-batches; rows are dealt out round-robin."""
+    if num_parts == 1:
+        return gradient(params, batch, total, dropout_key)
+    # Row i goes to part i % num_parts: each device keeps rows of its own in every part.
+    parts = jax.tree.map(
+        lambda rows: jnp.moveaxis(
+            rows.reshape(rows.shape[0] // num_parts, num_parts, *rows.shape[1:]), 1, 0
+        ),
+        batch,
+    )
+
+    def add(sums, indexed_part):
+        index, part = indexed_part
+        key = jax.random.fold_in(dropout_key, index)
+        return jax.tree.map(jnp.add, sums, gradient(params, part, total, key)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(num_parts), parts))
+    return sums
+
+
+def _check_options(options: StepOptions) -> None:
+    if options.accumulate_steps < 1:
+        raise ValueError(
+            f"accumulate_steps = {options.accumulate_steps}; use 1 for no accumulation, or more"
+        )
+    if not 0 <= options.ema_decay < 1:
+        raise ValueError(f"ema_decay = {options.ema_decay} is outside [0, 1); use e.g. 0.9999")

@@ -1,0 +1,260 @@
+"""Tests of sr3_jax.data.degrade."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr3_jax.data import degrade, image_file, sources
+
+_SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+def _encode(image: Image.Image, file_format: str = "PNG", **kwargs) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **kwargs)
+    return buffer.getvalue()
+
+
+def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(64, 16), (96, 32), (100, 37), (512, 64)])
+def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
+    image = _noise(size, size)
+    ours = degrade.resize_bicubic(image, new_size).numpy()
+    for channel in range(3):
+        plane = Image.fromarray(image[..., channel].astype(np.float32))
+        pillow = np.asarray(plane.resize((new_size, new_size), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(ours[..., channel], pillow, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(16, 4), (64, 8), (5, 1), (21, 3)])
+def test_area_is_the_mean_of_each_block(size, factor):
+    image = _noise(size * factor, size * factor)
+    blocks = image.reshape(size, factor, size, factor, 3).mean((1, 3), dtype=np.float64)
+    np.testing.assert_allclose(degrade.resize_area(image, size).numpy(), blocks, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [65, 97, 200])
+def test_area_keeps_the_mean_for_any_factor(side):
+    image = _noise(side, side)
+    resized = degrade.resize_area(image, 64).numpy()
+    np.testing.assert_allclose(resized.mean((0, 1)), image.mean((0, 1)), atol=2e-2)
+
+
+def test_pair_is_rounded_and_clipped_bytes_of_the_resized_crop():
+    crop = np.where(_noise(96, 96) < 128, 0, 255).astype(np.uint8)
+    high, low = (x.numpy() for x in degrade.make_pair(crop, 32, 8))
+    assert high.dtype == low.dtype == np.uint8
+    assert high.shape == (32, 32, 3) and low.shape == (8, 8, 3)
+    assert np.abs(high - degrade.resize_area(crop, 32).numpy()).max() <= 0.501
+    # The low resolution is made of the 8-bit high resolution, not of the crop.
+    exact = np.clip(degrade.resize_bicubic(high, 8).numpy(), 0, 255)
+    assert np.abs(low - exact).max() <= 0.501
+
+
+def test_bicubic_overshoot_is_clipped_not_wrapped():
+    step = np.zeros((32, 32, 3), np.uint8)
+    step[:, 16:] = 255
+    overshoot = degrade.resize_bicubic(step, 8).numpy()
+    assert overshoot.min() < -1 and overshoot.max() > 256
+    _, low = degrade.make_pair(step, 32, 8)
+    low = low.numpy().astype(int)
+    assert (np.diff(low, axis=1) >= 0).all() and low.min() == 0 and low.max() == 255
+
+
+def _centroid(image: np.ndarray) -> np.ndarray:
+    """Centre of mass (y, x) of an image as a share of its side."""
+    weight = image.astype(np.float64).sum(-1)
+    axis = (np.arange(len(image)) + 0.5) / len(image)
+    return np.array([weight.sum(1) @ axis, weight.sum(0) @ axis]) / weight.sum()
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (333, 401), (64, 200)])
+def test_both_sizes_cover_the_same_central_square(shape):
+    height, width = shape
+    y, x = np.mgrid[:height, :width]
+    left, top, right, bottom = degrade.central_box(height, width)
+    side = min(shape)
+    assert right - left == bottom - top == side
+    assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
+    # A spot, whose place in the picture is known exactly, at a spot that no symmetry hides.
+    spot_y, spot_x = top + 0.4 * side, left + 0.55 * side
+    radius = side / 10
+    spot = 255 * np.exp(-((y + 0.5 - spot_y) ** 2 + (x + 0.5 - spot_x) ** 2) / (2 * radius**2))
+    image = np.repeat(np.rint(spot).astype(np.uint8)[..., None], 3, axis=-1)
+    high, low = degrade.make_pair(image[top:bottom, left:right], 64, 16)
+    for made in (high, low):
+        # In high-resolution pixels, of which there are 64 a side.
+        shift = 64 * (_centroid(made.numpy()) - [0.4, 0.55])
+        assert np.abs(shift).max() < 0.05, shift
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = _noise(6, 10)
+    # How the pixels of an upright picture are stored under each value of the EXIF tag.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encode(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    np.testing.assert_array_equal(image_file.decode(data), upright)
+
+
+def test_transparency_is_composited_over_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 200
+    rgba[0, :, 3] = [255, 51, 0]
+    expected = [[[200, 0, 0], [244, 204, 204], [255, 255, 255]]]
+    np.testing.assert_array_equal(image_file.decode(_encode(Image.fromarray(rgba))), expected)
+
+
+def test_grey_with_alpha():
+    grey_alpha = np.array([[[100, 255], [100, 0]]], np.uint8)
+    decoded = image_file.decode(_encode(Image.fromarray(grey_alpha, "LA")))
+    np.testing.assert_array_equal(decoded, [[[100] * 3, [255] * 3]])
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(image_file.decode(_encode(image)), [[[10, 20, 30], [40, 50, 60]]])
+    np.testing.assert_array_equal(
+        image_file.decode(_encode(image, transparency=0)), [[[255, 255, 255], [40, 50, 60]]]
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_grey_becomes_three_equal_channels(mode):
+    image = Image.fromarray(_noise(5, 7)).convert(mode)
+    expected = np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(image_file.decode(_encode(image)), expected)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(file_format):
+    levels = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    decoded = image_file.decode(_encode(Image.fromarray(levels), file_format))
+    np.testing.assert_array_equal(decoded[..., 0], [[0, 0, 1, 1, 128, 255]])
+    assert decoded.shape == (1, 6, 3) and np.ptp(decoded, axis=-1).max() == 0
+
+
+def test_cmyk_jpeg():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    decoded = image_file.decode(_encode(image, "JPEG", quality=100))
+    np.testing.assert_allclose(decoded, np.broadcast_to([255, 0, 0], (16, 16, 3)), atol=3)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(file_format):
+    first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
+    data = _encode(first, file_format, save_all=True, append_images=[second])
+    np.testing.assert_allclose(
+        image_file.decode(data), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3
+    )
+
+
+def test_broken_data_gives_a_short_reason():
+    whole = {f: _encode(Image.fromarray(_noise(64, 64)), f) for f in ("JPEG", "PNG", "WEBP", "BMP")}
+    with pytest.raises(image_file.BadImageError, match="empty"):
+        image_file.decode(b"")
+    with pytest.raises(image_file.BadImageError, match="not a JPEG"):
+        image_file.decode(b"Hello, I am a text file.")
+    for file_format, data in whole.items():
+        for share in (0.2, 0.5, 0.9):
+            with pytest.raises(image_file.BadImageError) as info:
+                image_file.decode(data[: int(share * len(data))])
+            assert len(str(info.value)) < 200, file_format
+
+
+def test_32_bit_and_float_pixels_are_refused_not_guessed():
+    for pixels in (np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)):
+        with pytest.raises(image_file.BadImageError, match="pixels"):
+            image_file.decode(_encode(Image.fromarray(pixels), "TIFF"))
+
+
+def test_decompression_bomb_says_what_to_do(monkeypatch):
+    data = _encode(Image.new("RGB", (100, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(image_file.BadImageError, match="10000 pixels.*MAX_IMAGE_PIXELS"):
+        image_file.decode(data)
+
+
+def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
+    upright = _noise(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / "a.png"
+    Image.fromarray(np.ascontiguousarray(upright[::-1, ::-1])).save(path, exif=exif)
+    ref = sources.ImageRef("a", str(path), (2, 3, 12, 9))
+    np.testing.assert_array_equal(image_file.read_image(ref), upright[3:9, 2:12])
+    with pytest.raises(image_file.BadImageError, match="not inside the 30x20 image"):
+        image_file.read_image(sources.ImageRef("a", str(path), (0, 0, 20, 30)))
+    with pytest.raises(image_file.BadImageError, match="no such file"):
+        image_file.read_image(sources.ImageRef("b", str(tmp_path / "b.png")))
+
+
+def test_too_small_names_both_sizes():
+    with pytest.raises(degrade.TooSmallError, match="too small: 30x40, need at least 64"):
+        degrade.check_size(np.zeros((40, 30, 3), np.uint8), 64)
+    degrade.check_size(np.zeros((64, 64, 3), np.uint8), 64)
+
+
+@pytest.mark.parametrize("crop_scale", [(0.0, 1.0), (0.5, 1.0), (0.3, 0.6), (0.0, 0.01)])
+def test_random_boxes_fit_and_fill_their_range(crop_scale):
+    options = degrade.DegradeOptions(16, 4, crop="random", crop_scale=crop_scale)
+    height, width = 100, 140
+    uniforms = np.random.default_rng(0).random((2000, 3), np.float32)
+    edge = np.float32(1 - 2**-24)
+    uniforms = np.concatenate([uniforms, [[0, 0, 0], [edge, edge, edge], [0, edge, edge]]])
+    boxes = np.array([degrade.random_box(height, width, options, u) for u in uniforms])
+    left, top, right, bottom = boxes.T
+    side = right - left
+    np.testing.assert_array_equal(side, bottom - top)
+    assert left.min() == 0 and top.min() == 0 and right.max() == width and bottom.max() == height
+    smallest, largest = (max(16, round(100 * scale)) for scale in crop_scale)
+    assert side.min() == smallest and side.max() == largest
+    # Log-uniform: the median is the geometric mean.
+    np.testing.assert_allclose(np.median(side), np.sqrt(smallest * largest), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"image_size": 60, "low_resolution": 16}, "60.*16"),
+        ({"image_size": 0, "low_resolution": 1}, "0.*at least 1"),
+        ({"crop": "middle"}, "(?s)middle.*central.*random"),
+        ({"crop_scale": (0.5, 0.2)}, r"\(0\.5, 0\.2\)"),
+        ({"crop_scale": (0.5, 1.2)}, r"\(0\.5, 1\.2\)"),
+    ],
+)
+def test_invalid_options_name_the_value(kwargs, message):
+    # TypeError where the tests run with type checking, which comes first for the Literal.
+    with pytest.raises((ValueError, TypeError), match=message):
+        degrade.DegradeOptions(**({"image_size": 64, "low_resolution": 16} | kwargs))
+
+
+def test_shared_photographs_decode():
+    paths = sorted(_SHARED.glob("bsds500/val/*.jpg"))[:5] + sorted(
+        _SHARED.glob("ffhq_sample/*.png")
+    )
+    if not paths:
+        pytest.skip(f"no shared images in {_SHARED}")
+    for path in paths:
+        image = image_file.read_image(sources.ImageRef(path.name, str(path)))
+        degrade.check_size(image, 256)
+        assert np.ptp(image) > 100

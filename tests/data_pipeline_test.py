@@ -1,0 +1,242 @@
+"""Tests of sr3_jax.data.pipeline."""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr3_jax.data import degrade, image_file, sources
+from sr3_jax.data.pipeline import Pipeline
+
+_CENTRAL = degrade.DegradeOptions(16, 4)
+_RANDOM = degrade.DegradeOptions(16, 4, crop="random")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Seven images of different sizes and one colour each, with noise on it."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        noise = rng.integers(0, 30, (20 + 3 * i, 40 - 2 * i, 3))
+        Image.fromarray((noise + 30 * i).astype(np.uint8)).save(root / f"{i}.png")
+    return sources.folder(root)
+
+
+def _take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def _assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_shapes_and_types(source):
+    batch = next(Pipeline(source, _RANDOM, batch_size=6).training_batches())
+    found = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+    assert found == {
+        "high_resolution": ("uint8", (6, 16, 16, 3)),
+        "low_resolution": ("uint8", (6, 4, 4, 3)),
+        "weight": ("float32", (6,)),
+        "index": ("int32", (6,)),
+    }
+
+
+def test_every_image_comes_exactly_once_per_epoch_in_a_new_order(source):
+    batches = _take(Pipeline(source, _RANDOM, batch_size=3).training_batches(), 28)
+    epochs = np.concatenate([batch["index"] for batch in batches]).reshape(-1, len(source))
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(7), (12, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) > 10
+    assert all((batch["weight"] == 1).all() for batch in batches)
+
+
+def test_rows_hold_the_image_their_index_names(source):
+    for batch in _take(Pipeline(source, _RANDOM, batch_size=4).training_batches(), 5):
+        for key in ("high_resolution", "low_resolution"):
+            # Image i has the levels 30 i to 30 i + 29.
+            np.testing.assert_array_equal(batch[key].mean((1, 2, 3)) // 30, batch["index"])
+
+
+def test_resuming_at_any_step_gives_the_tail_of_the_stream(source):
+    whole = _take(Pipeline(source, _RANDOM, batch_size=3, seed=5).training_batches(), 9)
+    for start in (1, 4, 7):
+        pipeline = Pipeline(source, _RANDOM, batch_size=3, seed=5, num_threads=3)
+        _assert_equal(_take(pipeline.training_batches(start), 9 - start), whole[start:])
+
+
+def test_a_very_late_step_is_reached_at_once(source):
+    pipeline = Pipeline(source, _RANDOM, batch_size=7)
+    late = _take(pipeline.training_batches(10**9), 2)
+    for batch in late:
+        np.testing.assert_array_equal(np.sort(batch["index"]), np.arange(7))
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_slices_of_all_processes_make_up_the_global_batches(source, evaluation):
+    def batches(**kwargs):
+        pipeline = Pipeline(source, _RANDOM, batch_size=4, seed=2, **kwargs)
+        return _take(
+            pipeline.evaluation_batches() if evaluation else pipeline.training_batches(3), 5
+        )
+
+    parts = [batches(process_index=i, process_count=2) for i in range(2)]
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
+    ]
+    _assert_equal(joined, batches())
+
+
+def test_seed_decides_order_and_crops(source):
+    def stream(seed):
+        return _take(Pipeline(source, _RANDOM, batch_size=7, seed=seed).training_batches(), 3)
+
+    _assert_equal(stream(1), stream(1))
+    first, second = stream(1), stream(2)
+    assert any((a["index"] != b["index"]).any() for a, b in zip(first, second, strict=True))
+
+
+def test_crops_differ_from_epoch_to_epoch(source):
+    batches = _take(Pipeline(source[-1:], _RANDOM, batch_size=1).training_batches(), 20)
+    assert len({batch["high_resolution"].tobytes() for batch in batches}) >= 18
+
+
+def test_evaluation_covers_each_image_once_in_order_by_central_crops(source):
+    batches = list(Pipeline(source, _RANDOM, batch_size=4).evaluation_batches())
+    index = np.concatenate([batch["index"] for batch in batches])
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, 5, 6, -1])
+    np.testing.assert_array_equal(weight, [1, 1, 1, 1, 1, 1, 1, 0])
+    high = np.concatenate([batch["high_resolution"] for batch in batches])
+    low = np.concatenate([batch["low_resolution"] for batch in batches])
+    assert not high[7].any() and not low[7].any()
+    for i, ref in enumerate(source):
+        image = image_file.read_image(ref)
+        left, top, right, bottom = degrade.central_box(*image.shape[:2])
+        expected = degrade.make_pair(image[top:bottom, left:right], 16, 4)
+        np.testing.assert_array_equal(high[i], expected[0])
+        np.testing.assert_array_equal(low[i], expected[1])
+
+
+def test_evaluating_twice_gives_the_same_with_and_without_cache(source):
+    cached = Pipeline(source, _CENTRAL, batch_size=3)
+    first = list(cached.evaluation_batches())
+    _assert_equal(list(cached.evaluation_batches()), first)
+    for cache_bytes in (0, 5000):
+        pipeline = Pipeline(source, _CENTRAL, batch_size=3, cache_bytes=cache_bytes)
+        _assert_equal(list(pipeline.evaluation_batches()), first)
+        _assert_equal(list(pipeline.evaluation_batches()), first)
+
+
+def test_cache_serves_images_whose_file_is_gone(tmp_path):
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / "a.png")
+    kept, not_kept = (
+        Pipeline(sources.folder(tmp_path), _CENTRAL, batch_size=1, cache_bytes=size)
+        for size in (20 * 20 * 3, 20 * 20 * 3 - 1)
+    )
+    for pipeline in (kept, not_kept):
+        assert list(pipeline.evaluation_batches())[0]["weight"] == [1]
+    (tmp_path / "a.png").unlink()
+    assert list(kept.evaluation_batches())[0]["weight"] == [1]
+    assert list(not_kept.evaluation_batches())[0]["weight"] == [0]
+    assert "no such file" in not_kept.skipped["a.png"]
+
+
+@pytest.fixture
+def partly_bad_folder(tmp_path):
+    good = Image.effect_noise((40, 30), 50).convert("RGB")
+    good.save(tmp_path / "good.jpg")
+    (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:500])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    good.resize((15, 30)).save(tmp_path / "small.png")
+    return tmp_path
+
+
+def test_unusable_images_keep_their_row_with_weight_0_and_are_counted_once(
+    partly_bad_folder, caplog
+):
+    source = sources.folder(partly_bad_folder)
+    pipeline = Pipeline(source, _RANDOM, batch_size=5)
+    with caplog.at_level("WARNING", logger="absl"):
+        batches = _take(pipeline.training_batches(), 3)
+    for batch in batches:
+        np.testing.assert_array_equal(np.sort(batch["index"]), np.arange(5))
+        good = batch["index"] == [ref.name for ref in source].index("good.jpg")
+        np.testing.assert_array_equal(batch["weight"], good.astype(np.float32))
+        assert not batch["high_resolution"][~good].any()
+        assert batch["high_resolution"][good].any()
+    assert set(pipeline.skipped) == {"truncated.jpg", "empty.png", "text.png", "small.png"}
+    assert pipeline.num_too_small == 1
+    assert pipeline.skipped["small.png"] == "too small: 15x30, need at least 16"
+    for name in pipeline.skipped:
+        assert sum(name in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_a_source_with_nothing_usable_is_an_error_that_says_so(partly_bad_folder, evaluation):
+    (partly_bad_folder / "good.jpg").unlink()
+    pipeline = Pipeline(sources.folder(partly_bad_folder), _CENTRAL, batch_size=2)
+    batches = pipeline.evaluation_batches() if evaluation else pipeline.training_batches()
+    with pytest.raises(ValueError, match="no usable image.*all 4 images.*small.png: too small"):
+        _take(batches, 20)
+
+
+def test_other_errors_surface_as_they_are(source, tmp_path):
+    # A folder where a file should be stands for any trouble with reading, such as the network.
+    refs = [*source, sources.ImageRef("folder", str(tmp_path))]
+    with pytest.raises(IsADirectoryError):
+        list(Pipeline(refs, _CENTRAL, batch_size=2).evaluation_batches())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 5, "process_count": 2}, "5.*multiple of.*2"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"process_index": 2, "process_count": 2}, "process_index is 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31}, "seed is 2147483648"),
+        ({"num_threads": 0}, "num_threads is 0"),
+    ],
+)
+def test_invalid_arguments_name_the_value(source, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Pipeline(source, _CENTRAL, **({"batch_size": 2} | kwargs))
+
+
+def test_empty_or_ambiguous_sources_and_negative_steps_are_refused(source):
+    with pytest.raises(ValueError, match="no image"):
+        Pipeline([], _CENTRAL, batch_size=2)
+    with pytest.raises(ValueError, match="7 names.*repeated"):
+        Pipeline([*source, *source], _CENTRAL, batch_size=2)
+    with pytest.raises(ValueError, match="start_step is -1"):
+        Pipeline(source, _CENTRAL, batch_size=2).training_batches(-1)
+
+
+def test_a_program_ends_though_an_iterator_is_in_the_middle_of_its_stream():
+    # Without a cache all threads are decoding when the program comes to its end.
+    code = (
+        "from sr3_jax.data import decode, degrade, pipeline, sources\n"
+        "options = degrade.DegradeOptions(16, 4, crop='random')\n"
+        "batches = pipeline.Pipeline(\n"
+        "    sources.photos('train'), options, batch_size=8, cache_bytes=0, num_threads=4\n"
+        ").training_batches()\n"
+        "next(batches)\n"
+    )
+    root = pathlib.Path(sources.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+
+
+def test_held_out_photos_are_all_usable_at_128():
+    pipeline = Pipeline(sources.photos("held_out"), degrade.DegradeOptions(128, 16), batch_size=4)
+    batches = list(pipeline.evaluation_batches())
+    assert [batch["weight"].sum() for batch in batches] == [4, 4]
+    assert not pipeline.skipped

@@ -1,0 +1,118 @@
+"""Tests of sr3_jax.data.sources."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from sr3_jax.data import sources
+
+
+def _write_image(path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def _hash(path: str) -> str:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def test_photo_splits_share_no_photograph():
+    train = sources.photos("train")
+    held_out = sources.photos("held_out")
+    assert not {_hash(ref.path) for ref in train} & {_hash(ref.path) for ref in held_out}
+    # Left and right are one scene: alike, though not byte for byte.
+    assert sum("motorcycle" in ref.name for ref in train) == 2
+    assert not any("motorcycle" in ref.name for ref in held_out)
+
+
+def test_photos_are_colour_photographs_of_a_useful_size():
+    train = sources.photos("train")
+    assert len({_hash(ref.path) for ref in train}) == len(train) == 7
+    for ref in train:
+        with Image.open(ref.path) as image:
+            assert image.mode == "RGB" and min(image.size) >= 400, ref.name
+            assert ref.box is None
+
+
+def test_held_out_boxes_are_squares_inside_the_picture():
+    held_out = sources.photos("held_out")
+    assert len({ref.name for ref in held_out}) == len({(r.path, r.box) for r in held_out}) == 8
+    for ref in held_out:
+        left, top, right, bottom = ref.box
+        with Image.open(ref.path) as image:
+            assert 0 <= left < right <= image.width and 0 <= top < bottom <= image.height
+        assert right - left == bottom - top >= 128
+
+
+def test_first_held_out_box_of_each_photograph_is_its_largest_central_square():
+    first = {}
+    for ref in sources.photos("held_out"):
+        first.setdefault(ref.path, ref.box)
+    assert len(first) == 2
+    for path, (left, top, right, bottom) in first.items():
+        with Image.open(path) as image:
+            width, height = image.size
+        assert right - left == min(width, height)
+        assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
+
+
+def test_unknown_split_names_it_and_the_valid_ones():
+    # TypeError where the tests run with type checking, which comes first for the Literal.
+    with pytest.raises((ValueError, TypeError), match="(?s)'test'.*'train'.*'held_out'"):
+        sources.photos("test")
+
+
+def test_sources_import_without_tensorflow_or_network():
+    code = (
+        "import sys, socket\n"
+        "sys.modules['tensorflow'] = None\n"
+        "socket.socket.connect = None\n"
+        "import sr3_jax.data\n"
+        "assert len(sr3_jax.data.photos('held_out')) == 8\n"
+    )
+    root = pathlib.Path(sources.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=60)
+
+
+def test_folder_finds_images_at_any_depth_in_the_order_of_their_names(tmp_path):
+    for name in ["b.png", "a/z.JPG", "a/b/c.TiFF", "a.webp", "a/y.jpeg", "z.bmp", "q.tif"]:
+        _write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    for name in [".hidden.png", ".git/x.png", "a/.thumbs/deep/x.png"]:
+        _write_image(tmp_path / name)
+    refs = sources.folder(tmp_path)
+    names = [ref.name for ref in refs]
+    assert names == sorted(
+        ["b.png", "a/z.JPG", "a/b/c.TiFF", "a.webp", "a/y.jpeg", "z.bmp", "q.tif"]
+    )
+    for ref in refs:
+        assert os.path.samefile(ref.path, tmp_path / ref.name)
+        assert ref.box is None
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.*does not exist"):
+        sources.folder(tmp_path / "nowhere")
+
+
+def test_file_instead_of_folder_is_named_with_its_folder(tmp_path):
+    _write_image(tmp_path / "a.png")
+    with pytest.raises(NotADirectoryError, match=r"a\.png.*is a file"):
+        sources.folder(tmp_path / "a.png")
+
+
+def test_folder_without_images_says_what_it_holds(tmp_path):
+    with pytest.raises(ValueError, match="found no file at all"):
+        sources.folder(tmp_path)
+    for name in ["a.npy", "b.npy", "c.txt", ".d.png"]:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        ValueError, match=r"4 other files \(2 \.npy, 1 \S+, 1 \S+\).*\.webp"
+    ) as info:
+        sources.folder(tmp_path)
+    assert str(tmp_path) in str(info.value)
