@@ -53,7 +53,7 @@ def posterior(
 
 def posterior_coefficients(
     schedule: NoiseSchedule,
-) -> tuple[Float[Array, " T+1"], Float[Array, " T+1"], Float[Array, " T+1"]]:
+) -> tuple[Float[Array, " knots"], Float[Array, " knots"], Float[Array, " knots"]]:
     """For each t: the weights of y_0 and y_t in the posterior mean, and its variance (Eq. 5).
 
     Entry 0 is meaningless and set to 0. At t = 1 the posterior is y_0 itself.

@@ -28,17 +28,18 @@ class NoiseSchedule:
 
     Make one with `linear`, `quadratic`, `cosine`, `uniform_gamma` or `from_betas`, which check
     it. The arrays are kept apart, each rounded once from float64, because in float32
-    `1 - gamma` near t = 1 has lost most of its digits (1 - gamma_1 is 1e-6 in SR3).
+    `1 - gamma` near t = 1 has lost most of its digits (1 - gamma_1 is 1e-6 in SR3). Each has
+    T + 1 entries, t = 0..T.
 
-    Attributes:
+    Attributes (`[T + 1]` each):
       beta: variance of each forward step; `beta[0] = 0`.
       gamma: share of signal variance left after t steps; `gamma[0] = 1`.
       one_minus_gamma: variance of the noise after t steps; `one_minus_gamma[0] = 0`.
     """
 
-    beta: Float[Array | np.ndarray, " T+1"]
-    gamma: Float[Array | np.ndarray, " T+1"]
-    one_minus_gamma: Float[Array | np.ndarray, " T+1"]
+    beta: Float[Array | np.ndarray, " knots"]
+    gamma: Float[Array | np.ndarray, " knots"]
+    one_minus_gamma: Float[Array | np.ndarray, " knots"]
 
     @property
     def num_steps(self) -> int:
@@ -46,7 +47,7 @@ class NoiseSchedule:
         return self.beta.shape[0] - 1
 
     @property
-    def alpha(self) -> Float[Array | np.ndarray, " T+1"]:
+    def alpha(self) -> Float[Array | np.ndarray, " knots"]:
         """`1 - beta`; `alpha[0] = 1`."""
         return 1.0 - self.beta
 
@@ -106,7 +107,7 @@ def from_betas(
     )
 
 
-def _from_gammas(gamma: Float[np.ndarray, " T+1"], **limits: float) -> NoiseSchedule:
+def _from_gammas(gamma: Float[np.ndarray, " knots"], **limits: float) -> NoiseSchedule:
     return from_betas(1.0 - gamma[1:] / gamma[:-1], **limits)
 
 

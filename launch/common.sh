@@ -1,0 +1,38 @@
+# Sourced by the other scripts: makes .venv with the pinned requirements where it is missing.
+# PYTHON names the interpreter to make it with (3.11 or 3.12).
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+        2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or 3.12 found (tried: ${PYTHON:-python3 python3.12 python3.11});" \
+    "name one with PYTHON=..." >&2
+  return 1
+}
+
+# The mark holds what was installed, so that a changed requirements.txt is installed again and an
+# interrupted installation is not taken for a whole one.
+make_environment() {
+  local mark=.venv/installed-requirements.txt
+  if cmp -s requirements.txt "$mark"; then
+    return
+  fi
+  local python
+  python=$(find_python)
+  echo "Installing into .venv with $("$python" --version) ..."
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  cp requirements.txt "$mark"
+}
+
+make_environment
+# Compiled programs are kept, so that a second run starts at once.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
+# TensorFlow only decodes images here; its start-up messages are of no use.
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Makes the environment if it is missing, lints, and runs every test. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest "$@"
