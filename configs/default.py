@@ -54,6 +54,9 @@ def get_config() -> config_dict.ConfigDict:
     sampling.variance = "upper"  # `upper`: 1 - alpha_t, the paper's; `posterior`
     sampling.clip = True  # the estimate of y_0, to [-1, 1]
     sampling.batch_size = 16
+    # Outputs larger than this, in pixels, are refined in overlapping tiles. 0: data.image_size,
+    # which a network with attention has learnt; a local one takes any, larger being faster.
+    sampling.tile_size = 0
 
     config.train = train = config_dict.ConfigDict()
     train.num_steps = 1_000_000

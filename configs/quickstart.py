@@ -21,6 +21,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.num_blocks = 1
     config.model.bottleneck_attention = False
     config.model.dtype = "float32"
+    config.sampling.tile_size = 256
     config.train.num_steps = 3000
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3

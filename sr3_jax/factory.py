@@ -35,6 +35,7 @@ class SamplingOptions:
     variance: diffusion.Variance
     clip: bool
     batch_size: int
+    tile_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,14 @@ def sampling_options(config: ConfigDict) -> SamplingOptions:
     c = config.sampling
     _choice("config.sampling.variance", c.variance, {"upper": 0, "posterior": 0})
     _at_least("config.sampling.batch_size", c.batch_size, 1)
-    return SamplingOptions(c.num_steps, c.variance, c.clip, c.batch_size)
+    tile_size = c.tile_size or config.data.image_size
+    stride = models.deepest_stride(config.model.multipliers)
+    if tile_size % stride:
+        raise ValueError(
+            f"config.sampling.tile_size = {tile_size} is not a multiple of {stride}, the deepest "
+            "stride of the network; use one"
+        )
+    return SamplingOptions(c.num_steps, c.variance, c.clip, c.batch_size, tile_size)
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-def to_signed(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+def to_signed(images: UInt8[Array | np.ndarray, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """8-bit to signed: 0 to -1, 255 to 1."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+def to_uint8(images: Float[Array | np.ndarray, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
     """Signed to 8-bit, to the nearest level; what lies outside [-1, 1] is clipped."""
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
 
 
 def resize_bicubic(
-    images: Float[Array, "b h w c"], size: tuple[int, int]
+    images: Float[Array | np.ndarray, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b h2 w2 c"]:
     """Bicubic (Keys, a = -0.5) with anti-aliasing where it shrinks, as Pillow and TensorFlow.
 
@@ -33,7 +34,7 @@ def resize_bicubic(
 
 
 def upsample_source(
-    low_resolution: UInt8[Array, "b h w c"], size: tuple[int, int]
+    low_resolution: UInt8[Array | np.ndarray, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b h2 w2 c"]:
     """The network's x: 8-bit low resolution to signed, bicubic, at the target size."""
     return resize_bicubic(to_signed(low_resolution), size)

@@ -63,8 +63,10 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         .lower(state, first)
         .compile()
     )
-    writer = metric_writers.create_default_writer(
-        str(workdir), just_logging=jax.process_index() != 0, asynchronous=False
+    writer = (
+        metric_writers.SummaryWriter(str(workdir))
+        if jax.process_index() == 0
+        else metric_writers.MultiWriter([])
     )
     hooks = loop.Hooks(
         validate=_validation(config, model, schedule, mesh),

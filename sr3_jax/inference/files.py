@@ -7,6 +7,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -69,9 +70,9 @@ def upscale_files(
         share = len(refs) / resolver.num_refinements(len(refs), steps)
         try:
             results = resolver.upscale(images, steps, seeds, progress=lambda s=share: progress(s))
-        except MemoryError as error:
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
             height, width = images.shape[1:3]
-            _fail(report, refs, f"not enough memory for {width}x{height} pixels: {error}")
+            _fail(report, refs, f"cannot upscale {width}x{height} pixels: {error}")
             continue
         for ref, result in zip(refs, results, strict=True):
             try:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from sr3_jax import diffusion, factory, models, parallel
 from sr3_jax import images as image_ops
+from sr3_jax.inference import tiling
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
@@ -62,7 +63,8 @@ class SuperResolver:
           make_schedule: the inference schedule of a number of steps.
           options: of sampling; its `num_steps` and `batch_size` are the defaults.
           factor: by how much images grow.
-          stride: sizes that the model takes are multiples of it; others are padded.
+          stride: sizes that the model takes are multiples of it; others are padded, and images
+            larger than `options.tile_size` refined in tiles.
         """
         self._mesh = parallel.make_mesh()
         self._model, self._make_schedule, self._options = model, make_schedule, options
@@ -233,11 +235,17 @@ class SuperResolver:
         padding = [(0, 0), *((0, -n % self._stride) for n in (height, width)), (0, 0)]
         x = jnp.pad(x, padding, mode="edge")
 
+        def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
+            return self._model.apply({"params": params}, x, y_t, gamma)
+
+        tile_size = self._options.tile_size
+        estimate = tiling.tiled_denoise(network, x, tile_size, tile_size // 4)
+
         def denoise(y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
             if report:
                 # Tied to y_t, so that it runs when the step before is done.
                 jax.debug.callback(self._report, y_t[0, 0, 0, 0], ordered=False)
-            return self._model.apply({"params": params}, x, y_t, gamma)
+            return estimate(y_t, gamma)
 
         y_0, snapshots = diffusion.ancestral_sample(
             denoise,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sr3_jax import images as image_ops
@@ -15,12 +16,16 @@ _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 
 
-def psnr(images: UInt8[Array, "b h w c"], reference: UInt8[Array, "b h w c"]) -> Float[Array, " b"]:
+def psnr(
+    images: UInt8[Array | np.ndarray, "b h w c"], reference: UInt8[Array | np.ndarray, "b h w c"]
+) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio in dB over all channels; infinite for equal images."""
     return -10.0 * jnp.log10(_mean_square_error(images, reference))
 
 
-def ssim(images: UInt8[Array, "b h w c"], reference: UInt8[Array, "b h w c"]) -> Float[Array, " b"]:
+def ssim(
+    images: UInt8[Array | np.ndarray, "b h w c"], reference: UInt8[Array | np.ndarray, "b h w c"]
+) -> Float[Array, " b"]:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian of sigma 1.5, mean of channels.
 
     Only windows that lie wholly inside the image count, as in the authors' code and in
@@ -50,7 +55,8 @@ def ssim(images: UInt8[Array, "b h w c"], reference: UInt8[Array, "b h w c"]) ->
 
 
 def consistency(
-    images: UInt8[Array, "b h w c"], low_resolution: UInt8[Array, "b h2 w2 c"]
+    images: UInt8[Array | np.ndarray, "b h w c"],
+    low_resolution: UInt8[Array | np.ndarray, "b h2 w2 c"],
 ) -> Float[Array, " b"]:
     """Mean square error, in [0, 1] and times 1e5, of the downsampled image to the input.
 
@@ -62,15 +68,17 @@ def consistency(
     return 1e5 * jnp.mean(error, axis=(1, 2, 3))
 
 
-def _unit(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def _unit(images: UInt8[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
     return images.astype(jnp.float32) / 255.0
 
 
-def _mean_square_error(a: UInt8[Array, "b h w c"], b: UInt8[Array, "b h w c"]) -> Array:
+def _mean_square_error(
+    a: UInt8[Array | np.ndarray, "b h w c"], b: UInt8[Array | np.ndarray, "b h w c"]
+) -> Array:
     return jnp.mean(jnp.square(_unit(a) - _unit(b)), axis=(1, 2, 3))
 
 
-def _blur(images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+def _blur(images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Separable Gaussian, windows inside the image only."""
     offset = jnp.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
     window = jnp.exp(-0.5 * (offset / _SSIM_SIGMA) ** 2)

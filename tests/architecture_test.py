@@ -1,0 +1,159 @@
+"""The floors of docs/architecture.md, held against the imports of the code."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "sr3_jax"
+
+FLOORS = {
+    "diffusion": 0,
+    "images": 0,
+    "models": 1,
+    "metrics": 1,
+    "data": 2,
+    "parallel": 2,
+    "factory": 3,
+    "training": 4,
+    "inference": 4,
+    "evaluation": 4,
+    "jobs": 5,
+    "main": 5,
+    "tools": 5,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _module(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: pathlib.Path, *, type_checking: bool = False) -> set[str]:
+    """Full names of what a file imports, wherever in it; modules, or members of modules."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            if not type_checking:
+                return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+MODULES = {_module(path) for path in FILES}
+
+
+def _own(names: set[str]) -> set[str]:
+    """Modules of the package among imported names (`sr3_jax.models.UNet` -> `sr3_jax.models`)."""
+    own = set()
+    for name in names:
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        if name and name != "sr3_jax":
+            own.add(name)
+    return own
+
+
+def _place(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_file_has_a_floor():
+    places = {_place(_module(path)) for path in FILES if path.parent != PACKAGE}
+    places |= {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert places == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    module = _module(path)
+    if module == "sr3_jax":
+        return
+    here = FLOORS[_place(module)]
+    for other in _own(_imports(path)):
+        there = FLOORS[_place(other)]
+        allowed = (
+            there < here or (there == here and here in (0, 4, 5)) or _place(other) == _place(module)
+        )
+        assert allowed, f"{module} (floor {here}) imports {other} (floor {there})"
+
+
+def test_training_and_evaluation_do_not_know_each_other():
+    for path in FILES:
+        pair = {"training", "evaluation"}
+        place = _place(_module(path)) if path.parent != PACKAGE else None
+        if place == "training":
+            others = {_place(other) for other in _own(_imports(path))}
+            assert not others & {"evaluation", "inference"}, path
+        if path.name == "loop.py":
+            assert place in pair
+
+
+def test_no_circles():
+    graph = {_module(path): _own(_imports(path)) - {_module(path)} for path in FILES}
+    graph.pop("sr3_jax")  # its one import happens on attribute access
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module in done:
+            return
+        for other in graph.get(module, ()):
+            visit(other, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_tensorflow_only_in_data():
+    for path in FILES:
+        roots = {name.split(".")[0] for name in _imports(path, type_checking=True)}
+        if {"tensorflow", "tensorflow_datasets"} & roots:
+            assert path.parent == PACKAGE / "data", path
+
+
+def test_diffusion_needs_only_jax():
+    allowed = {"__future__", "collections", "dataclasses", "typing", "jax", "numpy", "jaxtyping"}
+    for path in (PACKAGE / "diffusion").glob("*.py"):
+        roots = {name.split(".")[0] for name in _imports(path)} - {"sr3_jax"}
+        assert roots <= allowed, f"{path}: {roots - allowed}"
+        assert {_place(m) for m in _own(_imports(path))} <= {"diffusion"}
+
+
+def test_imports_without_tensorflow():
+    """In a Python where TensorFlow cannot be found, on a machine without it."""
+    code = """
+        import sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Absent())
+        import sr3_jax.diffusion, sr3_jax.models, sr3_jax.parallel, sr3_jax.metrics
+        import sr3_jax.training.step, sr3_jax.training.state, sr3_jax.data.image_file
+        import sr3_jax.tools.benchmark
+        from sr3_jax import SuperResolver
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
+def test_files_are_short():
+    for path in [*FILES, *(ROOT / "configs").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path
