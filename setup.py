@@ -28,7 +28,7 @@ setuptools.setup(
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=11.0",
         "scikit-image>=0.25",

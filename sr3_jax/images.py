@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 def to_signed(images: UInt8[Array | np.ndarray, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """8-bit to signed: 0 to -1, 255 to 1."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Float[Array | np.ndarray, "*b h w c"]) -> UInt8[Array, "*b h w c"]:

@@ -6,11 +6,15 @@ python -m sr3_jax.main --mode=upscale --workdir=DIR --input=FILE_OR_FOLDER --out
 """
 
 import logging as std_logging
+import os
 import sys
 
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
+
+# TensorFlow only decodes images here; what it says when it starts is of no use to anyone.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _MODES = ("train", "evaluate", "upscale")
 

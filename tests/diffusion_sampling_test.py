@@ -12,7 +12,7 @@ import pytest
 
 from sr3_jax import diffusion
 
-COUNT = 40_000
+COUNT = 20_000
 DIM = 4
 
 
@@ -33,13 +33,13 @@ def denoise(y_t, gamma):
     gamma = gamma[0]
     spread = gamma * jnp.asarray(COVARIANCE, jnp.float32) + (1 - gamma) * jnp.eye(DIM)
     centered = y_t - jnp.sqrt(gamma) * jnp.asarray(MEAN, jnp.float32)
-    return jnp.sqrt(1 - gamma) * jnp.linalg.solve(spread, centered.T).T
+    return jnp.sqrt(1 - gamma) * centered @ jnp.linalg.inv(spread)
 
 
 SCHEDULES = {
-    "linear": diffusion.linear(1000, 1e-4, 2e-2),
-    "quadratic": diffusion.quadratic(1000, 1e-6, 4e-2),
-    "cosine": diffusion.cosine(1000),
+    "linear": diffusion.linear(500, 1e-4, 4e-2),
+    "quadratic": diffusion.quadratic(500, 1e-6, 8e-2),
+    "cosine": diffusion.cosine(500),
     "uniform_gamma": diffusion.uniform_gamma(1000),
     "sr3": diffusion.linear(),
 }
@@ -48,9 +48,9 @@ SCHEDULES = {
 @pytest.mark.parametrize("variance", ["upper", "posterior"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
-    """Mean within 4 standard errors plus 2 % of the spread for T finite steps, covariance 4 %.
+    """Mean within 4 standard errors plus 2 % of the spread for T finite steps, covariance 5 %.
 
-    40,000 samples: a covariance's standard error is about 0.7 % of the variances.
+    20,000 samples: a covariance's standard error is about 1 % of the variances.
     """
     keys = jax.random.split(jax.random.key(7), COUNT)
     sample = jax.jit(
@@ -64,7 +64,7 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
     assert error.max() < 4 / np.sqrt(COUNT) + 0.02, error
     scale = np.outer(spread, spread)
     error = np.abs(np.cov(y_0.T) - COVARIANCE) / scale
-    assert error.max() < 0.04, error
+    assert error.max() < 0.05, error
 
 
 def test_clipped_step_equals_eq_11_where_nothing_is_clipped():

@@ -170,6 +170,7 @@ class Pipeline:
         errors: list[Exception] = []
         size = self._local_batch_size
 
+        @tf.autograph.experimental.do_not_convert
         def row(k: tf.Tensor) -> dict[str, tf.Tensor]:
             position = k // size * self._batch_size + self._first_row + k % size
             return example(position, errors)

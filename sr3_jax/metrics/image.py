@@ -69,7 +69,7 @@ def consistency(
 
 
 def _unit(images: UInt8[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
-    return images.astype(jnp.float32) / 255.0
+    return jnp.asarray(images, jnp.float32) / 255.0
 
 
 def _mean_square_error(

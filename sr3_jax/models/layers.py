@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Resample = Literal["none", "up", "down"]
@@ -22,13 +23,13 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _SQRT_HALF = math.sqrt(0.5)
 
 
-def conv3x3(features: int, dtype: jnp.dtype, *, name: str, zero: bool = False) -> nn.Conv:
+def conv3x3(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Conv:
     """A 3x3 convolution that keeps the size; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else _KERNEL_INIT
     return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=init, name=name)
 
 
-def dense(features: int, dtype: jnp.dtype, *, name: str, zero: bool = False) -> nn.Dense:
+def dense(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Dense:
     """A matrix product over the channels (on images, a 1x1 convolution)."""
     init = nn.initializers.zeros if zero else _KERNEL_INIT
     return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
@@ -54,7 +55,7 @@ class NoiseEmbedding(nn.Module):
 
     features: int
     scale: float = 5000.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, gamma: Float[Array, " b"]) -> Float[Array, "b four_features"]:
@@ -75,7 +76,7 @@ class GroupNorm(nn.Module):
     `(1 + scale) * image + shift` at no further pass over it.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     epsilon: float = 1e-6
 
     @nn.compact
@@ -139,7 +140,7 @@ class ResidualBlock(nn.Module):
     resample: Resample = "none"
     dropout: float = 0.0
     scale_shift: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -169,7 +170,7 @@ class AttentionBlock(nn.Module):
     """Self-attention over all pixels: GroupNorm, q k v, attention, zero-initialised Dense."""
 
     num_heads: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

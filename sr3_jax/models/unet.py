@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sr3_jax.models import layers
@@ -46,7 +47,7 @@ class UNet(nn.Module):
     scale_shift: bool = False
     embedding_scale: float = 5000.0
     out_channels: int = 3
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # Dense bf16 FLOP/s of one jax device (for TPU v2 and v3: of one core), from the makers' data
 # sheets. The key is a part of jax's `device_kind`, in lower case; the first match counts.
@@ -25,7 +26,7 @@ _BF16_PEAK = (
 )
 
 
-def peak_flops(device: jax.Device, dtype: jnp.dtype = jnp.bfloat16) -> float | None:
+def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | None:
     """Peak dense FLOP/s of `device`, or None where it is not known.
 
     Known for bfloat16 on TPUs and data-centre GPUs; a CPU's depends on clock and core count

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ Validate = Callable[[Params], Mapping[str, float]]
 Sample = Callable[[Params, int], np.ndarray]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """What the loop needs of a metrics writer; clu's have it."""
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Int
 
 Params = Any  # a pytree of float32 arrays
 
@@ -19,13 +18,14 @@ class TrainState:
     """A pytree; all of it is in a checkpoint, so that a resumed run cannot differ.
 
     Attributes:
-      step: number of updates made. The noise and the data of an update depend on it alone.
+      step: number of updates made, an int32 scalar. The noise and the data of an update depend
+        on it alone.
       params: what is trained.
       ema_params: the exponential moving average of `params`, which sampling uses.
       opt_state: the optimizer's.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Params
     ema_params: Params
     opt_state: optax.OptState

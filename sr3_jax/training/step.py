@@ -82,7 +82,7 @@ def make_train_step(
         ema_params = jax.tree.map(
             lambda average, new: average * decay + new * (1.0 - decay), state.ema_params, params
         )
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
     return train_step

@@ -1,0 +1,146 @@
+"""SuperResolver and the upscaling of files, with random weights."""
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from PIL import Image
+
+from sr3_jax import SuperResolver, factory
+from sr3_jax.inference import files
+from sr3_jax.training.state import init_state
+
+
+@pytest.fixture(scope="module")
+def resolver():
+    config = small_run.config()
+    config.sampling.num_steps = 2
+    model, optimizer = factory.model(config), factory.optimizer(config)
+    params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
+    # Away from zero-initialised layers, so that the result depends on the input.
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    return SuperResolver.from_params(config, params)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+
+def _close(a, b):
+    """Equal up to the rounding of another batch's arithmetic, which may move a level by one."""
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_shape_and_reproducibility(resolver, images):
+    first = resolver.upscale(images)
+    assert first.shape == (6, 32, 32, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, resolver.upscale(images))
+    assert (first != resolver.upscale(images, seed=1)).mean() > 0.5
+
+
+def test_an_image_does_not_depend_on_its_batch(resolver, images):
+    """Six images go as batches of four and two; with its own seed each is the same alone."""
+    seeds = [11, 12, 13, 14, 15, 16]
+    together = resolver.upscale(images, seed=seeds)
+    _close(together[::-1], resolver.upscale(images[::-1], seed=seeds[::-1]))
+    _close(together[4:5], resolver.upscale(images[4:5], seed=[15]))
+    assert (together != resolver.upscale(images, seed=seeds[::-1])).mean() > 0.5
+
+
+def test_any_size(resolver):
+    """Sizes that the network's stride does not divide, and larger than a tile."""
+    for height, width in ((3, 5), (1, 1), (9, 21)):
+        image = np.full((1, height, width, 3), 90, np.uint8)
+        assert resolver.upscale(image).shape == (1, 4 * height, 4 * width, 3)
+
+
+def test_progress_counts_every_step(resolver, images):
+    calls = []
+    resolver.upscale(images, steps=3, progress=lambda: calls.append(1))
+    jax.effects_barrier()
+    assert len(calls) == resolver.num_refinements(6, 3) == 6
+
+
+def test_refinement_ends_in_the_image(resolver, images):
+    result = resolver.sample(images[:2], num_snapshots=3)
+    assert result.refinement.shape == (3, 2, 32, 32, 3)
+    np.testing.assert_array_equal(result.refinement[-1], result.images)
+    assert result.seconds > 0
+
+
+def test_wrong_images_are_named(resolver, images):
+    for wrong in (images[0], images.astype(np.float32), images[..., :1], images[:0]):
+        with pytest.raises((ValueError, TypeError), match="(?s)images|image"):
+            resolver.upscale(wrong)
+    with pytest.raises(ValueError, match="steps = 0"):
+        resolver.upscale(images, steps=0)
+    with pytest.raises(ValueError, match="config.sampling: cannot take 2001 steps"):
+        resolver.upscale(images, steps=2001)
+    with pytest.raises(ValueError, match="2 seeds for 6 images"):
+        resolver.upscale(images, seed=[1, 2])
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    """Five good pictures of several formats and depths, and three bad ones."""
+    root = tmp_path / "in"
+    (root / "sub").mkdir(parents=True)
+    Image.fromarray(images[0]).save(root / "a.png")
+    Image.fromarray(images[1]).save(root / "b.JPG")
+    Image.fromarray(images[2]).save(root / "sub" / "a.png")
+    Image.fromarray(images[3]).save(root / "c.bmp")
+    Image.fromarray(images[4][:5]).save(root / "d.tiff")
+    (root / "bad.png").write_text("text")
+    (root / "empty.jpg").write_bytes(b"")
+    data = (root / "a.png").read_bytes()
+    (root / "cut.png").write_bytes(data[: len(data) // 2])
+    return root
+
+
+def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path):
+    output = epath.Path(tmp_path / "out")
+    done = []
+    report = files.upscale_files(resolver, files.find_inputs(folder), output, progress=done.append)
+    good = {"a.png", "b.JPG", "c.bmp", "d.tiff", "sub/a.png"}
+    written = {str(p.relative_to(output)) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert written == good
+    assert set(report.failed) == {"bad.png", "empty.jpg", "cut.png"}
+    assert "0 bytes" in report.failed["empty.jpg"]
+    assert len(report.written) == 5
+    assert np.isclose(sum(done), 8)
+    for name in good:
+        before, after = Image.open(folder / name), Image.open(output / name)
+        assert (after.width, after.height) == (4 * before.width, 4 * before.height)
+        assert after.format == before.format
+
+
+def test_a_picture_is_the_same_alone_and_in_a_folder(resolver, folder, tmp_path):
+    for name, source in (("many", folder), ("one", folder / "a.png")):
+        files.upscale_files(resolver, files.find_inputs(source), tmp_path / name, seed=5)
+    many, one = (np.asarray(Image.open(tmp_path / n / "a.png")) for n in ("many", "one"))
+    _close(many, one)
+    files.upscale_files(resolver, files.find_inputs(folder / "a.png"), tmp_path / "two", seed=6)
+    assert (np.asarray(Image.open(tmp_path / "two" / "a.png")) != one).mean() > 0.5
+
+
+def test_outputs_are_whole_or_absent(resolver, folder, tmp_path):
+    """A picture that cannot be written fails alone, and leaves no half file."""
+    output = tmp_path / "out"
+    (output / "c.bmp").mkdir(parents=True)
+    report = files.upscale_files(resolver, files.find_inputs(folder), output)
+    assert "cannot write" in report.failed["c.bmp"]
+    assert len(report.written) == 4
+
+
+def test_wrong_paths_are_named(resolver, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        files.find_inputs(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):
+        files.upscale_files(resolver, files.find_inputs(folder), folder / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        SuperResolver.from_workdir(tmp_path)

@@ -1,0 +1,85 @@
+"""The command line: what wrong use is answered with, and that right use works end to end."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_run
+from PIL import Image
+
+TRAIN = ["--config=configs/quickstart.py", "--workdir=/nonexistent/never-made"]
+
+
+def _run(*flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sr3_jax.main", *flags]
+    return subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([*TRAIN, "--config.train.num_stpes=3"], 'Did you mean "num_steps"'),
+        ([*TRAIN, "--config.trian.num_steps=3"], 'Did you mean "train"'),
+        ([*TRAIN, "--config.train.num_steps=many"], "config.train.num_steps"),
+        ([*TRAIN, "--config.model.remat=perhaps"], "config.model.remat"),
+        ([*TRAIN, "--config.train.loss=l3"], "config.train.loss = 'l3' is unknown; use one of l1"),
+        ([*TRAIN, "--config.data.source=folder"], "config.data.path is empty"),
+        ([*TRAIN, "--config.data.image_size=30"], "28 or 32 would do"),
+        ([*TRAIN, "--config.model.attention_resolutions=7,"], "levels of a 32-pixel model"),
+        ([*TRAIN, "--config.diffusion.num_steps=100"], "config.diffusion: the schedule's T = 100"),
+        ([*TRAIN, "--config.train.batch_size=30"], "cannot be split over 4 devices; 28 or 32"),
+        ([*TRAIN, "--config.train.accumulate_steps=3"], "does not divide"),
+        (["--config=configs/quickstart.py"], "needs --workdir"),
+        (["--workdir=/nonexistent"], "needs --config"),
+        (["--config=configs/absent.py", "--workdir=/nonexistent"], "configs/absent.py"),
+        (["--mode=upscale", "--workdir=/nonexistent", "--input=a"], "needs --output"),
+        (["--mode=evaluate", "--workdir=/nonexistent"], "config.json does not exist"),
+        (["stray", "--workdir=/nonexistent"], "unexpected argument 'stray'"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_wrong_use_is_answered_with_the_key_and_the_remedy(flags, message):
+    result = _run(*flags)
+    assert result.returncode not in (0, None)
+    assert message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_config_file_that_sets_an_unknown_key(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from configs import default\n"
+        "def get_config():\n"
+        "    config = default.get_config()\n"
+        "    config.train.batchsize = 3\n"
+        "    return config\n"
+    )
+    result = _run(f"--config={config}", f"--workdir={tmp_path}")
+    assert result.returncode != 0
+    assert 'Did you mean "batch_size"' in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_train_evaluate_and_upscale(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    result = _run(*small_run.flags(), workdir, "--config.train.num_steps=4")
+    assert result.returncode == 0, result.stderr
+    assert "| bicubic |" in result.stdout and "| sr3 |" in result.stdout
+    table = [line for line in result.stdout.splitlines() if line.startswith("| sr3")]
+    again = _run("--mode=evaluate", workdir)
+    assert again.returncode == 0, again.stderr
+    # All but the seconds: the same numbers.
+    (repeated,) = [line for line in again.stdout.splitlines() if line.startswith("| sr3")]
+    assert repeated.split("|")[:6] == table[0].split("|")[:6]
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.full((6, 9, 3), 120, np.uint8)).save(photos / "good.png")
+    upscale = ["--mode=upscale", workdir, f"--input={photos}", f"--output={tmp_path / 'out'}"]
+    assert _run(*upscale).returncode == 0
+    assert Image.open(tmp_path / "out" / "good.png").size == (36, 24)
+    (photos / "bad.png").write_text("text")
+    result = _run(*upscale, "--steps=2", "--seed=1")
+    assert result.returncode == 1
+    assert "failed: bad.png: not a JPEG" in result.stdout

@@ -1,0 +1,48 @@
+"""A training run small enough for tests, from the quickstart's config."""
+
+import pathlib
+import sys
+
+from ml_collections import config_dict
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for configs/
+
+from configs import quickstart  # noqa: E402
+
+OVERRIDES = {
+    "data.image_size": 16,
+    "data.low_resolution": 4,
+    "model.channels": 8,
+    "model.multipliers": (1, 2),
+    "model.dropout": 0.1,
+    "sampling.num_steps": 4,
+    "sampling.batch_size": 4,
+    "sampling.tile_size": 32,
+    "train.num_steps": 8,
+    "train.batch_size": 8,
+    "train.num_warmup_steps": 2,
+    "train.num_decay_steps": 2,
+    "train.log_every_steps": 2,
+    "train.sample_every_steps": 8,
+    "checkpoint.every_steps": 2,
+    "checkpoint.keep_last": 2,
+    "evaluation.image_size": 32,
+    "evaluation.num_pictures": 3,
+}
+
+
+def config() -> config_dict.ConfigDict:
+    """The config in Python."""
+    small = quickstart.get_config()
+    small.update_from_flattened_dict(OVERRIDES)
+    return small
+
+
+def flags() -> list[str]:
+    """The same config on the command line."""
+    values = {
+        key: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for key, value in OVERRIDES.items()
+    }
+    return ["--config=configs/quickstart.py", *(f"--config.{k}={v}" for k, v in values.items())]

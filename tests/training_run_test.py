@@ -1,0 +1,177 @@
+"""Whole training runs: what they leave, and that an interruption leaves no trace."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import small_run
+from etils import epath
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sr3_jax import factory, jobs
+from sr3_jax.training import checkpoint, loop
+
+COMMAND = [sys.executable, "-m", "sr3_jax.main"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a run that nothing interrupted."""
+    path = epath.Path(tmp_path_factory.mktemp("run"))
+    jobs.train(small_run.config(), path)
+    return path
+
+
+def _read(workdir, step: int):
+    """A checkpoint as Orbax alone reads it."""
+    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
+
+
+def _assert_equal(a, b):
+    leaves, others = jax.tree.leaves_with_path(a), jax.tree.leaves(b)
+    assert len(leaves) == len(others) > 50
+    for (path, x), y in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(workdir, tmp_path):
+    """SIGKILL once checkpoint 4 is there; the same command then ends as if nothing happened."""
+    command = [*COMMAND, *small_run.flags(), f"--workdir={tmp_path}"]
+    # Slower steps than a test would have, so that the kill comes in the middle.
+    process = subprocess.Popen(
+        [*command, "--config.train.num_steps=100000", "--config.train.num_decay_steps=99994"],
+        cwd=small_run.ROOT,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "4").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert steps
+    # Go on from step 4 exactly, as if killed right there, under the right length and decay.
+    for step in steps:
+        if step != 4:
+            epath.Path(tmp_path / "checkpoints" / str(step)).rmtree()
+    result = subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "resuming at step 4" in result.stderr
+    _assert_equal(_read(workdir, 8), _read(tmp_path, 8))
+
+
+def test_a_finished_run_is_not_trained_again(workdir, capsys):
+    before = _read(workdir, 8)
+    jobs.train(small_run.config(), workdir)
+    _assert_equal(before, _read(workdir, 8))
+    assert "| sr3 |" in capsys.readouterr().out
+
+
+def test_what_a_run_leaves(workdir):
+    assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 8
+    scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert set(scores) == {"bicubic", "sr3"}
+    for row in scores.values():
+        assert set(row) == {"psnr", "ssim", "consistency", "n", "seconds_per_image"}
+        assert row["n"] == 8 and all(math.isfinite(value) for value in row.values())
+    samples = Image.open(workdir / "evaluation" / "samples.png")
+    assert samples.width > 4 * 32 and samples.height > 3 * 32
+    assert Image.open(workdir / "evaluation" / "refinement.png").width > 5 * 32
+
+
+def test_last_checkpoints_and_the_best_are_kept(workdir):
+    checkpointer = checkpoint.Checkpointer(workdir / "checkpoints", keep_last=2)
+    losses = _scalars(workdir)["validation_loss"]
+    best = min(losses, key=losses.get)
+    assert set(checkpointer.steps) == {6, 8, best}
+    assert checkpointer._find("best") == best
+    checkpointer.close()
+
+
+def _scalars(workdir) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0, "images": 0})
+    events.Reload()
+    return {
+        tag: {e.step: float(e.tensor_proto.float_val[0]) for e in events.Tensors(tag)}
+        for tag in events.Tags()["tensors"]
+        if tag != "samples"
+    }
+
+
+def test_the_log_has_every_number(workdir):
+    scalars = _scalars(workdir)
+    for tag in (
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "images_per_second",
+        "flops_per_second",
+        "images_skipped",
+    ):
+        assert set(scalars[tag]) == {2, 4, 6, 8}, tag
+        assert all(math.isfinite(value) for value in scalars[tag].values()), tag
+    config = small_run.config()
+    # Warm-up over 2 steps, constant, then down over the last 2.
+    rate = config.train.learning_rate
+    np.testing.assert_allclose(
+        [scalars["learning_rate"][n] for n in (2, 4, 6, 8)], [rate, rate, rate, rate / 2], rtol=1e-5
+    )
+
+
+def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = small_run.config()
+    config.train.learning_rate = 1e30
+    config.train.num_warmup_steps = 1
+    config.train.num_decay_steps = 0
+    with pytest.raises(loop.NonFiniteError, match=r"at step [1-8]; the last good checkpoint"):
+        jobs.train(config, epath.Path(tmp_path))
+    checkpoints = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    for step in checkpoints.steps:
+        leaves = jax.tree.leaves(_read(tmp_path, step))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_network_is_refused(workdir):
+    config = small_run.config()
+    config.model.channels = 16
+    with pytest.raises(ValueError, match=r"(?s)shape.*config"):
+        jobs.evaluate(config, workdir)
+
+
+def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
+    """The other branches of the config: they run, and the state stays float32."""
+    config = small_run.config()
+    images = epath.Path(tmp_path / "images")
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        pixels = rng.integers(0, 256, (24 + i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    config.data.update(source="folder", path=str(images), num_eval_images=3, crop="central")
+    config.model.update(dtype="bfloat16", remat=True, bottleneck_attention=True)
+    config.train.update(accumulate_steps=2, loss="l2", num_steps=2)
+    config.train.num_decay_steps = 0
+    config.evaluation.image_size = 16
+    config.diffusion.schedule = "cosine"
+    config.sampling.variance = "posterior"
+    workdir = epath.Path(tmp_path / "run")
+    jobs.train(config, workdir)
+    scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert scores["sr3"]["n"] in (2, 3)
+    state = _read(workdir, 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
+    train, held_out = factory.training_source(config), factory.evaluation_source(config)
+    assert len(held_out) == 3 and len(train) == 7
+    assert not {i.name for i in train} & {i.name for i in held_out}

@@ -1,0 +1,178 @@
+"""Properties of one training step, with a small network that compiles fast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sr3_jax import diffusion, models, parallel
+from sr3_jax.training.state import init_state
+from sr3_jax.training.step import StepOptions, ema_decay_at, make_train_step
+
+SIZE, BATCH = 16, 8
+# One level: these tests are about the step, and compile a dozen of them.
+MODEL = models.UNet(channels=8, multipliers=(1,), num_blocks=1, bottleneck_attention=False)
+SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+
+def _batch(seed: int = 0) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        "high_resolution": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
+        "low_resolution": rng.integers(0, 256, (BATCH, SIZE // 4, SIZE // 4, 3), dtype=np.uint8),
+        "weight": np.ones(BATCH, np.float32),
+        "index": np.arange(BATCH, dtype=np.int32),
+    }
+
+
+def _state():
+    """Past the first steps, where zero-initialised layers hide most gradients."""
+    state = jax.jit(lambda: init_state(MODEL, OPTIMIZER, 0, SIZE))()
+    noisy = jax.tree.map(
+        lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), state.params
+    )
+    return state.replace(params=noisy, ema_params=noisy)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return _state()
+
+
+@pytest.fixture(scope="module")
+def step():
+    return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)))
+
+
+def _assert_close(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_a_step_depends_on_state_and_batch_alone(state, step):
+    first, second = step(state, _batch()), step(state, _batch())
+    _assert_close(first, second, rtol=0)
+    other, _ = step(first[0], _batch())
+    assert other.step == 2
+
+
+def test_noise_changes_with_step_and_seed(state, step):
+    _, metrics = step(state, _batch())
+    _, later = step(state.replace(step=jnp.int32(5)), _batch())
+    reseeded = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=4)))
+    _, other = reseeded(state, _batch())
+    assert len({float(m["loss"]) for m in (metrics, later, other)}) == 3
+
+
+def test_accumulation_equals_the_whole_batch(state, step):
+    whole, metrics = step(state, _batch())
+    options = StepOptions(seed=3, accumulate_steps=4)
+    parts, part_metrics = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))(
+        state, _batch()
+    )
+    _assert_close(metrics, part_metrics, rtol=1e-4)
+    _assert_close(whole.params, parts.params, atol=2e-5)
+
+
+def test_accumulation_weighs_rows_not_micro_batches(state, step):
+    """Rows without an image gather in one micro-batch; the loss is still the mean over rows."""
+    batch = _batch()
+    batch["weight"][::2] = 0.0
+    _, metrics = step(state, batch)
+    options = StepOptions(seed=3, accumulate_steps=2)
+    _, parts = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))(state, batch)
+    _assert_close(metrics, parts, rtol=1e-4)
+
+
+def test_sharing_the_batch_among_devices_changes_nothing(state, step):
+    alone, metrics = step(state, _batch())
+    mesh = parallel.make_mesh()
+    assert mesh.size == jax.device_count() > 1
+    sharded = jax.jit(
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)),
+        in_shardings=(parallel.replicated(mesh), parallel.split_batch(mesh)),
+        out_shardings=parallel.replicated(mesh),
+    )
+    together, shared_metrics = sharded(state, parallel.to_global(_batch(), mesh))
+    _assert_close(metrics, shared_metrics, rtol=1e-4)
+    _assert_close(alone.params, together.params, atol=2e-5)
+
+
+def test_rows_without_weight_do_not_count(state, step):
+    batch, other = _batch(), _batch()
+    for b in (batch, other):
+        b["weight"][5] = 0.0
+    other["high_resolution"][5] = 0
+    first, second = step(state, batch), step(state, other)
+    _assert_close(first, second, rtol=1e-6)
+    full, _ = step(state, _batch())
+    with pytest.raises(AssertionError):
+        _assert_close(first[0].params, full.params, rtol=1e-6)
+
+
+def test_a_batch_without_any_image_changes_no_parameter_to_nan(state, step):
+    batch = _batch()
+    batch["weight"][:] = 0.0
+    after, metrics = step(state, batch)
+    assert metrics["loss"] == 0.0 and metrics["gradient_norm"] == 0.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
+def test_flips_mirror_source_and_target_together(state):
+    """On mirror-symmetric pairs flipping changes nothing; on others it does."""
+    plain = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3, flip=False)))
+    flipping = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)))
+    batch = _batch()
+    assert plain(state, batch)[1]["loss"] != flipping(state, batch)[1]["loss"]
+    for name in ("high_resolution", "low_resolution"):
+        half = batch[name][:, :, : batch[name].shape[2] // 2]
+        batch[name] = np.concatenate([half, half[:, :, ::-1]], axis=2)
+    _assert_close(plain(state, batch)[1], flipping(state, batch)[1], rtol=1e-6)
+
+
+def test_ema_follows_the_recurrence(state, step):
+    """After n steps the average is the weighted sum of all parameters passed through."""
+    expected, current = state.ema_params, state
+    for n in range(3):
+        current, _ = step(current, _batch(n))
+        decay = min(0.9999, (1 + n) / (10 + n))
+        assert np.isclose(ema_decay_at(jnp.int32(n), 0.9999), decay)
+        expected = jax.tree.map(
+            lambda e, p, d=decay: d * np.float64(e) + (1 - d) * np.float64(p),
+            expected,
+            current.params,
+        )
+    _assert_close(current.ema_params, expected, rtol=1e-4, atol=1e-6)
+    assert ema_decay_at(jnp.int32(10**6), 0.9999) == np.float32(0.9999)
+
+
+def test_clipping_bounds_the_update(state):
+    """Plain gradient descent on the clipped gradient moves by at most rate times norm."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+    step = jax.jit(make_train_step(MODEL, SCHEDULE, optimizer, StepOptions()))
+    before = state.replace(opt_state=optimizer.init(state.params))
+    after, metrics = step(before, _batch())
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, before.params))
+    assert metrics["gradient_norm"] > 1e-2  # reported before clipping
+    np.testing.assert_allclose(moved, 1e-3, rtol=0.02)
+
+
+def test_it_learns(state, step):
+    """On one batch the loss falls well below that of predicting nothing, E|eps| = 0.8."""
+    del state
+    current, batch = _state(), _batch()
+    batch["high_resolution"][:] = 128
+    losses = []
+    for _ in range(150):
+        current, metrics = step(current, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-20:]) < 0.5 * np.sqrt(2 / np.pi)
+
+
+def test_impossible_options():
+    with pytest.raises(ValueError, match="accumulate_steps = 0"):
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(accumulate_steps=0))
+    with pytest.raises(ValueError, match="ema_decay = 1.5"):
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(ema_decay=1.5))
