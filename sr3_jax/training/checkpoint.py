@@ -88,9 +88,8 @@ class Checkpointer:
           ValueError: where its shapes are not those of `like`.
         """
         step = self._find(which)
-        state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        check_shapes(like, state, f"checkpoint {self.directory / str(step)}")
-        return step, state
+        self._check_shapes(like, step)
+        return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
     def restore_part(self, like: T, which: Which = "latest") -> tuple[int, T]:
         """Restores only those of a checkpoint's top-level fields that the mapping `like` has.
@@ -99,16 +98,15 @@ class Checkpointer:
         Raises as `restore`.
         """
         step = self._find(which)
-        path = self.directory / str(step) / "default"
+        self._check_shapes(like, step)
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
         with ocp.PyTreeCheckpointer() as reader:
             part = reader.restore(
-                path,
+                self._path(step),
                 args=ocp.args.PyTreeRestore(
                     item=like, restore_args=restore_args, partial_restore=True
                 ),
             )
-        check_shapes(like, part, f"checkpoint {self.directory / str(step)}")
         return step, part
 
     def wait(self) -> None:
@@ -138,21 +136,28 @@ class Checkpointer:
             )
         return which
 
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / str(step) / "default"
 
-def abstract(tree: T) -> T:
-    """Shapes, types and shardings of a pytree of arrays, to restore like."""
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None)),
-        tree,
-    )
+    def _check_shapes(self, like: object, step: int) -> None:
+        """Raises ValueError where the checkpoint's arrays are not those of `like`."""
+        with ocp.PyTreeCheckpointer() as reader:
+            found = _shapes(reader.metadata(self._path(step)).item_metadata.tree)
+        for name, shape in _shapes(like).items():
+            if found.get(name) != shape:
+                raise ValueError(
+                    f"checkpoint {self.directory / str(step)} was made under another config: "
+                    f"{name} has shape {found.get(name, 'none: it is missing')} there and {shape} "
+                    "under this one; use the config it was trained with, or a new workdir"
+                )
 
 
-def check_shapes(like: object, found: object, name: str) -> None:
-    """Raises ValueError, naming the first array of another shape than expected."""
-    expected = jax.tree.leaves_with_path(like)
-    for (path, want), got in zip(expected, jax.tree.leaves(found), strict=True):
-        if want.shape != got.shape:
-            raise ValueError(
-                f"{name}: {jax.tree_util.keystr(path)} has shape {got.shape}, but the config "
-                f"describes a network where it is {want.shape}; use the config it was trained with"
-            )
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
+    """The shape of each array, by a name that is the same for objects and for dictionaries."""
+    return {
+        "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path): (
+            tuple(leaf.shape)
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
