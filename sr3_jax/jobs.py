@@ -68,12 +68,13 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         if jax.process_index() == 0
         else metric_writers.MultiWriter([])
     )
+    device_flops = (compiled.cost_analysis() or {}).get("flops")  # of one device's share
     hooks = loop.Hooks(
         validate=_validation(config, model, schedule, mesh),
         sample=_logged_samples(config),
         learning_rate=factory.learning_rate(config),
         num_skipped=lambda: len(pipeline.skipped),
-        flops_per_step=(compiled.cost_analysis() or {}).get("flops"),
+        flops_per_step=device_flops and device_flops * mesh.size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
     )
     loop.train(state, compiled, batches, options, checkpointer, writer, hooks)

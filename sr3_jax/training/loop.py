@@ -46,7 +46,8 @@ class Hooks:
       sample: a picture `[height, width, 3]` uint8 of samples, for the log.
       learning_rate: of a step, for the log.
       num_skipped: unusable images so far, for the log.
-      flops_per_step: of the compiled step, and of one device's peak; None where unknown.
+      flops_per_step: floating-point operations of a step, over all devices; None: unknown.
+      peak_flops: operations per second that one device can do; None: unknown.
     """
 
     validate: Validate
