@@ -45,10 +45,14 @@ def get_config() -> config_dict.ConfigDict:
     diffusion.beta_end = 1e-2  # linear and quadratic
 
     config.sampling = sampling = config_dict.ConfigDict()
-    # `respaced`: num_steps evenly spaced times of the training schedule; `linear`: beta_start
-    # to beta_end in num_steps.
+    # `respaced`: num_steps evenly spaced times of the training schedule; `karras`: noise-to-signal
+    # ratios from sigma_max to sigma_min, evenly spaced in their rho-th root; `linear`: beta_start
+    # to beta_end.
     sampling.schedule = "respaced"
     sampling.num_steps = 100
+    sampling.sigma_min = 0.02  # karras
+    sampling.sigma_max = 20.0  # karras: sqrt(1 / gamma - 1); 20 is a noise level of 0.05
+    sampling.rho = 7.0  # karras
     sampling.beta_start = 1e-4  # linear
     sampling.beta_end = 0.1  # linear
     sampling.variance = "upper"  # `upper`: 1 - alpha_t, the paper's; `posterior`

@@ -89,6 +89,7 @@ def inference_schedule(config: ConfigDict, num_steps: int | None = None) -> diff
     num_steps = c.num_steps if num_steps is None else num_steps
     make = {
         "respaced": lambda n: diffusion.respace(training_schedule(config), n),
+        "karras": lambda n: diffusion.karras(n, c.sigma_min, c.sigma_max, c.rho),
         "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
     }
     make = _choice("config.sampling.schedule", c.schedule, make)

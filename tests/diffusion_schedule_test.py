@@ -10,6 +10,7 @@ ALL = {
     "quadratic": diffusion.quadratic(),
     "cosine": diffusion.cosine(),
     "uniform_gamma": diffusion.uniform_gamma(),
+    "karras": diffusion.karras(),
     "respaced": diffusion.respace(diffusion.linear(), 100),
 }
 
@@ -57,6 +58,15 @@ def test_respaced_lies_on_the_schedule_it_thins_out():
     thin = diffusion.respace(full, 10)
     np.testing.assert_allclose(thin.gamma, full.gamma[::100], rtol=1e-4)
     np.testing.assert_allclose(diffusion.respace(full, 1000).beta, full.beta, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 1000])
+def test_karras_ends_at_the_same_noise_for_any_number_of_steps(num_steps):
+    schedule = diffusion.karras(num_steps, sigma_max=30.0)
+    assert np.isclose(1 / schedule.gamma[-1] - 1, 30.0**2, rtol=1e-4)
+    if num_steps > 2:
+        root = (1 / schedule.gamma[1:].astype(np.float64) - 1) ** (1 / 14)
+        np.testing.assert_allclose(np.diff(root), np.diff(root)[0], rtol=0.02)
 
 
 def test_schedule_is_a_frozen_pytree():

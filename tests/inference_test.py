@@ -16,6 +16,7 @@ from sr3_jax.training.state import init_state
 def resolver():
     config = small_run.config()
     config.sampling.num_steps = 2
+    config.sampling.schedule = "respaced"
     model, optimizer = factory.model(config), factory.optimizer(config)
     params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
     # Away from zero-initialised layers, so that the result depends on the input.

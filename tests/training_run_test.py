@@ -146,9 +146,7 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp
 def test_a_checkpoint_of_another_network_is_refused(workdir):
     config = small_run.config()
     config.model.channels = 16
-    with pytest.raises(
-        ValueError, match=r"another config: ema_params/.* has shape .* there"
-    ):
+    with pytest.raises(ValueError, match=r"another config: ema_params/.* has shape .* there"):
         jobs.evaluate(config, workdir)
 
 

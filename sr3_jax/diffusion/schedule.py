@@ -26,8 +26,8 @@ MAX_TERMINAL_NOISE_LEVEL = 0.05
 class NoiseSchedule:
     """A discrete variance-preserving noise schedule; immutable and a pytree.
 
-    Make one with `linear`, `quadratic`, `cosine`, `uniform_gamma` or `from_betas`, which check
-    it. The arrays are kept apart, each rounded once from float64, because in float32
+    Make one with `linear`, `quadratic`, `cosine`, `uniform_gamma`, `karras` or `from_betas`, which
+    check it. The arrays are kept apart, each rounded once from float64, because in float32
     `1 - gamma` near t = 1 has lost most of its digits (1 - gamma_1 is 1e-6 in SR3). Each has
     T + 1 entries, t = 0..T.
 
@@ -143,6 +143,28 @@ def uniform_gamma(num_steps: int = 2000, gamma_end: float = 1e-4, **limits: floa
     if not 0 < gamma_end < 1:
         raise ValueError(f"gamma_end = {gamma_end} is outside (0, 1); use a value such as 1e-4")
     return _from_gammas(np.linspace(1.0, gamma_end, _checked(num_steps) + 1), **limits)
+
+
+def karras(
+    num_steps: int = 100,
+    sigma_min: float = 0.02,
+    sigma_max: float = 20.0,
+    rho: float = 7.0,
+    **limits: float,
+) -> NoiseSchedule:
+    """Noise-to-signal ratios sigma = sqrt(1/gamma - 1) as in Eq. 5 of Karras et al. (2022).
+
+    sigma^(1/rho) falls linearly from `sigma_max` at T to `sigma_min` at 1. An inference schedule:
+    for any number of steps it ends at the same, least sufficient noise (20 is a noise level of
+    0.05), above which a network's errors are amplified most and its estimates tell least.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"sigma_min = {sigma_min} and sigma_max = {sigma_max}; need 0 < sigma_min < sigma_max"
+        )
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    grid = np.linspace(low, high, num_steps) if _checked(num_steps) > 1 else np.array([high])
+    return _from_gammas(np.concatenate([[1.0], 1 / (1 + grid ** (2 * rho))]), **limits)
 
 
 def respace(schedule: NoiseSchedule, num_steps: int, **limits: float) -> NoiseSchedule:

@@ -1,0 +1,108 @@
+"""The 3x3 convolution's own gradient against that of XLA's convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sr3_jax import parallel
+from sr3_jax.models import convolution, layers
+
+# Channels on both sides of where the gradient changes its form.
+SHAPES = [
+    ((2, 8, 8), 64, 64),
+    ((1, 5, 7), 64, 96),
+    ((3, 1, 6), 65, 64),
+    ((2, 6, 1), 64, 64),
+    ((2, 9, 4), 6, 64),
+    ((2, 4, 9), 64, 3),
+]
+
+
+def plain(image, kernel):
+    return lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def arrays(size, c, d, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    image = jax.random.normal(keys[0], (*size, c), dtype)
+    kernel = jax.random.normal(keys[1], (3, 3, c, d), dtype) / np.sqrt(9 * c)
+    cotangent = jax.random.normal(keys[2], (*size, d), dtype)
+    return image, kernel, cotangent
+
+
+def pull_back(convolve):
+    def gradients(image, kernel, cotangent):
+        out, transpose = jax.vjp(convolve, image, kernel)
+        return out, *transpose(cotangent.astype(out.dtype))
+
+    return gradients
+
+
+def assert_close(actual, expected, tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        np.testing.assert_allclose(a, e, atol=tolerance * np.abs(e).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("size", "c", "d"), SHAPES)
+@pytest.mark.parametrize("jit", [False, True])
+def test_gradients_equal_those_of_the_plain_convolution(size, c, d, jit):
+    inputs = arrays(size, c, d)
+    ours = pull_back(convolution.convolve)
+    ours = jax.jit(ours) if jit else ours
+    assert_close(ours(*inputs), pull_back(plain)(*inputs), 2e-6)
+
+
+def test_bfloat16_is_as_close_to_float32_as_the_plain_convolution():
+    inputs = arrays((4, 16, 16), 64, 64, jnp.bfloat16)
+    exact = pull_back(plain)(*(a.astype(jnp.float32) for a in inputs))
+    ours = jax.jit(pull_back(convolution.convolve))(*inputs)
+    assert all(a.dtype == jnp.bfloat16 for a in ours)
+    assert_close([a.astype(jnp.float32) for a in ours], exact, 0.01)
+
+
+def test_under_vmap_scan_and_remat():
+    image, kernel, cotangent = arrays((2, 5, 6), 64, 64)
+    images = jnp.stack([image, 2 * image])
+    cotangents = jnp.stack([cotangent, -cotangent])
+    expected = jax.vmap(pull_back(plain), (0, None, 0))(images, kernel, cotangents)
+    remat = pull_back(jax.checkpoint(convolution.convolve))
+
+    def step(_, inputs):
+        return None, remat(inputs[0], kernel, inputs[1])
+
+    mapped = jax.vmap(pull_back(convolution.convolve), (0, None, 0))(images, kernel, cotangents)
+    _, scanned = jax.lax.scan(step, None, (images, cotangents))
+    assert_close(mapped, expected, 2e-6)
+    assert_close(scanned, expected, 2e-6)
+
+
+def test_devices_share_the_batch_without_gathering_it():
+    mesh = parallel.make_mesh()
+    size = (2 * len(mesh.devices), 6, 5)
+    inputs = arrays(size, 64, 64)
+    split, whole = parallel.split_batch(mesh), parallel.replicated(mesh)
+    placed = jax.device_put(inputs, (split, whole, split))
+    program = jax.jit(pull_back(convolution.convolve)).lower(*placed).compile()
+    assert_close(program(*placed), pull_back(plain)(*inputs), 2e-6)
+    assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_the_plain_convolution(platform):
+    inputs = arrays((2, 8, 8), 64, 64)
+    lower = jax.jit(pull_back(convolution.convolve)).trace(*inputs).lower
+    text = lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert "concatenate" not in text
+
+
+def test_parameters_are_those_of_flax():
+    layer = layers.conv3x3(8, jnp.float32, name=None)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 6)))["params"]
+    assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 6, 8), "bias": (8,)}

@@ -1,0 +1,103 @@
+"""Normalisation, resampling, embedding and attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from sr3_jax.models import layers
+
+
+@pytest.mark.parametrize("channels", [4, 32, 48, 256])
+def test_group_norm_equals_that_of_flax(channels):
+    image = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 6, channels))
+    params = {
+        "scale": jax.random.normal(jax.random.key(1), (channels,)),
+        "bias": jax.random.normal(jax.random.key(2), (channels,)),
+    }
+    flax = nn.GroupNorm(layers.num_norm_groups(channels))
+
+    def output_and_gradients(norm):
+        def total(params, image):
+            out = norm.apply({"params": params}, image)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, image)
+
+    ours, theirs = output_and_gradients(layers.GroupNorm()), output_and_gradients(flax)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6, 12, 50, 64, 129, 1024])
+def test_groups_divide_the_channels(channels):
+    groups = layers.num_norm_groups(channels)
+    assert channels % groups == 0 and 1 <= groups <= max(1, min(channels // 4, 32))
+
+
+def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
+    # 64 +- 1: where bfloat16 sums of 4096 pixels would be off by far more than the spread.
+    noise = jax.random.normal(jax.random.key(0), (2, 64, 64, 32))
+    image = (64 + noise).astype(jnp.bfloat16)
+    norm = layers.GroupNorm(jnp.bfloat16)
+    params = norm.init(jax.random.key(0), image)
+    out = norm.apply(params, image)
+    assert out.dtype == jnp.bfloat16
+    out = np.asarray(out, np.float64).reshape(2, -1, 8, 4)
+    np.testing.assert_allclose(out.mean((1, 3)), 0, atol=2e-3)
+    np.testing.assert_allclose(out.std((1, 3)), 1, atol=5e-3)
+
+
+def test_constant_images_normalise_to_the_bias():
+    image = jnp.full((1, 8, 8, 16), 1234.5)
+    out, _ = layers.GroupNorm().init_with_output(jax.random.key(0), image)
+    assert np.all(np.isfinite(out))
+    assert np.abs(out).max() < 0.1
+
+
+def test_scale_shift_modulates_the_normalised_image():
+    image = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 8))
+    norm = layers.GroupNorm()
+    params = norm.init(jax.random.key(0), image)
+    expected = norm.apply(params, image) * (1 + scale[:, None, None]) + shift[:, None, None]
+    np.testing.assert_allclose(norm.apply(params, image, (scale, shift)), expected, atol=1e-5)
+
+
+def test_up_repeats_pixels_and_down_undoes_it():
+    image = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    up = layers.resample_image(image, "up")
+    np.testing.assert_array_equal(up, np.repeat(np.repeat(image, 2, 1), 2, 2))
+    np.testing.assert_allclose(layers.resample_image(up, "down"), image, rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [1, 2, 7, 64])
+def test_embedding_has_the_size_asked_for(features):
+    out = layers.sinusoidal_embedding(jnp.linspace(0, 5000, 9), features)
+    assert out.shape == (9, features) and np.all(np.abs(out) <= 1)
+
+
+def test_attention_does_not_care_where_pixels_are():
+    block = layers.AttentionBlock(num_heads=2)
+    image = jax.random.normal(jax.random.key(0), (1, 4, 4, 16))
+    params = _shaken(block.init(jax.random.key(1), image))
+    order = jax.random.permutation(jax.random.key(2), 16)
+
+    def permute(image):
+        return image.reshape(1, 16, 16)[:, order].reshape(image.shape)
+
+    out = block.apply(params, image)
+    assert not np.allclose(out, image / np.sqrt(2), atol=1e-2)
+    np.testing.assert_allclose(block.apply(params, permute(image)), permute(out), atol=1e-5)
+
+
+def test_attention_names_heads_that_do_not_fit():
+    with pytest.raises(ValueError, match="num_heads = 3 does not divide the 16 channels"):
+        layers.AttentionBlock(num_heads=3).init(jax.random.key(0), jnp.zeros((1, 2, 2, 16)))
+
+
+def _shaken(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])

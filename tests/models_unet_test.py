@@ -1,0 +1,165 @@
+"""The U-Net: size, types, invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sr3_jax import models
+
+SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1)
+
+# Table A.1 of SR3: channels, multipliers, blocks, image size, parameters.
+TABLE_A1 = [
+    (128, (1, 2, 4, 8, 8), 3, 128, 550e6),
+    (128, (1, 2, 4, 4, 8, 8), 3, 256, 625e6),
+    (64, (1, 2, 4, 8, 8, 16, 16), 3, 512, 625e6),
+    (16, (1, 2, 4, 8, 16, 32, 32, 32), 2, 1024, 150e6),
+]
+
+
+def inputs(batch=2, height=8, width=8):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, y_t = (jax.random.normal(key, (batch, height, width, 3)) for key in keys)
+    return x, y_t, jnp.linspace(0.2, 0.9, batch)
+
+
+def shaken(model, *args):
+    """Parameters moved off the initialisation, whose zeros hide most of the network."""
+    params = jax.jit(model.init)(jax.random.key(0), *args)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    noise = [0.1 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+def apply(model, params, *args):
+    return jax.jit(lambda p, *a: model.apply({"params": p}, *a))(params, *args)
+
+
+@pytest.mark.parametrize(("channels", "multipliers", "num_blocks", "size", "expected"), TABLE_A1)
+def test_sizes_of_the_papers_networks(channels, multipliers, num_blocks, size, expected):
+    attention = [i for i in range(len(multipliers)) if size >> i == 16]
+    model = models.UNet(channels, multipliers, num_blocks, attention)
+    assert models.count_parameters(model, size) == pytest.approx(expected, rel=0.03)
+
+
+def test_starts_at_zero():
+    model = models.UNet(**SMALL, attention_levels=(1,))
+    out, _ = model.init_with_output(jax.random.key(0), *inputs())
+    np.testing.assert_array_equal(out, 0)
+
+
+def test_bfloat16_keeps_parameters_and_output_in_float32():
+    args = inputs()
+    wide, narrow = models.UNet(**SMALL), models.UNet(**SMALL, dtype=jnp.bfloat16)
+    params = shaken(narrow, *args)
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    out, exact = apply(narrow, params, *args), apply(wide, params, *args)
+    assert out.dtype == jnp.float32
+    assert np.abs(out - exact).max() > 0
+    assert np.sqrt(np.mean((out - exact) ** 2)) < 0.05 * np.std(exact)
+
+
+def test_remat_changes_neither_output_nor_gradient():
+    args = inputs()
+    config = dict(SMALL, attention_levels=(0,), scale_shift=True)
+    params = shaken(models.UNet(**config), *args)
+
+    def output_and_gradient(model):
+        def loss(params):
+            out = model.apply({"params": params}, *args, True)
+            return jnp.mean(jnp.abs(out - args[1])), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    plain = output_and_gradient(models.UNet(**config))
+    remat = output_and_gradient(models.UNet(**config, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), plain, remat)
+
+
+def test_remat_has_the_same_parameters():
+    shapes = [
+        jax.eval_shape(models.UNet(**SMALL, remat=remat).init, jax.random.key(0), *inputs())
+        for remat in (False, True)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (14, 6)])
+def test_any_size_that_the_stride_divides(height, width):
+    model = models.UNet(**SMALL, attention_levels=(1,))
+    x, y_t, gamma = inputs(1, height, width)
+    assert jax.eval_shape(model.init_with_output, jax.random.key(0), x, y_t, gamma)[0].shape == (
+        1,
+        height,
+        width,
+        3,
+    )
+
+
+def test_names_the_sizes_that_would_do():
+    model = models.UNet(channels=8, multipliers=(1, 1, 2), num_blocks=1)
+    with pytest.raises(ValueError, match="divisible by 4; 4x8 or 8x8 would do"):
+        model.init(jax.random.key(0), *inputs(1, 6, 8))
+
+
+def test_names_a_source_that_was_not_upsampled():
+    x, y_t, gamma = inputs()
+    with pytest.raises(ValueError, match="upsample x"):
+        models.UNet(**SMALL).init(jax.random.key(0), x[:, ::2, ::2], y_t, gamma)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    model = models.UNet(**SMALL, attention_levels=(0, 1))
+    args = inputs(3)
+    params = shaken(model, *args)
+    together = apply(model, params, *args)
+    alone = apply(model, params, *(a[1:2] for a in args))
+    np.testing.assert_allclose(together[1:2], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_low_noise_levels_are_told_apart(scale_shift):
+    model = models.UNet(channels=32, multipliers=(1, 2), num_blocks=1, scale_shift=scale_shift)
+    x, y_t, gamma = inputs()
+    params = shaken(model, x, y_t, gamma)
+    low, lower = (apply(model, params, x, y_t, jnp.full_like(gamma, g)) for g in (0.999, 0.9999))
+    assert np.sqrt(np.mean((low - lower) ** 2)) > 1e-2 * np.std(low)
+
+
+def test_both_images_matter():
+    model = models.UNet(**SMALL)
+    x, y_t, gamma = inputs()
+    params = shaken(model, x, y_t, gamma)
+    out = apply(model, params, x, y_t, gamma)
+    assert not np.allclose(out, apply(model, params, -x, y_t, gamma), atol=1e-2)
+    assert not np.allclose(out, apply(model, params, x, -y_t, gamma), atol=1e-2)
+
+
+def test_shifting_a_periodic_texture_by_the_stride_shifts_the_inside_of_the_output():
+    # Zero padding breaks the shift near the border only, but group normalisation sees the
+    # border too: hence a wide image and a tolerance.
+    model = models.UNet(**SMALL, bottleneck_attention=False)
+    columns = jnp.arange(128)
+    x = jnp.broadcast_to(jnp.sin(2 * jnp.pi * columns / 8)[None, None, :, None], (1, 8, 128, 3))
+    gamma = jnp.full((1,), 0.5)
+    params = shaken(model, x, x, gamma)
+    out, shifted = (
+        apply(model, params, image, image, gamma) for image in (x, jnp.roll(x, 4, axis=2))
+    )
+    inside = slice(48, 80)
+    difference = jnp.roll(out, 4, axis=2)[:, :, inside] - shifted[:, :, inside]
+    assert np.sqrt(np.mean(difference**2)) < 0.05 * np.std(out)
+
+
+def test_dropout_acts_in_training_alone():
+    model = models.UNet(**SMALL, dropout=0.5)
+    args = inputs()
+    params = shaken(model, *args)
+
+    def run(train, seed):
+        return model.apply({"params": params}, *args, train, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(run(False, 0), run(False, 1))
+    assert not np.allclose(run(True, 0), run(True, 1), atol=1e-3)
