@@ -25,7 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     config.diffusion.beta_end = 6e-3
     config.sampling.schedule = "karras"
     config.sampling.variance = "posterior"
-    config.sampling.tile_size = 256
+    config.sampling.tile_size = 512
     config.train.num_steps = 4000
     config.train.batch_size = 8
     config.train.learning_rate = 1.5e-3

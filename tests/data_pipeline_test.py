@@ -224,7 +224,7 @@ def test_empty_or_ambiguous_sources_and_negative_steps_are_refused(source):
 def test_a_program_ends_though_an_iterator_is_in_the_middle_of_its_stream():
     # Without a cache all threads are decoding when the program comes to its end.
     code = (
-        "from sr3_jax.data import decode, degrade, pipeline, sources\n"
+        "from sr3_jax.data import degrade, pipeline, sources\n"
         "options = degrade.DegradeOptions(16, 4, crop='random')\n"
         "batches = pipeline.Pipeline(\n"
         "    sources.photos('train'), options, batch_size=8, cache_bytes=0, num_threads=4\n"

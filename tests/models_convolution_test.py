@@ -29,7 +29,7 @@ def plain(image, kernel):
 def arrays(size, c, d, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 3)
     image = jax.random.normal(keys[0], (*size, c), dtype)
-    kernel = jax.random.normal(keys[1], (3, 3, c, d), dtype) / np.sqrt(9 * c)
+    kernel = jax.random.normal(keys[1], (3, 3, c, d), dtype) / float(np.sqrt(9 * c))
     cotangent = jax.random.normal(keys[2], (*size, d), dtype)
     return image, kernel, cotangent
 
@@ -103,6 +103,6 @@ def test_accelerators_get_the_plain_convolution(platform):
 
 
 def test_parameters_are_those_of_flax():
-    layer = layers.conv3x3(8, jnp.float32, name=None)
+    layer = layers.conv3x3(8, jnp.float32, name="conv")
     params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 6)))["params"]
     assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 6, 8), "bias": (8,)}

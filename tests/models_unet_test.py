@@ -1,13 +1,17 @@
 """The U-Net: size, types, invariances."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from sr3_jax import models
 
-SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1)
+# Compiling is what takes time here: most tests share one small network, and its parameters.
+SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1, attention_levels=(1,))
 
 # Table A.1 of SR3: channels, multipliers, blocks, image size, parameters.
 TABLE_A1 = [
@@ -24,13 +28,25 @@ def inputs(batch=2, height=8, width=8):
     return x, y_t, jnp.linspace(0.2, 0.9, batch)
 
 
-def shaken(model, *args):
-    """Parameters moved off the initialisation, whose zeros hide most of the network."""
-    params = jax.jit(model.init)(jax.random.key(0), *args)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    noise = [0.1 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+def random_params(model):
+    """Random everywhere: the initialisation's zeros hide most of the network."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs())["params"]
+    leaves, tree = jax.tree.flatten_with_path(shapes)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        values = rng.normal(size=leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        return np.asarray(values + (path[-1].key == "scale"), leaf.dtype)
+
+    return jax.tree.unflatten(tree, [draw(path, leaf) for path, leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`f(x, y_t, gamma)` of the shared network, compiled once for each shape."""
+    model = models.UNet(**SMALL)
+    params = random_params(model)
+    return jax.jit(lambda *args: model.apply({"params": params}, *args))
 
 
 def apply(model, params, *args):
@@ -45,17 +61,17 @@ def test_sizes_of_the_papers_networks(channels, multipliers, num_blocks, size, e
 
 
 def test_starts_at_zero():
-    model = models.UNet(**SMALL, attention_levels=(1,))
-    out, _ = model.init_with_output(jax.random.key(0), *inputs())
+    model = models.UNet(8, (1,), 1)
+    out, _ = jax.jit(model.init_with_output)(jax.random.key(0), *inputs())
     np.testing.assert_array_equal(out, 0)
 
 
-def test_bfloat16_keeps_parameters_and_output_in_float32():
+def test_bfloat16_keeps_parameters_and_output_in_float32(small):
     args = inputs()
-    wide, narrow = models.UNet(**SMALL), models.UNet(**SMALL, dtype=jnp.bfloat16)
-    params = shaken(narrow, *args)
+    narrow = models.UNet(**SMALL, dtype=jnp.bfloat16)
+    params = random_params(narrow)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    out, exact = apply(narrow, params, *args), apply(wide, params, *args)
+    out, exact = apply(narrow, params, *args), small(*args)
     assert out.dtype == jnp.float32
     assert np.abs(out - exact).max() > 0
     assert np.sqrt(np.mean((out - exact) ** 2)) < 0.05 * np.std(exact)
@@ -63,8 +79,8 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
 
 def test_remat_changes_neither_output_nor_gradient():
     args = inputs()
-    config = dict(SMALL, attention_levels=(0,), scale_shift=True)
-    params = shaken(models.UNet(**config), *args)
+    config = dict(SMALL, multipliers=(1,), attention_levels=(0,))
+    params = random_params(models.UNet(**config))
 
     def output_and_gradient(model):
         def loss(params):
@@ -88,14 +104,10 @@ def test_remat_has_the_same_parameters():
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (14, 6)])
 def test_any_size_that_the_stride_divides(height, width):
-    model = models.UNet(**SMALL, attention_levels=(1,))
+    model = models.UNet(**SMALL)
     x, y_t, gamma = inputs(1, height, width)
-    assert jax.eval_shape(model.init_with_output, jax.random.key(0), x, y_t, gamma)[0].shape == (
-        1,
-        height,
-        width,
-        3,
-    )
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x, y_t, gamma)
+    assert out.shape == y_t.shape
 
 
 def test_names_the_sizes_that_would_do():
@@ -104,47 +116,46 @@ def test_names_the_sizes_that_would_do():
         model.init(jax.random.key(0), *inputs(1, 6, 8))
 
 
-def test_names_a_source_that_was_not_upsampled():
+def test_names_a_source_that_was_not_upsampled(monkeypatch):
+    # The tests' shape checks would stop this earlier; users do not have them.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x, y_t, gamma = inputs()
     with pytest.raises(ValueError, match="upsample x"):
         models.UNet(**SMALL).init(jax.random.key(0), x[:, ::2, ::2], y_t, gamma)
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    model = models.UNet(**SMALL, attention_levels=(0, 1))
-    args = inputs(3)
-    params = shaken(model, *args)
-    together = apply(model, params, *args)
-    alone = apply(model, params, *(a[1:2] for a in args))
+def test_an_image_does_not_depend_on_its_batch(small):
+    args = inputs()
+    together, alone = small(*args), small(*(a[1:2] for a in args))
     np.testing.assert_allclose(together[1:2], alone, atol=2e-5)
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_low_noise_levels_are_told_apart(scale_shift):
-    model = models.UNet(channels=32, multipliers=(1, 2), num_blocks=1, scale_shift=scale_shift)
+def test_low_noise_levels_are_told_apart(small, scale_shift):
     x, y_t, gamma = inputs()
-    params = shaken(model, x, y_t, gamma)
-    low, lower = (apply(model, params, x, y_t, jnp.full_like(gamma, g)) for g in (0.999, 0.9999))
+    if scale_shift:
+        model = models.UNet(**SMALL, scale_shift=True)
+        params = random_params(model)
+        small = jax.jit(lambda *args: model.apply({"params": params}, *args))
+    low, lower = (small(x, y_t, jnp.full_like(gamma, g)) for g in (0.999, 0.9999))
     assert np.sqrt(np.mean((low - lower) ** 2)) > 1e-2 * np.std(low)
 
 
-def test_both_images_matter():
-    model = models.UNet(**SMALL)
+def test_both_images_matter(small):
     x, y_t, gamma = inputs()
-    params = shaken(model, x, y_t, gamma)
-    out = apply(model, params, x, y_t, gamma)
-    assert not np.allclose(out, apply(model, params, -x, y_t, gamma), atol=1e-2)
-    assert not np.allclose(out, apply(model, params, x, -y_t, gamma), atol=1e-2)
+    out = small(x, y_t, gamma)
+    assert not np.allclose(out, small(-x, y_t, gamma), atol=1e-2)
+    assert not np.allclose(out, small(x, -y_t, gamma), atol=1e-2)
 
 
 def test_shifting_a_periodic_texture_by_the_stride_shifts_the_inside_of_the_output():
     # Zero padding breaks the shift near the border only, but group normalisation sees the
     # border too: hence a wide image and a tolerance.
-    model = models.UNet(**SMALL, bottleneck_attention=False)
+    model = models.UNet(8, (1, 2), 1, bottleneck_attention=False)
     columns = jnp.arange(128)
     x = jnp.broadcast_to(jnp.sin(2 * jnp.pi * columns / 8)[None, None, :, None], (1, 8, 128, 3))
     gamma = jnp.full((1,), 0.5)
-    params = shaken(model, x, x, gamma)
+    params = random_params(model)
     out, shifted = (
         apply(model, params, image, image, gamma) for image in (x, jnp.roll(x, 4, axis=2))
     )
@@ -154,10 +165,11 @@ def test_shifting_a_periodic_texture_by_the_stride_shifts_the_inside_of_the_outp
 
 
 def test_dropout_acts_in_training_alone():
-    model = models.UNet(**SMALL, dropout=0.5)
+    model = models.UNet(8, (1,), 1, dropout=0.5)
     args = inputs()
-    params = shaken(model, *args)
+    params = random_params(model)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(train, seed):
         return model.apply({"params": params}, *args, train, rngs={"dropout": jax.random.key(seed)})
 
