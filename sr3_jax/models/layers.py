@@ -15,6 +15,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sr3_jax.models import convolution
+
 Resample = Literal["none", "up", "down"]
 
 # Glorot uniform, as DDPM and its descendants initialise; the last convolution of each residual
@@ -26,7 +28,14 @@ _SQRT_HALF = math.sqrt(0.5)
 def conv3x3(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Conv:
     """A 3x3 convolution that keeps the size; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else _KERNEL_INIT
-    return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=init, name=name)
+    return nn.Conv(
+        features,
+        (3, 3),
+        dtype=dtype,
+        kernel_init=init,
+        conv_general_dilated=convolution.conv_general_dilated,
+        name=name,
+    )
 
 
 def dense(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Dense:

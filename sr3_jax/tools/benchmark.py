@@ -1,0 +1,242 @@
+"""How fast the network runs: `python -m sr3_jax.tools.benchmark`.
+
+Times the forward pass and the training step (gradient and Adam update), each compiled; with
+`--peer=diffusers` also PyTorch's `diffusers.UNet2DModel` of the same size, turn by turn with
+ours, so that what else the machine does hits both. The batch is split over all JAX devices.
+docs/cpu.md has results and the settings that matter on CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags, logging
+
+from sr3_jax import diffusion, models, parallel
+from sr3_jax.models import layers
+from sr3_jax.tools import diffusers_peer
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+_WHAT = flags.DEFINE_enum("what", "model", ["model"], "What to time.")
+_CHANNELS = flags.DEFINE_integer("channels", 32, "Channels of the first level.", lower_bound=1)
+_MULTIPLIERS = flags.DEFINE_list("multipliers", ["1", "2", "2"], "Multiple of them by level.")
+_NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 2, "Residual blocks a level.", lower_bound=1)
+_ATTENTION = flags.DEFINE_list("attention_levels", [], "Levels with attention, such as 3,4.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels a side.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images, on all devices.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", list(_DTYPES), "Type of the computation.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs; the median counts.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+_PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "What to compare with.")
+_PEER_PYTHON = flags.DEFINE_string(
+    "peer_python", sys.executable, "Interpreter that has torch and diffusers."
+)
+
+Run = Callable[[], float]
+
+
+def make_runs(
+    model: models.UNet, image_size: int, batch_size: int
+) -> tuple[dict[str, Run], dict[str, Any]]:
+    """Compiles the network and its training step on random images, split over all devices.
+
+    Returns:
+      `forward` and `train`, each of which runs once and returns the seconds it took; and
+      facts: `parameters`, `forward_flops` of the whole batch, `compile_seconds` by run.
+    """
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(batch_size, mesh, "--batch_size")
+    shape = (batch_size, image_size, image_size, 3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y_0, eps = (jax.random.normal(key, shape) for key in keys)
+    gamma = jnp.full((batch_size,), 0.5)
+    y_t = diffusion.diffuse(y_0, gamma, eps)
+    x, y_t, eps, gamma = jax.device_put((x, y_t, eps, gamma), parallel.split_batch(mesh))
+
+    one = jnp.zeros((1, *shape[1:]))
+    whole = parallel.replicated(mesh)
+    init = jax.jit(model.init, out_shardings=whole)
+    params = init(jax.random.key(1), one, one, jnp.ones((1,)))["params"]
+    optimizer = optax.adam(1e-4)
+    opt_state = jax.jit(optimizer.init, out_shardings=whole)(params)
+
+    def forward(params):
+        return model.apply({"params": params}, x, y_t, gamma)
+
+    def train(params, opt_state):
+        def loss(params):
+            return diffusion.denoising_loss(forward(params), eps)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    state = [params, opt_state]
+    lowered = jax.jit(forward).lower(params)
+    compile_seconds = {}
+
+    def compiled(name: str, program: Any) -> Any:
+        start = time.perf_counter()
+        executable = program.compile()
+        compile_seconds[name] = time.perf_counter() - start
+        return executable
+
+    run_forward = compiled("forward", lowered)
+    run_train = compiled("train", jax.jit(train, donate_argnums=(0, 1)).lower(*state))
+
+    def time_forward() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run_forward(state[0]))
+        return time.perf_counter() - start
+
+    def time_train() -> float:
+        start = time.perf_counter()
+        *state[:], _ = jax.block_until_ready(run_train(*state))
+        return time.perf_counter() - start
+
+    facts = {
+        "parameters": models.count_parameters(model, image_size),
+        # Of the program as written, before XLA rewrites convolutions into other forms.
+        "forward_flops": lowered.cost_analysis()["flops"],
+        "compile_seconds": compile_seconds,
+    }
+    return {"forward": time_forward, "train": time_train}, facts
+
+
+def interleave(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Runs each once to warm up, then all of them in turn, `repeats` times."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            # The first run after another's turn finds cold caches and sleeping threads.
+            run()
+            seconds[name].append(run())
+    return seconds
+
+
+def summarise(seconds: list[float], flops: float) -> dict[str, float]:
+    """Median and fastest seconds, and the rate at the median."""
+    median = statistics.median(seconds)
+    return {"seconds": median, "fastest": min(seconds), "flops_per_second": flops / median}
+
+
+def compare(facts: dict[str, Any], peer: dict[str, Any], name: str) -> dict[str, float]:
+    """Ours over theirs in seconds and in seconds for each FLOP; below 1, ours is faster.
+
+    `rounds` is the median of the ratios within a round, which noise that lasts hits least.
+    """
+    ratios = [a / b for a, b in zip(facts["all"][name], peer["all"][name], strict=True)]
+    rounds = statistics.median(ratios)
+    return {
+        "rounds": rounds,
+        "medians": facts[name]["seconds"] / peer[name]["seconds"],
+        "per_flop": rounds * peer["forward_flops"] / facts["forward_flops"],
+    }
+
+
+def benchmark_model() -> dict[str, Any]:
+    """Times the network that the flags describe, and its peer."""
+    dtype = _DTYPES[_DTYPE.value]
+    multipliers = tuple(int(m) for m in _MULTIPLIERS.value)
+    attention_levels = tuple(int(level) for level in _ATTENTION.value)
+    model = models.UNet(
+        channels=_CHANNELS.value,
+        multipliers=multipliers,
+        num_blocks=_NUM_BLOCKS.value,
+        attention_levels=attention_levels,
+        dtype=dtype,
+    )
+    description = {
+        "channels": model.channels,
+        "multipliers": multipliers,
+        "num_blocks": model.num_blocks,
+        "attention_levels": attention_levels,
+        "image_size": _IMAGE_SIZE.value,
+        "batch_size": _BATCH_SIZE.value,
+        "dtype": _DTYPE.value,
+        "norm_groups": layers.num_norm_groups(model.channels),
+        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+    }
+    peer = diffusers_peer.Peer(_PEER_PYTHON.value, description) if _PEER.value else None
+    own, facts = make_runs(model, _IMAGE_SIZE.value, _BATCH_SIZE.value)
+    sides = {"sr3_jax": (own, facts)}
+    if peer:
+        theirs = {name: (lambda name=name: peer.seconds(name)) for name in own}
+        sides["diffusers"] = (theirs, peer.facts)
+    for name in own:
+        runs = {side: runs[name] for side, (runs, _) in sides.items()}
+        for side, seconds in interleave(runs, _REPEATS.value).items():
+            # A training step is three forward passes: two more for the gradient.
+            flops = sides[side][1]["forward_flops"] * (3 if name == "train" else 1)
+            sides[side][1][name] = summarise(seconds, flops)
+            sides[side][1].setdefault("all", {})[name] = seconds
+    peak = parallel.peak_flops(jax.devices()[0], dtype)
+    results = {
+        "config": description,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "peak_flops": peak and peak * jax.device_count(),
+        **{side: facts for side, (_, facts) in sides.items()},
+    }
+    if peer:
+        peer.close()
+        results["ratio"] = {name: compare(facts, peer.facts, name) for name in own}
+    return results
+
+
+def report(results: dict[str, Any]) -> str:
+    """The results as text."""
+    lines = [f"device: {results['device']}"]
+    for side in ("sr3_jax", "diffusers"):
+        if side not in results:
+            continue
+        facts = results[side]
+        about = [f"{side}: {facts['parameters'] / 1e6:.2f} M parameters"]
+        about.append(f"{facts['forward_flops'] / 1e9:.2f} GFLOP forward")
+        about += [f"{facts[key]}" for key in ("versions",) if key in facts]
+        about += [f"{facts[key]} threads" for key in ("threads",) if key in facts]
+        lines.append(", ".join(about))
+        for name in ("forward", "train"):
+            at = facts[name]
+            line = f"  {name:8s}{at['seconds'] * 1e3:10.2f} ms (fastest {at['fastest'] * 1e3:.2f})"
+            line += f"{at['flops_per_second'] / 1e9:10.1f} GFLOP/s"
+            if results["peak_flops"]:
+                line += f", {at['flops_per_second'] / results['peak_flops']:.1%} of the peak"
+            if "compile_seconds" in facts:
+                line += f", compiled in {facts['compile_seconds'][name]:.1f} s"
+            lines.append(line)
+    for name, ratio in results.get("ratio", {}).items():
+        lines.append(
+            f"sr3_jax / diffusers, {name}: {ratio['rounds']:.2f} in time (ratio of medians "
+            f"{ratio['medians']:.2f}), {ratio['per_flop']:.2f} in time per FLOP"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Times, prints, and writes JSON where asked."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
+    try:
+        results = benchmark_model()
+    except (ValueError, diffusers_peer.PeerError) as error:
+        sys.exit(f"error: {error}")
+    print(report(results))
+    if _JSON.value:
+        with open(_JSON.value, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    app.run(main)
