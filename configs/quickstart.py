@@ -24,16 +24,15 @@ def get_config() -> config_dict.ConfigDict:
     # The least noise that sampling can start from: minutes of training are not spent on more.
     config.diffusion.beta_end = 6e-3
     config.sampling.schedule = "karras"
-    config.sampling.num_steps = 50
     config.sampling.variance = "posterior"
     config.sampling.tile_size = 512
-    config.train.num_steps = 3500
+    config.train.num_steps = 5000
     config.train.batch_size = 8
     config.train.learning_rate = 1.5e-3
     config.train.num_warmup_steps = 100
-    config.train.num_decay_steps = 1750
+    config.train.num_decay_steps = 2500
     config.train.ema_decay = 0.999
-    config.train.sample_every_steps = 1750
+    config.train.sample_every_steps = 2500
     config.checkpoint.every_steps = 500
     config.evaluation.image_size = 128
     return config

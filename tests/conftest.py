@@ -7,7 +7,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Before jax starts: four CPU devices, so that every sharded program really is split, and compiled
 # programs shared between tests and runs.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
