@@ -24,6 +24,8 @@ from sr3_jax import diffusion, models, parallel
 from sr3_jax.models import layers
 from sr3_jax.tools import diffusers_peer
 
+# Of a quiet machine's runs, the median is within a fifth of the fastest.
+_NOISY = 1.4
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _WHAT = flags.DEFINE_enum("what", "model", ["model"], "What to time.")
@@ -197,6 +199,7 @@ def benchmark_model() -> dict[str, Any]:
 def report(results: dict[str, Any]) -> str:
     """The results as text."""
     lines = [f"device: {results['device']}"]
+    timed = []
     for side in ("sr3_jax", "diffusers"):
         if side not in results:
             continue
@@ -208,6 +211,7 @@ def report(results: dict[str, Any]) -> str:
         lines.append(", ".join(about))
         for name in ("forward", "train"):
             at = facts[name]
+            timed.append((facts, name))
             line = f"  {name:8s}{at['seconds'] * 1e3:10.2f} ms (fastest {at['fastest'] * 1e3:.2f})"
             line += f"{at['flops_per_second'] / 1e9:10.1f} GFLOP/s"
             if results["peak_flops"]:
@@ -219,6 +223,11 @@ def report(results: dict[str, Any]) -> str:
         lines.append(
             f"sr3_jax / diffusers, {name}: {ratio['rounds']:.2f} in time (ratio of medians "
             f"{ratio['medians']:.2f}), {ratio['per_flop']:.2f} in time per FLOP"
+        )
+    if any(facts[name]["seconds"] > _NOISY * facts[name]["fastest"] for facts, name in timed):
+        lines.append(
+            f"warning: a median is more than {_NOISY} times its fastest run: other processes use "
+            "this machine. Do not compare; PyTorch's waiting threads suffer most from it"
         )
     return "\n".join(lines)
 
