@@ -7,8 +7,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 workdir=${WORKDIR:-runs/quickstart}
 
-# What makes a CPU 1.7 times as fast (docs/cpu.md): one device for each core, up to the batch's
-# largest power of two, and memory that is kept instead of given back after every step.
+# Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
+# and memory that is kept instead of given back after every step.
 cores=$(getconf _NPROCESSORS_ONLN)
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores >= 8 ? 8 : cores >= 4 ? 4 : cores >= 2 ? 2 : 1))}
 malloc=glibc.malloc
