@@ -94,7 +94,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         # One stream for each row of the set, whatever the batches.
         seeds = [config.seed + first + i for i in range(len(low))]
         share = len(low) / resolver.num_refinements(len(low))
-        result = resolver.sample(low, seed=seeds, progress=lambda: bar.update(share))
+        result = resolver.sample(low, seed=seeds, progress=lambda: _advance(bar, share))
         return result.images, result.seconds
 
     with _progress_bar("evaluate", pipeline.num_images) as bar:
@@ -128,7 +128,12 @@ def upscale(
     resolver = SuperResolver.from_workdir(workdir)
     with _progress_bar("upscale", len(inputs)) as bar:
         report = files.upscale_files(
-            resolver, inputs, output, steps=steps, seed=seed, progress=bar.update
+            resolver,
+            inputs,
+            output,
+            steps=steps,
+            seed=seed,
+            progress=functools.partial(_advance, bar),
         )
     print(f"{len(report.written)} of {len(inputs)} images written to {output}")
     for name, reason in report.failed.items():
@@ -210,6 +215,11 @@ def _refinement(
     result = resolver.sample(low, seed=seeds, num_snapshots=count)
     times = np.round(np.linspace(steps, 0, count)).astype(int)
     return {f"t = {t}": picture for t, picture in zip(times, result.refinement, strict=True)}
+
+
+def _advance(bar: tqdm.tqdm, share: float) -> None:
+    """Moves on by a share of an image; sums of shares may round to more than the total."""
+    bar.update(min(share, bar.total - bar.n))
 
 
 def _progress_bar(name: str, total: int) -> tqdm.tqdm:
