@@ -20,6 +20,7 @@ from etils import epath
 from ml_collections import config_dict
 
 from sr3_jax import diffusion, models
+from sr3_jax.data import atomic
 
 if TYPE_CHECKING:  # TensorFlow is imported only where data is read
     from sr3_jax.data import pipeline, sources
@@ -260,10 +261,7 @@ def _pipeline(
 
 def save_config(config: ConfigDict, path: epath.PathLike) -> None:
     """Writes `config` as JSON, whole or not at all."""
-    path = epath.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(config.to_json(indent=2) + "\n")
-    partial.replace(path)
+    atomic.write_whole(path, (config.to_json(indent=2) + "\n").encode())
 
 
 def load_config(path: epath.PathLike) -> ConfigDict:

@@ -7,6 +7,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from sr3_jax.data import atomic
 from sr3_jax.data.sources import ImageRef
 
 # A list, since some of Pillow's other readers run external programs (EPS starts Ghostscript).
@@ -116,8 +117,5 @@ def write_image(image: UInt8[np.ndarray, "height width 3"], path: epath.Path) ->
         path, options = path.with_name(path.name + ".png"), _WRITERS[".png"]
     data = io.BytesIO()
     Image.fromarray(image).save(data, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data.getvalue())
-    partial.replace(path)
+    atomic.write_whole(path, data.getvalue())
     return path

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
+from sr3_jax.data import atomic
 from sr3_jax.training.step import Batch
 
 # low resolution [n, h, w, 3] and first row's number to (high resolution, seconds)
@@ -138,8 +139,4 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 def write_scores(scores: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
     """Writes the scores as JSON, whole or not at all."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(scores, indent=2) + "\n")
-    partial.replace(path)
+    atomic.write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())
