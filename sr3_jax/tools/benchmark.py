@@ -62,7 +62,8 @@ def make_runs(
     x, y_0, eps = (jax.random.normal(key, shape) for key in keys)
     gamma = jnp.full((batch_size,), 0.5)
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    x, y_t, eps, gamma = jax.device_put((x, y_t, eps, gamma), parallel.split_batch(mesh))
+    # Arguments, not constants of the program: of constants every device would get all.
+    batch = jax.device_put((x, y_t, gamma, eps), parallel.split_batch(mesh))
 
     one = jnp.zeros((1, *shape[1:]))
     whole = parallel.replicated(mesh)
@@ -71,19 +72,19 @@ def make_runs(
     optimizer = optax.adam(1e-4)
     opt_state = jax.jit(optimizer.init, out_shardings=whole)(params)
 
-    def forward(params):
+    def forward(params, x, y_t, gamma, eps):
         return model.apply({"params": params}, x, y_t, gamma)
 
-    def train(params, opt_state):
+    def train(params, opt_state, *batch):
         def loss(params):
-            return diffusion.denoising_loss(forward(params), eps)
+            return diffusion.denoising_loss(forward(params, *batch), batch[-1])
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
     state = [params, opt_state]
-    lowered = jax.jit(forward).lower(params)
+    lowered = jax.jit(forward).lower(params, *batch)
     compile_seconds = {}
 
     def compiled(name: str, program: Any) -> Any:
@@ -93,16 +94,16 @@ def make_runs(
         return executable
 
     run_forward = compiled("forward", lowered)
-    run_train = compiled("train", jax.jit(train, donate_argnums=(0, 1)).lower(*state))
+    run_train = compiled("train", jax.jit(train, donate_argnums=(0, 1)).lower(*state, *batch))
 
     def time_forward() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(run_forward(state[0]))
+        jax.block_until_ready(run_forward(state[0], *batch))
         return time.perf_counter() - start
 
     def time_train() -> float:
         start = time.perf_counter()
-        *state[:], _ = jax.block_until_ready(run_train(*state))
+        *state[:], _ = jax.block_until_ready(run_train(*state, *batch))
         return time.perf_counter() - start
 
     facts = {
