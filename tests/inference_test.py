@@ -1,10 +1,13 @@
 """SuperResolver and the upscaling of files, with random weights."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import small_run
 from etils import epath
+from flax import linen as nn
 from PIL import Image
 
 from sr3_jax import SuperResolver, factory
@@ -65,6 +68,32 @@ def test_progress_counts_every_step(resolver, images):
     resolver.upscale(images, steps=3, progress=lambda: calls.append(1))
     jax.effects_barrier()
     assert len(calls) == resolver.num_refinements(6, 3) == 6
+
+
+def test_no_image_is_sampled_twice(images):
+    """Fewer images than devices, and numbers that devices cannot share evenly."""
+    sizes = []
+
+    class Recorder(nn.Module):
+        def __call__(self, x, y_t, gamma):
+            sizes.append(len(x))
+            return y_t
+
+    config = small_run.config()
+    config.sampling.batch_size = 5
+    resolver = SuperResolver(
+        Recorder(),
+        {},
+        functools.partial(factory.inference_schedule, config),
+        factory.sampling_options(config),
+        factor=4,
+        stride=1,
+    )
+    assert jax.device_count() == 4
+    for count, expected, batches in ((1, 1, 1), (3, 3, 1), (5, 8, 1), (6, 8, 1)):
+        assert len(resolver.upscale(images[:count], steps=2)) == count
+        assert sizes[-1] == expected
+        assert resolver.num_refinements(count, 2) == 2 * batches
 
 
 def test_refinement_ends_in_the_image(resolver, images):

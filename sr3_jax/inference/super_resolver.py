@@ -42,7 +42,8 @@ class SuperResolver:
     """Upscales images by a fixed factor by SR3's iterative refinement.
 
     The sampler is compiled once for each combination of image size, batch size and number of
-    steps. All devices share each batch.
+    steps. The devices share each batch; where
+    there are fewer images than devices, the others stay idle.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class SuperResolver:
           stride: sizes that the model takes are multiples of it; others are padded, and images
             larger than `options.tile_size` refined in tiles.
         """
-        self._mesh = parallel.make_mesh()
+        self._devices = jax.devices()
         self._model, self._make_schedule, self._options = model, make_schedule, options
         self.factor, self._stride = factor, stride
         self._compiled: dict[tuple, Callable] = {}
@@ -128,11 +129,12 @@ class SuperResolver:
 
     def set_params(self, params: Params) -> None:
         """Changes the weights; what was compiled stays."""
-        self._params = jax.device_put(params, parallel.replicated(self._mesh))
+        self._params = jax.device_put(params, parallel.replicated(parallel.make_mesh()))
+        self._placed: dict[int, Params] = {len(self._devices): self._params}
 
     @property
     def batch_size(self) -> int:
-        """Images sampled at once."""
+        """Images sampled at once (the next multiple of the devices, where they share it)."""
         return self._options.batch_size
 
     def upscale(
@@ -163,7 +165,8 @@ class SuperResolver:
     def num_refinements(self, num_images: int, steps: int | None = None) -> int:
         """How often `upscale` will call its `progress`."""
         steps = self._options.num_steps if steps is None else steps
-        return -(-num_images // self._options.batch_size) * steps
+        _, size = self._share(num_images)
+        return -(-num_images // size) * steps
 
     def sample(
         self,
@@ -180,8 +183,11 @@ class SuperResolver:
         if steps < 1:
             raise ValueError(f"steps = {steps}; it must be at least 1")
         keys = _keys(seed, len(images))
-        size = _batch_size(len(images), self._options.batch_size, self._mesh)
-        run = self._sampler(size, images.shape[1:3], steps, num_snapshots, progress is not None)
+        devices, size = self._share(len(images))
+        params = self._params_on(devices)
+        run = self._sampler(
+            devices, size, images.shape[1:3], steps, num_snapshots, progress is not None
+        )
         parts, snapshots, seconds = [], [], 0.0
         self._progress = progress
         try:
@@ -190,7 +196,7 @@ class SuperResolver:
                 # The last batch is filled up with repeats, so that nothing is compiled anew.
                 rows = np.minimum(rows, len(images) - 1)
                 begin = time.perf_counter()
-                y_0, kept = jax.device_get(run(self._params, images[rows], keys[rows]))
+                y_0, kept = jax.device_get(run(params, images[rows], keys[rows]))
                 seconds += time.perf_counter() - begin
                 count = min(size, len(images) - first)
                 parts.append(y_0[:count])
@@ -199,13 +205,36 @@ class SuperResolver:
             self._progress = None
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
 
+    def _share(self, num_images: int) -> tuple[int, int]:
+        """How many devices sample so many images, and how many images they take at once."""
+        largest = min(num_images, self._options.batch_size)
+        devices = min(largest, len(self._devices))
+        return devices, -(-largest // devices) * devices
+
+    def _mesh(self, devices: int) -> jax.sharding.Mesh:
+        return parallel.make_mesh(self._devices[:devices])
+
+    def _params_on(self, devices: int) -> Params:
+        """The parameters on the first few devices."""
+        if devices not in self._placed:
+            where = parallel.replicated(self._mesh(devices))
+            self._placed[devices] = jax.device_put(self._params, where)
+        return self._placed[devices]
+
     def _sampler(
-        self, batch: int, size: tuple[int, int], steps: int, num_snapshots: int, report: bool
+        self,
+        devices: int,
+        batch: int,
+        size: tuple[int, int],
+        steps: int,
+        num_snapshots: int,
+        report: bool,
     ) -> Callable:
         """The compiled sampler of one shape."""
-        signature = (batch, *size, steps, num_snapshots, report)
+        signature = (devices, batch, *size, steps, num_snapshots, report)
         if signature not in self._compiled:
-            split = parallel.split_batch(self._mesh)
+            mesh = self._mesh(devices)
+            split = parallel.split_batch(mesh)
             program = jax.jit(
                 functools.partial(
                     self._sample,
@@ -213,11 +242,13 @@ class SuperResolver:
                     num_snapshots=num_snapshots,
                     report=report,
                 ),
-                in_shardings=(parallel.replicated(self._mesh), split, split),
+                in_shardings=(parallel.replicated(mesh), split, split),
             )
             images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-            self._compiled[signature] = program.lower(self._params, images, keys).compile()
+            self._compiled[signature] = program.lower(
+                self._params_on(devices), images, keys
+            ).compile()
         return self._compiled[signature]
 
     def _sample(
@@ -281,9 +312,3 @@ def _keys(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
     if len(seed) != count:
         raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
     return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
-
-
-def _batch_size(count: int, largest: int, mesh: jax.sharding.Mesh) -> int:
-    """Images sampled at once: no more than needed, and a multiple of the devices."""
-    devices = mesh.shape[parallel.DATA_AXIS]
-    return -(-min(count, largest) // devices) * devices
