@@ -11,12 +11,12 @@ from sr3_jax.models import convolution, layers
 
 # Channels on both sides of where the gradient changes its form.
 SHAPES = [
-    ((2, 8, 8), 64, 64),
-    ((1, 5, 7), 64, 96),
-    ((3, 1, 6), 65, 64),
-    ((2, 6, 1), 64, 64),
-    ((2, 9, 4), 6, 64),
-    ((2, 4, 9), 64, 3),
+    ((2, 8, 8), 128, 128),
+    ((1, 5, 7), 128, 160),
+    ((3, 1, 6), 129, 128),
+    ((2, 6, 1), 128, 128),
+    ((2, 9, 4), 6, 128),
+    ((2, 4, 9), 128, 3),
 ]
 
 
@@ -59,7 +59,7 @@ def test_gradients_equal_those_of_the_plain_convolution(size, c, d, jit):
 
 
 def test_bfloat16_is_as_close_to_float32_as_the_plain_convolution():
-    inputs = arrays((4, 16, 16), 64, 64, jnp.bfloat16)
+    inputs = arrays((4, 16, 16), 128, 128, jnp.bfloat16)
     exact = pull_back(plain)(*(a.astype(jnp.float32) for a in inputs))
     ours = jax.jit(pull_back(convolution.convolve))(*inputs)
     assert all(a.dtype == jnp.bfloat16 for a in ours)
@@ -67,7 +67,7 @@ def test_bfloat16_is_as_close_to_float32_as_the_plain_convolution():
 
 
 def test_under_vmap_scan_and_remat():
-    image, kernel, cotangent = arrays((2, 5, 6), 64, 64)
+    image, kernel, cotangent = arrays((2, 5, 6), 128, 128)
     images = jnp.stack([image, 2 * image])
     cotangents = jnp.stack([cotangent, -cotangent])
     expected = jax.vmap(pull_back(plain), (0, None, 0))(images, kernel, cotangents)
@@ -85,7 +85,7 @@ def test_under_vmap_scan_and_remat():
 def test_devices_share_the_batch_without_gathering_it():
     mesh = parallel.make_mesh()
     size = (2 * len(mesh.devices), 6, 5)
-    inputs = arrays(size, 64, 64)
+    inputs = arrays(size, 128, 128)
     split, whole = parallel.split_batch(mesh), parallel.replicated(mesh)
     placed = jax.device_put(inputs, (split, whole, split))
     program = jax.jit(pull_back(convolution.convolve)).lower(*placed).compile()
@@ -95,7 +95,7 @@ def test_devices_share_the_batch_without_gathering_it():
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_accelerators_get_the_plain_convolution(platform):
-    inputs = arrays((2, 8, 8), 64, 64)
+    inputs = arrays((2, 8, 8), 128, 128)
     lower = jax.jit(pull_back(convolution.convolve)).trace(*inputs).lower
     text = lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 3

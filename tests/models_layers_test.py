@@ -71,6 +71,17 @@ def test_up_repeats_pixels_and_down_undoes_it():
     np.testing.assert_allclose(layers.resample_image(up, "down"), image, rtol=1e-6)
 
 
+@pytest.mark.parametrize("resample", ["up", "down"])
+def test_a_fresh_resampling_block_projects_the_resampled_image(resample):
+    image = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
+    block = layers.ResidualBlock(12, resample)
+    # The other branch ends in zeros.
+    out, params = block.init_with_output(jax.random.key(1), image, jnp.ones((2, 5)), False)
+    params = params["params"]["shortcut"]
+    shortcut = layers.resample_image(image, resample) @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(out, shortcut / np.sqrt(2), atol=1e-5)
+
+
 @pytest.mark.parametrize("features", [1, 2, 7, 64])
 def test_embedding_has_the_size_asked_for(features):
     out = layers.sinusoidal_embedding(jnp.linspace(0, 5000, 9), features)

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 # With fewer channels than this, in or out, the copies cost what the faster convolution gains.
-_MIN_CHANNELS_BY_ROWS = 64
+_MIN_CHANNELS_BY_ROWS = 128
 
 
 def conv_general_dilated(
@@ -45,16 +45,18 @@ def kernel_gradient_by_rows(
     """
     b, h, w, c = image.shape
     d = cotangent.shape[-1]
-    rows = image.transpose(3, 1, 0, 2).reshape(c, h, b * w)
     zero = jnp.zeros((), cotangent.dtype)
     no_padding = (0, 0, 0)
+    # Padded here, since XLA's fast convolutions for CPUs know only "SAME" and "VALID".
+    rows = lax.pad(image, zero, (no_padding, (1, 1, 0), no_padding, no_padding))
+    rows = rows.transpose(3, 1, 0, 2).reshape(c, h + 2, b * w)
     shifted = [
         lax.pad(cotangent, zero, (no_padding, no_padding, (by, -by, 0), no_padding))
         for by in (-1, 0, 1)
     ]
     window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3).reshape(h, b * w, 3 * d)
     gradient = lax.conv_general_dilated(
-        rows, window, (1,), ((1, 1),), dimension_numbers=("NWC", "WIO", "NWC")
+        rows, window, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
     return gradient.reshape(c, 3, 3, d).transpose(1, 2, 0, 3)
 

@@ -169,9 +169,13 @@ class ResidualBlock(nn.Module):
             h = GroupNorm(self.dtype, name="norm_1")(h + condition[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
         h = conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
-        shortcut = resample_image(image, self.resample)
+        # A product over the channels of each pixel: the same before resampling as after it, so
+        # where there are fewer pixels.
+        shortcut = resample_image(image, "down") if self.resample == "down" else image
         if image.shape[-1] != self.features or self.resample != "none":
             shortcut = dense(self.features, self.dtype, name="shortcut")(shortcut)
+        if self.resample == "up":
+            shortcut = resample_image(shortcut, "up")
         return (shortcut + h) * _SQRT_HALF
 
 
