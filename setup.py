@@ -44,6 +44,6 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "dev": ["beartype>=0.21", "pytest>=8.0", "ruff>=0.14"],
+        "dev": ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.14"],
     },
 )

@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+# A process for each core; the tests of a file stay together and share what they compile.
+.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"

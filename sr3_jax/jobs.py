@@ -21,6 +21,7 @@ from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
 _NUM_REFINEMENT_PICTURES = 9
+_NUM_REFINED = 4
 _NUM_LOGGED_SAMPLES = 4
 
 
@@ -90,11 +91,23 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     pipeline = factory.evaluation_pipeline(config, resolver.batch_size)
 
+    steps = resolver.num_refinements(1)
+    times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
+    refinement: dict[str, np.ndarray] = {}
+
     def sr3(low: np.ndarray, first: int) -> tuple[np.ndarray, float]:
         # One stream for each row of the set, whatever the batches.
         seeds = [config.seed + first + i for i in range(len(low))]
         share = len(low) / resolver.num_refinements(len(low))
-        result = resolver.sample(low, seed=seeds, progress=lambda: _advance(bar, share))
+        kept_times = times[:0] if refinement else times
+        result = resolver.sample(
+            low,
+            seed=seeds,
+            num_snapshots=len(kept_times),
+            progress=lambda: _advance(bar, share),
+        )
+        for t, picture in zip(kept_times, result.refinement, strict=True):
+            refinement[f"t = {t}"] = picture[:_NUM_REFINED]
         return result.images, result.seconds
 
     with _progress_bar("evaluate", pipeline.num_images) as bar:
@@ -108,7 +121,6 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     labels = {"input": "input", "bicubic": "bicubic", "sr3": "SR3", "reference": "reference"}
     shown = {label: evaluation.pictures[name] for name, label in labels.items()}
     pictures.save(pictures.grid(shown), folder / "samples.png")
-    refinement = _refinement(resolver, evaluation.pictures, config.seed)
     pictures.save(pictures.grid(refinement), folder / "refinement.png")
     for name, reason in pipeline.skipped.items():
         logging.warning("not scored: %s: %s", name, reason)
@@ -202,19 +214,6 @@ def _logged_samples(config: factory.ConfigDict) -> Callable[..., np.ndarray]:
         return pictures.grid({"input": low, "SR3": resolver.upscale(low), "reference": high})
 
     return sample
-
-
-def _refinement(
-    resolver: SuperResolver, shown: dict[str, np.ndarray], seed: int
-) -> dict[str, np.ndarray]:
-    """Columns of y_t from noise to image, for the first few pictures."""
-    low = shown["input"][:4]
-    seeds = [seed + i for i in range(len(low))]
-    steps = resolver.num_refinements(1)
-    count = min(_NUM_REFINEMENT_PICTURES, steps + 1)
-    result = resolver.sample(low, seed=seeds, num_snapshots=count)
-    times = np.round(np.linspace(steps, 0, count)).astype(int)
-    return {f"t = {t}": picture for t, picture in zip(times, result.refinement, strict=True)}
 
 
 def _advance(bar: tqdm.tqdm, share: float) -> None:
