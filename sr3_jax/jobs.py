@@ -20,6 +20,7 @@ from sr3_jax.training import checkpoint, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
+# The strip of refinement: columns from noise to image, and rows.
 _NUM_REFINEMENT_PICTURES = 9
 _NUM_REFINED = 4
 _NUM_LOGGED_SAMPLES = 4

@@ -42,8 +42,8 @@ class SuperResolver:
     """Upscales images by a fixed factor by SR3's iterative refinement.
 
     The sampler is compiled once for each combination of image size, batch size and number of
-    steps. The devices share each batch; where
-    there are fewer images than devices, the others stay idle.
+    steps. The devices share each batch; where there are fewer images than devices, the others stay
+    idle.
     """
 
     def __init__(
