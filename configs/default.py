@@ -35,6 +35,10 @@ def get_config() -> config_dict.ConfigDict:
     model.dropout = 0.0
     model.scale_shift = False  # the noise level scales and shifts, instead of being added
     model.embedding_scale = 5000.0  # on sqrt(gamma), before its sinusoids
+    # 0: the network gives eps, as in the paper. Over 0: it corrects the linear estimate of eps for
+    # y_0 = x + noise of this size (images in [-1, 1]), which spares a short training
+    # the shifts in colour.
+    model.residual_std = 0.0
     model.dtype = "bfloat16"  # of the computation: `bfloat16` or `float32`
     model.remat = False  # recompute activations in the backward pass: less memory, more time
 

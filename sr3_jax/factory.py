@@ -60,6 +60,11 @@ def model(config: ConfigDict) -> models.UNet:
             f"config.data.image_size = {image_size} is not divisible by {stride}, the deepest "
             f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
         )
+    if c.residual_std < 0:
+        raise ValueError(
+            f"config.model.residual_std = {c.residual_std} is negative; use the root mean square "
+            "of y_0 - x in [-1, 1], as 0.1, or 0 for none"
+        )
     return models.UNet(
         channels=c.channels,
         multipliers=tuple(c.multipliers),
@@ -70,6 +75,7 @@ def model(config: ConfigDict) -> models.UNet:
         dropout=c.dropout,
         scale_shift=c.scale_shift,
         embedding_scale=c.embedding_scale,
+        residual_std=c.residual_std,
         dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
         remat=c.remat,
     )

@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from sr3_jax import models
+from sr3_jax import diffusion, models
 
 # Compiling is what takes time here: most tests share one small network, and its parameters.
 SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1, attention_levels=(1,))
@@ -51,6 +51,19 @@ def small():
 
 def apply(model, params, *args):
     return jax.jit(lambda p, *a: model.apply({"params": p}, *a))(params, *args)
+
+
+def test_an_untrained_network_with_a_residual_takes_the_source_for_the_image():
+    """However strong the noise: what keeps the colours of a short training right."""
+    model = models.UNet(**SMALL, residual_std=0.1)
+    x, y_0, _ = inputs()
+    gamma = jnp.array([1e-4, 1e-2])
+    y_t = diffusion.diffuse(y_0, gamma, jax.random.normal(jax.random.key(5), y_0.shape))
+    params = jax.jit(model.init)(jax.random.key(0), x, y_t, gamma)["params"]
+    eps = apply(model, params, x, y_t, gamma)
+    estimate = diffusion.predict_y_0(y_t, gamma, eps)
+    # eps = 0, the paper's network before training, puts it 1 / sqrt(gamma) away: 10 and 100.
+    np.testing.assert_allclose(estimate, x, atol=1e-2)
 
 
 @pytest.mark.parametrize(("channels", "multipliers", "num_blocks", "size", "expected"), TABLE_A1)

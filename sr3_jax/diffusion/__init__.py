@@ -4,7 +4,13 @@ Pure functions of arrays that need nothing but jax: no model, no device, no file
 """
 
 from sr3_jax.diffusion.loss import LossName, denoising_loss, sample_gamma
-from sr3_jax.diffusion.process import diffuse, posterior, predict_eps, predict_y_0
+from sr3_jax.diffusion.process import (
+    diffuse,
+    estimate_eps_linearly,
+    posterior,
+    predict_eps,
+    predict_y_0,
+)
 from sr3_jax.diffusion.sampling import Denoise, Variance, ancestral_sample
 from sr3_jax.diffusion.schedule import (
     MAX_TERMINAL_NOISE_LEVEL,
@@ -28,6 +34,7 @@ __all__ = [
     "cosine",
     "denoising_loss",
     "diffuse",
+    "estimate_eps_linearly",
     "from_betas",
     "karras",
     "linear",

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sr3_jax import diffusion
 from sr3_jax.models import layers
 
 
@@ -32,6 +33,9 @@ class UNet(nn.Module):
       scale_shift: let the noise embedding scale and shift after normalisation instead of being
         added before it.
       embedding_scale: factor on sqrt(gamma) before its sinusoids.
+      residual_std: where over 0, the convolutions correct the best linear estimate of eps for
+        y_0 = x + noise of this standard deviation (`diffusion.estimate_eps_linearly`); 0 has them
+        give eps itself, as in the paper.
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
@@ -46,6 +50,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     embedding_scale: float = 5000.0
+    residual_std: float = 0.0
     out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -117,7 +122,11 @@ class UNet(nn.Module):
 
         h = nn.swish(layers.GroupNorm(self.dtype, name="norm_out")(h))
         out = layers.conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
-        return out.astype(jnp.float32)
+        out = out.astype(jnp.float32)
+        if not self.residual_std:
+            return out
+        eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
+        return eps + std * out
 
     def _check_sizes(self, x: tuple[int, ...], y_t: tuple[int, ...]) -> None:
         if x[:3] != y_t[:3]:
