@@ -25,15 +25,17 @@ def get_config() -> config_dict.ConfigDict:
     # The least noise that sampling can start from: minutes of training are not spent on more.
     config.diffusion.beta_end = 6e-3
     config.sampling.schedule = "karras"
+    config.sampling.num_steps = 50
+    config.sampling.rho = 3.0
     config.sampling.variance = "posterior"
     config.sampling.tile_size = 512
-    config.train.num_steps = 4000
+    config.train.num_steps = 2800
     config.train.batch_size = 8
     config.train.learning_rate = 1.5e-3
     config.train.num_warmup_steps = 100
     config.train.num_decay_steps = 2000
     config.train.ema_decay = 0.999
-    config.train.sample_every_steps = 2000
+    config.train.sample_every_steps = 1400
     config.checkpoint.every_steps = 500
     config.evaluation.image_size = 128
     return config
