@@ -61,7 +61,41 @@ def test_scale_shift_modulates_the_normalised_image():
     norm = layers.GroupNorm()
     params = norm.init(jax.random.key(0), image)
     expected = norm.apply(params, image) * (1 + scale[:, None, None]) + shift[:, None, None]
-    np.testing.assert_allclose(norm.apply(params, image, (scale, shift)), expected, atol=1e-5)
+    modulated = norm.apply(params, image, scale_shift=(scale, shift))
+    np.testing.assert_allclose(modulated, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("swish", [False, True])
+def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish):
+    """The gradient by hand against automatic differentiation of an independent layer."""
+    channels, num_groups = 24, 6
+    keys = jax.random.split(jax.random.key(3), 6)
+    image = 3 + 2 * jax.random.normal(keys[0], (2, 5, 6, channels))
+    shift, extra, added = jax.random.normal(keys[1], (3, 2, channels))
+    params = dict(zip(("scale", "bias"), jax.random.normal(keys[2], (2, channels)), strict=True))
+    weight = jax.random.normal(keys[4], image.shape)  # a plain sum hides errors in the means
+
+    def ours(params, image, shift, extra, added):
+        norm = layers.GroupNorm(swish=swish)
+        return norm.apply({"params": params}, image, shift, (extra, added))
+
+    def theirs(params, image, shift, extra, added):
+        norm = nn.GroupNorm(num_groups)
+        out = norm.apply({"params": params}, image + shift[:, None, None])
+        out = out * (1 + extra[:, None, None]) + added[:, None, None]
+        return nn.swish(out) if swish else out
+
+    def value_and_gradients(f):
+        def total(*args):
+            return jnp.sum(weight * jnp.sin(f(*args)))
+
+        return jax.value_and_grad(total, range(5))(params, image, shift, extra, added)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4),
+        value_and_gradients(ours),
+        value_and_gradients(theirs),
+    )
 
 
 def test_up_repeats_pixels_and_down_undoes_it():

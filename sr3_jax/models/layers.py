@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sr3_jax.models import convolution
+from sr3_jax.models import convolution, normalization
 
 Resample = Literal["none", "up", "down"]
 
@@ -25,12 +25,15 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _SQRT_HALF = math.sqrt(0.5)
 
 
-def conv3x3(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Conv:
+def conv3x3(
+    features: int, dtype: DTypeLike, *, name: str, zero: bool = False, use_bias: bool = True
+) -> nn.Conv:
     """A 3x3 convolution that keeps the size; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else _KERNEL_INIT
     return nn.Conv(
         features,
         (3, 3),
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=init,
         conv_general_dilated=convolution.conv_general_dilated,
@@ -76,45 +79,34 @@ class NoiseEmbedding(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation with min(channels / 4, 32) groups (Wu and He 2018).
 
-    Statistics are reduced over the pixels for each channel first and over a group's channels
-    after, and then folded with the learned scale and bias into one multiply-add for each
-    channel: no reshape splits the channel axis of the image, which costs a relayout on TPUs
-    and vectorisation on CPUs, and the caller's activation fuses with it.
-
-    `scale_shift`, `(scale, shift)` of shape `[b, channels]`, modulates the normalised image by
-    `(1 + scale) * image + shift` at no further pass over it.
+    `shift`, `[b, channels]`, is added to the image before; `scale_shift`, `(scale, shift)` of the
+    same shape, modulates the normalised image by `(1 + scale) * image + shift`. Neither costs a
+    pass over the image.
     """
 
     dtype: DTypeLike = jnp.float32
+    swish: bool = False
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
         self,
         image: Float[Array, "b h w c"],
+        shift: Float[Array, "b c"] | None = None,
         scale_shift: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
     ) -> Float[Array, "b h w c"]:
         channels = image.shape[-1]
-        num_groups = num_norm_groups(channels)
+        per_channel = (image.shape[0], channels)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-
-        def over_group(per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
-            grouped = per_channel.reshape(-1, num_groups, channels // num_groups)
-            mean = jnp.mean(grouped, axis=-1, keepdims=True)
-            return jnp.broadcast_to(mean, grouped.shape).reshape(per_channel.shape)
-
-        wide = image.astype(jnp.float32)
-        mean = over_group(jnp.mean(wide, axis=(1, 2)))
-        mean_square = over_group(jnp.mean(jnp.square(wide), axis=(1, 2)))
-        # The difference can round below zero on a constant image.
-        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
-        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
-        offset = bias - mean * factor
+        offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale, offset = (jnp.broadcast_to(v, per_channel) for v in (scale, offset))
         if scale_shift is not None:
-            extra, shift = (v.astype(jnp.float32) for v in scale_shift)
-            factor, offset = factor * (1.0 + extra), offset * (1.0 + extra) + shift
-        normalised = wide * factor[:, None, None] + offset[:, None, None]
+            extra, added = (v.astype(jnp.float32) for v in scale_shift)
+            scale, offset = scale * (1.0 + extra), offset * (1.0 + extra) + added
+        shift = jnp.zeros(per_channel) if shift is None else shift.astype(jnp.float32)
+        normalised = normalization.group_norm(
+            image, shift, scale, offset, num_norm_groups(channels), self.swish, self.epsilon
+        )
         return normalised.astype(self.dtype)
 
 
@@ -158,16 +150,18 @@ class ResidualBlock(nn.Module):
         embedding: Float[Array, "b e"],
         train: bool,
     ) -> Float[Array, "b h2 w2 features"]:
-        h = nn.swish(GroupNorm(self.dtype, name="norm_0")(image))
+        h = GroupNorm(self.dtype, swish=True, name="norm_0")(image)
         h = resample_image(h, self.resample)
-        h = conv3x3(self.features, self.dtype, name="conv_0")(h)
+        # Its bias would be that of the embedding once more.
+        h = conv3x3(self.features, self.dtype, name="conv_0", use_bias=False)(h)
         width = 2 * self.features if self.scale_shift else self.features
         condition = dense(width, self.dtype, name="embedding")(nn.swish(embedding))
         if self.scale_shift:
-            h = GroupNorm(self.dtype, name="norm_1")(h, tuple(jnp.split(condition, 2, axis=-1)))
+            modulation = {"scale_shift": tuple(jnp.split(condition, 2, axis=-1))}
         else:
-            h = GroupNorm(self.dtype, name="norm_1")(h + condition[:, None, None])
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+            modulation = {"shift": condition}
+        h = GroupNorm(self.dtype, swish=True, name="norm_1")(h, **modulation)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
         # A product over the channels of each pixel: the same before resampling as after it, so
         # where there are fewer pixels.

@@ -120,7 +120,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        h = nn.swish(layers.GroupNorm(self.dtype, name="norm_out")(h))
+        h = layers.GroupNorm(self.dtype, swish=True, name="norm_out")(h)
         out = layers.conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
         out = out.astype(jnp.float32)
         if not self.residual_std:
