@@ -82,6 +82,13 @@ def get_config() -> config_dict.ConfigDict:
     train.log_every_steps = 100
     train.sample_every_steps = 10_000  # pictures for TensorBoard; 0: never
 
+    config.parallel = parallel = config_dict.ConfigDict()
+    # `replicated`: every device holds everything; `zero1`: what is kept between steps (float32
+    # parameters, average, optimizer state) is split over the devices.
+    parallel.layout = "zero1"
+    parallel.spatial = 1  # devices that share the height of one image
+    parallel.model = 1  # devices that share the channels of the network
+
     config.checkpoint = checkpoint = config_dict.ConfigDict()
     checkpoint.every_steps = 5_000
     checkpoint.keep_last = 3

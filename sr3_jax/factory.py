@@ -11,7 +11,7 @@ import functools
 import json
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import optax
 from etils import epath
 from ml_collections import config_dict
 
-from sr3_jax import diffusion, models
+from sr3_jax import diffusion, models, parallel
 from sr3_jax.data import atomic
 
 if TYPE_CHECKING:  # TensorFlow is imported only where data is read
@@ -185,6 +185,28 @@ def loop_options(config: ConfigDict) -> LoopOptions:
         sample_every_steps=c.sample_every_steps,
         checkpoint_every_steps=config.checkpoint.every_steps,
     )
+
+
+def layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
+    """How training lies on all devices, or on those given."""
+    c = config.parallel
+    mesh = _name_key(
+        "config.parallel",
+        functools.partial(parallel.make_mesh, model=c.model, spatial=c.spatial),
+        devices,
+    )
+    height = config.data.low_resolution
+    if c.spatial > 1 and height % c.spatial:
+        raise ValueError(
+            f"config.parallel.spatial = {c.spatial} does not divide config.data.low_resolution = "
+            f"{height}; use a divisor"
+        )
+    rows = config.train.batch_size // config.train.accumulate_steps
+    parallel.check_batch_size(rows, mesh, "config.train.batch_size / accumulate_steps")
+    name = _choice(
+        "config.parallel.layout", c.layout, {n: n for n in get_args(parallel.LayoutName)}
+    )
+    return parallel.Layout(mesh, name)
 
 
 def training_source(config: ConfigDict) -> Sequence[sources.ImageRef]:

@@ -32,8 +32,8 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`.
     """
     options = factory.loop_options(config)
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size(options.batch_size, mesh, "config.train.batch_size")
+    layout = factory.layout(config)
+    mesh = layout.mesh
     model, schedule = factory.model(config), factory.training_schedule(config)
     optimizer = factory.optimizer(config)
     step_options = training_step.StepOptions(**factory.step_options(config))
@@ -46,9 +46,9 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
     )
-    state = _first_state(config, model, optimizer, mesh, checkpointer)
-    train_step = training_step.make_train_step(model, schedule, optimizer, step_options)
-    replicated, split = parallel.replicated(mesh), parallel.split_batch(mesh)
+    state = _first_state(config, model, optimizer, layout, checkpointer)
+    train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
+    lies = training_state.state_shardings(layout, state)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         for batch in pipeline.training_batches(start_step):
@@ -58,8 +58,8 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     compiled = (
         jax.jit(
             train_step,
-            in_shardings=(replicated, split),
-            out_shardings=replicated,
+            in_shardings=(lies, layout.rows),
+            out_shardings=(lies, layout.whole),
             donate_argnums=0,
         )
         .lower(state, first)
@@ -73,7 +73,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     device_flops = (compiled.cost_analysis() or {}).get("flops")  # of one device's share
     hooks = loop.Hooks(
         validate=_validation(config, model, schedule, mesh),
-        sample=_logged_samples(config),
+        sample=_logged_samples(config, mesh),
         learning_rate=factory.learning_rate(config),
         num_skipped=lambda: len(pipeline.skipped),
         flops_per_step=device_flops and device_flops * mesh.size,
@@ -166,16 +166,17 @@ def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
         factory.save_config(config, path)
 
 
-def _first_state(config, model, optimizer, mesh, checkpointer) -> training_state.TrainState:
-    """The newest checkpoint's state, or a fresh one, on all devices."""
+def _first_state(config, model, optimizer, layout, checkpointer) -> training_state.TrainState:
+    """The newest checkpoint's state, or a fresh one, laid out on the devices."""
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )
-    replicated = parallel.replicated(mesh)
+    shapes = jax.eval_shape(init)
+    lies = training_state.state_shardings(layout, shapes)
     if not checkpointer.steps:
-        return jax.jit(init, out_shardings=replicated)()
+        return jax.jit(init, out_shardings=lies)()
     like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), jax.eval_shape(init)
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, lies
     )
     step, state = checkpointer.restore(like)
     logging.info("resuming at step %d of %s", step, checkpointer.directory)
@@ -189,6 +190,7 @@ def _validation(config, model, schedule, mesh) -> loop.Validate:
     pipeline = factory.evaluation_pipeline(config, batch_size)
 
     def validate(params: training_state.Params) -> dict[str, float]:
+        params = parallel.gather(params, mesh)
         total = count = 0.0
         for batch in pipeline.evaluation_batches():
             size = float(batch["weight"].sum())
@@ -199,13 +201,16 @@ def _validation(config, model, schedule, mesh) -> loop.Validate:
     return validate
 
 
-def _logged_samples(config: factory.ConfigDict) -> Callable[..., np.ndarray]:
+def _logged_samples(
+    config: factory.ConfigDict, mesh: jax.sharding.Mesh
+) -> Callable[..., np.ndarray]:
     """Draws the first held-out images for the log; compiled at the first call."""
     pipeline = factory.evaluation_pipeline(config, _NUM_LOGGED_SAMPLES, _NUM_LOGGED_SAMPLES)
     resolver: SuperResolver | None = None
 
     def sample(params: training_state.Params, _: int) -> np.ndarray:
         nonlocal resolver
+        params = parallel.gather(params, mesh)
         if resolver is None:
             resolver = SuperResolver.from_params(config, params)
         resolver.set_params(params)

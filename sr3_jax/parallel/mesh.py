@@ -1,22 +1,50 @@
-"""The device mesh, and how arrays lie on it: batches split over `data`, the rest replicated."""
+"""The device mesh, and how a batch gets onto it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
+MODEL_AXIS = "model"
+SPATIAL_AXIS = "spatial"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices (or of those given) along one `data` axis."""
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None, *, model: int = 1, spatial: int = 1
+) -> Mesh:
+    """A mesh of all devices (or of those given) with axes `data`, `model`, `spatial`.
+
+    Devices of several TPU slices, which only a data-centre network connects, are put together
+    along `data`: the other two axes stay within a slice.
+
+    Args:
+      devices: default all, of all processes.
+      model: devices that share the channels of one network.
+      spatial: devices that share the height of one image.
+
+    Raises:
+      ValueError: where the devices (of a slice) cannot be grouped so.
+    """
     devices = list(jax.devices() if devices is None else devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    group = model * spatial
+    if model < 1 or spatial < 1 or len(devices) // slices % group:
+        raise ValueError(
+            f"{len(devices) // slices} devices{' of a slice' if slices > 1 else ''} cannot be "
+            f"grouped by {model} for `model` times {spatial} for `spatial`; use divisors"
+        )
+    shape = (len(devices) // slices // group, model, spatial)
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, (DATA_AXIS, MODEL_AXIS, SPATIAL_AXIS), axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,6 +55,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh) -> NamedSharding:
     """The leading (batch) axis is split over the `data` axis."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays that are split over the mesh whole onto each of its devices."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:

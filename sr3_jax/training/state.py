@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from sr3_jax import parallel
+
 Params = Any  # a pytree of float32 arrays
 
 
@@ -29,6 +31,11 @@ class TrainState:
     params: Params
     ema_params: Params
     opt_state: optax.OptState
+
+
+def state_shardings(layout: parallel.Layout, state: TrainState) -> TrainState:
+    """How a state (of arrays or of their shapes) lies on the devices between steps."""
+    return layout.kept(state)
 
 
 def init_state(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images
+from sr3_jax import diffusion, images, parallel
 from sr3_jax.training.state import Params, TrainState
 
 Batch = Mapping[str, Array]
@@ -45,6 +47,7 @@ def make_train_step(
     schedule: diffusion.NoiseSchedule,
     optimizer: optax.GradientTransformation,
     options: StepOptions,
+    layout: parallel.Layout | None = None,
 ) -> TrainStep:
     """Returns `train_step(state, batch) -> (state, metrics)`.
 
@@ -54,6 +57,9 @@ def make_train_step(
 
     Each example's noise comes from (seed, step, row), so that the step does not depend on how
     many devices or micro-batches share the batch.
+
+    The layout decides what devices send each other (`parallel.Layout`). Each device works with
+    kernels in the network's type, and their gradients are summed in it.
     """
     _check_options(options)
 
@@ -61,21 +67,24 @@ def make_train_step(
         loss = diffusion_loss(model, params, schedule, batch, options.loss, dropout_key=dropout_key)
         return loss * jnp.sum(batch["weight"]) / total
 
+    gradient = functools.partial(
+        _accumulate, jax.value_and_grad(loss_sum), options.accumulate_steps
+    )
+    if layout:
+        gradient = layout.share(gradient)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(options.seed), state.step)
         noise_key, flip_key, dropout_key = jax.random.split(step_key, 3)
         batch = dict(batch, key=_row_keys(noise_key, batch))
         if options.flip:
             batch = _flip(batch, _row_keys(flip_key, batch))
+        if layout:
+            pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
+            batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
-        loss, gradients = _accumulate(
-            jax.value_and_grad(loss_sum),
-            state.params,
-            batch,
-            total,
-            dropout_key,
-            options.accumulate_steps,
-        )
+        loss, gradients = gradient(narrow(state.params, model.dtype), batch, total, dropout_key)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, options.ema_decay)
@@ -149,7 +158,12 @@ def _flip(batch: Batch, keys: Key[Array, " b"]) -> Batch:
     return dict(batch, **mirrored)
 
 
-def _accumulate(gradient, params, batch, total, dropout_key, num_parts):
+def narrow(params: Params, dtype: DTypeLike) -> Params:
+    """Kernels in the type that they are computed with; the few others stay as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+
+def _accumulate(gradient, num_parts, params, batch, total, dropout_key):
     """Sums loss and gradient over micro-batches; rows are dealt out round-robin."""
     if num_parts == 1:
         return gradient(params, batch, total, dropout_key)
@@ -166,7 +180,7 @@ def _accumulate(gradient, params, batch, total, dropout_key, num_parts):
         key = jax.random.fold_in(dropout_key, index)
         return jax.tree.map(jnp.add, sums, gradient(params, part, total, key)), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape), params))
     sums, _ = jax.lax.scan(add, zeros, (jnp.arange(num_parts), parts))
     return sums
 

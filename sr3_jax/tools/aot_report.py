@@ -1,0 +1,353 @@
+"""What the TPU's compiler makes of a config: `python -m sr3_jax.tools.aot_report`.
+
+    python -m sr3_jax.tools.aot_report --config=configs/imagenet_64_256.py --topology=v3:8x8
+
+compiles the training step (or, with --mode=sample, one refinement step) for TPUs that need not be
+there: memory by part, operations, bytes, collectives, and the compiler's own estimate of the time.
+Needs libtpu (`pip install libtpu`), which runs on any Linux. Nothing here is a measurement.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import math
+import re
+import sys
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+
+from sr3_jax import diffusion, factory, images, parallel
+from sr3_jax.data import atomic
+from sr3_jax.parallel import topology as topologies
+from sr3_jax.training import state as training_state
+from sr3_jax.training import step as training_step
+
+Mode = Literal["train", "sample"]
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; keys can be overridden.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v3:8x8", "TPU chip and axes, as v3:2x2 or v5e:4x4.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "Which program.")
+_LARGEST = flags.DEFINE_bool("largest_batch", False, "Find the largest batch that fits.")
+_JSON = flags.DEFINE_string("json", None, "File to write the report to.")
+_HLO = flags.DEFINE_string("hlo", None, "File to write the compiled program to, as text.")
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
+_STEPS_OF_THE_PAPER = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A program on one core of a topology; bytes and operations of that core.
+
+    Attributes:
+      hbm_parts: unpadded sizes of what stays between steps, and padded ones of what does not.
+      estimated_step_seconds: the compiler's estimate; None where it gives none.
+      share_of_peak: of the core's bf16 peak, if the estimate holds.
+      collectives: for each kind, how many and the bytes that come out of them.
+      message: what the compiler said where the program does not fit.
+      advice: what to change then.
+    """
+
+    config: str
+    topology: str
+    mode: str
+    layout: str
+    num_cores: int
+    batch_size: int
+    fits: bool
+    compile_seconds: float
+    hbm_bytes_per_core: int | None = None
+    hbm_parts: dict[str, int] = dataclasses.field(default_factory=dict)
+    flops_per_core: float | None = None
+    bytes_per_core: float | None = None
+    estimated_step_seconds: float | None = None
+    estimated_steps_per_second: float | None = None
+    estimated_days_for_1m_steps: float | None = None
+    share_of_peak: float | None = None
+    collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    message: str = ""
+    advice: str = ""
+
+
+def compile_report(
+    config: factory.ConfigDict, topology: str, mode: Mode, hlo_path: str | None = None
+) -> Report:
+    """Compiles `config`'s program for `topology` and describes it; does not raise if it is too big.
+
+    Raises:
+      ValueError: for a config or a topology that cannot be.
+      RuntimeError: where libtpu is missing.
+    """
+    devices = topologies.tpu_devices(topology)
+    layout = factory.layout(config, devices)
+    make = {"train": _train_program, "sample": _sample_program}[mode]
+    program, arguments, parts = make(config, layout)
+    facts = dict(
+        topology=topology,
+        mode=mode,
+        config="",
+        layout=layout.name,
+        num_cores=len(devices),
+        batch_size=config.train.batch_size,
+    )
+    begin = time.perf_counter()
+    try:
+        compiled = program.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Report(
+            **facts,
+            fits=False,
+            compile_seconds=time.perf_counter() - begin,
+            hbm_parts=parts,
+            hbm_bytes_per_core=_used_hbm(str(error)),
+            message=str(error).partition("\n")[0],
+            advice=_advice(config, layout),
+        )
+    text = compiled.as_text()
+    if hlo_path:
+        epath.Path(hlo_path).write_text(text)
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    parts["activations and other temporaries"] = memory.temp_size_in_bytes
+    parts["program"] = memory.generated_code_size_in_bytes
+    seconds = cost.get("optimal_seconds", -1.0)
+    seconds = seconds if seconds > 0 else None
+    peak = _peak_of_core(devices)
+    return Report(
+        **facts,
+        fits=True,
+        compile_seconds=time.perf_counter() - begin,
+        hbm_bytes_per_core=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        hbm_parts=parts,
+        flops_per_core=cost["flops"],
+        bytes_per_core=cost["bytes accessed"],
+        estimated_step_seconds=seconds,
+        estimated_steps_per_second=seconds and 1.0 / seconds,
+        estimated_days_for_1m_steps=seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
+        share_of_peak=seconds and peak and cost["flops"] / seconds / peak,
+        collectives=count_collectives(text),
+    )
+
+
+def largest_batch(
+    config: factory.ConfigDict, topology: str, mode: Mode, hlo_path: str | None = None
+) -> Report:
+    """The report of the largest power of two of images for each group of devices that fits.
+
+    Returns the report of one image for each where not even that fits.
+    """
+    groups = factory.layout(config, topologies.tpu_devices(topology)).mesh.shape[parallel.DATA_AXIS]
+    best = None
+    rows = 1
+    while True:
+        config = config.copy_and_resolve_references()
+        config.train.batch_size = rows * groups * config.train.accumulate_steps
+        report = compile_report(config, topology, mode, hlo_path)
+        if not report.fits:
+            return best or report
+        best, rows = report, rows * 2
+
+
+def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """How many collectives of each kind a compiled program has, and the bytes of their results.
+
+    Asynchronous ones count once, where they end.
+    """
+    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
+    kinds = "|".join(_COLLECTIVES)
+    for match in re.finditer(rf"= (.+?) ({kinds})(-start|-done)?\(", hlo):
+        result, kind, phase = match.groups()
+        if phase == "-start":
+            continue
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        size = sum(
+            _BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            for dtype, dims in shapes
+        )
+        found[kind]["count"] += 1
+        found[kind]["bytes"] += size
+    return dict(found)
+
+
+def render(report: Report) -> str:
+    """The report as text for a terminal."""
+    lines = [
+        f"{report.config} on {report.topology} ({report.num_cores} cores), {report.mode}, batch "
+        f"{report.batch_size}, layout {report.layout}; compiled in {report.compile_seconds:.0f} s",
+        "Estimated by the compiler, not measured:",
+    ]
+    if report.hbm_bytes_per_core is not None:
+        lines.append(f"  memory per core           {report.hbm_bytes_per_core / 1e9:8.2f} GB")
+    lines += [f"    {name:<34}{size / 1e9:8.2f} GB" for name, size in report.hbm_parts.items()]
+    if not report.fits:
+        return "\n".join([*lines, f"  DOES NOT FIT: {report.message}", f"  {report.advice}"])
+    lines.append(f"  operations per core       {report.flops_per_core / 1e12:8.2f} TFLOP")
+    lines.append(f"  bytes moved per core      {report.bytes_per_core / 1e9:8.1f} GB")
+    if report.estimated_step_seconds is not None:
+        lines.append(
+            f"  time of a step            {report.estimated_step_seconds:8.4f} s   "
+            f"{report.estimated_steps_per_second:.2f} steps/s"
+        )
+        if report.share_of_peak:
+            lines.append(f"  share of the bf16 peak    {report.share_of_peak:8.1%}")
+        if report.mode == "train":
+            days = report.estimated_days_for_1m_steps
+            lines.append(f"  days for 1M steps         {days:8.2f}")
+    else:
+        lines.append("  time of a step: the compiler gives no estimate for this chip")
+    for kind, sums in sorted(report.collectives.items()):
+        lines.append(f"  {kind:<22}{sums['count']:5d} times {sums['bytes'] / 1e9:8.3f} GB")
+    return "\n".join(lines)
+
+
+def _train_program(config, layout):
+    """The jitted training step, its abstract arguments, and sizes of what it holds."""
+    model, optimizer = factory.model(config), factory.optimizer(config)
+    init = functools.partial(
+        training_state.init_state, model, optimizer, config.seed, config.data.image_size
+    )
+    shapes = jax.eval_shape(init)
+    lies = training_state.state_shardings(layout, shapes)
+    state = jax.tree.map(_placed, shapes, lies)
+    step = training_step.make_train_step(
+        model,
+        factory.training_schedule(config),
+        optimizer,
+        training_step.StepOptions(**factory.step_options(config)),
+        layout,
+    )
+    rows, size, low = config.train.batch_size, config.data.image_size, config.data.low_resolution
+    batch = {
+        "high_resolution": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+        "low_resolution": jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8),
+        "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
+        "index": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    batch = jax.tree.map(lambda a: _placed(a, layout.rows), batch)
+    program = jax.jit(
+        step,
+        in_shardings=(lies, layout.rows),
+        out_shardings=(lies, layout.whole),
+        donate_argnums=0,
+    )
+    parts = {
+        "parameters": _size(state.params),
+        "average of the parameters": _size(state.ema_params),
+        "optimizer state": _size(state.opt_state),
+        "batch": _size(batch),
+    }
+    return program, (state, batch), parts
+
+
+def _sample_program(config, layout):
+    """One refinement step of `config.train.batch_size` images, weights in the network's type."""
+    model = factory.model(config)
+    rows, size = config.train.batch_size, config.data.image_size
+    low = config.data.low_resolution
+    one, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
+    shapes = jax.eval_shape(
+        lambda: training_step.narrow(
+            model.init(jax.random.key(0), one, one, gamma)["params"], model.dtype
+        )
+    )
+    params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
+    schedule = diffusion.linear(1, 0.999, 0.999)
+
+    def step(params, low_resolution, keys):
+        x = images.upsample_source(low_resolution, (size, size))
+        return diffusion.ancestral_sample(
+            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
+            schedule,
+            keys,
+            (size, size, 3),
+        )[0]
+
+    sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    program = jax.jit(step, out_shardings=layout.images)
+    parts = {"parameters": _size(params), "batch": _size(sources)}
+    return program, (params, sources, _placed(keys, layout.rows)), parts
+
+
+def _placed(shape, sharding):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _size(tree: Any) -> int:
+    """Bytes of one device's share, padding not counted."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _peak_of_core(devices) -> float | None:
+    """Of one of `devices`: where a chip's two cores are devices of their own, half the chip's."""
+    peak = parallel.peak_flops(devices[0])
+    halved = len({tuple(d.coords) for d in devices}) < len(devices)
+    # The table counts v2 and v3 by core, as jax does wherever there are such chips.
+    if peak and halved and not re.search(r"v[23]", devices[0].device_kind):
+        return peak / 2
+    return peak
+
+
+def _used_hbm(message: str) -> int | None:
+    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return int(float(found[1]) * units[found[2]]) if found else None
+
+
+def _advice(config: factory.ConfigDict, layout: parallel.Layout) -> str:
+    """What to change where a program does not fit, the cheapest first."""
+    rows = config.train.batch_size // config.train.accumulate_steps
+    ideas = []
+    if layout.name == "replicated":
+        ideas.append("--config.parallel.layout=zero1")
+    if rows > layout.mesh.shape[parallel.DATA_AXIS]:
+        ideas.append(f"--config.train.accumulate_steps={2 * config.train.accumulate_steps}")
+        ideas.append("a smaller --config.train.batch_size")
+    if not config.model.remat:
+        ideas.append("--config.model.remat=True")
+    if rows <= layout.mesh.shape[parallel.DATA_AXIS]:
+        ideas.append(f"--config.parallel.spatial={2 * config.parallel.spatial}")
+    return "To make it fit, in this order: " + ", ".join(ideas) + ", or a larger topology."
+
+
+def main(argv: list[str]) -> None:
+    """Prints the report of the flags."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
+    make = largest_batch if _LARGEST.value else compile_report
+    try:
+        report = make(_CONFIG.value, _TOPOLOGY.value, _MODE.value, _HLO.value)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    report = dataclasses.replace(report, config=epath.Path(name).stem)
+    print(render(report))
+    if _JSON.value:
+        content = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+        atomic.write_whole(epath.Path(_JSON.value), content.encode())
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the topology's devices are found all the same
+    app.run(main)

@@ -1,0 +1,119 @@
+"""Layouts change where a training step's arrays lie, and nothing that it computes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_run
+
+from sr3_jax import diffusion, factory, models, parallel
+from sr3_jax.training.state import init_state, state_shardings
+from sr3_jax.training.step import StepOptions, make_train_step
+
+SIZE, BATCH = 16, 8
+MODEL = models.UNet(channels=8, multipliers=(1, 2), num_blocks=1, bottleneck_attention=False)
+SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+LAYOUTS = [  # name, axes, micro-batches
+    ("replicated", dict(), 1),
+    ("replicated", dict(), 2),
+    ("zero1", dict(), 1),
+    ("zero1", dict(), 2),
+    ("zero1", dict(spatial=2), 1),
+    ("zero1", dict(model=2), 1),
+]
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "high_resolution": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
+        "low_resolution": rng.integers(0, 256, (BATCH, SIZE // 4, SIZE // 4, 3), dtype=np.uint8),
+        "weight": np.array([1.0] * 6 + [0.0] * 2, np.float32),
+        "index": np.arange(BATCH, dtype=np.int32),
+    }
+
+
+def train(layout, accumulate_steps=1, num_steps=3):
+    """The state after a few steps, and the losses."""
+    init = functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE)
+    options = StepOptions(seed=3, accumulate_steps=accumulate_steps)
+    step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, options, layout)
+    if layout is None:
+        state, step, place = jax.jit(init)(), jax.jit(step), dict
+    else:
+        lies = state_shardings(layout, jax.eval_shape(init))
+        state = jax.jit(init, out_shardings=lies)()
+        step = jax.jit(
+            step,
+            in_shardings=(lies, layout.rows),
+            out_shardings=(lies, layout.whole),
+            donate_argnums=0,
+        )
+        place = functools.partial(parallel.to_global, mesh=layout.mesh)
+    losses = []
+    for i in range(num_steps):
+        state, metrics = step(state, place(batch(i)))
+        losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(None)
+
+
+@pytest.mark.parametrize(("name", "axes", "accumulate_steps"), LAYOUTS)
+def test_every_layout_trains_as_one_device_does(alone, name, axes, accumulate_steps):
+    layout = parallel.Layout(parallel.make_mesh(**axes), name)
+    state, losses = train(layout, accumulate_steps)
+    expected, expected_losses = alone
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-4)
+    # Adam divides by the gradient's size, so rounding shows where a gradient is nearly zero.
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_zero1_keeps_a_share_of_everything_on_each_device():
+    layout = parallel.Layout(parallel.make_mesh(), "zero1")
+    state, _ = train(layout, num_steps=1)
+    devices = jax.device_count()
+    for tree in (state.params, state.ema_params, state.opt_state):
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+        # What does not divide (3 output channels, scalars) stays whole.
+        assert held < 1.1 * whole / devices
+
+
+def test_specs_avoid_the_last_axis_and_leave_whole_what_does_not_divide():
+    layout = parallel.Layout(parallel.make_mesh(), "zero1")
+
+    def spec(*shape):
+        return tuple(layout.kept(jax.ShapeDtypeStruct(shape, jnp.float32)).spec)
+
+    assert jax.device_count() == 4
+    assert spec(3, 3, 8, 1024) == (None, None, "data", None)
+    assert spec(3, 3, 6, 8) == (None, None, None, "data")
+    assert spec(8) == ("data",)
+    assert spec(3) == (None,)
+    assert spec() == ()
+
+
+def test_unknown_layouts_and_groups_that_cannot_be_are_named():
+    config = small_run.quickstart.get_config()
+    config.parallel.layout = "zero9"
+    with pytest.raises(ValueError, match="config.parallel.layout = 'zero9' is unknown; use one of"):
+        factory.layout(config)
+    config = small_run.quickstart.get_config()
+    config.parallel.spatial = 3
+    with pytest.raises(ValueError, match="config.parallel: 4 devices cannot.* 3 for `spatial`"):
+        factory.layout(config)
+    config = small_run.quickstart.get_config()
+    config.train.batch_size = 6
+    with pytest.raises(ValueError, match="cannot be split over 4 devices; 4 or 8 would do"):
+        factory.layout(config)
