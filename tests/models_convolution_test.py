@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from sr3_jax import parallel
@@ -102,7 +103,18 @@ def test_accelerators_get_the_plain_convolution(platform):
     assert "concatenate" not in text
 
 
-def test_parameters_are_those_of_flax():
-    layer = layers.conv3x3(8, jnp.float32, name="conv")
-    params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 6)))["params"]
-    assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 6, 8), "bias": (8,)}
+@pytest.mark.parametrize("ends", [(), (4,), (1, 3)])
+def test_layers_are_those_of_flax_whatever_parts_the_image_comes_in(ends):
+    image = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+    parts = jnp.split(image, ends, axis=-1)
+    for ours, theirs in (
+        (layers.Conv3x3(8), nn.Conv(8, (3, 3))),
+        (layers.Dense(8), nn.Dense(8)),
+    ):
+        params = theirs.init(jax.random.key(1), image)
+        params = jax.tree.map(lambda p: p + 0.1, params)  # biases that are not zero
+        shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(1), *parts))
+        assert shapes == jax.tree.map(jnp.shape, params)
+        np.testing.assert_allclose(
+            ours.apply(params, *parts), theirs.apply(params, image), atol=1e-5
+        )

@@ -21,6 +21,7 @@ def test_group_norm_equals_that_of_flax(channels):
     def output_and_gradients(norm):
         def total(params, image):
             out = norm.apply({"params": params}, image)
+            (out,) = out if isinstance(out, tuple) else (out,)
             return jnp.sum(jnp.sin(out)), out
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, image)
@@ -41,7 +42,7 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
     image = (64 + noise).astype(jnp.bfloat16)
     norm = layers.GroupNorm(jnp.bfloat16)
     params = norm.init(jax.random.key(0), image)
-    out = norm.apply(params, image)
+    (out,) = norm.apply(params, image)
     assert out.dtype == jnp.bfloat16
     out = np.asarray(out, np.float64).reshape(2, -1, 8, 4)
     np.testing.assert_allclose(out.mean((1, 3)), 0, atol=2e-3)
@@ -50,7 +51,7 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
 
 def test_constant_images_normalise_to_the_bias():
     image = jnp.full((1, 8, 8, 16), 1234.5)
-    out, _ = layers.GroupNorm().init_with_output(jax.random.key(0), image)
+    (out,), _ = layers.GroupNorm().init_with_output(jax.random.key(0), image)
     assert np.all(np.isfinite(out))
     assert np.abs(out).max() < 0.1
 
@@ -60,14 +61,16 @@ def test_scale_shift_modulates_the_normalised_image():
     scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 8))
     norm = layers.GroupNorm()
     params = norm.init(jax.random.key(0), image)
-    expected = norm.apply(params, image) * (1 + scale[:, None, None]) + shift[:, None, None]
-    modulated = norm.apply(params, image, scale_shift=(scale, shift))
+    expected = norm.apply(params, image)[0] * (1 + scale[:, None, None]) + shift[:, None, None]
+    (modulated,) = norm.apply(params, image, scale_shift=(scale, shift))
     np.testing.assert_allclose(modulated, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("swish", [False, True])
-def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish):
-    """The gradient by hand against automatic differentiation of an independent layer."""
+@pytest.mark.parametrize("ends", [(), (10,), (4, 14)])  # groups have 4 channels
+def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish, ends):
+    """The gradient by hand against automatic differentiation of an independent layer, with the
+    image in parts whose borders lie inside groups too."""
     channels, num_groups = 24, 6
     keys = jax.random.split(jax.random.key(3), 6)
     image = 3 + 2 * jax.random.normal(keys[0], (2, 5, 6, channels))
@@ -77,7 +80,9 @@ def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish):
 
     def ours(params, image, shift, extra, added):
         norm = layers.GroupNorm(swish=swish)
-        return norm.apply({"params": params}, image, shift, (extra, added))
+        parts = jnp.split(image, ends, axis=-1)
+        out = norm.apply({"params": params}, *parts, shift=shift, scale_shift=(extra, added))
+        return jnp.concatenate(out, axis=-1)
 
     def theirs(params, image, shift, extra, added):
         norm = nn.GroupNorm(num_groups)
@@ -146,3 +151,22 @@ def _shaken(params):
     keys = jax.random.split(jax.random.key(7), len(leaves))
     noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+@pytest.mark.parametrize("resample", ["none", "up", "down"])
+def test_a_tuple_of_images_is_their_concatenation(resample):
+    block = layers.ResidualBlock(16, resample)
+    image, embedding = jax.random.normal(jax.random.key(0), (2, 4, 6, 20)), jnp.ones((2, 5))
+    params = block.init(jax.random.key(1), image, embedding, False)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+
+    def total(params, image, ends):
+        parts = tuple(jnp.split(image, ends, axis=-1)) if ends else image
+        out = block.apply(params, parts, embedding, False)
+        return jnp.sum(jnp.sin(out)), out
+
+    gradient = jax.value_and_grad(total, (0, 1), has_aux=True)
+    whole, parts = gradient(params, image, ()), gradient(params, image, (6, 16))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)

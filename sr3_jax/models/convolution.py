@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,13 +9,6 @@ from jaxtyping import Array, Float
 
 # With fewer channels than this, in or out, the copies cost what the faster convolution gains.
 _MIN_CHANNELS_BY_ROWS = 128
-
-
-def conv_general_dilated(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], *_: Any, **__: Any
-) -> Float[Array, "b h w d"]:
-    """`convolve` in the signature that `nn.Conv` calls for a 3x3 convolution of stride 1."""
-    return convolve(image, kernel)
 
 
 @jax.custom_vjp

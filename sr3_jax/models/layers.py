@@ -6,7 +6,9 @@ float32 whatever `dtype` is.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -25,26 +27,68 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _SQRT_HALF = math.sqrt(0.5)
 
 
-def conv3x3(
-    features: int, dtype: DTypeLike, *, name: str, zero: bool = False, use_bias: bool = True
-) -> nn.Conv:
-    """A 3x3 convolution that keeps the size; `zero` starts it at zero."""
-    init = nn.initializers.zeros if zero else _KERNEL_INIT
-    return nn.Conv(
-        features,
-        (3, 3),
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=init,
-        conv_general_dilated=convolution.conv_general_dilated,
-        name=name,
+class Conv3x3(nn.Module):
+    """A 3x3 convolution that keeps the size, of an image in one part or several.
+
+    Parts are convolved by their share of the kernel and added up: what a skip connection brings
+    is never copied beside the rest. `zero` starts the kernel at zero.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    zero: bool = False
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, *parts: Float[Array, "b h w _"]) -> Float[Array, "b h w features"]:
+        init = nn.initializers.zeros if self.zero else _KERNEL_INIT
+        shape = (3, 3, sum(part.shape[-1] for part in parts), self.features)
+        kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
+        kernels = _split(kernel, parts)
+        out = sum(
+            convolution.convolve(part.astype(self.dtype), share)
+            for part, share in zip(parts, kernels, strict=True)
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            out = out + bias.astype(self.dtype)
+        return out
+
+
+class Dense(nn.Module):
+    """A matrix product over the channels (on images, a 1x1 convolution); parts as `Conv3x3`."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, *parts: Float[Array, "*shape _"]) -> Float[Array, "*shape features"]:
+        init = nn.initializers.zeros if self.zero else _KERNEL_INIT
+        shape = (sum(part.shape[-1] for part in parts), self.features)
+        kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernels = _split(kernel, parts)
+        out = sum(
+            _product(part.astype(self.dtype), share)
+            for part, share in zip(parts, kernels, strict=True)
+        )
+        return out + bias.astype(self.dtype)
+
+
+def _product(image: Array, kernel: Array) -> Array:
+    """`image @ kernel`; of 4-D images as a 1x1 convolution, which TPUs run without a relayout."""
+    if image.ndim != 4:
+        return image @ kernel
+    return jax.lax.conv_general_dilated(
+        image, kernel[None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def dense(features: int, dtype: DTypeLike, *, name: str, zero: bool = False) -> nn.Dense:
-    """A matrix product over the channels (on images, a 1x1 convolution)."""
-    init = nn.initializers.zeros if zero else _KERNEL_INIT
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+def _split(kernel: Array, parts: Sequence[Array]) -> list[Array]:
+    """Each part's share of a kernel: along its axis of input channels, the last but one."""
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+    return jnp.split(kernel, ends[:-1], axis=-2)
 
 
 def sinusoidal_embedding(
@@ -72,8 +116,8 @@ class NoiseEmbedding(nn.Module):
     @nn.compact
     def __call__(self, gamma: Float[Array, " b"]) -> Float[Array, "b four_features"]:
         h = sinusoidal_embedding(self.scale * jnp.sqrt(gamma), self.features)
-        h = dense(4 * self.features, self.dtype, name="dense_0")(h.astype(self.dtype))
-        return dense(4 * self.features, self.dtype, name="dense_1")(nn.swish(h))
+        h = Dense(4 * self.features, self.dtype, name="dense_0")(h.astype(self.dtype))
+        return Dense(4 * self.features, self.dtype, name="dense_1")(nn.swish(h))
 
 
 class GroupNorm(nn.Module):
@@ -81,7 +125,7 @@ class GroupNorm(nn.Module):
 
     `shift`, `[b, channels]`, is added to the image before; `scale_shift`, `(scale, shift)` of the
     same shape, modulates the normalised image by `(1 + scale) * image + shift`. Neither costs a
-    pass over the image.
+    pass over the image, which may come in parts and is returned in the same.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -91,12 +135,12 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "b h w c"],
+        *parts: Float[Array, "b h w _"],
         shift: Float[Array, "b c"] | None = None,
         scale_shift: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        channels = image.shape[-1]
-        per_channel = (image.shape[0], channels)
+    ) -> normalization.Parts:
+        channels = sum(part.shape[-1] for part in parts)
+        per_channel = (parts[0].shape[0], channels)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         scale, offset = (jnp.broadcast_to(v, per_channel) for v in (scale, offset))
@@ -105,9 +149,9 @@ class GroupNorm(nn.Module):
             scale, offset = scale * (1.0 + extra), offset * (1.0 + extra) + added
         shift = jnp.zeros(per_channel) if shift is None else shift.astype(jnp.float32)
         normalised = normalization.group_norm(
-            image, shift, scale, offset, num_norm_groups(channels), self.swish, self.epsilon
+            parts, shift, scale, offset, num_norm_groups(channels), self.swish, self.epsilon
         )
-        return normalised.astype(self.dtype)
+        return tuple(part.astype(self.dtype) for part in normalised)
 
 
 def num_norm_groups(channels: int) -> int:
@@ -134,7 +178,8 @@ class ResidualBlock(nn.Module):
 
     GroupNorm, swish, resample, conv, + Dense(swish(embedding)), GroupNorm, swish, dropout,
     zero-initialised conv; the shortcut is resampled too, and projected where the number of
-    channels changes or the block resamples; the sum is scaled by 1/sqrt(2).
+    channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of images
+    stands for their concatenation along the channels.
     """
 
     features: int
@@ -146,31 +191,35 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "b h w c"],
+        image: Float[Array, "b h w c"] | normalization.Parts,
         embedding: Float[Array, "b e"],
         train: bool,
     ) -> Float[Array, "b h2 w2 features"]:
-        h = GroupNorm(self.dtype, swish=True, name="norm_0")(image)
-        h = resample_image(h, self.resample)
+        parts = image if isinstance(image, tuple) else (image,)
+        h = GroupNorm(self.dtype, swish=True, name="norm_0")(*parts)
+        h = [resample_image(part, self.resample) for part in h]
         # Its bias would be that of the embedding once more.
-        h = conv3x3(self.features, self.dtype, name="conv_0", use_bias=False)(h)
+        h = Conv3x3(self.features, self.dtype, name="conv_0", use_bias=False)(*h)
         width = 2 * self.features if self.scale_shift else self.features
-        condition = dense(width, self.dtype, name="embedding")(nn.swish(embedding))
+        condition = Dense(width, self.dtype, name="embedding")(nn.swish(embedding))
         if self.scale_shift:
             modulation = {"scale_shift": tuple(jnp.split(condition, 2, axis=-1))}
         else:
             modulation = {"shift": condition}
-        h = GroupNorm(self.dtype, swish=True, name="norm_1")(h, **modulation)
+        (h,) = GroupNorm(self.dtype, swish=True, name="norm_1")(h, **modulation)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
+        h = Conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
+        return (self._shortcut(parts) + h) * _SQRT_HALF
+
+    def _shortcut(self, parts: normalization.Parts) -> Float[Array, "b h2 w2 features"]:
+        if self.resample == "down":
+            parts = tuple(resample_image(part, "down") for part in parts)
+        if self.resample == "none" and [part.shape[-1] for part in parts] == [self.features]:
+            return parts[0]
         # A product over the channels of each pixel: the same before resampling as after it, so
         # where there are fewer pixels.
-        shortcut = resample_image(image, "down") if self.resample == "down" else image
-        if image.shape[-1] != self.features or self.resample != "none":
-            shortcut = dense(self.features, self.dtype, name="shortcut")(shortcut)
-        if self.resample == "up":
-            shortcut = resample_image(shortcut, "up")
-        return (shortcut + h) * _SQRT_HALF
+        shortcut = Dense(self.features, self.dtype, name="shortcut")(*parts)
+        return resample_image(shortcut, "up") if self.resample == "up" else shortcut
 
 
 class AttentionBlock(nn.Module):
@@ -187,8 +236,8 @@ class AttentionBlock(nn.Module):
                 f"num_heads = {self.num_heads} does not divide the {c} channels it attends "
                 "over; use a divisor"
             )
-        normalised = GroupNorm(self.dtype, name="norm")(image).reshape(b, h * w, c)
-        qkv = dense(3 * c, self.dtype, name="qkv")(normalised)
+        (normalised,) = GroupNorm(self.dtype, name="norm")(image)
+        qkv = Dense(3 * c, self.dtype, name="qkv")(normalised.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.num_heads, -1), 3, axis=2)
         attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
-        return (image + dense(c, self.dtype, name="out", zero=True)(attended)) * _SQRT_HALF
+        return (image + Dense(c, self.dtype, name="out", zero=True)(attended)) * _SQRT_HALF

@@ -11,6 +11,7 @@ further pass over the pixels; docs/tpu.md has what that saves.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 PerChannel = Float[Array, "b c"]
+# Images of one size that stand for their concatenation along the channels.
+Parts = tuple[Float[Array, "b h w _"], ...]
 
 
 class _Statistics(NamedTuple):
@@ -30,20 +33,20 @@ class _Statistics(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def group_norm(
-    image: Float[Array, "b h w c"],
+    parts: Parts,
     shift: PerChannel,
     scale: PerChannel,
     offset: PerChannel,
     num_groups: int,
     swish: bool,
     epsilon: float = 1e-6,
-) -> Float[Array, "b h w c"]:
+) -> Parts:
     """Normalises `image + shift` by groups of channels, scales, offsets, and applies swish.
 
     Reverse-mode differentiable only. Statistics are float32 whatever the type of the image.
 
     Args:
-      image: what a convolution made.
+      parts: the image, in one part or several; groups may reach over the border of two parts.
       shift: added to each channel before.
       scale: of each normalised channel.
       offset: added to each normalised channel.
@@ -52,56 +55,86 @@ def group_norm(
       epsilon: added to the variance.
 
     Returns:
-      Of the shape and type of `image`.
+      The result in the same parts, of the same types.
     """
-    return _forward(image, shift, scale, offset, num_groups, swish, epsilon)[0]
+    return _forward(parts, shift, scale, offset, num_groups, swish, epsilon)[0]
 
 
-def _forward(image, shift, scale, offset, num_groups, swish, epsilon):
-    wide = image.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=(1, 2))
-    mean_square = jnp.mean(jnp.square(wide), axis=(1, 2))
+def _forward(parts, shift, scale, offset, num_groups, swish, epsilon):
+    mean = _mean(part.astype(jnp.float32) for part in parts)
+    mean_square = _mean(jnp.square(part.astype(jnp.float32)) for part in parts)
     group_mean = _over_group(mean + shift, num_groups)
     # Of the shifted image, whose sums follow from those of the image.
     group_mean_square = _over_group(mean_square + shift * (2.0 * mean + shift), num_groups)
     # The difference can round below zero on a constant image.
     variance = jnp.maximum(group_mean_square - jnp.square(group_mean), 0.0)
     statistics = _Statistics(mean, shift - group_mean, jax.lax.rsqrt(variance + epsilon))
-    normalised = _affine(wide, statistics, scale, offset)
-    out = normalised * jax.nn.sigmoid(normalised) if swish else normalised
-    return out.astype(image.dtype), (image, statistics, scale, offset)
+    factor, constant = _affine(statistics, scale, offset)
+
+    def one(part, factor, constant):
+        normalised = part.astype(jnp.float32) * factor + constant
+        out = normalised * jax.nn.sigmoid(normalised) if swish else normalised
+        return out.astype(part.dtype)
+
+    out = tuple(map(one, parts, *(_split(v, parts) for v in (factor, constant))))
+    return out, (parts, statistics, scale, offset)
 
 
-def _backward(num_groups, swish, epsilon, residuals, cotangent):
+def _backward(num_groups, swish, epsilon, residuals, cotangents):
     del epsilon  # in the statistics
-    image, statistics, scale, offset = residuals
+    parts, statistics, scale, offset = residuals
     mean, centre, inverse_std = statistics
-    pixels = image.shape[1] * image.shape[2]
-    wide, g = image.astype(jnp.float32), cotangent.astype(jnp.float32)
-    if swish:
-        normalised = _affine(wide, statistics, scale, offset)
+    pixels = parts[0].shape[1] * parts[0].shape[2]
+
+    def before_swish(part, cotangent, factor, constant):
+        cotangent = cotangent.astype(jnp.float32)
+        if not swish:
+            return cotangent
+        normalised = part.astype(jnp.float32) * factor + constant
         gate = jax.nn.sigmoid(normalised)
-        g = g * gate * (1.0 + normalised * (1.0 - gate))
+        return cotangent * gate * (1.0 + normalised * (1.0 - gate))
+
+    affine = (_split(v, parts) for v in _affine(statistics, scale, offset))
+    g = tuple(map(before_swish, parts, cotangents, *affine))
     # The two sums over the pixels; everything else is a number for each channel.
-    sum_g = jnp.sum(g, axis=(1, 2))
-    sum_g_image = jnp.sum(g * wide, axis=(1, 2))
+    sum_g = pixels * _mean(g)
+    sum_g_image = pixels * _mean(
+        g * part.astype(jnp.float32) for g, part in zip(g, parts, strict=True)
+    )
     d_scale = inverse_std * (sum_g_image + centre * sum_g)
     mean_g = _over_group(scale * sum_g, num_groups) / pixels
     mean_g_normalised = _over_group(scale * d_scale, num_groups) / pixels
     of_g = scale * inverse_std
     of_image = -jnp.square(inverse_std) * mean_g_normalised
     constant = of_image * centre - inverse_std * mean_g
-    d_image = g * _pixelwise(of_g) + wide * _pixelwise(of_image) + _pixelwise(constant)
+
+    def one(part, g, of_g, of_image, constant):
+        return (g * of_g + part.astype(jnp.float32) * of_image + constant).astype(part.dtype)
+
+    weights = (_split(v, parts) for v in (of_g, of_image, constant))
+    d_parts = tuple(map(one, parts, g, *weights))
     d_shift = of_g * sum_g + pixels * (of_image * mean + constant)
-    return d_image.astype(image.dtype), d_shift, d_scale, sum_g
+    return d_parts, d_shift, d_scale, sum_g
 
 
 group_norm.defvjp(_forward, _backward)
 
 
-def _affine(wide, statistics, scale, offset):
+def _affine(statistics: _Statistics, scale: PerChannel, offset: PerChannel):
+    """Factor and constant that normalise, scale and offset a channel."""
     factor = statistics.inverse_std * scale
-    return wide * _pixelwise(factor) + _pixelwise(offset + statistics.centre * factor)
+    return factor, offset + statistics.centre * factor
+
+
+def _mean(parts) -> PerChannel:
+    """Over the pixels of each channel of all parts."""
+    return jnp.concatenate([jnp.mean(part, axis=(1, 2)) for part in parts], axis=-1)
+
+
+def _split(values: PerChannel, parts: Parts) -> list[Float[Array, "b 1 1 _"]]:
+    """The values of each part's channels, to broadcast over its pixels."""
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+    return jnp.split(values[:, None, None], ends[:-1], axis=-1)
 
 
 def _over_group(values: PerChannel, num_groups: int) -> PerChannel:
@@ -113,7 +146,3 @@ def _over_group(values: PerChannel, num_groups: int) -> PerChannel:
     grouped = values.reshape(values.shape[0], num_groups, -1)
     mean = jnp.mean(grouped, axis=-1, keepdims=True)
     return jnp.broadcast_to(mean, grouped.shape).reshape(values.shape)
-
-
-def _pixelwise(values: PerChannel) -> Float[Array, "b 1 1 c"]:
-    return values[:, None, None]

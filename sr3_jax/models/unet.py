@@ -82,7 +82,12 @@ class UNet(nn.Module):
             self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
         )(gamma)
 
-        def block(h: Array, name: str, level: int, resample: layers.Resample = "none") -> Array:
+        def block(
+            h: Array | tuple[Array, Array],
+            name: str,
+            level: int,
+            resample: layers.Resample = "none",
+        ) -> Array:
             features = self.channels * self.multipliers[level]
             module = block_type(
                 features, resample, self.dropout, self.scale_shift, self.dtype, name=name
@@ -94,7 +99,7 @@ class UNet(nn.Module):
 
         deepest = len(self.multipliers) - 1
         h = jnp.concatenate([x, y_t], axis=-1).astype(self.dtype)
-        h = layers.conv3x3(self.channels, self.dtype, name="conv_in")(h)
+        h = layers.Conv3x3(self.channels, self.dtype, name="conv_in")(h)
         skips = [h]
         for level in range(deepest + 1):
             for i in range(self.num_blocks):
@@ -113,15 +118,14 @@ class UNet(nn.Module):
 
         for level in reversed(range(deepest + 1)):
             for i in range(self.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, f"up_{level}_block_{i}", level)
+                h = block((h, skips.pop()), f"up_{level}_block_{i}", level)
                 if level in self.attention_levels:
                     h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        h = layers.GroupNorm(self.dtype, swish=True, name="norm_out")(h)
-        out = layers.conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
+        (h,) = layers.GroupNorm(self.dtype, swish=True, name="norm_out")(h)
+        out = layers.Conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
         out = out.astype(jnp.float32)
         if not self.residual_std:
             return out
