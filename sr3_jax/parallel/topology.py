@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-# Chips of a host, which libtpu wants to be told of where it cannot ask the machine; and memory
-# for programs and data, in bytes of a jax device (of v2 and v3: a core).
+# A host of each chip, which libtpu wants to be told of where it cannot ask the machine.
 _ACCELERATOR = {
     "v2": "v2-8",
     "v3": "v3-8",

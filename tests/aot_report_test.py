@@ -1,0 +1,93 @@
+"""The compiler's report on a TPU topology, without a TPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import small_run
+from jax.sharding import PartitionSpec
+
+from sr3_jax import parallel
+from sr3_jax.tools import aot_report
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
+    reason="libtpu, the TPU's compiler, is not installed",
+)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "sr3_jax.tools.aot_report", *arguments]
+    return subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True, timeout=600)
+
+
+SMALL = (
+    "--config=configs/imagenet_64_256.py",
+    "--topology=v3:2x2",
+    "--config.data.image_size=32",
+    "--config.data.low_resolution=8",
+    "--config.model.channels=32",
+    "--config.model.multipliers=(1,2)",
+    "--config.model.num_blocks=1",
+    "--config.model.attention_resolutions=()",
+)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
+    path = tmp_path / "report.json"
+    done = run(*SMALL, "--config.train.batch_size=16", f"--mode={mode}", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    assert "Estimated by the compiler, not measured" in done.stdout
+    report = json.loads(path.read_text())
+    assert report["fits"] and report["num_cores"] == 8 and report["mode"] == mode
+    seconds = report["estimated_step_seconds"]
+    assert 0 < report["share_of_peak"] < 1
+    assert report["flops_per_core"] == pytest.approx(report["share_of_peak"] * 61.5e12 * seconds)
+    assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
+    # Two kinds: kernels are gathered, gradients summed. Sampling sends nothing.
+    assert bool(report["collectives"]) == (mode == "train")
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_so_and_what_to_change():
+    done = run(*SMALL, "--config.train.batch_size=65536")
+    assert done.returncode == 0, done.stderr
+    assert "DOES NOT FIT" in done.stdout
+    assert "--config.train.accumulate_steps=2" in done.stdout
+
+
+@needs_libtpu
+def test_a_topology_that_does_not_exist_is_named():
+    done = run(*SMALL, "--topology=v9:2x2")
+    assert done.returncode == 2
+    assert "topology 'v9:2x2' is unknown" in done.stderr
+
+
+def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():
+    mesh = parallel.make_mesh()
+
+    def f(rows):
+        whole = jax.lax.all_gather(rows, "data", tiled=True)
+        return jax.lax.psum(rows * 2.0, "data"), whole
+
+    program = jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=(PartitionSpec(), PartitionSpec()),
+        check_vma=False,
+    )
+    shape = jax.ShapeDtypeStruct(
+        (4 * mesh.size, 100), jnp.float32, sharding=parallel.split_batch(mesh)
+    )
+    text = jax.jit(program).lower(shape).compile().as_text()
+    found = aot_report.count_collectives(text)
+    assert found["all-reduce"] == {"count": 1, "bytes": 4 * 100 * 4}
+    assert found["all-gather"] == {"count": 1, "bytes": 4 * mesh.size * 100 * 4}
