@@ -56,14 +56,6 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
 
 
 @needs_libtpu
-def test_what_does_not_fit_says_so_and_what_to_change():
-    done = run(*SMALL, "--config.train.batch_size=65536")
-    assert done.returncode == 0, done.stderr
-    assert "DOES NOT FIT" in done.stdout
-    assert "--config.train.accumulate_steps=2" in done.stdout
-
-
-@needs_libtpu
 def test_a_topology_that_does_not_exist_is_named():
     done = run(*SMALL, "--topology=v9:2x2")
     assert done.returncode == 2
