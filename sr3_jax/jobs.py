@@ -32,11 +32,11 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`.
     """
     options = factory.loop_options(config)
-    layout = factory.layout(config)
-    mesh = layout.mesh
     model, schedule = factory.model(config), factory.training_schedule(config)
     optimizer = factory.optimizer(config)
     step_options = training_step.StepOptions(**factory.step_options(config))
+    layout = factory.layout(config)
+    mesh = layout.mesh
     factory.inference_schedule(config)  # an unusable one should fail now, not after training
     pipeline = factory.training_pipeline(config)
     _keep_config(config, workdir)
