@@ -153,6 +153,14 @@ def _shaken(params):
     return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
 
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_what_enters_the_second_norm_has_one_bias(scale_shift):
+    """Of the embedding where that is added; of the convolution where it modulates afterwards."""
+    block = layers.ResidualBlock(8, scale_shift=scale_shift)
+    params = block.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)), jnp.ones((1, 5)), False)
+    assert ("bias" in params["params"]["conv_0"]) == scale_shift
+
+
 @pytest.mark.parametrize("resample", ["none", "up", "down"])
 def test_a_tuple_of_images_is_their_concatenation(resample):
     block = layers.ResidualBlock(16, resample)

@@ -198,8 +198,8 @@ class ResidualBlock(nn.Module):
         parts = image if isinstance(image, tuple) else (image,)
         h = GroupNorm(self.dtype, swish=True, name="norm_0")(*parts)
         h = [resample_image(part, self.resample) for part in h]
-        # Its bias would be that of the embedding once more.
-        h = Conv3x3(self.features, self.dtype, name="conv_0", use_bias=False)(*h)
+        # Where the embedding is added to what it makes, that has a bias already.
+        h = Conv3x3(self.features, self.dtype, name="conv_0", use_bias=self.scale_shift)(*h)
         width = 2 * self.features if self.scale_shift else self.features
         condition = Dense(width, self.dtype, name="embedding")(nn.swish(embedding))
         if self.scale_shift:

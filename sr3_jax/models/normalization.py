@@ -5,7 +5,7 @@ image is read and written. Differentiated by hand, the backward pass needs two s
 pixels, which the convolution that makes the cotangent can take along, and one multiply-add for
 each pixel, which the convolutions that read the result can do as they read. Gradients of what is
 added to each channel before (the noise level's embedding) follow from the same sums, with no
-further pass over the pixels; docs/tpu.md has what that saves.
+further pass over the pixels.
 """
 
 from __future__ import annotations

@@ -10,7 +10,13 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sr3_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, SPATIAL_AXIS
+from sr3_jax.parallel.mesh import (
+    DATA_AXIS,
+    MODEL_AXIS,
+    SPATIAL_AXIS,
+    replicated,
+    split_batch,
+)
 
 # gradient(params, rows, *rest) -> (number, tree like params)
 Gradient = Callable[..., tuple[Array, Any]]
@@ -42,12 +48,12 @@ class Layout:
     @property
     def whole(self) -> NamedSharding:
         """Every device holds all of it."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        return replicated(self.mesh)
 
     @property
     def rows(self) -> NamedSharding:
         """Batches: the leading axis over `data`."""
-        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+        return split_batch(self.mesh)
 
     @property
     def images(self) -> NamedSharding:
