@@ -30,13 +30,13 @@ def get_config() -> config_dict.ConfigDict:
     config.sampling.variance = "posterior"
     config.sampling.tile_size = 512
     config.parallel.layout = "replicated"  # of 5 MB there is nothing to save
-    config.train.num_steps = 2400
+    config.train.num_steps = 2000
     config.train.batch_size = 8
     config.train.learning_rate = 1.5e-3
     config.train.num_warmup_steps = 100
-    config.train.num_decay_steps = 1800
+    config.train.num_decay_steps = 1500
     config.train.ema_decay = 0.999
-    config.train.sample_every_steps = 1200
+    config.train.sample_every_steps = 1000
     config.checkpoint.every_steps = 500
     config.evaluation.image_size = 128
     return config
