@@ -2,6 +2,8 @@
 # Makes the environment if it is missing, lints, and runs every test. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# For tests/colab_test.py.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check nbclient==0.11.0 ipykernel==7.4.0
 # The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. Training and sampling on a
 # CPU do without its 500 MB, so it is not among the requirements.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check libtpu==0.0.52 ||
