@@ -1,9 +1,10 @@
 """How fast the network runs: `python -m sr3_jax.tools.benchmark`.
 
-Times the forward pass and the training step (gradient and Adam update), each compiled; with
-`--peer=diffusers` also PyTorch's `diffusers.UNet2DModel` of the same size, turn by turn with
-ours, so that what else the machine does hits both. The batch is split over all JAX devices.
-docs/cpu.md has results and the settings that matter on CPUs.
+Times the forward pass, the training step (gradient and Adam update) and, with `--sample_steps`,
+sampling, each compiled; with `--peer=diffusers` also PyTorch's `diffusers.UNet2DModel` of the same
+size (on GPUs under `torch.compile`), turn by turn with ours, so that what else the machine does
+hits both. The batch is split over all JAX devices. docs/cpu.md has results and the settings that
+matter on CPUs; launch/gpu_benchmark.sh does what docs/gpu.md says.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from absl import app, flags, logging
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.models import layers
 from sr3_jax.tools import diffusers_peer
+from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
 _NOISY = 1.4
@@ -36,6 +38,9 @@ _ATTENTION = flags.DEFINE_list("attention_levels", [], "Levels with attention, s
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels a side.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images, on all devices.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(_DTYPES), "Type of the computation.")
+_SAMPLE_STEPS = flags.DEFINE_integer(
+    "sample_steps", 0, "Also time sampling in so many refinement steps.", lower_bound=0
+)
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs; the median counts.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 _PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "What to compare with.")
@@ -47,13 +52,14 @@ Run = Callable[[], float]
 
 
 def make_runs(
-    model: models.UNet, image_size: int, batch_size: int
+    model: models.UNet, image_size: int, batch_size: int, sample_steps: int = 0
 ) -> tuple[dict[str, Run], dict[str, Any]]:
     """Compiles the network and its training step on random images, split over all devices.
 
     Returns:
-      `forward` and `train`, each of which runs once and returns the seconds it took; and
-      facts: `parameters`, `forward_flops` of the whole batch, `compile_seconds` by run.
+      `forward`, `train` and, of more than 0 steps, `sample`, each of which runs once and returns
+      the seconds it took; and facts: `parameters`, `forward_flops` of the whole batch,
+      `compile_seconds` by run.
     """
     mesh = parallel.make_mesh()
     parallel.check_batch_size(batch_size, mesh, "--batch_size")
@@ -83,6 +89,14 @@ def make_runs(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    def sample(params, keys, x):
+        return diffusion.ancestral_sample(
+            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
+            diffusion.respace(diffusion.linear(2000, 1e-6, 1e-2), sample_steps),
+            keys,
+            shape[1:],
+        )[0]
+
     state = [params, opt_state]
     lowered = jax.jit(forward).lower(params, *batch)
     compile_seconds = {}
@@ -106,13 +120,26 @@ def make_runs(
         *state[:], _ = jax.block_until_ready(run_train(*state, *batch))
         return time.perf_counter() - start
 
+    runs = {"forward": time_forward, "train": time_train}
+    if sample_steps:
+        # Weights are sampled with in the type that they are computed with.
+        few = jax.jit(lambda tree: training_step.narrow(tree, model.dtype))(params)
+        row_keys = jax.device_put(jax.random.split(keys[0], batch_size), parallel.split_batch(mesh))
+        run_sample = compiled("sample", jax.jit(sample).lower(few, row_keys, batch[0]))
+
+        def time_sample() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(run_sample(few, row_keys, batch[0]))
+            return time.perf_counter() - start
+
+        runs["sample"] = time_sample
     facts = {
         "parameters": models.count_parameters(model, image_size),
         # Of the program as written, before XLA rewrites convolutions into other forms.
         "forward_flops": lowered.cost_analysis()["flops"],
         "compile_seconds": compile_seconds,
     }
-    return {"forward": time_forward, "train": time_train}, facts
+    return runs, facts
 
 
 def interleave(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
@@ -169,10 +196,13 @@ def benchmark_model() -> dict[str, Any]:
         "batch_size": _BATCH_SIZE.value,
         "dtype": _DTYPE.value,
         "norm_groups": layers.num_norm_groups(model.channels),
+        "sample_steps": _SAMPLE_STEPS.value,
         "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
     }
     peer = diffusers_peer.Peer(_PEER_PYTHON.value, description) if _PEER.value else None
-    own, facts = make_runs(model, _IMAGE_SIZE.value, _BATCH_SIZE.value)
+    own, facts = make_runs(model, _IMAGE_SIZE.value, _BATCH_SIZE.value, _SAMPLE_STEPS.value)
+    # A training step is three forward passes: two more for the gradient.
+    passes = {"forward": 1, "train": 3, "sample": _SAMPLE_STEPS.value}
     sides = {"sr3_jax": (own, facts)}
     if peer:
         theirs = {name: (lambda name=name: peer.seconds(name)) for name in own}
@@ -180,8 +210,7 @@ def benchmark_model() -> dict[str, Any]:
     for name in own:
         runs = {side: runs[name] for side, (runs, _) in sides.items()}
         for side, seconds in interleave(runs, _REPEATS.value).items():
-            # A training step is three forward passes: two more for the gradient.
-            flops = sides[side][1]["forward_flops"] * (3 if name == "train" else 1)
+            flops = sides[side][1]["forward_flops"] * passes[name]
             sides[side][1][name] = summarise(seconds, flops)
             sides[side][1].setdefault("all", {})[name] = seconds
     peak = parallel.peak_flops(jax.devices()[0], dtype)
@@ -210,7 +239,7 @@ def report(results: dict[str, Any]) -> str:
         about += [f"{facts[key]}" for key in ("versions",) if key in facts]
         about += [f"{facts[key]} threads" for key in ("threads",) if key in facts]
         lines.append(", ".join(about))
-        for name in ("forward", "train"):
+        for name in (name for name in ("forward", "train", "sample") if name in facts):
             at = facts[name]
             timed.append((facts, name))
             line = f"  {name:8s}{at['seconds'] * 1e3:10.2f} ms (fastest {at['fastest'] * 1e3:.2f})"
