@@ -1,0 +1,144 @@
+"""The compiler's reports of all configs on all topologies, as the table of docs/tpu.md.
+
+    python -m sr3_jax.tools.aot_table --reports=docs/tpu --document=docs/tpu.md
+
+compiles what `--reports` has no file of yet (five to fifteen minutes each on two cores), each
+program in a process of its own, and then writes the table into the document, between its two marks.
+It can be stopped at any time and goes on with what is missing; remove a file to have it made again.
+`--only=REGEX` restricts what is compiled, `--render_only` compiles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import app, flags
+
+from sr3_jax.data import atomic
+
+_REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
+_DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "Where the table stands.")
+_ONLY = flags.DEFINE_string("only", "", "Compile only what has this in its name.")
+_RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
+
+_CONFIGS = (
+    "ffhq_16_128",
+    "imagenet_64_256",
+    "imagenet_56_224",
+    "ffhq_64_256",
+    "ffhq_64_512",
+    "ffhq_256_1024",
+)
+_BATCH_OF_THE_PAPER = ("v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
+_ONE_HOST = "v3:2x2"
+_BEGIN, _END = "<!-- aot_table: begin -->\n", "<!-- aot_table: end -->\n"
+
+
+def programs() -> Iterator[tuple[str, list[str]]]:
+    """Each program's name and the flags of its report, the most asked for first."""
+    for topology in _BATCH_OF_THE_PAPER[:1]:
+        yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
+    for config in _CONFIGS:
+        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), "--largest_batch"]
+    for config in _CONFIGS:
+        sample = [*_flags(config, "v3:8x8"), "--mode=sample"]
+        yield _name(config, "v3:8x8", "sample"), sample
+    for topology in _BATCH_OF_THE_PAPER[1:]:
+        yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
+
+
+def _name(config: str, topology: str, mode: str) -> str:
+    return f"{config}-{topology.replace(':', '-')}-{mode}"
+
+
+def _flags(config: str, topology: str) -> list[str]:
+    return [f"--config=configs/{config}.py", f"--topology={topology}"]
+
+
+def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The reports as a Markdown table, in the order of `programs`; what is missing is left out."""
+    lines = [
+        "| config | topology (cores) | program | batch | memory per core | step | steps/s "
+        "| share of peak | days for 1M steps | bytes moved per core |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, _ in programs():
+        if name not in reports:
+            continue
+        row = reports[name]
+        memory = row["hbm_bytes_per_core"]
+        cells = [
+            row["config"],
+            f"{row['topology']} ({row['num_cores']})",
+            row["mode"],
+            row["batch_size"],
+            f"{memory / 1e9:.2f} GB" if memory else "",
+        ]
+        seconds = row["estimated_step_seconds"]
+        if not row["fits"]:
+            cells[-1] += " **does not fit**"
+            cells += [""] * 5
+        elif seconds is None:
+            cells += ["no estimate", "", "", "", f"{row['bytes_per_core'] / 1e9:.1f} GB"]
+        else:
+            days = row["estimated_days_for_1m_steps"]
+            cells += [
+                f"{seconds:.4f} s",
+                f"{1 / seconds:.2f}",
+                f"{row['share_of_peak']:.1%}",
+                f"{days:.1f}" if row["mode"] == "train" else "",
+                f"{row['bytes_per_core'] / 1e9:.1f} GB",
+            ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(document: pathlib.Path, text: str) -> None:
+    """Replaces what stands between the marks of `document`.
+
+    Raises:
+      ValueError: where it has no marks.
+    """
+    old = document.read_text()
+    if _BEGIN not in old or _END not in old:
+        raise ValueError(f"{document} has no lines {_BEGIN!r} and {_END!r}; put them in")
+    before, rest = old.split(_BEGIN, 1)
+    after = rest.split(_END, 1)[1]
+    new = before + _BEGIN + "\n" + text + "\n" + _END + after
+    if new != old:
+        atomic.write_whole(document, new.encode())
+
+
+def main(argv: list[str]) -> None:
+    """Compiles what is missing, and writes the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    folder = pathlib.Path(_REPORTS.value)
+    missing = [
+        (name, arguments)
+        for name, arguments in programs()
+        if re.search(_ONLY.value, name) and not (folder / f"{name}.json").exists()
+    ]
+    failed = []
+    for i, (name, arguments) in enumerate([] if _RENDER_ONLY.value else missing):
+        print(f"[{i + 1}/{len(missing)}] {name}", flush=True)
+        output = [f"--json={folder / name}.json"]
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "sr3_jax.tools.aot_report", *arguments, *output]
+        if subprocess.run(command).returncode:
+            failed.append(name)
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    write_table(pathlib.Path(_DOCUMENT.value), table(reports))
+    if failed:
+        print(f"error: no report of {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
