@@ -11,6 +11,7 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the locked default config: unknown keys raise an error that names the nearest."""
     config = config_dict.ConfigDict()
     config.seed = 0  # of initialisation, order of examples, crops, flips, noise, dropout
+    config.profile_steps = 0  # of each start of a training, after its first ten: trace so many
 
     config.data = data = config_dict.ConfigDict()
     data.source = "folder"  # `folder`: any tree of images; `photos`: those of scikit-image

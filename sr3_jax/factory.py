@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from etils import epath
 from ml_collections import config_dict
 
 from sr3_jax import diffusion, models, parallel
-from sr3_jax.data import atomic
 
 if TYPE_CHECKING:  # TensorFlow is imported only where data is read
     from sr3_jax.data import pipeline, sources
@@ -48,6 +45,7 @@ class LoopOptions:
     log_every_steps: int
     sample_every_steps: int
     checkpoint_every_steps: int
+    profile_steps: int = 0
 
 
 def model(config: ConfigDict) -> models.UNet:
@@ -178,12 +176,14 @@ def loop_options(config: ConfigDict) -> LoopOptions:
         ("checkpoint.keep_last", config.checkpoint.keep_last),
     ):
         _at_least(f"config.{key}", value, 1)
+    _at_least("config.profile_steps", config.profile_steps, 0)
     return LoopOptions(
         num_steps=c.num_steps,
         batch_size=c.batch_size,
         log_every_steps=c.log_every_steps,
         sample_every_steps=c.sample_every_steps,
         checkpoint_every_steps=config.checkpoint.every_steps,
+        profile_steps=config.profile_steps,
     )
 
 
@@ -245,16 +245,23 @@ def training_pipeline(config: ConfigDict) -> pipeline.Pipeline:
 
 
 def evaluation_pipeline(
-    config: ConfigDict, batch_size: int, num_images: int | None = None
+    config: ConfigDict, batch_size: int, num_images: int | None = None, *, split: bool = True
 ) -> pipeline.Pipeline:
-    """Batches of (the first `num_images` of) the held-out images, over all processes."""
+    """Batches of (the first `num_images` of) the held-out images.
+
+    Where `split`, each process gets rows of its own.
+    """
     source = evaluation_source(config)[:num_images]
     size = config.evaluation.image_size or config.data.image_size
-    return _pipeline(config, source, batch_size, size)
+    return _pipeline(config, source, batch_size, size, split)
 
 
 def _pipeline(
-    config: ConfigDict, source: Sequence[sources.ImageRef], batch_size: int, image_size: int
+    config: ConfigDict,
+    source: Sequence[sources.ImageRef],
+    batch_size: int,
+    image_size: int,
+    split: bool = True,
 ) -> pipeline.Pipeline:
     from sr3_jax.data import degrade, pipeline
 
@@ -281,41 +288,10 @@ def _pipeline(
         options,
         batch_size=batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if split else 0,
+        process_count=jax.process_count() if split else 1,
         cache_bytes=int(c.cache_gb * 2**30),
     )
-
-
-def save_config(config: ConfigDict, path: epath.PathLike) -> None:
-    """Writes `config` as JSON, whole or not at all."""
-    atomic.write_whole(path, (config.to_json(indent=2) + "\n").encode())
-
-
-def load_config(path: epath.PathLike) -> ConfigDict:
-    """Reads what `save_config` wrote.
-
-    Raises:
-      FileNotFoundError: where there is none.
-      ValueError: where it is not a config.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: the folder is not the workdir of a training run"
-        )
-    try:
-        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not a config in JSON: {error}") from error
-
-
-def changed_keys(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Keys in which two configs differ, as `section.key`, with the old and the new value."""
-    old_flat, new_flat = (_flatten(json.loads(c.to_json())) for c in (old, new))
-    keys = sorted(old_flat.keys() | new_flat.keys())
-    pairs = {key: (old_flat.get(key), new_flat.get(key)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -388,10 +364,3 @@ def _name_key(name: str, make: Any, *args: Any) -> Any:
         return make(*args)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    parts = (_flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items())
-    return {key: value for part in parts for key, value in part.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from absl import logging
 from clu import metric_writers
 from etils import epath
 
-from sr3_jax import factory, parallel
+from sr3_jax import config_file, factory, parallel
 from sr3_jax.evaluation import evaluator, pictures
 from sr3_jax.inference import files
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -48,23 +49,18 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     state = _first_state(config, model, optimizer, layout, checkpointer)
     train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
-    lies = training_state.state_shardings(layout, state)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         for batch in pipeline.training_batches(start_step):
             yield parallel.to_global(batch, mesh)
 
-    first = next(batches(int(state.step)))
-    compiled = (
-        jax.jit(
-            train_step,
-            in_shardings=(lies, layout.rows),
-            out_shardings=(lies, layout.whole),
-            donate_argnums=0,
-        )
-        .lower(state, first)
-        .compile()
+    shapes = training_step.batch_shapes(
+        layout, options.batch_size, config.data.image_size, config.data.low_resolution
     )
+    program = training_step.jit_train_step(train_step, layout, state)
+    compiled = program.lower(state, shapes).compile()
+    validate = _validation(config, model, schedule, state.ema_params, mesh)
+    parallel.wait_for_all()
     writer = (
         metric_writers.SummaryWriter(str(workdir))
         if jax.process_index() == 0
@@ -72,14 +68,17 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     device_flops = (compiled.cost_analysis() or {}).get("flops")  # of one device's share
     hooks = loop.Hooks(
-        validate=_validation(config, model, schedule, mesh),
+        validate=validate,
         sample=_logged_samples(config, mesh),
         learning_rate=factory.learning_rate(config),
         num_skipped=lambda: len(pipeline.skipped),
         flops_per_step=device_flops and device_flops * mesh.size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
+        profile_directory=str(workdir / "profile"),
     )
-    loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
+    with parallel.StopSignal() as stop_signal:
+        hooks.stop_signal = stop_signal.asked
+        loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
 
@@ -90,16 +89,16 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     Writes `evaluation/metrics.json`, `samples.png` and `refinement.png` in `workdir`.
     """
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    pipeline = factory.evaluation_pipeline(config, resolver.batch_size)
+    pipeline = factory.evaluation_pipeline(config, resolver.batch_size * jax.process_count())
 
     steps = resolver.num_refinements(1)
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     refinement: dict[str, np.ndarray] = {}
 
-    def sr3(low: np.ndarray, first: int) -> tuple[np.ndarray, float]:
-        # One stream for each row of the set, whatever the batches.
-        seeds = [config.seed + first + i for i in range(len(low))]
-        share = len(low) / resolver.num_refinements(len(low))
+    def sr3(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+        # One stream for each image of the set, whatever the batches.
+        seeds = [config.seed + int(i) for i in index]
+        share = len(low) * jax.process_count() / resolver.num_refinements(len(low))
         kept_times = times[:0] if refinement else times
         result = resolver.sample(
             low,
@@ -116,7 +115,10 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             {"bicubic": evaluator.bicubic(resolver.factor), "sr3": sr3},
             pipeline.evaluation_batches(),
             num_pictures=config.evaluation.num_pictures,
+            share=parallel.of_all_processes,
         )
+    if jax.process_index() != 0:
+        return
     folder = workdir / "evaluation"
     evaluator.write_scores(evaluation.scores, folder / "metrics.json")
     labels = {"input": "input", "bicubic": "bicubic", "sr3": "SR3", "reference": "reference"}
@@ -137,7 +139,7 @@ def upscale(
     seed: int,
 ) -> int:
     """Upscales a file or a folder; returns how many inputs failed."""
-    inputs = files.find_inputs(input_path)
+    inputs = files.find_inputs(input_path)[jax.process_index() :: jax.process_count()]
     resolver = SuperResolver.from_workdir(workdir)
     with _progress_bar("upscale", len(inputs)) as bar:
         report = files.upscale_files(
@@ -159,11 +161,11 @@ def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        changed = factory.changed_keys(factory.load_config(path), config)
-        for key, (old, new) in changed.items():
+        changed = config_file.changed_keys(config_file.load(path), config)
+        for key, (old, new) in changed.items() if jax.process_index() == 0 else ():
             logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
     if jax.process_index() == 0:
-        factory.save_config(config, path)
+        config_file.save(config, path)
 
 
 def _first_state(config, model, optimizer, layout, checkpointer) -> training_state.TrainState:
@@ -183,19 +185,31 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
     return state
 
 
-def _validation(config, model, schedule, mesh) -> loop.Validate:
-    """Mean loss on the held-out images, with noise that never changes."""
-    loss = jax.jit(training_step.make_validation_loss(model, schedule, config.train.loss))
+def _validation(config, model, schedule, params, mesh) -> loop.Validate:
+    """Mean loss on the held-out images, with noise that never changes; compiled at once."""
+    loss = training_step.make_validation_loss(model, schedule, config.train.loss)
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def sums(params: training_state.Params, batch: training_step.Batch) -> tuple[Any, Any]:
+        count = batch["weight"].sum()
+        return loss(params, batch) * count, count
+
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = factory.evaluation_pipeline(config, batch_size)
+    size, low_resolution = pipeline.sizes
+    layout = parallel.Layout(mesh)
+    shapes = training_step.batch_shapes(layout, batch_size, size, low_resolution)
+    whole = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
+    )
+    compiled = sums.lower(whole, shapes).compile()
 
     def validate(params: training_state.Params) -> dict[str, float]:
         params = parallel.gather(params, mesh)
         total = count = 0.0
         for batch in pipeline.evaluation_batches():
-            size = float(batch["weight"].sum())
-            total += size * float(loss(params, parallel.to_global(batch, mesh)))
-            count += size
+            of_batch = compiled(params, parallel.to_global(batch, mesh))
+            total, count = total + float(of_batch[0]), count + float(of_batch[1])
         return {"validation_loss": total / max(count, 1.0)}
 
     return validate
@@ -203,14 +217,18 @@ def _validation(config, model, schedule, mesh) -> loop.Validate:
 
 def _logged_samples(
     config: factory.ConfigDict, mesh: jax.sharding.Mesh
-) -> Callable[..., np.ndarray]:
-    """Draws the first held-out images for the log; compiled at the first call."""
-    pipeline = factory.evaluation_pipeline(config, _NUM_LOGGED_SAMPLES, _NUM_LOGGED_SAMPLES)
+) -> Callable[..., np.ndarray | None]:
+    """Draws the first held-out images for the log, on process 0; compiled at the first call."""
+    pipeline = factory.evaluation_pipeline(
+        config, _NUM_LOGGED_SAMPLES, _NUM_LOGGED_SAMPLES, split=False
+    )
     resolver: SuperResolver | None = None
 
-    def sample(params: training_state.Params, _: int) -> np.ndarray:
+    def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         nonlocal resolver
-        params = parallel.gather(params, mesh)
+        params = parallel.on_this_process(parallel.gather(params, mesh))
+        if jax.process_index() != 0:
+            return None
         if resolver is None:
             resolver = SuperResolver.from_params(config, params)
         resolver.set_params(params)

@@ -3,11 +3,17 @@
 python -m sr3_jax.main --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]
 python -m sr3_jax.main --mode=evaluate --workdir=DIR
 python -m sr3_jax.main --mode=upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
+
+Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and it goes on: training
+was asked to stop by SIGTERM and has saved, or another process of the job was lost; 130 Ctrl-C.
 """
 
 import logging as std_logging
 import os
+import signal
 import sys
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from etils import epath
@@ -15,6 +21,8 @@ from ml_collections import config_flags
 
 # TensorFlow only decodes images here; what it says when it starts is of no use to anyone.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
 _MODES = ("train", "evaluate", "upscale")
 
@@ -34,6 +42,15 @@ _OUTPUT = flags.DEFINE_string("output", None, "upscale: the folder for the resul
 _STEPS = flags.DEFINE_integer(
     "steps", None, "upscale: refinement steps; the config's where not given.", lower_bound=1
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Of several processes: HOST:PORT of process 0. Not needed on TPU pods, Slurm and Open MPI.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are; 1: alone, whatever the machine.", 1
+)
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.")
 _SEED = flags.DEFINE_integer("seed", 0, "upscale: seed of the noise.", lower_bound=0)
 
 
@@ -55,14 +72,18 @@ def main(argv: list[str]) -> None:
 
     _quiet_orbax()
     # Late, so that a wrong flag is answered at once.
-    from sr3_jax import factory, jobs
-    from sr3_jax.training.loop import NonFiniteError
+    from jax.errors import JaxRuntimeError
+
+    from sr3_jax import config_file, jobs, parallel
+    from sr3_jax.training.checkpoint import CheckpointError
+    from sr3_jax.training.loop import NonFiniteError, StoppedError
 
     try:
+        parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_INDEX.value)
         if _MODE.value == "train":
             jobs.train(_CONFIG.value, workdir)
         elif _MODE.value == "evaluate":
-            jobs.evaluate(_CONFIG.value or factory.load_config(workdir / "config.json"), workdir)
+            jobs.evaluate(_CONFIG.value or config_file.load(workdir / "config.json"), workdir)
         else:
             num_failed = jobs.upscale(
                 workdir,
@@ -72,14 +93,42 @@ def main(argv: list[str]) -> None:
                 _SEED.value,
             )
             if num_failed:
-                sys.exit(1)
+                _leave(_FAILED)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, FileNotFoundError, NotADirectoryError, NonFiniteError) as error:
+        _leave(_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
+    except StoppedError as stopped:
+        _leave(_INTERRUPTED if stopped.signal == signal.SIGINT else _START_AGAIN, str(stopped))
+    except (NonFiniteError, CheckpointError) as error:
+        logging.debug("traceback", exc_info=True)
+        _leave(_FAILED, f"error: {error}")
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         # Messages for users; the traceback is one flag away.
         logging.debug("traceback", exc_info=True)
-        raise _WrongUseError(str(error)) from error
+        _leave(_WRONG_USE, f"error: {error}")
+    except Exception as error:
+        if not parallel.is_one_of_several():
+            raise
+        traceback.print_exc()
+        # Where another process is gone, so is the other end of a sum over devices.
+        if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            why = "this process cannot go on, most likely because another one was lost"
+            _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
+        _leave(_FAILED, f"error: {error}")
+
+
+def _leave(status: int, message: str = "", alone: bool | None = None) -> NoReturn:
+    """Ends the process; `alone`, or after a failure, without waiting for the others."""
+    from sr3_jax import parallel
+
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    alone = status in (_FAILED, _WRONG_USE) if alone is None else alone
+    if alone and parallel.is_one_of_several():
+        # The usual end of a process waits until all have come to theirs, and the others may be
+        # waiting for this one.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _quiet_orbax() -> None:
@@ -115,7 +164,7 @@ def run() -> None:
         app.run(main, flags_parser=_parse_flags)
     except _WrongUseError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_WRONG_USE)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FLOORS = {
     "data": 2,
     "parallel": 2,
     "factory": 3,
+    "config_file": 3,
     "training": 4,
     "inference": 4,
     "evaluation": 4,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_run
 
-from sr3_jax import diffusion, factory, models
+from sr3_jax import config_file, diffusion, factory, models
 
 NAMES = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
 
@@ -61,19 +61,19 @@ def test_table_a1(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_survives_json(name, tmp_path):
     config = _config(name)
-    factory.save_config(config, tmp_path / "config.json")
-    loaded = factory.load_config(tmp_path / "config.json")
-    assert factory.changed_keys(config, loaded) == {}
+    config_file.save(config, tmp_path / "config.json")
+    loaded = config_file.load(tmp_path / "config.json")
+    assert config_file.changed_keys(config, loaded) == {}
     assert factory.model(loaded) == factory.model(config)
     config.train.batch_size = 7
-    assert factory.changed_keys(loaded, config) == {
+    assert config_file.changed_keys(loaded, config) == {
         "train.batch_size": (loaded.train.batch_size, 7)
     }
 
 
 def test_broken_and_missing_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not the workdir of a training run"):
-        factory.load_config(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
-        factory.load_config(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")

@@ -115,7 +115,7 @@ def test_a_fresh_resampling_block_projects_the_resampled_image(resample):
     image = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
     block = layers.ResidualBlock(12, resample)
     # The other branch ends in zeros.
-    out, params = block.init_with_output(jax.random.key(1), image, jnp.ones((2, 5)), False)
+    out, params = block.init_with_output(jax.random.key(1), image, jnp.ones((2, 5)), None)
     params = params["params"]["shortcut"]
     shortcut = layers.resample_image(image, resample) @ params["kernel"] + params["bias"]
     np.testing.assert_allclose(out, shortcut / np.sqrt(2), atol=1e-5)
@@ -157,7 +157,7 @@ def _shaken(params):
 def test_what_enters_the_second_norm_has_one_bias(scale_shift):
     """Of the embedding where that is added; of the convolution where it modulates afterwards."""
     block = layers.ResidualBlock(8, scale_shift=scale_shift)
-    params = block.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)), jnp.ones((1, 5)), False)
+    params = block.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)), jnp.ones((1, 5)), None)
     assert ("bias" in params["params"]["conv_0"]) == scale_shift
 
 
@@ -165,14 +165,14 @@ def test_what_enters_the_second_norm_has_one_bias(scale_shift):
 def test_a_tuple_of_images_is_their_concatenation(resample):
     block = layers.ResidualBlock(16, resample)
     image, embedding = jax.random.normal(jax.random.key(0), (2, 4, 6, 20)), jnp.ones((2, 5))
-    params = block.init(jax.random.key(1), image, embedding, False)
+    params = block.init(jax.random.key(1), image, embedding, None)
     params = jax.tree.map(
         lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
 
     def total(params, image, ends):
         parts = tuple(jnp.split(image, ends, axis=-1)) if ends else image
-        out = block.apply(params, parts, embedding, False)
+        out = block.apply(params, parts, embedding, None)
         return jnp.sum(jnp.sin(out)), out
 
     gradient = jax.value_and_grad(total, (0, 1), has_aux=True)

@@ -1,7 +1,5 @@
 """The U-Net: size, types, invariances."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 
 from sr3_jax import diffusion, models
+from sr3_jax.models import layers
 
 # Compiling is what takes time here: most tests share one small network, and its parameters.
 SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1, attention_levels=(1,))
@@ -97,7 +96,7 @@ def test_remat_changes_neither_output_nor_gradient():
 
     def output_and_gradient(model):
         def loss(params):
-            out = model.apply({"params": params}, *args, True)
+            out = model.apply({"params": params}, *args)
             return jnp.mean(jnp.abs(out - args[1])), out
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -177,14 +176,30 @@ def test_shifting_a_periodic_texture_by_the_stride_shifts_the_inside_of_the_outp
     assert np.sqrt(np.mean(difference**2)) < 0.05 * np.std(out)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_where_keys_are_given_and_belongs_to_the_image():
     model = models.UNet(8, (1,), 1, dropout=0.5)
-    args = inputs()
+    x, y_t, gamma = inputs()
     params = random_params(model)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(train, seed):
-        return model.apply({"params": params}, *args, train, rngs={"dropout": jax.random.key(seed)})
+    @jax.jit
+    def run(x, y_t, gamma, keys):
+        return model.apply({"params": params}, x, y_t, gamma, keys)
 
-    np.testing.assert_array_equal(run(False, 0), run(False, 1))
-    assert not np.allclose(run(True, 0), run(True, 1), atol=1e-3)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    kept, dropped = run(x, y_t, gamma, None), run(x, y_t, gamma, keys)
+    assert not np.allclose(kept, dropped, atol=1e-3)
+    other_keys = keys.at[0].set(jax.random.key(1))
+    others = run(x, y_t, gamma, other_keys)
+    assert not np.allclose(others[0], dropped[0], atol=1e-3)
+    np.testing.assert_allclose(others[1:], dropped[1:], atol=1e-6)
+
+
+def test_drop_keeps_the_mean_and_drops_the_share_asked_for():
+    image = jnp.ones((4, 64, 64, 8))
+    keys = jax.random.split(jax.random.key(0), 4)
+    dropped = np.asarray(layers.drop(image, keys, 0.2))
+    kept = dropped[dropped != 0]
+    np.testing.assert_allclose(kept, 1 / 0.8, rtol=1e-4)
+    # Four standard errors of a mean of 131072 draws.
+    np.testing.assert_allclose(kept.size / dropped.size, 0.8, atol=4 * 0.4 / dropped.size**0.5)
+    assert not np.array_equal(dropped[0], dropped[1])

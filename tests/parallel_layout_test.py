@@ -11,10 +11,12 @@ import small_run
 
 from sr3_jax import diffusion, factory, models, parallel
 from sr3_jax.training.state import init_state, state_shardings
-from sr3_jax.training.step import StepOptions, make_train_step
+from sr3_jax.training.step import StepOptions, jit_train_step, make_train_step
 
 SIZE, BATCH = 16, 8
-MODEL = models.UNet(channels=8, multipliers=(1, 2), num_blocks=1, bottleneck_attention=False)
+MODEL = models.UNet(
+    channels=8, multipliers=(1, 2), num_blocks=1, bottleneck_attention=False, dropout=0.2
+)
 SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 LAYOUTS = [  # name, axes, micro-batches
@@ -24,6 +26,9 @@ LAYOUTS = [  # name, axes, micro-batches
     ("zero1", dict(), 2),
     ("zero1", dict(spatial=2), 1),
     ("zero1", dict(model=2), 1),
+    ("fsdp", dict(), 1),
+    ("fsdp", dict(), 2),
+    ("fsdp", dict(spatial=2), 1),
 ]
 
 
@@ -47,12 +52,7 @@ def train(layout, accumulate_steps=1, num_steps=3):
     else:
         lies = state_shardings(layout, jax.eval_shape(init))
         state = jax.jit(init, out_shardings=lies)()
-        step = jax.jit(
-            step,
-            in_shardings=(lies, layout.rows),
-            out_shardings=(lies, layout.whole),
-            donate_argnums=0,
-        )
+        step = jit_train_step(step, layout, state)
         place = functools.partial(parallel.to_global, mesh=layout.mesh)
     losses = []
     for i in range(num_steps):

@@ -2,7 +2,11 @@
 
 import pathlib
 import sys
+from typing import Any
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -46,3 +50,20 @@ def flags() -> list[str]:
         for key, value in OVERRIDES.items()
     }
     return ["--config=configs/quickstart.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def read_checkpoint(workdir, step: int) -> Any:
+    """A checkpoint's arrays as Orbax alone reads them, on whatever devices they were."""
+    path = pathlib.Path(str(workdir)) / "checkpoints" / str(step) / "default"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(path).item_metadata.tree
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how))
+
+
+def assert_same_arrays(a: Any, b: Any, atol: float = 0.0) -> None:
+    """Of two checkpoints; bit for bit unless `atol` says otherwise."""
+    pairs = list(zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True))
+    assert len(pairs) > 50
+    for (path, x), y in pairs:
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))

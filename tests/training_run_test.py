@@ -2,15 +2,10 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import small_run
 from etils import epath
@@ -32,49 +27,10 @@ def workdir(tmp_path_factory):
     return path
 
 
-def _read(workdir, step: int):
-    """A checkpoint as Orbax alone reads it."""
-    return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
-
-
-def _assert_equal(a, b):
-    leaves, others = jax.tree.leaves_with_path(a), jax.tree.leaves(b)
-    assert len(leaves) == len(others) > 50
-    for (path, x), y in zip(leaves, others, strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
-
-
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(workdir, tmp_path):
-    """SIGKILL once checkpoint 4 is there; the same command then ends as if nothing happened."""
-    command = [*COMMAND, *small_run.flags(), f"--workdir={tmp_path}"]
-    # Slower steps than a test would have, so that the kill comes in the middle.
-    process = subprocess.Popen(
-        [*command, "--config.train.num_steps=100000", "--config.train.num_decay_steps=99994"],
-        cwd=small_run.ROOT,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "checkpoints" / "4").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert steps
-    # Go on from step 4 exactly, as if killed right there, under the right length and decay.
-    for step in steps:
-        if step != 4:
-            epath.Path(tmp_path / "checkpoints" / str(step)).rmtree()
-    result = subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "resuming at step 4" in result.stderr
-    _assert_equal(_read(workdir, 8), _read(tmp_path, 8))
-
-
 def test_a_finished_run_is_not_trained_again(workdir, capsys):
-    before = _read(workdir, 8)
+    before = small_run.read_checkpoint(workdir, 8)
     jobs.train(small_run.config(), workdir)
-    _assert_equal(before, _read(workdir, 8))
+    small_run.assert_same_arrays(before, small_run.read_checkpoint(workdir, 8))
     assert "| sr3 |" in capsys.readouterr().out
 
 
@@ -138,7 +94,7 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp
         jobs.train(config, epath.Path(tmp_path))
     checkpoints = checkpoint.Checkpointer(tmp_path / "checkpoints")
     for step in checkpoints.steps:
-        leaves = jax.tree.leaves(_read(tmp_path, step))
+        leaves = jax.tree.leaves(small_run.read_checkpoint(tmp_path, step))
         assert all(np.isfinite(leaf).all() for leaf in leaves)
     checkpoints.close()
 
@@ -171,7 +127,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     jobs.train(config, workdir)
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert scores["sr3"]["n"] in (2, 3)
-    state = _read(workdir, 2)
+    state = small_run.read_checkpoint(workdir, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
     train, held_out = factory.training_source(config), factory.evaluation_source(config)
     assert len(held_out) == 3 and len(train) == 7

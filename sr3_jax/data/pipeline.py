@@ -125,6 +125,11 @@ class Pipeline:
         return len(self._source)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Of `high_resolution` and of `low_resolution`, in pixels."""
+        return self._options.image_size, self._options.low_resolution
+
+    @property
     def skipped(self) -> Mapping[str, str]:
         """Name and reason of every unusable image met so far."""
         with self._lock:

@@ -6,19 +6,23 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
 from sr3_jax.data import atomic
 from sr3_jax.training.step import Batch
 
-# low resolution [n, h, w, 3] and first row's number to (high resolution, seconds)
-Method = Callable[[UInt8[np.ndarray, "n h w 3"], int], tuple[UInt8[np.ndarray, "n h2 w2 3"], float]]
+# low resolution [n, h, w, 3] and each image's number in the set to (high resolution, seconds)
+Method = Callable[
+    [UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
+    tuple[UInt8[np.ndarray, "n h2 w2 3"], float],
+]
 
 METRICS = ("psnr", "ssim", "consistency")
 
@@ -45,7 +49,7 @@ def bicubic(factor: int) -> Method:
         size = tuple(factor * n for n in low.shape[1:3])
         return image_ops.to_uint8(image_ops.upsample_source(low, size))
 
-    def run(low: np.ndarray, _: int) -> tuple[np.ndarray, float]:
+    def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
         jax.block_until_ready(upsample(low))  # compiles; not counted
         begin = time.perf_counter()
         high = np.asarray(upsample(low))
@@ -59,49 +63,66 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     num_pictures: int = 8,
-    progress: Callable[[int], None] = lambda count: None,
+    share: Callable[[Any], Any] = lambda rows: rows,
 ) -> Evaluation:
     """Scores every method on every image of weight 1.
 
     Args:
       methods: by the name of their row.
-      batches: of held-out images, each once.
+      batches: of held-out images, each once; of this process, if there are several.
       num_pictures: how many of the first images to return.
-      progress: called with the number of images done since the last call.
+      share: puts the rows of all processes together (`parallel.of_all_processes`).
 
     Raises:
       ValueError: where no image is left to score.
     """
-    values: dict[str, dict[str, list[float]]] = {
-        name: {metric: [] for metric in METRICS} for name in methods
-    }
+    names = ("input", *methods, "reference")
+    columns = [(name, metric) for name in methods for metric in METRICS]
+    # Rows hold no image where the index is -1: processes need not have found equally many.
+    indices: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     seconds = dict.fromkeys(methods, 0.0)
-    pictures: dict[str, list[np.ndarray]] = {n: [] for n in ("input", *methods, "reference")}
-    done = 0
+    shown: dict[str, np.ndarray] = {}
+    shown_index = np.full(num_pictures, -1)
     for batch in batches:
-        kept = batch["weight"] > 0
-        low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
-        if not len(low):
-            continue
-        room = max(0, num_pictures - done)
-        pictures["input"].extend(low[:room])
-        pictures["reference"].extend(high[:room])
-        for name, method in methods.items():
-            result, spent = method(low, done)
+        low, high = batch["low_resolution"], batch["high_resolution"]
+        rows = np.flatnonzero(batch["weight"] > 0)
+        index = batch["index"][rows]
+        made = {"input": low[rows], "reference": high[rows]}
+        numbers = np.zeros((len(low), len(columns)))
+        for name, method in methods.items() if len(rows) else ():
+            made[name], spent = method(low[rows], index)
             seconds[name] += spent
-            pictures[name].extend(result[:room])
-            for metric, numbers in score(result, high, low).items():
-                values[name][metric].extend(numbers)
-        done += len(low)
-        progress(len(low))
+            scores = score(made[name], high[rows], low[rows])
+            for metric in METRICS:
+                numbers[rows, columns.index((name, metric))] = scores[metric]
+        indices.append(np.where(batch["weight"] > 0, batch["index"], -1))
+        values.append(numbers)
+        if not shown:
+            shown = {n: np.zeros((num_pictures, *high.shape[1:]), np.uint8) for n in names}
+            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), np.uint8)
+        free = np.flatnonzero(shown_index < 0)[: len(rows)]
+        shown_index[free] = index[: len(free)]
+        for name in names if len(free) else ():
+            shown[name][free] = made[name][: len(free)]
+    spent = np.asarray([list(seconds.values())])
+    index, scored, spent, shown_index, shown = share(
+        (np.concatenate(indices), np.concatenate(values), spent, shown_index, shown)
+    )
+    done = int((index >= 0).sum())
     if not done:
         raise ValueError("no held-out image could be used, so there is nothing to score")
+    # In the order of the set, so that not even rounding depends on the number of processes.
+    means = scored[index >= 0][np.argsort(index[index >= 0])].mean(axis=0)
+    spent = spent.sum(axis=0)
     scores = {
-        name: {metric: float(np.mean(values[name][metric], dtype=np.float64)) for metric in METRICS}
-        | {"n": done, "seconds_per_image": seconds[name] / done}
-        for name in methods
+        name: {metric: float(means[columns.index((name, metric))]) for metric in METRICS}
+        | {"n": done, "seconds_per_image": float(spent[i]) / done}
+        for i, name in enumerate(methods)
     }
-    return Evaluation(scores, {name: np.stack(rows) for name, rows in pictures.items() if rows})
+    order = np.argsort(np.where(shown_index < 0, np.iinfo(np.int64).max, shown_index))
+    order = order[: min(num_pictures, int((shown_index >= 0).sum()))]
+    return Evaluation(scores, {name: pictures[order] for name, pictures in shown.items()})
 
 
 def score(

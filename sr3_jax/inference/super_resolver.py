@@ -14,7 +14,7 @@ from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt8
 
-from sr3_jax import diffusion, factory, models, parallel
+from sr3_jax import config_file, diffusion, factory, models, parallel
 from sr3_jax import images as image_ops
 from sr3_jax.inference import tiling
 from sr3_jax.training import checkpoint
@@ -43,7 +43,7 @@ class SuperResolver:
 
     The sampler is compiled once for each combination of image size, batch size and number of
     steps. The devices share each batch; where there are fewer images than devices, the others stay
-    idle.
+    idle. Of several processes, each has images and devices of its own.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SuperResolver:
           stride: sizes that the model takes are multiples of it; others are padded, and images
             larger than `options.tile_size` refined in tiles.
         """
-        self._devices = jax.devices()
+        self._devices = jax.local_devices()
         self._model, self._make_schedule, self._options = model, make_schedule, options
         self.factor, self._stride = factor, stride
         self._compiled: dict[tuple, Callable] = {}
@@ -89,7 +89,7 @@ class SuperResolver:
           ValueError: where the two do not fit together.
         """
         workdir = epath.Path(workdir)
-        config = factory.load_config(workdir / "config.json")
+        config = config_file.load(workdir / "config.json")
         return cls.from_config(config, workdir / "checkpoints", which)
 
     @classmethod
@@ -106,11 +106,11 @@ class SuperResolver:
         size = config.data.image_size
         image, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
         shapes = jax.eval_shape(model.init, jax.random.key(0), image, image, gamma)
-        sharding = parallel.replicated(parallel.make_mesh())
+        sharding = parallel.replicated(parallel.make_mesh(jax.local_devices()))
         like = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes["params"]
         )
-        checkpointer = checkpoint.Checkpointer(checkpoints)
+        checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
         _, restored = checkpointer.restore_part({"ema_params": like}, which)
         checkpointer.close()
         return cls.from_params(config, restored["ema_params"])
@@ -129,7 +129,8 @@ class SuperResolver:
 
     def set_params(self, params: Params) -> None:
         """Changes the weights; what was compiled stays."""
-        self._params = jax.device_put(params, parallel.replicated(parallel.make_mesh()))
+        mesh = parallel.make_mesh(self._devices)
+        self._params = jax.device_put(params, parallel.replicated(mesh))
         self._placed: dict[int, Params] = {len(self._devices): self._params}
 
     @property

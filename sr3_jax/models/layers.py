@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from sr3_jax.models import convolution, normalization
 
@@ -173,13 +173,26 @@ def resample_image(image: Float[Array, "b h w c"], how: Resample) -> Float[Array
     return image
 
 
+def drop(
+    image: Float[Array, "b h w c"], keys: Key[Array, " b"], rate: float
+) -> Float[Array, "b h w c"]:
+    """Dropout with a key for each example, so that it does not matter who shares a batch.
+
+    `rate` is taken to the nearest 1/65536: two activations share a random number.
+    """
+    threshold = round(rate * 2**16)
+    bits = jax.vmap(lambda key: jax.random.bits(key, image.shape[1:], jnp.uint16))(keys)
+    keep = 2**16 / (2**16 - threshold)
+    return jnp.where(bits >= threshold, image * jnp.asarray(keep, image.dtype), 0)
+
+
 class ResidualBlock(nn.Module):
     """BigGAN residual block conditioned on the noise level (score_sde's BigGAN++ block).
 
     GroupNorm, swish, resample, conv, + Dense(swish(embedding)), GroupNorm, swish, dropout,
     zero-initialised conv; the shortcut is resampled too, and projected where the number of
     channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of images
-    stands for their concatenation along the channels.
+    stands for their concatenation along the channels. Without keys nothing is dropped.
     """
 
     features: int
@@ -193,7 +206,7 @@ class ResidualBlock(nn.Module):
         self,
         image: Float[Array, "b h w c"] | normalization.Parts,
         embedding: Float[Array, "b e"],
-        train: bool,
+        dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h2 w2 features"]:
         parts = image if isinstance(image, tuple) else (image,)
         h = GroupNorm(self.dtype, swish=True, name="norm_0")(*parts)
@@ -207,7 +220,8 @@ class ResidualBlock(nn.Module):
         else:
             modulation = {"shift": condition}
         (h,) = GroupNorm(self.dtype, swish=True, name="norm_1")(h, **modulation)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        if self.dropout and dropout_keys is not None:
+            h = drop(h, dropout_keys, self.dropout)
         h = Conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
         return (self._shortcut(parts) + h) * _SQRT_HALF
 

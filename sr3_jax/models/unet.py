@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from sr3_jax import diffusion
 from sr3_jax.models import layers
@@ -61,7 +62,7 @@ class UNet(nn.Module):
         x: Float[Array, "b h w c"],
         y_t: Float[Array, "b h w d"],
         gamma: Float[Array, " b"],
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
         """Estimates eps.
 
@@ -69,14 +70,14 @@ class UNet(nn.Module):
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
           y_t: the noisy image.
           gamma: the share of signal variance in each y_t, in [0, 1].
-          train: drop activations, which takes an rng named `dropout`.
+          dropout_keys: for training, one for each image; without them nothing is dropped.
 
         Raises:
           ValueError: where the sizes differ, or are not divisible by the deepest stride.
         """
         self._check_sizes(x.shape, y_t.shape)
-        remat = nn.remat if self.remat else lambda module, **_: module
-        block_type = remat(layers.ResidualBlock, static_argnums=(3,))
+        remat = nn.remat if self.remat else lambda module: module
+        block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
         embedding = layers.NoiseEmbedding(
             self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
@@ -92,7 +93,11 @@ class UNet(nn.Module):
             module = block_type(
                 features, resample, self.dropout, self.scale_shift, self.dtype, name=name
             )
-            return module(h, embedding, train)
+            keys = dropout_keys
+            if keys is not None and self.dropout:
+                number = zlib.crc32(name.encode())
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+            return module(h, embedding, keys)
 
         def attention(h: Array, name: str) -> Array:
             return attention_type(self.num_heads, self.dtype, name=name)(h)

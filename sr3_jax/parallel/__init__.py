@@ -1,27 +1,43 @@
 """The only place that knows about devices: the mesh, layouts on it, peak rates."""
 
-from sr3_jax.parallel.layout import Layout, LayoutName, constrain
+from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
 from sr3_jax.parallel.mesh import (
     DATA_AXIS,
     check_batch_size,
     gather,
     make_mesh,
+    on_this_process,
     replicated,
     split_batch,
     to_global,
 )
 from sr3_jax.parallel.peak import peak_flops
+from sr3_jax.parallel.processes import (
+    StopSignal,
+    is_one_of_several,
+    join,
+    of_all_processes,
+    wait_for_all,
+)
 
 __all__ = [
     "DATA_AXIS",
+    "Gradient",
     "Layout",
     "LayoutName",
+    "Loss",
+    "StopSignal",
     "check_batch_size",
     "constrain",
     "gather",
+    "is_one_of_several",
+    "join",
     "make_mesh",
+    "of_all_processes",
+    "on_this_process",
     "peak_flops",
     "replicated",
     "split_batch",
     "to_global",
+    "wait_for_all",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
-from jax import Array
+from jax import Array, ad_checkpoint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr3_jax.parallel.mesh import (
@@ -18,9 +18,10 @@ from sr3_jax.parallel.mesh import (
     split_batch,
 )
 
-# gradient(params, rows, *rest) -> (number, tree like params)
+# loss(params, rows, *rest) -> number, and its value and gradient with respect to params
+Loss = Callable[..., Array]
 Gradient = Callable[..., tuple[Array, Any]]
-LayoutName = Literal["replicated", "zero1"]
+LayoutName = Literal["replicated", "zero1", "fsdp"]
 T = TypeVar("T")
 
 
@@ -32,9 +33,10 @@ class Layout:
     |---|---|---|
     | `replicated` | whole on every device | whole |
     | `zero1` | split over `data` | gathered once, in the network's type |
+    | `fsdp` | split over `data` | gathered where they are used, and again for the gradient |
 
-    (Stage 1 of ZeRO, Rajbhandari et al. 2020, with gradients that are reduce-scattered.) In each of
-    them a batch is split over `data`, the height of its images over `spatial`, and the
+    (Stages 1 and 3 of ZeRO, Rajbhandari et al. 2020; gradients are reduce-scattered in both.) In
+    each of them a batch is split over `data`, the height of its images over `spatial`, and the
     output channels of parameters over `model`; all three axes may have one device.
 
     Attributes:
@@ -64,29 +66,37 @@ class Layout:
         """The sharding, between steps, of each array of `tree`, as a tree like it."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), tree)
 
-    def share(self, gradient: Gradient) -> Gradient:
-        """Runs `gradient` on each device's rows, and sums what it returns over `data`.
+    def share(self, loss: Loss, differentiate: Callable[[Loss], Gradient]) -> Gradient:
+        """The gradient of `loss`, with each device working on its rows, summed over `data`.
 
         Said explicitly, so that micro-batches are summed on each device before devices are, and
         each device asks for its share of the sums alone.
 
         Args:
-          gradient: `gradient(params, rows, *rest) -> (number, tree like params)`, sums over the
-            rows. It finds parameters whole.
+          loss: `loss(params, rows, *rest) -> number`, a sum over the rows. It finds parameters
+            whole.
+          differentiate: makes `gradient(params, rows, *rest) -> (number, tree like params)` of it.
 
         Returns:
-          A function of parameters as they are kept, of the rows of all devices, and of the rest;
-          the tree that it returns is laid out as parameters are.
+          Such a gradient, of parameters as they are kept, of the rows of all devices, and of the
+          rest; the tree that it returns is laid out as parameters are.
         """
         if self.mesh.shape[DATA_AXIS] == 1:
-            return gradient
+            return differentiate(loss)
 
         def shared(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
             axes = jax.tree.map(lambda leaf: _data_axis(self._spec(leaf.shape)), params)
 
             def of_device(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
-                number, sums = gradient(jax.tree.map(_gather, params, axes), rows, *rest)
-                sums = jax.tree.map(_add_and_split, sums, axes)
+                if self.name == "fsdp":
+                    # The transpose of a gathering is a sum of which each device keeps its share.
+                    gradient = differentiate(_gathering(loss, axes))
+                    number, sums = gradient(params, rows, *rest)
+                    sums = jax.tree.map(_add_unsplit, sums, axes)
+                else:
+                    gathered = jax.tree.map(_gather, params, axes)
+                    number, sums = differentiate(loss)(gathered, rows, *rest)
+                    sums = jax.tree.map(_add_and_split, sums, axes)
                 return jax.lax.psum(number, DATA_AXIS), sums
 
             specs = jax.tree.map(lambda leaf, axis: _spec_of(axis, leaf.ndim), params, axes)
@@ -130,6 +140,21 @@ def _gather(leaf: Array, axis: int) -> Array:
     if axis < 0:
         return leaf
     return jax.lax.all_gather(leaf, DATA_AXIS, axis=axis, tiled=True)
+
+
+def _gathering(loss: Loss, axes: Any) -> Loss:
+    """`loss` of split parameters, which keeps no whole ones between forward and backward pass."""
+
+    def gather_and_lose(params: Any, *rest: Any) -> Array:
+        gathered = jax.tree.map(_gather, params, axes)
+        return loss(ad_checkpoint.checkpoint_name(gathered, "whole parameters"), *rest)
+
+    keep_the_rest = jax.checkpoint_policies.save_anything_except_these_names("whole parameters")
+    return jax.checkpoint(gather_and_lose, policy=keep_the_rest)
+
+
+def _add_unsplit(leaf: Array, axis: int) -> Array:
+    return jax.lax.psum(leaf, DATA_AXIS) if axis < 0 else leaf
 
 
 def _add_and_split(leaf: Array, axis: int) -> Array:

@@ -62,6 +62,11 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
+def on_this_process(tree: Any) -> Any:
+    """Of arrays that are whole on each device of all processes: one device's, of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
     """Raises ValueError, naming the option `name`, where devices cannot share the batch."""
     devices = mesh.shape[DATA_AXIS]

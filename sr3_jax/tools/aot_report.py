@@ -231,20 +231,10 @@ def _train_program(config, layout):
         training_step.StepOptions(**factory.step_options(config)),
         layout,
     )
-    rows, size, low = config.train.batch_size, config.data.image_size, config.data.low_resolution
-    batch = {
-        "high_resolution": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
-        "low_resolution": jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8),
-        "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
-        "index": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    batch = jax.tree.map(lambda a: _placed(a, layout.rows), batch)
-    program = jax.jit(
-        step,
-        in_shardings=(lies, layout.rows),
-        out_shardings=(lies, layout.whole),
-        donate_argnums=0,
+    batch = training_step.batch_shapes(
+        layout, config.train.batch_size, config.data.image_size, config.data.low_resolution
     )
+    program = training_step.jit_train_step(step, layout, shapes)
     parts = {
         "parameters": _size(state.params),
         "average of the parameters": _size(state.ema_params),

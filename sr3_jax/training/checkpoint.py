@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+
+from sr3_jax import parallel
 
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")
@@ -17,22 +22,67 @@ T = TypeVar("T")
 _METRIC = "validation_loss"
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or none can be read."""
+
+
+class _MismatchError(ValueError):
+    """A checkpoint's arrays are not those of the network."""
+
+
+class _SoundSteps(ocp.path.step.NameFormat):
+    """Orbax's folder names, without those whose metrics are damaged.
+
+    It reads the metrics of all steps as it opens a directory, and would not open it.
+    """
+
+    def __init__(self) -> None:
+        self._standard = ocp.path.step.standard_name_format()
+        self.hidden: set[epath.Path] = set()
+
+    def build_name(self, step: int) -> str:
+        return self._standard.build_name(step)
+
+    def find_step(self, base_path: epath.PathLike, step: int) -> ocp.path.step.Metadata:
+        return self._standard.find_step(base_path, step)
+
+    def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
+        for found in self._standard.find_all(base_path):
+            metrics = found.path / "metrics" / "metrics"
+            try:
+                if metrics.exists():
+                    json.loads(metrics.read_text())
+            except ValueError as error:
+                if found.path not in self.hidden:
+                    logging.warning("checkpoint %s is damaged: %s: %s", found.path, metrics, error)
+                self.hidden.add(found.path)
+            else:
+                yield found
+
+
 class Checkpointer:
     """Saves and restores states under `DIRECTORY/<step>`.
 
     A checkpoint appears under its final name only once it is whole, so that a run killed while
-    it writes leaves the one before as the latest.
+    it writes leaves the one before as the latest. Where the latest has been damaged since, the
+    one before is read instead, with a warning.
     """
 
     def __init__(
-        self, directory: epath.PathLike, *, keep_last: int = 3, keep_best: bool = True
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_last: int = 3,
+        keep_best: bool = True,
+        read_only: bool = False,
     ) -> None:
-        """Opens (and makes) the directory.
+        """Opens (and, unless it is only read, makes) the directory.
 
         Args:
           directory: where checkpoints lie; local or in a bucket.
           keep_last: how many of the newest to keep.
           keep_best: also keep the one of the lowest `validation_loss`.
+          read_only: leave the directory as it is; a run may be writing into it.
         """
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
@@ -45,14 +95,20 @@ class Checkpointer:
                 )
             )
         self.directory = epath.Path(directory).absolute()
+        self._names = _SoundSteps()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="min",
+                step_name_format=self._names,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
             ),
         )
+        self._damaged: set[int] = set()
 
     @property
     def steps(self) -> list[int]:
@@ -66,12 +122,24 @@ class Checkpointer:
           step: number of updates that made `state`.
           state: a pytree of arrays.
           metrics: numbers that describe it; `validation_loss` decides which one is best.
+
+        Raises:
+          CheckpointError: where this one, or the one before, cannot be written.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.StandardSave(state),
-            metrics={name: float(value) for name, value in metrics.items()},
-        )
+        with self._name_failure():
+            # They would count as the latest, and their numbers are needed again.
+            for damaged in sorted(self._damaged & set(self.steps)):
+                self._manager.delete(damaged)
+            self._damaged.clear()
+            for folder in self._names.hidden if jax.process_index() == 0 else ():
+                folder.rmtree()
+            self._names.hidden.clear()
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                metrics={name: float(value) for name, value in metrics.items()} or None,
+                force=True,  # what is asked for is never skipped
+            )
 
     def restore(self, like: T, which: Which = "latest") -> tuple[int, T]:
         """Restores a checkpoint whole.
@@ -86,10 +154,13 @@ class Checkpointer:
         Raises:
           FileNotFoundError: where there is no such checkpoint.
           ValueError: where its shapes are not those of `like`.
+          CheckpointError: where it (for `latest`: every one) is damaged.
         """
-        step = self._find(which)
-        self._check_shapes(like, step)
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+        def read(step: int) -> T:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+        return self._read(like, which, read)
 
     def restore_part(self, like: T, which: Which = "latest") -> tuple[int, T]:
         """Restores only those of a checkpoint's top-level fields that the mapping `like` has.
@@ -97,25 +168,66 @@ class Checkpointer:
         The rest (an optimizer's state is twice the size of the parameters) is never read.
         Raises as `restore`.
         """
-        step = self._find(which)
-        self._check_shapes(like, step)
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-        with ocp.PyTreeCheckpointer() as reader:
-            part = reader.restore(
-                self._path(step),
-                args=ocp.args.PyTreeRestore(
-                    item=like, restore_args=restore_args, partial_restore=True
-                ),
-            )
-        return step, part
+
+        def read(step: int) -> T:
+            with ocp.PyTreeCheckpointer() as reader:
+                return reader.restore(
+                    self._path(step),
+                    args=ocp.args.PyTreeRestore(
+                        item=like, restore_args=restore_args, partial_restore=True
+                    ),
+                )
+
+        return self._read(like, which, read)
 
     def wait(self) -> None:
-        """Returns once every checkpoint is on disk; raises what went wrong in writing one."""
-        self._manager.wait_until_finished()
+        """Returns once every checkpoint is on disk; raises CheckpointError where one is not."""
+        with self._name_failure():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then lets go of the directory."""
         self._manager.close()
+
+    def _read(self, like: T, which: Which, read: Callable[[int], T]) -> tuple[int, T]:
+        """Reads a checkpoint; where the latest is asked for, the latest that can be read."""
+        first = self._find(which)
+        reasons = {}
+        for step in reversed(self.steps) if which == "latest" else (first,):
+            state, reason = None, ""
+            try:
+                self._check_shapes(like, step)
+                state = read(step)
+            except _MismatchError:
+                raise
+            # Damaged files make Orbax and TensorStore raise a dozen kinds of exceptions.
+            except Exception as error:
+                reason = str(error).partition("\n")[0][:500] or type(error).__name__
+            # A step that one process cannot read is read by none.
+            if parallel.of_all_processes(np.asarray([not reason])).all():
+                return step, state
+            reasons[step] = reason or "another process cannot read it"
+            self._damaged.add(step)
+            logging.warning("checkpoint %s is damaged: %s", self.directory / str(step), reason)
+        raise CheckpointError(
+            f"no checkpoint in {self.directory} can be read: "
+            + "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
+        )
+
+    @contextlib.contextmanager
+    def _name_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # of the devices or of other processes, not of the file system
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:500]
+            raise CheckpointError(
+                f"a checkpoint in {self.directory} could not be written: {reason}. The ones before "
+                f"are whole: {self.steps}; where the disk is full, make room or lower "
+                "config.checkpoint.keep_last, and start again"
+            ) from error
 
     def _find(self, which: Which) -> int:
         steps = self.steps
@@ -145,7 +257,7 @@ class Checkpointer:
             found = _shapes(reader.metadata(self._path(step)).item_metadata.tree)
         for name, shape in _shapes(like).items():
             if found.get(name) != shape:
-                raise ValueError(
+                raise _MismatchError(
                     f"checkpoint {self.directory / str(step)} was made under another config: "
                     f"{name} has shape {found.get(name, 'none: it is missing')} there and {shape} "
                     "under this one; use the config it was trained with, or a new workdir"

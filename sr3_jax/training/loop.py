@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,18 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 
 from sr3_jax.factory import LoopOptions
 from sr3_jax.training.checkpoint import Checkpointer
 from sr3_jax.training.state import Params, TrainState
 from sr3_jax.training.step import Batch, TrainStep
 
+_STEPS_AHEAD = 2
+_STEPS_BEFORE_TRACE = 10
+
 Validate = Callable[[Params], Mapping[str, float]]
-Sample = Callable[[Params, int], np.ndarray]
+Sample = Callable[[Params, int], np.ndarray | None]
 
 
 @runtime_checkable
@@ -37,17 +42,32 @@ class NonFiniteError(RuntimeError):
     """Training diverged: a loss or a gradient was not finite."""
 
 
+class StoppedError(RuntimeError):
+    """A signal ended training before its last step; the state is saved.
+
+    Attributes:
+      signal: which.
+    """
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        super().__init__(f"{number.name}: step {step} is saved; the same command goes on from it")
+        self.signal = number
+
+
 @dataclasses.dataclass
 class Hooks:
     """What the caller lets happen between steps; the loop knows no evaluation.
 
     Attributes:
       validate: numbers that describe parameters, computed before each checkpoint.
-      sample: a picture `[height, width, 3]` uint8 of samples, for the log.
+      sample: a picture `[height, width, 3]` uint8 of samples, for the log of process 0; None on
+        the others.
       learning_rate: of a step, for the log.
       num_skipped: unusable images so far, for the log.
       flops_per_step: floating-point operations of a step, over all devices; None: unknown.
       peak_flops: operations per second that one device can do; None: unknown.
+      profile_directory: where traces of the profiler go.
+      stop_signal: of a step that is done: the signal that asked the job to stop, or None.
     """
 
     validate: Validate
@@ -56,6 +76,8 @@ class Hooks:
     num_skipped: Callable[[], int] | None = None
     flops_per_step: float | None = None
     peak_flops: float | None = None
+    profile_directory: str = ""
+    stop_signal: Callable[[int], signal.Signals | None] = lambda step: None
 
 
 def train(
@@ -82,6 +104,7 @@ def train(
       The last state.
 
     Raises:
+      StoppedError: where `hooks.stop_signal` gave one, once the step under way is done and saved.
       NonFiniteError: naming the step whose loss or gradient was not finite; the checkpoint
         before it stays the last.
     """
@@ -91,21 +114,29 @@ def train(
     log = _Log(start, options, writer, hooks)
     stream = batches(start)
     try:
-        with log:
+        with log, _Trace(start, options.profile_steps, hooks.profile_directory) as trace:
             for step in range(start + 1, options.num_steps + 1):
+                trace.before(step)
                 state, metrics = train_step(state, next(stream))
                 log.add(step, metrics)
+                trace.after(step, metrics)
                 last = step == options.num_steps
+                stop = hooks.stop_signal(step)
                 if last or step % options.log_every_steps == 0:
                     log.write(step)
-                if last or step % options.checkpoint_every_steps == 0:
+                if last or stop or step % options.checkpoint_every_steps == 0:
                     log.check_finite()
                     with log.pause():
-                        save(state, checkpointer, writer, hooks.validate)
+                        # Who is asked to stop has seconds, not minutes.
+                        validate = (lambda _: {}) if stop else hooks.validate
+                        save(state, checkpointer, writer, validate)
+                if stop and not last:
+                    raise StoppedError(stop, step)
                 if hooks.sample and _every(step, options.sample_every_steps):
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
-                        writer.write_images(step, {"samples": picture[None]})
+                        if picture is not None:
+                            writer.write_images(step, {"samples": picture[None]})
     finally:
         # Whatever ended the loop: what was started to be written is written whole, and the
         # data pipeline's threads end.
@@ -125,6 +156,36 @@ def save(state: TrainState, checkpointer: Checkpointer, writer: Writer, validate
 
 def _every(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
+
+
+class _Trace:
+    """Traces a few steps with jax's profiler, after the first of a run, which are not typical."""
+
+    def __init__(self, start: int, num_steps: int, directory: str) -> None:
+        self._first, self._last = start + _STEPS_BEFORE_TRACE + 1, start + _STEPS_BEFORE_TRACE
+        self._last += num_steps
+        self._directory, self._running = directory, False
+
+    def __enter__(self) -> _Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        """Starts where it is time."""
+        if self._first == step <= self._last:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Stops where it is time, once the last of the steps is done."""
+        if self._running and step == self._last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._running = False
+            logging.info("profile of steps %d to %d in %s", self._first, step, self._directory)
 
 
 class _Log:
@@ -161,6 +222,10 @@ class _Log:
         self._pending.append((step, metrics))
         self._num_steps += 1
         self._bar.update()
+        # The next steps are dispatched while a step runs, but no further ahead: who asks for a
+        # stop waits for all of them.
+        if len(self._pending) > _STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
     def check_finite(self) -> None:
         """Waits for all steps so far; raises NonFiniteError naming the first bad one."""

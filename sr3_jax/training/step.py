@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sr3_jax import diffusion, images, parallel
-from sr3_jax.training.state import Params, TrainState
+from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -55,27 +55,27 @@ def make_train_step(
     and `weight` float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and
     `gradient_norm` (before clipping), scalars.
 
-    Each example's noise comes from (seed, step, row), so that the step does not depend on how
-    many devices or micro-batches share the batch.
+    Each example's noise and dropout come from (seed, step, row), so that the step does not depend
+    on how many devices or micro-batches share the batch.
 
     The layout decides what devices send each other (`parallel.Layout`). Each device works with
     kernels in the network's type, and their gradients are summed in it.
     """
     _check_options(options)
 
-    def loss_sum(params: Params, batch: Batch, total: Array, dropout_key: Array) -> Array:
-        loss = diffusion_loss(model, params, schedule, batch, options.loss, dropout_key=dropout_key)
+    def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
+        loss = diffusion_loss(model, params, schedule, batch, options.loss, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
-    gradient = functools.partial(
-        _accumulate, jax.value_and_grad(loss_sum), options.accumulate_steps
-    )
-    if layout:
-        gradient = layout.share(gradient)
+    def differentiate(loss: parallel.Loss) -> parallel.Gradient:
+        gradient = jax.value_and_grad(loss)
+        return functools.partial(_accumulate, gradient, options.accumulate_steps)
+
+    gradient = layout.share(loss_sum, differentiate) if layout else differentiate(loss_sum)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-        noise_key, flip_key, dropout_key = jax.random.split(step_key, 3)
+        noise_key, flip_key = jax.random.split(step_key)
         batch = dict(batch, key=_row_keys(noise_key, batch))
         if options.flip:
             batch = _flip(batch, _row_keys(flip_key, batch))
@@ -83,7 +83,7 @@ def make_train_step(
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
-        loss, gradients = gradient(narrow(state.params, model.dtype), batch, total, dropout_key)
+        loss, gradients = gradient(narrow(state.params, model.dtype), batch, total)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -97,27 +97,52 @@ def make_train_step(
     return train_step
 
 
+def jit_train_step(
+    train_step: TrainStep, layout: parallel.Layout, state: TrainState
+) -> jax.stages.Wrapped:
+    """`train_step` as one program for a state (of arrays or of shapes) and batches so laid out."""
+    lies = state_shardings(layout, state)
+    return jax.jit(
+        train_step,
+        in_shardings=(lies, layout.rows),
+        out_shardings=(lies, layout.whole),
+        donate_argnums=0,
+    )
+
+
+def batch_shapes(
+    layout: parallel.Layout, batch_size: int, image_size: int, low_resolution: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and places of a training batch's arrays."""
+    arrays = {
+        "high_resolution": ((batch_size, image_size, image_size, 3), jnp.uint8),
+        "low_resolution": ((batch_size, low_resolution, low_resolution, 3), jnp.uint8),
+        "weight": ((batch_size,), jnp.float32),
+        "index": ((batch_size,), jnp.int32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.rows)
+        for name, (shape, dtype) in arrays.items()
+    }
+
+
 def diffusion_loss(
     model: nn.Module,
     params: Params,
     schedule: diffusion.NoiseSchedule,
     batch: Batch,
     loss: diffusion.LossName,
-    dropout_key: PRNGKeyArray | None = None,
+    train: bool = False,
 ) -> Float[Array, ""]:
-    """SR3's loss on a batch with one noise `key` for each row (Eq. 6).
-
-    Drops activations where a `dropout_key` is given.
-    """
+    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops activations to `train`."""
     y_0 = images.to_signed(batch["high_resolution"])
     x = images.upsample_source(batch["low_resolution"], y_0.shape[1:3])
-    keys = jax.vmap(jax.random.split)(batch["key"])
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    train = dropout_key is not None
-    rngs = {"dropout": dropout_key} if train else None
-    prediction = model.apply({"params": params}, x, y_t, gamma, train, rngs=rngs)
+    dropout_keys = keys[:, 2] if train else None
+    prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys)
     return diffusion.denoising_loss(prediction, eps, loss, batch["weight"])
 
 
@@ -163,10 +188,10 @@ def narrow(params: Params, dtype: DTypeLike) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
 
-def _accumulate(gradient, num_parts, params, batch, total, dropout_key):
+def _accumulate(gradient, num_parts, params, batch, total):
     """Sums loss and gradient over micro-batches; rows are dealt out round-robin."""
     if num_parts == 1:
-        return gradient(params, batch, total, dropout_key)
+        return gradient(params, batch, total)
     # Row i goes to part i % num_parts: each device keeps rows of its own in every part.
     parts = jax.tree.map(
         lambda rows: jnp.moveaxis(
@@ -175,13 +200,11 @@ def _accumulate(gradient, num_parts, params, batch, total, dropout_key):
         batch,
     )
 
-    def add(sums, indexed_part):
-        index, part = indexed_part
-        key = jax.random.fold_in(dropout_key, index)
-        return jax.tree.map(jnp.add, sums, gradient(params, part, total, key)), None
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, gradient(params, part, total)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape), params))
-    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(num_parts), parts))
+    sums, _ = jax.lax.scan(add, zeros, parts)
     return sums
 
 

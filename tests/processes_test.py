@@ -1,0 +1,201 @@
+"""Several processes on this machine train as one does, stop together, and none waits for the dead.
+
+The real training command, as two processes of four CPU devices each that talk over loopback.
+"""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_run
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from sr3_jax import parallel
+
+NUM_IMAGES, NUM_STEPS = 16, 8
+OBSERVED = str(pathlib.Path(__file__).with_name("observed_main.py"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Sixteen photographs' worth of noise: two batches of eight make an epoch."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(NUM_IMAGES + 4):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+class Job:
+    """The training command as so many processes; ends them all when it ends."""
+
+    def __init__(self, workdir, images, *, processes=2, devices=4, **overrides):
+        self.workdir = pathlib.Path(workdir)
+        self.notes = self.workdir / "notes"
+        self.notes.mkdir(parents=True, exist_ok=True)
+        values = {
+            "data.source": "folder",
+            "data.path": images,
+            "data.num_eval_images": 4,
+            "data.crop": "central",
+            "evaluation.image_size": 16,
+            "parallel.layout": "zero1",
+        } | overrides
+        flags = [*small_run.flags(), *(f"--config.{k}={v}" for k, v in values.items())]
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for i in range(processes):
+            several = [
+                f"--coordinator=localhost:{port}",
+                f"--num_processes={processes}",
+                f"--process_index={i}",
+            ]
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, OBSERVED, str(self.notes), *flags, f"--workdir={workdir}"]
+                    + (several if processes > 1 else []),
+                    cwd=small_run.ROOT,
+                    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                    stdout=subprocess.PIPE,
+                    stderr=(self.workdir / f"stderr-{i}.txt").open("w"),
+                    text=True,
+                )
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def stderr(self, i):
+        return (self.workdir / f"stderr-{i}.txt").read_text()
+
+    def wait_for_checkpoint(self, step):
+        deadline = time.monotonic() + 300
+        while not (self.workdir / "checkpoints" / str(step)).exists():
+            running = all(process.poll() is None for process in self.processes)
+            assert running and time.monotonic() < deadline, self.stderr(0) + self.stderr(1)
+            time.sleep(0.01)
+
+    def statuses(self, seconds=300):
+        deadline = time.monotonic() + seconds
+        return [p.wait(timeout=max(deadline - time.monotonic(), 0.1)) for p in self.processes]
+
+
+@pytest.fixture(scope="module")
+def two(images, tmp_path_factory):
+    """The workdir of two processes, and what they printed."""
+    with Job(tmp_path_factory.mktemp("two"), images) as job:
+        assert job.statuses() == [0, 0], job.stderr(0) + job.stderr(1)
+        return job.workdir, [process.stdout.read() for process in job.processes]
+
+
+@pytest.fixture(scope="module")
+def one(images, tmp_path_factory):
+    """The workdir of one process of eight devices."""
+    with Job(tmp_path_factory.mktemp("one"), images, processes=1, devices=8) as job:
+        assert job.statuses() == [0], job.stderr(0)
+        return job.workdir, [job.processes[0].stdout.read()]
+
+
+def losses(workdir) -> dict[str, list[float]]:
+    (file,) = workdir.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = ("loss", "gradient_norm", "validation_loss")
+    return {
+        tag: [float(tensor_util.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
+        for tag in tags
+    }
+
+
+def test_two_processes_learn_what_one_learns(one, two):
+    ours, theirs = losses(two[0]), losses(one[0])
+    for tag in theirs:
+        assert len(theirs[tag]) == 4
+        np.testing.assert_allclose(ours[tag], theirs[tag], rtol=1e-4, err_msg=tag)
+    ours, theirs = (small_run.read_checkpoint(workdir, 8) for workdir in (two[0], one[0]))
+    small_run.assert_same_arrays(ours, theirs, atol=3e-4)
+
+
+def test_each_example_is_read_exactly_once_an_epoch(two):
+    notes = [np.loadtxt(path, dtype=int) for path in sorted((two[0] / "notes").iterdir())]
+    assert len(notes) == 2 and {rows.shape[1] for rows in notes} == {4}
+    for epoch in range(NUM_STEPS * 8 // NUM_IMAGES):
+        seen = np.concatenate([rows[2 * epoch : 2 * epoch + 2].ravel() for rows in notes])
+        assert sorted(seen) == list(range(NUM_IMAGES))
+
+
+def test_process_0_alone_writes_and_scores_all_images(one, two):
+    workdir, printed = two
+    assert "| sr3 |" in printed[0] and "| sr3 |" not in printed[1]
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+    def table(text):
+        """Without the times."""
+        return [line.split("|")[:6] for line in text.splitlines() if line.startswith("| ")]
+
+    # Rounded to what is printed; weights differ by rounding.
+    assert len(table(printed[0])) == 3
+    for ours, theirs in zip(table(printed[0])[1:], table(one[1][0])[1:], strict=True):
+        assert ours[1] == theirs[1] and ours[5] == theirs[5] == " 4 "
+        ours, theirs = (np.array(row[2:5], float) for row in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-2)
+    ours, theirs = (
+        np.asarray(Image.open(w / "evaluation" / "samples.png"), int) for w in (workdir, one[0])
+    )
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 0.5
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp_path, killed):
+    endless = {"train.num_steps": 100_000, "checkpoint.keep_last": 1000}
+    with Job(tmp_path, images, **endless) as job:
+        job.wait_for_checkpoint(4)
+        job.processes[killed].send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        status = job.processes[1 - killed].wait(timeout=120)
+        assert status not in (0, 1, 2) and time.monotonic() - begin < 120
+        message = job.stderr(1 - killed)
+        assert "cannot go on" in message or "another task died" in message, message[-3000:]
+    for path in (tmp_path / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > 4:
+            # As if killed right after step 4; the folders are Orbax's.
+            subprocess.run(["rm", "-r", str(path)], check=True)
+    with Job(tmp_path, images) as job:
+        assert job.statuses() == [0, 0], job.stderr(0) + job.stderr(1)
+        assert "resuming at step 4" in job.stderr(0)
+    ours, theirs = (small_run.read_checkpoint(workdir, 8) for workdir in (tmp_path, two[0]))
+    small_run.assert_same_arrays(ours, theirs)
+
+
+def test_a_sigterm_to_one_stops_both_after_the_same_step(images, tmp_path):
+    with Job(tmp_path, images, **{"train.num_steps": 100_000}) as job:
+        job.wait_for_checkpoint(2)
+        job.processes[1].send_signal(signal.SIGTERM)
+        assert job.statuses(60) == [75, 75], job.stderr(0) + job.stderr(1)
+        said = [[line for line in job.stderr(i).splitlines() if "is saved" in line] for i in (0, 1)]
+    assert said[0] == said[1] and len(said[0]) == 1
+    step = int(said[0][0].split("step ")[1].split()[0])
+    assert (tmp_path / "checkpoints" / str(step)).exists()
+
+
+def test_half_of_the_flags_and_impossible_ones_are_named():
+    with pytest.raises(ValueError, match="--num_processes and --process_index missing: give all"):
+        parallel.join("localhost:1")
+    with pytest.raises(ValueError, match=r"--process_index=2 is not in \[0, 2\)"):
+        parallel.join("localhost:1", 2, 2)

@@ -1,0 +1,242 @@
+"""Kills, damage and full disks: what they may cost is time, never the run."""
+
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sr3_jax import parallel
+from sr3_jax.training import checkpoint
+
+COMMAND = [sys.executable, "-m", "sr3_jax.main", *small_run.flags()]
+NUM_KILLS = 20
+# A longer run than the other tests', so that kills meet it at work.
+LONG = ["--config.train.num_steps=600", "--config.checkpoint.every_steps=7"]
+LONG += ["--config.train.sample_every_steps=0", "--config.parallel.layout=zero1"]
+
+
+def run(workdir, *flags, **options):
+    return subprocess.run(
+        [*COMMAND, f"--workdir={workdir}", *flags],
+        cwd=small_run.ROOT,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def steps_in(workdir):
+    folder = workdir / "checkpoints"
+    names = os.listdir(folder) if folder.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def start(workdir, *flags):
+    with (workdir / "stderr.txt").open("a") as stderr:
+        return subprocess.Popen(
+            [*COMMAND, f"--workdir={workdir}", *flags],
+            cwd=small_run.ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+
+
+def wait_for_progress(process, workdir, beyond):
+    """Returns once there is a checkpoint later than step `beyond`; fails where the run ended."""
+    deadline = time.monotonic() + 300
+    while max(steps_in(workdir), default=0) <= beyond:
+        said = (workdir / "stderr.txt").read_text()[-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, said
+        time.sleep(0.01)
+
+
+def test_twenty_kills_leave_no_trace(tmp_path):
+    """SIGKILL at random moments, then the same command; the end is that of an undisturbed run."""
+    rng = random.Random(0)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for kill in range(NUM_KILLS):
+        before = max(steps_in(killed), default=0)
+        process = start(killed, *LONG)
+        try:
+            if kill % 4 == 3:
+                # While the program starts, loads or compiles.
+                time.sleep(rng.uniform(0, 6))
+            else:
+                # From a new checkpoint's appearance on: in steps, validation and writing.
+                wait_for_progress(process, killed, before)
+                time.sleep(rng.uniform(0, 0.6))
+            assert process.poll() is None, (killed / "stderr.txt").read_text()[-3000:]
+        finally:
+            process.kill()
+            process.wait()
+    assert 0 < max(steps_in(killed)) < 600
+    for workdir in (killed, tmp_path / "undisturbed"):
+        result = run(workdir, *LONG)
+        assert result.returncode == 0, result.stderr[-3000:]
+    ours, theirs = (small_run.read_checkpoint(w, 600) for w in (killed, tmp_path / "undisturbed"))
+    small_run.assert_same_arrays(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, status):
+    process = start(tmp_path, *LONG, "--config.checkpoint.every_steps=50")
+    wait_for_progress(process, tmp_path, 0)
+    time.sleep(0.5)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == status
+    last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
+    step = max(steps_in(tmp_path))
+    assert last == f"{number.name}: step {step} is saved; the same command goes on from it"
+    assert step < 600 and step % 50
+    result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))
+    assert result.returncode == 0 and f"resuming at step {step}" in result.stderr
+    assert max(steps_in(tmp_path)) == step + 2
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
+    """Where the system lets no file grow past a size, as a full disk would not."""
+    assert run(tmp_path, "--config.train.num_steps=2").returncode == 0
+    before = small_run.read_checkpoint(tmp_path, 2)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    result = run(tmp_path, preexec_fn=limit)
+    assert result.returncode == 1, result.stderr[-3000:]
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "could not be written" in error and "The ones before are whole: [2]" in error, error
+    assert steps_in(tmp_path) == [2]
+    small_run.assert_same_arrays(before, small_run.read_checkpoint(tmp_path, 2))
+    # With room again, it goes on.
+    result = run(tmp_path)
+    assert result.returncode == 0 and "resuming at step 2" in result.stderr
+    assert max(steps_in(tmp_path)) == 8
+
+
+def small_state(value):
+    sharding = NamedSharding(parallel.make_mesh(), PartitionSpec("data"))
+    return {
+        "ema_params": {
+            "kernel": jax.device_put(jax.random.normal(jax.random.key(value), (64, 512)), sharding),
+            "bias": jnp.full((3,), float(value)),
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    checkpointer = checkpoint.Checkpointer(folder)
+    for step in (1, 2):
+        checkpointer.save(step, small_state(step), {"validation_loss": 1.0 / step})
+    checkpointer.close()
+    return folder
+
+
+def files_of(folder):
+    return sorted(p.relative_to(folder) for p in (folder / "2").rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    two_checkpoints, tmp_path, damage, caplog
+):
+    """Whichever file is hurt: the numbers are those of a whole checkpoint, and it is said."""
+    fell_back = []
+    for i, name in enumerate(files_of(two_checkpoints)):
+        folder = tmp_path / str(i)
+        shutil.copytree(two_checkpoints, folder)
+        size = (folder / name).stat().st_size
+        if damage == "missing":
+            (folder / name).unlink()
+        else:
+            os.truncate(folder / name, size // 2 if damage == "truncated" else 0)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+            step, state = checkpointer.restore(small_state(0))
+            part_step, part = checkpointer.restore_part(small_state(0))
+            checkpointer.close()
+        for found, tree in ((step, state), (part_step, part)):
+            assert_leaves_equal(tree, small_state(found))
+        if step == 1:
+            fell_back.append(name)
+            assert f"{folder / '2'} is damaged" in caplog.text
+    assert len(fell_back) >= 2
+
+
+def assert_leaves_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def data_files(folder):
+    """Those that hold the arrays."""
+    return [name for name in files_of(folder) if "d" in name.parts]
+
+
+def test_a_run_that_fell_back_writes_the_damaged_step_again(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    for name in data_files(folder):
+        os.truncate(folder / name, 10)
+    checkpointer = checkpoint.Checkpointer(folder, keep_last=1, keep_best=False)
+    assert checkpointer.restore(small_state(0))[0] == 1
+    checkpointer.save(2, small_state(5), {})
+    checkpointer.close()
+    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+    step, state = checkpointer.restore(small_state(0))
+    assert step == 2
+    assert_leaves_equal(state, small_state(5))
+    checkpointer.close()
+
+
+def test_where_every_checkpoint_is_damaged_each_is_named(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    for step in ("1", "2"):
+        for path in (folder / step).rglob("*"):
+            if path.is_file() and "d" in path.parts:
+                path.unlink()
+    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+    with pytest.raises(checkpoint.CheckpointError, match=r"can be read: 2: .*; 1: "):
+        checkpointer.restore(small_state(0))
+    with pytest.raises(checkpoint.CheckpointError, match=r"can be read: 1: "):
+        checkpointer.restore(small_state(0), 1)
+    checkpointer.close()
+
+
+@pytest.mark.parametrize("name", ["replicated", "zero1", "fsdp"])
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_checkpoint_restores_under_any_layout_and_number_of_devices(
+    two_checkpoints, name, devices
+):
+    layout = parallel.Layout(parallel.make_mesh(jax.devices()[:devices]), name)
+    expected = small_state(2)
+    like = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        expected,
+        layout.kept(expected),
+    )
+    checkpointer = checkpoint.Checkpointer(two_checkpoints, read_only=True)
+    step, state = checkpointer.restore(like)
+    checkpointer.close()
+    assert step == 2
+    assert_leaves_equal(state, expected)
+    kernel = state["ema_params"]["kernel"]
+    assert len(kernel.sharding.device_set) == devices
+    assert kernel.sharding.is_fully_replicated == (devices == 1 or name == "replicated")
