@@ -34,6 +34,7 @@ printf '%s\\n' "$@" >> "$FAKE/trained"
 if [ ! -e "$FAKE/preempted" ]; then
   touch "$FAKE/preempted"
   echo SUSPENDED > "$FAKE/state"
+  kill -9 $PPID  # what had started it is on the same machine
   exit 75
 fi
 [ -e "$FAKE/lost" ] || { touch "$FAKE/lost"; exit 75; }

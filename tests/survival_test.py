@@ -23,8 +23,8 @@ from sr3_jax.training import checkpoint
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *small_run.flags()]
 NUM_KILLS = 20
 # A longer run than the other tests', so that kills meet it at work.
-LONG = ["--config.train.num_steps=600", "--config.checkpoint.every_steps=7"]
-LONG += ["--config.train.sample_every_steps=0", "--config.parallel.layout=zero1"]
+LONG = ["--config.train.num_steps=400", "--config.train.sample_every_steps=0"]
+LONG += ["--config.parallel.layout=zero1", "--config.checkpoint.every_steps=50"]
 
 
 def run(workdir, *flags, **options):
@@ -69,7 +69,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     killed.mkdir()
     for kill in range(NUM_KILLS):
         before = max(steps_in(killed), default=0)
-        process = start(killed, *LONG)
+        process = start(killed, *LONG, "--config.checkpoint.every_steps=7")
         try:
             if kill % 4 == 3:
                 # While the program starts, loads or compiles.
@@ -77,22 +77,22 @@ def test_twenty_kills_leave_no_trace(tmp_path):
             else:
                 # From a new checkpoint's appearance on: in steps, validation and writing.
                 wait_for_progress(process, killed, before)
-                time.sleep(rng.uniform(0, 0.6))
+                time.sleep(rng.uniform(0, 0.4))
             assert process.poll() is None, (killed / "stderr.txt").read_text()[-3000:]
         finally:
             process.kill()
             process.wait()
-    assert 0 < max(steps_in(killed)) < 600
+    assert 0 < max(steps_in(killed)) < 400
     for workdir in (killed, tmp_path / "undisturbed"):
         result = run(workdir, *LONG)
         assert result.returncode == 0, result.stderr[-3000:]
-    ours, theirs = (small_run.read_checkpoint(w, 600) for w in (killed, tmp_path / "undisturbed"))
+    ours, theirs = (small_run.read_checkpoint(w, 400) for w in (killed, tmp_path / "undisturbed"))
     small_run.assert_same_arrays(ours, theirs)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, status):
-    process = start(tmp_path, *LONG, "--config.checkpoint.every_steps=50")
+    process = start(tmp_path, *LONG)
     wait_for_progress(process, tmp_path, 0)
     time.sleep(0.5)
     process.send_signal(number)
@@ -100,7 +100,7 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
     last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
     step = max(steps_in(tmp_path))
     assert last == f"{number.name}: step {step} is saved; the same command goes on from it"
-    assert step < 600 and step % 50
+    assert step < 400 and step % 50
     result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))
     assert result.returncode == 0 and f"resuming at step {step}" in result.stderr
     assert max(steps_in(tmp_path)) == step + 2
@@ -108,8 +108,8 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     """Where the system lets no file grow past a size, as a full disk would not."""
-    assert run(tmp_path, "--config.train.num_steps=2").returncode == 0
-    before = small_run.read_checkpoint(tmp_path, 2)
+    assert run(tmp_path, "--config.train.num_steps=4").returncode == 0
+    before = small_run.read_checkpoint(tmp_path, 4)
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
@@ -118,12 +118,12 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     result = run(tmp_path, preexec_fn=limit)
     assert result.returncode == 1, result.stderr[-3000:]
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "could not be written" in error and "The ones before are whole: [2]" in error, error
-    assert steps_in(tmp_path) == [2]
-    small_run.assert_same_arrays(before, small_run.read_checkpoint(tmp_path, 2))
+    assert "could not be written" in error and "The ones before are whole: [2, 4]" in error, error
+    assert steps_in(tmp_path) == [2, 4]
+    small_run.assert_same_arrays(before, small_run.read_checkpoint(tmp_path, 4))
     # With room again, it goes on.
     result = run(tmp_path)
-    assert result.returncode == 0 and "resuming at step 2" in result.stderr
+    assert result.returncode == 0 and "resuming at step 4" in result.stderr
     assert max(steps_in(tmp_path)) == 8
 
 

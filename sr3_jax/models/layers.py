@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from sr3_jax.models import convolution, normalization
+from sr3_jax.models import convolution, folding, normalization
 
 Resample = Literal["none", "up", "down"]
 
@@ -31,27 +31,29 @@ class Conv3x3(nn.Module):
     """A 3x3 convolution that keeps the size, of an image in one part or several.
 
     Parts are convolved by their share of the kernel and added up: what a skip connection brings
-    is never copied beside the rest. `zero` starts the kernel at zero.
+    is never copied beside the rest. `zero` starts the kernel at zero. Images may be folded
+    (`models.folding`); parameters are those of an image that is not.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
     zero: bool = False
     use_bias: bool = True
+    fold: int = 1
 
     @nn.compact
-    def __call__(self, *parts: Float[Array, "b h w _"]) -> Float[Array, "b h w features"]:
+    def __call__(self, *parts: Float[Array, "b h w _"]) -> Float[Array, "b h w _"]:
         init = nn.initializers.zeros if self.zero else _KERNEL_INIT
-        shape = (3, 3, sum(part.shape[-1] for part in parts), self.features)
+        shape = (3, 3, sum(part.shape[-1] for part in parts) // self.fold, self.features)
         kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
-        kernels = _split(kernel, parts)
+        kernels = _split(kernel, parts, self.fold)
         out = sum(
-            convolution.convolve(part.astype(self.dtype), share)
+            convolution.convolve(part.astype(self.dtype), folding.fold_kernel(share, self.fold))
             for part, share in zip(parts, kernels, strict=True)
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            out = out + bias.astype(self.dtype)
+            out = out + jnp.tile(bias.astype(self.dtype), self.fold)
         return out
 
 
@@ -61,19 +63,20 @@ class Dense(nn.Module):
     features: int
     dtype: DTypeLike = jnp.float32
     zero: bool = False
+    fold: int = 1
 
     @nn.compact
-    def __call__(self, *parts: Float[Array, "*shape _"]) -> Float[Array, "*shape features"]:
+    def __call__(self, *parts: Float[Array, "*shape _"]) -> Float[Array, "*shape _"]:
         init = nn.initializers.zeros if self.zero else _KERNEL_INIT
-        shape = (sum(part.shape[-1] for part in parts), self.features)
+        shape = (sum(part.shape[-1] for part in parts) // self.fold, self.features)
         kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernels = _split(kernel, parts)
+        kernels = _split(kernel, parts, self.fold)
         out = sum(
-            _product(part.astype(self.dtype), share)
+            _product(part.astype(self.dtype), folding.fold_matrix(share, self.fold))
             for part, share in zip(parts, kernels, strict=True)
         )
-        return out + bias.astype(self.dtype)
+        return out + jnp.tile(bias.astype(self.dtype), self.fold)
 
 
 def _product(image: Array, kernel: Array) -> Array:
@@ -85,9 +88,9 @@ def _product(image: Array, kernel: Array) -> Array:
     )
 
 
-def _split(kernel: Array, parts: Sequence[Array]) -> list[Array]:
+def _split(kernel: Array, parts: Sequence[Array], fold: int) -> list[Array]:
     """Each part's share of a kernel: along its axis of input channels, the last but one."""
-    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+    ends = list(itertools.accumulate(part.shape[-1] // fold for part in parts))
     return jnp.split(kernel, ends[:-1], axis=-2)
 
 
@@ -131,6 +134,7 @@ class GroupNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
     swish: bool = False
     epsilon: float = 1e-6
+    fold: int = 1
 
     @nn.compact
     def __call__(
@@ -139,7 +143,7 @@ class GroupNorm(nn.Module):
         shift: Float[Array, "b c"] | None = None,
         scale_shift: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
     ) -> normalization.Parts:
-        channels = sum(part.shape[-1] for part in parts)
+        channels = sum(part.shape[-1] for part in parts) // self.fold
         per_channel = (parts[0].shape[0], channels)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -148,8 +152,9 @@ class GroupNorm(nn.Module):
             extra, added = (v.astype(jnp.float32) for v in scale_shift)
             scale, offset = scale * (1.0 + extra), offset * (1.0 + extra) + added
         shift = jnp.zeros(per_channel) if shift is None else shift.astype(jnp.float32)
+        groups = num_norm_groups(channels)
         normalised = normalization.group_norm(
-            parts, shift, scale, offset, num_norm_groups(channels), self.swish, self.epsilon
+            parts, shift, scale, offset, groups, self.swish, self.epsilon, self.fold
         )
         return tuple(part.astype(self.dtype) for part in normalised)
 
@@ -162,11 +167,24 @@ def num_norm_groups(channels: int) -> int:
     return groups
 
 
-def resample_image(image: Float[Array, "b h w c"], how: Resample) -> Float[Array, "b h2 w2 c"]:
-    """Halves by the mean of 2x2 pixels, or doubles by repeating each."""
+def resample_image(
+    image: Float[Array, "b h w c"], how: Resample, fold: int = 1
+) -> Float[Array, "b h2 w2 c2"]:
+    """Halves by the mean of 2x2 pixels, or doubles by repeating each.
+
+    An image folded by `fold` comes out folded by half as much or twice as much; one that is not
+    folded (1), not folded.
+    """
     b, h, w, c = image.shape
+    if how == "down" and fold > 1:
+        pairs = image.reshape(b, h // 2, 2, w, fold // 2, 2, c // fold)
+        return jnp.mean(pairs, axis=(2, 5)).reshape(b, h // 2, w, c // 2)
     if how == "down":
         return jnp.mean(image.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    if how == "up" and fold > 1:
+        pixels = image.reshape(b, h, 1, w, fold, 1, c // fold)
+        doubled = jnp.broadcast_to(pixels, (b, h, 2, w, fold, 2, c // fold))
+        return doubled.reshape(b, 2 * h, w, 2 * c)
     if how == "up":
         doubled = jnp.broadcast_to(image[:, :, None, :, None], (b, h, 2, w, 2, c))
         return doubled.reshape(b, 2 * h, 2 * w, c)
@@ -192,7 +210,8 @@ class ResidualBlock(nn.Module):
     GroupNorm, swish, resample, conv, + Dense(swish(embedding)), GroupNorm, swish, dropout,
     zero-initialised conv; the shortcut is resampled too, and projected where the number of
     channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of images
-    stands for their concatenation along the channels. Without keys nothing is dropped.
+    stands for their concatenation along the channels. Without keys nothing is dropped. What comes
+    in is folded by `fold`, and what goes out by `fold_out`.
     """
 
     features: int
@@ -200,6 +219,8 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     dtype: DTypeLike = jnp.float32
+    fold: int = 1
+    fold_out: int = 1
 
     @nn.compact
     def __call__(
@@ -209,31 +230,40 @@ class ResidualBlock(nn.Module):
         dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h2 w2 features"]:
         parts = image if isinstance(image, tuple) else (image,)
-        h = GroupNorm(self.dtype, swish=True, name="norm_0")(*parts)
-        h = [resample_image(part, self.resample) for part in h]
+        h = GroupNorm(self.dtype, swish=True, fold=self.fold, name="norm_0")(*parts)
+        h = [self._resample(part) for part in h]
         # Where the embedding is added to what it makes, that has a bias already.
-        h = Conv3x3(self.features, self.dtype, name="conv_0", use_bias=self.scale_shift)(*h)
+        biased, fold = self.scale_shift, self.fold_out
+        h = Conv3x3(self.features, self.dtype, use_bias=biased, fold=fold, name="conv_0")(*h)
         width = 2 * self.features if self.scale_shift else self.features
         condition = Dense(width, self.dtype, name="embedding")(nn.swish(embedding))
         if self.scale_shift:
             modulation = {"scale_shift": tuple(jnp.split(condition, 2, axis=-1))}
         else:
             modulation = {"shift": condition}
-        (h,) = GroupNorm(self.dtype, swish=True, name="norm_1")(h, **modulation)
+        (h,) = GroupNorm(self.dtype, swish=True, fold=fold, name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:
             h = drop(h, dropout_keys, self.dropout)
-        h = Conv3x3(self.features, self.dtype, name="conv_1", zero=True)(h)
+        h = Conv3x3(self.features, self.dtype, zero=True, fold=fold, name="conv_1")(h)
         return (self._shortcut(parts) + h) * _SQRT_HALF
 
     def _shortcut(self, parts: normalization.Parts) -> Float[Array, "b h2 w2 features"]:
+        if self.resample == "none":
+            parts = tuple(folding.refold(part, self.fold, self.fold_out) for part in parts)
+            if [part.shape[-1] // self.fold_out for part in parts] == [self.features]:
+                return parts[0]
         if self.resample == "down":
-            parts = tuple(resample_image(part, "down") for part in parts)
-        if self.resample == "none" and [part.shape[-1] for part in parts] == [self.features]:
-            return parts[0]
+            parts = tuple(self._resample(part) for part in parts)
         # A product over the channels of each pixel: the same before resampling as after it, so
         # where there are fewer pixels.
-        shortcut = Dense(self.features, self.dtype, name="shortcut")(*parts)
-        return resample_image(shortcut, "up") if self.resample == "up" else shortcut
+        fold = self.fold if self.resample == "up" else self.fold_out
+        shortcut = Dense(self.features, self.dtype, fold=fold, name="shortcut")(*parts)
+        return self._resample(shortcut) if self.resample == "up" else shortcut
+
+    def _resample(self, image: Float[Array, "b h w _"]) -> Float[Array, "b h2 w2 _"]:
+        resampled = resample_image(image, self.resample, self.fold)
+        by = {"none": self.fold, "down": self.fold // 2, "up": 2 * self.fold}[self.resample]
+        return folding.refold(resampled, by if self.fold > 1 else 1, self.fold_out)
 
 
 class AttentionBlock(nn.Module):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class _Statistics(NamedTuple):
     inverse_std: PerChannel  # of the group
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def group_norm(
     parts: Parts,
     shift: PerChannel,
@@ -40,6 +41,7 @@ def group_norm(
     num_groups: int,
     swish: bool,
     epsilon: float = 1e-6,
+    fold: int = 1,
 ) -> Parts:
     """Normalises `image + shift` by groups of channels, scales, offsets, and applies swish.
 
@@ -53,16 +55,17 @@ def group_norm(
       num_groups: of the channels; divides their number.
       swish: whether `v * sigmoid(v)` follows.
       epsilon: added to the variance.
+      fold: by which the parts are folded (`models.folding`); the other arguments are not.
 
     Returns:
       The result in the same parts, of the same types.
     """
-    return _forward(parts, shift, scale, offset, num_groups, swish, epsilon)[0]
+    return _forward(parts, shift, scale, offset, num_groups, swish, epsilon, fold)[0]
 
 
-def _forward(parts, shift, scale, offset, num_groups, swish, epsilon):
-    mean = _mean(part.astype(jnp.float32) for part in parts)
-    mean_square = _mean(jnp.square(part.astype(jnp.float32)) for part in parts)
+def _forward(parts, shift, scale, offset, num_groups, swish, epsilon, fold):
+    mean = _mean((part.astype(jnp.float32) for part in parts), fold)
+    mean_square = _mean((jnp.square(part.astype(jnp.float32)) for part in parts), fold)
     group_mean = _over_group(mean + shift, num_groups)
     # Of the shifted image, whose sums follow from those of the image.
     group_mean_square = _over_group(mean_square + shift * (2.0 * mean + shift), num_groups)
@@ -76,15 +79,15 @@ def _forward(parts, shift, scale, offset, num_groups, swish, epsilon):
         out = normalised * jax.nn.sigmoid(normalised) if swish else normalised
         return out.astype(part.dtype)
 
-    out = tuple(map(one, parts, *(_split(v, parts) for v in (factor, constant))))
+    out = tuple(map(one, parts, *(_split(v, parts, fold) for v in (factor, constant))))
     return out, (parts, statistics, scale, offset)
 
 
-def _backward(num_groups, swish, epsilon, residuals, cotangents):
+def _backward(num_groups, swish, epsilon, fold, residuals, cotangents):
     del epsilon  # in the statistics
     parts, statistics, scale, offset = residuals
     mean, centre, inverse_std = statistics
-    pixels = parts[0].shape[1] * parts[0].shape[2]
+    pixels = parts[0].shape[1] * parts[0].shape[2] * fold
 
     def before_swish(part, cotangent, factor, constant):
         cotangent = cotangent.astype(jnp.float32)
@@ -94,12 +97,12 @@ def _backward(num_groups, swish, epsilon, residuals, cotangents):
         gate = jax.nn.sigmoid(normalised)
         return cotangent * gate * (1.0 + normalised * (1.0 - gate))
 
-    affine = (_split(v, parts) for v in _affine(statistics, scale, offset))
+    affine = (_split(v, parts, fold) for v in _affine(statistics, scale, offset))
     g = tuple(map(before_swish, parts, cotangents, *affine))
     # The two sums over the pixels; everything else is a number for each channel.
-    sum_g = pixels * _mean(g)
+    sum_g = pixels * _mean(g, fold)
     sum_g_image = pixels * _mean(
-        g * part.astype(jnp.float32) for g, part in zip(g, parts, strict=True)
+        (g * part.astype(jnp.float32) for g, part in zip(g, parts, strict=True)), fold
     )
     d_scale = inverse_std * (sum_g_image + centre * sum_g)
     mean_g = _over_group(scale * sum_g, num_groups) / pixels
@@ -111,7 +114,7 @@ def _backward(num_groups, swish, epsilon, residuals, cotangents):
     def one(part, g, of_g, of_image, constant):
         return (g * of_g + part.astype(jnp.float32) * of_image + constant).astype(part.dtype)
 
-    weights = (_split(v, parts) for v in (of_g, of_image, constant))
+    weights = (_split(v, parts, fold) for v in (of_g, of_image, constant))
     d_parts = tuple(map(one, parts, g, *weights))
     d_shift = of_g * sum_g + pixels * (of_image * mean + constant)
     return d_parts, d_shift, d_scale, sum_g
@@ -126,15 +129,19 @@ def _affine(statistics: _Statistics, scale: PerChannel, offset: PerChannel):
     return factor, offset + statistics.centre * factor
 
 
-def _mean(parts) -> PerChannel:
+def _mean(parts: Iterable[Array], fold: int) -> PerChannel:
     """Over the pixels of each channel of all parts."""
-    return jnp.concatenate([jnp.mean(part, axis=(1, 2)) for part in parts], axis=-1)
+    means = [jnp.mean(part, axis=(1, 2)) for part in parts]
+    if fold > 1:
+        means = [mean.reshape(len(mean), fold, -1).mean(axis=1) for mean in means]
+    return jnp.concatenate(means, axis=-1)
 
 
-def _split(values: PerChannel, parts: Parts) -> list[Float[Array, "b 1 1 _"]]:
+def _split(values: PerChannel, parts: Parts, fold: int) -> list[Float[Array, "b 1 1 _"]]:
     """The values of each part's channels, to broadcast over its pixels."""
-    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
-    return jnp.split(values[:, None, None], ends[:-1], axis=-1)
+    ends = list(itertools.accumulate(part.shape[-1] // fold for part in parts))
+    split = jnp.split(values[:, None, None], ends[:-1], axis=-1)
+    return [jnp.tile(part, fold) for part in split] if fold > 1 else split
 
 
 def _over_group(values: PerChannel, num_groups: int) -> PerChannel:

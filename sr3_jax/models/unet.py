@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from sr3_jax import diffusion
-from sr3_jax.models import layers
+from sr3_jax.models import folding, layers
 
 
 class UNet(nn.Module):
@@ -40,6 +40,8 @@ class UNet(nn.Module):
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
+        folds nothing. The parameters and, but for rounding, the result are the same.
     """
 
     channels: int = 64
@@ -55,6 +57,7 @@ class UNet(nn.Module):
     out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    lanes: int = 1
 
     @nn.compact
     def __call__(
@@ -76,6 +79,10 @@ class UNet(nn.Module):
           ValueError: where the sizes differ, or are not divisible by the deepest stride.
         """
         self._check_sizes(x.shape, y_t.shape)
+        fold = [
+            folding.fold_for(self.channels * multiplier, y_t.shape[2] // 2**level, self.lanes)
+            for level, multiplier in enumerate(self.multipliers)
+        ]
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
@@ -90,8 +97,10 @@ class UNet(nn.Module):
             resample: layers.Resample = "none",
         ) -> Array:
             features = self.channels * self.multipliers[level]
+            level_out = level + {"none": 0, "down": 1, "up": -1}[resample]
+            folds = dict(fold=fold[level], fold_out=fold[level_out])
             module = block_type(
-                features, resample, self.dropout, self.scale_shift, self.dtype, name=name
+                features, resample, self.dropout, self.scale_shift, self.dtype, **folds, name=name
             )
             keys = dropout_keys
             if keys is not None and self.dropout:
@@ -99,18 +108,21 @@ class UNet(nn.Module):
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
             return module(h, embedding, keys)
 
-        def attention(h: Array, name: str) -> Array:
-            return attention_type(self.num_heads, self.dtype, name=name)(h)
+        def attention(h: Array, name: str, level: int) -> Array:
+            h = folding.refold(h, fold[level], 1)
+            h = attention_type(self.num_heads, self.dtype, name=name)(h)
+            return folding.refold(h, 1, fold[level])
 
         deepest = len(self.multipliers) - 1
         h = jnp.concatenate([x, y_t], axis=-1).astype(self.dtype)
-        h = layers.Conv3x3(self.channels, self.dtype, name="conv_in")(h)
+        h = folding.fold(h, fold[0])
+        h = layers.Conv3x3(self.channels, self.dtype, fold=fold[0], name="conv_in")(h)
         skips = [h]
         for level in range(deepest + 1):
             for i in range(self.num_blocks):
                 h = block(h, f"down_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"down_{level}_attention_{i}")
+                    h = attention(h, f"down_{level}_attention_{i}", level)
                 skips.append(h)
             if level < deepest:
                 h = block(h, f"down_{level}_resample", level, "down")
@@ -118,20 +130,22 @@ class UNet(nn.Module):
 
         h = block(h, "middle_block_0", deepest)
         if self.bottleneck_attention:
-            h = attention(h, "middle_attention")
+            h = attention(h, "middle_attention", deepest)
         h = block(h, "middle_block_1", deepest)
 
         for level in reversed(range(deepest + 1)):
             for i in range(self.num_blocks + 1):
                 h = block((h, skips.pop()), f"up_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"up_{level}_attention_{i}")
+                    h = attention(h, f"up_{level}_attention_{i}", level)
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        (h,) = layers.GroupNorm(self.dtype, swish=True, name="norm_out")(h)
-        out = layers.Conv3x3(self.out_channels, self.dtype, name="conv_out", zero=True)(h)
-        out = out.astype(jnp.float32)
+        (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold[0], name="norm_out")(h)
+        last = layers.Conv3x3(
+            self.out_channels, self.dtype, zero=True, fold=fold[0], name="conv_out"
+        )
+        out = folding.refold(last(h), fold[0], 1).astype(jnp.float32)
         if not self.residual_std:
             return out
         eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)

@@ -225,7 +225,7 @@ class Checkpointer:
             reason = str(error).partition("\n")[0][:500]
             raise CheckpointError(
                 f"a checkpoint in {self.directory} could not be written: {reason}. The ones before "
-                f"are whole: {self.steps}; where the disk is full, make room or lower "
+                f"are whole: {sorted(self._manager.all_steps(read=True))}; where the disk is full, make room or lower "
                 "config.checkpoint.keep_last, and start again"
             ) from error
 
