@@ -13,7 +13,7 @@ from absl import logging
 from clu import metric_writers
 from etils import epath
 
-from sr3_jax import config_file, factory, parallel
+from sr3_jax import config_file, factory, models, parallel
 from sr3_jax.evaluation import evaluator, pictures
 from sr3_jax.inference import files
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -66,13 +66,13 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         if jax.process_index() == 0
         else metric_writers.MultiWriter([])
     )
-    device_flops = (compiled.cost_analysis() or {}).get("flops")  # of one device's share
+    flops_of_image = models.count_flops(model, config.data.image_size)
     hooks = loop.Hooks(
         validate=validate,
         sample=_logged_samples(config, mesh),
         learning_rate=factory.learning_rate(config),
         num_skipped=lambda: len(pipeline.skipped),
-        flops_per_step=device_flops and device_flops * mesh.size,
+        flops_per_step=3 * flops_of_image * options.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
     )

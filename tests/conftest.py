@@ -10,4 +10,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
+_COMPILER = _ROOT / ".venv" / "tpu_compiler" / "libtpu" / "libtpu.so"  # of launch/test.sh
+if _COMPILER.exists():
+    os.environ.setdefault("TPU_LIBRARY_PATH", str(_COMPILER))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

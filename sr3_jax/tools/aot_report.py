@@ -25,7 +25,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from sr3_jax import diffusion, factory, images, parallel
+from sr3_jax import diffusion, factory, images, models, parallel
 from sr3_jax.data import atomic
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.training import state as training_state
@@ -52,7 +52,10 @@ class Report:
     Attributes:
       hbm_parts: unpadded sizes of what stays between steps, and padded ones of what does not.
       estimated_step_seconds: the compiler's estimate; None where it gives none.
-      share_of_peak: of the core's bf16 peak, if the estimate holds.
+      flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
+        are among them.
+      model_flops_per_core: of the network as written (`models.count_flops`).
+      share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
       collectives: for each kind, how many and the bytes that come out of them.
       message: what the compiler said where the program does not fit.
       advice: what to change then.
@@ -69,6 +72,7 @@ class Report:
     hbm_bytes_per_core: int | None = None
     hbm_parts: dict[str, int] = dataclasses.field(default_factory=dict)
     flops_per_core: float | None = None
+    model_flops_per_core: float | None = None
     bytes_per_core: float | None = None
     estimated_step_seconds: float | None = None
     estimated_steps_per_second: float | None = None
@@ -124,6 +128,8 @@ def compile_report(
     seconds = cost.get("optimal_seconds", -1.0)
     seconds = seconds if seconds > 0 else None
     peak = _peak_of_core(devices)
+    model_flops = models.count_flops(factory.model(config), config.data.image_size)
+    model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
     return Report(
         **facts,
         fits=True,
@@ -135,11 +141,12 @@ def compile_report(
         + memory.generated_code_size_in_bytes,
         hbm_parts=parts,
         flops_per_core=cost["flops"],
+        model_flops_per_core=model_flops,
         bytes_per_core=cost["bytes accessed"],
         estimated_step_seconds=seconds,
         estimated_steps_per_second=seconds and 1.0 / seconds,
         estimated_days_for_1m_steps=seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
-        share_of_peak=seconds and peak and cost["flops"] / seconds / peak,
+        share_of_peak=seconds and peak and model_flops / seconds / peak,
         collectives=count_collectives(text),
     )
 
@@ -196,7 +203,10 @@ def render(report: Report) -> str:
     lines += [f"    {name:<34}{size / 1e9:8.2f} GB" for name, size in report.hbm_parts.items()]
     if not report.fits:
         return "\n".join([*lines, f"  DOES NOT FIT: {report.message}", f"  {report.advice}"])
-    lines.append(f"  operations per core       {report.flops_per_core / 1e12:8.2f} TFLOP")
+    lines.append(
+        f"  operations per core       {report.flops_per_core / 1e12:8.2f} TFLOP, of the network as "
+        f"written {report.model_flops_per_core / 1e12:.2f}"
+    )
     lines.append(f"  bytes moved per core      {report.bytes_per_core / 1e9:8.1f} GB")
     if report.estimated_step_seconds is not None:
         lines.append(

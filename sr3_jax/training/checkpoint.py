@@ -223,9 +223,10 @@ class Checkpointer:
             raise  # of the devices or of other processes, not of the file system
         except Exception as error:
             reason = str(error).partition("\n")[0][:500]
+            whole = sorted(self._manager.all_steps(read=True))
             raise CheckpointError(
                 f"a checkpoint in {self.directory} could not be written: {reason}. The ones before "
-                f"are whole: {sorted(self._manager.all_steps(read=True))}; where the disk is full, make room or lower "
+                f"are whole: {whole}; where the disk is full, make room or lower "
                 "config.checkpoint.keep_last, and start again"
             ) from error
 
