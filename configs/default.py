@@ -88,9 +88,12 @@ def get_config() -> config_dict.ConfigDict:
 
     config.parallel = parallel = config_dict.ConfigDict()
     # `replicated`: every device holds everything; `zero1`: what is kept between steps (float32
-    # parameters, average, optimizer state) is split over the devices.
+    # parameters, average, optimizer state) is split over the devices; `fsdp`: parameters also
+    # within a step, gathered where they are used.
     parallel.layout = "zero1"
-    parallel.spatial = 1  # devices that share the height of one image
+    # Devices that share the height of one image; 0: 1, or where there are fewer images than
+    # devices as few as it takes.
+    parallel.spatial = 0
     parallel.model = 1  # devices that share the channels of the network
 
     config.checkpoint = checkpoint = config_dict.ConfigDict()

@@ -195,23 +195,31 @@ def loop_options(config: ConfigDict) -> LoopOptions:
 def layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
     """How training lies on all devices, or on those given."""
     c = config.parallel
+    devices = jax.devices() if devices is None else devices
+    rows = config.train.batch_size // config.train.accumulate_steps
+    spatial = c.spatial or _fewest_for_an_image(rows, len(devices) // max(c.model, 1))
     mesh = _name_key(
         "config.parallel",
-        functools.partial(parallel.make_mesh, model=c.model, spatial=c.spatial),
+        functools.partial(parallel.make_mesh, model=c.model, spatial=spatial),
         devices,
     )
     height = config.data.low_resolution
-    if c.spatial > 1 and height % c.spatial:
+    if height % spatial:
         raise ValueError(
-            f"config.parallel.spatial = {c.spatial} does not divide config.data.low_resolution = "
-            f"{height}; use a divisor"
+            f"config.parallel.spatial = {spatial} does not divide config.data.low_resolution = "
+            f"{height}; use a divisor, or a larger config.train.batch_size"
         )
-    rows = config.train.batch_size // config.train.accumulate_steps
     parallel.check_batch_size(rows, mesh, "config.train.batch_size / accumulate_steps")
     name = _choice(
         "config.parallel.layout", c.layout, {n: n for n in get_args(parallel.LayoutName)}
     )
     return parallel.Layout(mesh, name)
+
+
+def _fewest_for_an_image(rows: int, devices: int) -> int:
+    """1; where there are more devices than images, the fewest that can share one's height."""
+    divisors = (n for n in range(1, devices + 1) if devices % n == 0)
+    return 1 if rows >= devices else next(n for n in divisors if rows % (devices // n) == 0)
 
 
 def training_source(config: ConfigDict) -> Sequence[sources.ImageRef]:

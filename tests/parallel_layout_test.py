@@ -114,6 +114,11 @@ def test_unknown_layouts_and_groups_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="config.parallel: 4 devices cannot.* 3 for `spatial`"):
         factory.layout(config)
     config = small_run.quickstart.get_config()
+    config.parallel.layout = "zero1"
+    config.train.batch_size = 2  # on four devices
+    assert factory.layout(config).mesh.shape == {"data": 2, "model": 1, "spatial": 2}
+    config.train.batch_size = 8
+    assert factory.layout(config).mesh.shape == {"data": 4, "model": 1, "spatial": 1}
     config.train.batch_size = 6
     with pytest.raises(ValueError, match="cannot be split over 4 devices; 4 or 8 would do"):
         factory.layout(config)

@@ -163,6 +163,7 @@ def test_process_0_alone_writes_and_scores_all_images(one, two):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp_path, killed):
+    """As an operator would have it: no hang, no manual repair, nothing lost but time."""
     endless = {"train.num_steps": 100_000, "checkpoint.keep_last": 1000}
     with Job(tmp_path, images, **endless) as job:
         job.wait_for_checkpoint(4)
@@ -172,6 +173,8 @@ def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp
         assert status not in (0, 1, 2) and time.monotonic() - begin < 120
         message = job.stderr(1 - killed)
         assert "cannot go on" in message or "another task died" in message, message[-3000:]
+    if killed == 0:
+        return  # resuming does not depend on which one it was
     for path in (tmp_path / "checkpoints").iterdir():
         if path.name.isdigit() and int(path.name) > 4:
             # As if killed right after step 4; the folders are Orbax's.

@@ -23,7 +23,7 @@ from sr3_jax.training import checkpoint
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *small_run.flags()]
 NUM_KILLS = 20
 # A longer run than the other tests', so that kills meet it at work.
-LONG = ["--config.train.num_steps=400", "--config.train.sample_every_steps=0"]
+LONG = ["--config.train.num_steps=300", "--config.train.sample_every_steps=0"]
 LONG += ["--config.parallel.layout=zero1", "--config.checkpoint.every_steps=50"]
 
 
@@ -69,7 +69,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     killed.mkdir()
     for kill in range(NUM_KILLS):
         before = max(steps_in(killed), default=0)
-        process = start(killed, *LONG, "--config.checkpoint.every_steps=7")
+        process = start(killed, *LONG, "--config.checkpoint.every_steps=5")
         try:
             if kill % 4 == 3:
                 # While the program starts, loads or compiles.
@@ -77,30 +77,32 @@ def test_twenty_kills_leave_no_trace(tmp_path):
             else:
                 # From a new checkpoint's appearance on: in steps, validation and writing.
                 wait_for_progress(process, killed, before)
-                time.sleep(rng.uniform(0, 0.4))
+                time.sleep(rng.uniform(0, 0.25))
             assert process.poll() is None, (killed / "stderr.txt").read_text()[-3000:]
         finally:
             process.kill()
             process.wait()
-    assert 0 < max(steps_in(killed)) < 400
+    assert 0 < max(steps_in(killed)) < 300
     for workdir in (killed, tmp_path / "undisturbed"):
         result = run(workdir, *LONG)
         assert result.returncode == 0, result.stderr[-3000:]
-    ours, theirs = (small_run.read_checkpoint(w, 400) for w in (killed, tmp_path / "undisturbed"))
+    ours, theirs = (small_run.read_checkpoint(w, 300) for w in (killed, tmp_path / "undisturbed"))
     small_run.assert_same_arrays(ours, theirs)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, status):
-    process = start(tmp_path, *LONG)
+    process = start(tmp_path, *LONG, "--config.profile_steps=3")
     wait_for_progress(process, tmp_path, 0)
+    # It has passed step 50: the profiler's trace is there.
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     time.sleep(0.5)
     process.send_signal(number)
     assert process.wait(timeout=30) == status
     last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
     step = max(steps_in(tmp_path))
     assert last == f"{number.name}: step {step} is saved; the same command goes on from it"
-    assert step < 400 and step % 50
+    assert step < 300 and step % 50
     result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))
     assert result.returncode == 0 and f"resuming at step {step}" in result.stderr
     assert max(steps_in(tmp_path)) == step + 2

@@ -3,6 +3,7 @@
 from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
 from sr3_jax.parallel.mesh import (
     DATA_AXIS,
+    SPATIAL_AXIS,
     check_batch_size,
     gather,
     make_mesh,
@@ -22,6 +23,7 @@ from sr3_jax.parallel.processes import (
 
 __all__ = [
     "DATA_AXIS",
+    "SPATIAL_AXIS",
     "Gradient",
     "Layout",
     "LayoutName",

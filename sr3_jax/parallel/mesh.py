@@ -29,7 +29,8 @@ def make_mesh(
       spatial: devices that share the height of one image.
 
     Raises:
-      ValueError: where the devices (of a slice) cannot be grouped so.
+      ValueError: where the devices (of a slice) cannot be grouped so, or a group would lie in two
+        processes, which read different images.
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -44,6 +45,12 @@ def make_mesh(
         grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    for shared in grid.reshape(-1, group):
+        if len({device.process_index for device in shared}) > 1:
+            raise ValueError(
+                f"{model} for `model` times {spatial} for `spatial` are more devices than a "
+                f"process has ({sum(d.process_index == 0 for d in devices)}); use fewer"
+            )
     return Mesh(grid, (DATA_AXIS, MODEL_AXIS, SPATIAL_AXIS), axis_types=(AxisType.Auto,) * 3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import types
 from typing import Any
 
@@ -75,8 +76,10 @@ class StopSignal:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        # Of several processes, jax has taken SIGTERM to tell the others.
-        if jax.process_count() == 1:
+        # Of several processes, jax has taken SIGTERM to tell the others. Python lets signals be
+        # taken by the main thread alone.
+        main = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and main:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

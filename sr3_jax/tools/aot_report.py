@@ -324,7 +324,8 @@ def _advice(config: factory.ConfigDict, layout: parallel.Layout) -> str:
     if not config.model.remat:
         ideas.append("--config.model.remat=True")
     if rows <= layout.mesh.shape[parallel.DATA_AXIS]:
-        ideas.append(f"--config.parallel.spatial={2 * config.parallel.spatial}")
+        spatial = layout.mesh.shape[parallel.SPATIAL_AXIS]
+        ideas.append(f"--config.parallel.spatial={2 * spatial}")
     return "To make it fit, in this order: " + ", ".join(ideas) + ", or a larger topology."
 
 

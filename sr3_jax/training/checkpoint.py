@@ -219,9 +219,13 @@ class Checkpointer:
     def _name_failure(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            raise  # of the devices or of other processes, not of the file system
         except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, jax.errors.JaxRuntimeError):
+                    # Of the devices or of other processes, not of the file system.
+                    raise cause from None
+                cause = cause.__cause__ or cause.__context__
             reason = str(error).partition("\n")[0][:500]
             whole = sorted(self._manager.all_steps(read=True))
             raise CheckpointError(
