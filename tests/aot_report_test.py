@@ -1,5 +1,6 @@
 """The compiler's report on a TPU topology, without a TPU."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import small_run
 from jax.sharding import PartitionSpec
 
 from sr3_jax import parallel
-from sr3_jax.tools import aot_report
+from sr3_jax.tools import aot_report, aot_table
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
@@ -101,3 +102,36 @@ def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():
     found = aot_report.count_collectives(text)
     assert found["all-reduce"] == {"count": 1, "bytes": 4 * 100 * 4}
     assert found["all-gather"] == {"count": 1, "bytes": 4 * mesh.size * 100 * 4}
+
+
+def test_the_table_in_the_docs_is_that_of_the_reports_beside_it(tmp_path):
+    copy = tmp_path / "tpu.md"
+    copy.write_text((small_run.ROOT / "docs" / "tpu.md").read_text())
+    paths = (small_run.ROOT / "docs" / "tpu").glob("*.json")
+    reports = {path.stem: json.loads(path.read_text()) for path in paths}
+    assert set(reports) <= {name for name, _ in aot_table.programs()}
+    before = copy.read_text()
+    aot_table.write_table(copy, aot_table.table(reports))
+    assert copy.read_text() == before
+    for report in reports.values():
+        if report["fits"] and report["estimated_step_seconds"]:
+            assert f"| {report['estimated_step_seconds']:.4f} s |" in before
+    (tmp_path / "unmarked.md").write_text("no table here")
+    with pytest.raises(ValueError, match=r"unmarked.md has no lines .*begin"):
+        aot_table.write_table(tmp_path / "unmarked.md", "")
+
+
+def test_programs_that_do_not_fit_are_in_the_table():
+    report = aot_report.Report(
+        config="ffhq_256_1024",
+        topology="v3:8x8",
+        mode="train",
+        layout="zero1",
+        num_cores=128,
+        batch_size=256,
+        fits=False,
+        compile_seconds=1.0,
+        hbm_bytes_per_core=20_000_000_000,
+    )
+    text = aot_table.table({"ffhq_256_1024-v3-8x8-train": dataclasses.asdict(report)})
+    assert "| ffhq_256_1024 | v3:8x8 (128) | train | 256 | 20.00 GB **does not fit** |" in text

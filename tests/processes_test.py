@@ -202,3 +202,13 @@ def test_half_of_the_flags_and_impossible_ones_are_named():
         parallel.join("localhost:1")
     with pytest.raises(ValueError, match=r"--process_index=2 is not in \[0, 2\)"):
         parallel.join("localhost:1", 2, 2)
+
+
+def test_a_cluster_that_does_not_answer_is_named_and_can_be_left_out(monkeypatch):
+    """Slurm's variables with a number that is none, as a job script may leave behind."""
+    for name in ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.setenv(name, "0" if name != "SLURM_NTASKS" else "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "none")
+    with pytest.raises(ValueError, match="others cannot be found .*--num_processes=1 to run on"):
+        parallel.join()
+    parallel.join(num_processes=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 import types
@@ -33,13 +34,15 @@ def join(
       index: which one this is, from 0.
 
     Raises:
-      ValueError: where only some of the arguments are given, or one cannot be.
-      RuntimeError: where the others cannot be reached.
+      ValueError: where only some of the arguments are given, or one cannot be, or the others
+        cannot be found.
+      RuntimeError: where those that are named cannot be reached.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    if num_processes == 1:
-        return
+    single_task = missing and "1" in map(os.environ.get, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    if num_processes == 1 or single_task:
+        return  # jax would give the only task of a job one of its GPUs
     if missing and len(missing) < len(given):
         raise ValueError(
             f"{' and '.join(missing)} missing: give all of {', '.join(given)}, or none"
@@ -53,10 +56,17 @@ def join(
         jax.distributed.initialize(
             coordinator, num_processes, index, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
-    except ValueError:
+    except Exception as error:
         if not missing:
             raise
-        # jax knows no cluster that this machine is part of.
+        if isinstance(error, ValueError) and "coordinator_address" in str(error):
+            return  # jax knows no cluster that this machine is part of
+        # A metadata server or a cluster's interface that does not answer, for one.
+        raise ValueError(
+            "this machine seems to be one of several, but the others cannot be found "
+            f"({type(error).__name__}: {error}); give --coordinator, --num_processes and "
+            "--process_index, or --num_processes=1 to run on this machine alone"
+        ) from error
 
 
 def is_one_of_several() -> bool:
