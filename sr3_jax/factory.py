@@ -48,11 +48,8 @@ class LoopOptions:
     profile_steps: int = 0
 
 
-def model(config: ConfigDict, platform: str | None = None) -> models.UNet:
-    """The U-Net of `config.model`, for images of `config.data.image_size`.
-
-    `platform` is where it will run, as jax names it; default where this program runs.
-    """
+def model(config: ConfigDict) -> models.UNet:
+    """The U-Net of `config.model`, for images of `config.data.image_size`."""
     c, image_size = config.model, config.data.image_size
     stride = models.deepest_stride(c.multipliers)
     if image_size % stride:
@@ -61,7 +58,7 @@ def model(config: ConfigDict, platform: str | None = None) -> models.UNet:
             f"config.data.image_size = {image_size} is not divisible by {stride}, the deepest "
             f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
         )
-    _at_least("config.model.lanes", c.lanes, 0)
+    _at_least("config.model.lanes", c.lanes, 1)
     if c.residual_std < 0:
         raise ValueError(
             f"config.model.residual_std = {c.residual_std} is negative; use the root mean square "
@@ -80,7 +77,7 @@ def model(config: ConfigDict, platform: str | None = None) -> models.UNet:
         residual_std=c.residual_std,
         dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
         remat=c.remat,
-        lanes=c.lanes or (128 if (platform or jax.default_backend()) == "tpu" else 1),
+        lanes=c.lanes,
     )
 
 

@@ -36,6 +36,7 @@ SMALL = (
     "--config.model.multipliers=(1,2)",
     "--config.model.num_blocks=1",
     "--config.model.attention_resolutions=()",
+    "--config.model.lanes=128",
 )
 
 

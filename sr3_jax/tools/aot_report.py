@@ -227,7 +227,7 @@ def render(report: Report) -> str:
 
 def _train_program(config, layout):
     """The jitted training step, its abstract arguments, and sizes of what it holds."""
-    model, optimizer = factory.model(config, "tpu"), factory.optimizer(config)
+    model, optimizer = factory.model(config), factory.optimizer(config)
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )
@@ -256,7 +256,7 @@ def _train_program(config, layout):
 
 def _sample_program(config, layout):
     """One refinement step of `config.train.batch_size` images, weights in the network's type."""
-    model = factory.model(config, "tpu")
+    model = factory.model(config)
     rows, size = config.train.batch_size, config.data.image_size
     low = config.data.low_resolution
     one, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
