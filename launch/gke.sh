@@ -17,22 +17,8 @@
 # 4 (default). SLICES: how many (default 1). IMAGE: default python:3.12, which has git.
 # DRY_RUN=1: prints the exact commands and the manifest instead.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-usage() {
-  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
-  echo "error: $1" >&2
-  exit 2
-}
-
-do_it() {
-  if [ "${DRY_RUN:-0}" = 1 ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+here=$(dirname "${BASH_SOURCE[0]}")
+source "$here/dry_run.sh"
 
 need() { # NAMES of variables
   local name
@@ -53,7 +39,7 @@ manifest() { # FLAGS
   command=${flags//\'/\'\'}
   sed -e "s|{NAME}|$NAME|g; s|{ACCELERATOR}|$ACCELERATOR|g; s|{TOPOLOGY}|$TOPOLOGY|g" \
     -e "s|{CHIPS}|$CHIPS|g; s|{HOSTS}|$hosts|g; s|{SLICES}|$SLICES|g; s|{IMAGE}|$IMAGE|g" \
-    -e "s|{REPOSITORY}|$REPOSITORY|g; s|{COMMIT}|$COMMIT|g" launch/gke_jobset.yaml |
+    -e "s|{REPOSITORY}|$REPOSITORY|g; s|{COMMIT}|$COMMIT|g" "$here/gke_jobset.yaml" |
     FLAGS=$command awk '{
       at = index($0, "{FLAGS}")
       if (at) print substr($0, 1, at - 1) ENVIRON["FLAGS"] substr($0, at + 7)
@@ -66,7 +52,7 @@ action=${1:-}
 case $action in
   create)
     need NAME REPOSITORY ACCELERATOR TOPOLOGY
-    : "${CHIPS:=4}" "${SLICES:=1}" "${IMAGE:=python:3.12}" "${COMMIT:=$(git rev-parse HEAD)}"
+    : "${CHIPS:=4}" "${SLICES:=1}" "${IMAGE:=python:3.12}" "${COMMIT:=$(git -C "$here" rev-parse HEAD)}"
     [ $# -gt 0 ] || usage "create needs the training command's flags, as --config=... --workdir=gs://..."
     text=$(manifest "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then

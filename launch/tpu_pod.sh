@@ -19,13 +19,7 @@
 # VERSION: of the TPU's software (default: by TYPE). SPOT=1: preemptible, at a lower price.
 # PROJECT: default gcloud's. DRY_RUN=1: prints the exact commands instead, and runs none.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-usage() {
-  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
-  echo "error: $1" >&2
-  exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/dry_run.sh"
 
 action=${1:-}
 [ $# -eq 0 ] || shift
@@ -44,16 +38,6 @@ case $TYPE in
 esac
 version=${VERSION:-$default_version}
 where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
-
-# Runs a command, or prints it so that a shell would take it.
-do_it() {
-  if [ "$DRY_RUN" = 1 ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 
 on_hosts() { # WHICH COMMAND: on all hosts, or on the one of that number
   do_it gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
@@ -131,6 +115,7 @@ watch() { # FLAGS
   done
 }
 
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case $action in
   create) create ;;
   delete) delete ;;

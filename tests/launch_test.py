@@ -42,6 +42,15 @@ exit "${FAKE_STATUS:-0}"
 """
 
 
+# Finds this test's training alone.
+PGREP = """#!/usr/bin/env bash
+for file in /proc/[0-9]*/cmdline; do
+  if tr '\\0' ' ' 2> /dev/null < "$file" | grep -q "^bash -c while.*$FAKE"; then exit 0; fi
+done
+exit 1
+"""
+
+
 def launch(*arguments, script="launch/tpu_pod.sh", **variables):
     return subprocess.run(
         ["bash", script, *arguments],
@@ -63,8 +72,7 @@ def executable(path, text):
 def fake(tmp_path):
     """Variables under which `gcloud` is the stand-in."""
     executable(tmp_path / "bin" / "gcloud", GCLOUD)
-    # `pgrep -f sr3_jax.main` must not find what other tests run.
-    executable(tmp_path / "bin" / "pgrep", "#!/bin/sh\nexit 1\n")
+    executable(tmp_path / "bin" / "pgrep", PGREP)
     executable(tmp_path / "bin" / "sleep", "#!/bin/sh\nexec /bin/sleep 0.2\n")
     return tmp_path, {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -81,7 +89,7 @@ def test_a_preempted_slice_is_asked_for_anew_and_the_run_goes_on(fake, status):
     unpack = '#!/usr/bin/env bash\n/bin/tar "$@"; mkdir -p sr3_jax/.venv/bin\n'
     unpack += 'cp "$FAKE/python" sr3_jax/.venv/bin/python\n'
     executable(folder / "bin" / "tar", unpack)
-    flags = ["--config=configs/x.py", "--workdir=gs://b/run", "--config.data.path=a 'b' c"]
+    flags = ["--config=configs/x.py", f"--workdir={folder}/run", "--config.data.path=a 'b' c"]
     result = launch("run", *flags, **variables, FAKE_STATUS=status)
     assert result.returncode == int(status), result.stderr
     assert f"training ended with status {status}" in result.stderr

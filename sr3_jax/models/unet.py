@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Key
 from sr3_jax import diffusion
 from sr3_jax.models import folding, layers
 
+Input = Array | tuple[Array, Array]  # of a block: an image, or one and what a skip brings
+
 
 class UNet(nn.Module):
     """f(x, y_t, gamma) of SR3 (section 2 and Table A.1).
@@ -79,10 +81,7 @@ class UNet(nn.Module):
           ValueError: where the sizes differ, or are not divisible by the deepest stride.
         """
         self._check_sizes(x.shape, y_t.shape)
-        fold = [
-            folding.fold_for(self.channels * multiplier, y_t.shape[2] // 2**level, self.lanes)
-            for level, multiplier in enumerate(self.multipliers)
-        ]
+        fold = self._folds(y_t.shape[2])
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
@@ -90,12 +89,7 @@ class UNet(nn.Module):
             self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
         )(gamma)
 
-        def block(
-            h: Array | tuple[Array, Array],
-            name: str,
-            level: int,
-            resample: layers.Resample = "none",
-        ) -> Array:
+        def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
             features = self.channels * self.multipliers[level]
             level_out = level + {"none": 0, "down": 1, "up": -1}[resample]
             folds = dict(fold=fold[level], fold_out=fold[level_out])
@@ -141,15 +135,23 @@ class UNet(nn.Module):
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold[0], name="norm_out")(h)
-        last = layers.Conv3x3(
-            self.out_channels, self.dtype, zero=True, fold=fold[0], name="conv_out"
-        )
-        out = folding.refold(last(h), fold[0], 1).astype(jnp.float32)
+        out = self._to_image(h, fold[0])
         if not self.residual_std:
             return out
         eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
         return eps + std * out
+
+    def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
+        (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold, name="norm_out")(h)
+        conv = layers.Conv3x3(self.out_channels, self.dtype, zero=True, fold=fold, name="conv_out")
+        return folding.refold(conv(h), fold, 1).astype(jnp.float32)
+
+    def _folds(self, width: int) -> list[int]:
+        """By how much the images of each level are folded."""
+        return [
+            folding.fold_for(self.channels * multiplier, width // 2**level, self.lanes)
+            for level, multiplier in enumerate(self.multipliers)
+        ]
 
     def _check_sizes(self, x: tuple[int, ...], y_t: tuple[int, ...]) -> None:
         if x[:3] != y_t[:3]:

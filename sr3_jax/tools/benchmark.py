@@ -110,29 +110,19 @@ def make_runs(
     run_forward = compiled("forward", lowered)
     run_train = compiled("train", jax.jit(train, donate_argnums=(0, 1)).lower(*state, *batch))
 
-    def time_forward() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(run_forward(state[0], *batch))
-        return time.perf_counter() - start
-
-    def time_train() -> float:
-        start = time.perf_counter()
+    def train_once() -> None:
         *state[:], _ = jax.block_until_ready(run_train(*state, *batch))
-        return time.perf_counter() - start
 
-    runs = {"forward": time_forward, "train": time_train}
+    runs = {
+        "forward": _timed(lambda: jax.block_until_ready(run_forward(state[0], *batch))),
+        "train": _timed(train_once),
+    }
     if sample_steps:
         # Weights are sampled with in the type that they are computed with.
         few = jax.jit(lambda tree: training_step.narrow(tree, model.dtype))(params)
         row_keys = jax.device_put(jax.random.split(keys[0], batch_size), parallel.split_batch(mesh))
         run_sample = compiled("sample", jax.jit(sample).lower(few, row_keys, batch[0]))
-
-        def time_sample() -> float:
-            start = time.perf_counter()
-            jax.block_until_ready(run_sample(few, row_keys, batch[0]))
-            return time.perf_counter() - start
-
-        runs["sample"] = time_sample
+        runs["sample"] = _timed(lambda: jax.block_until_ready(run_sample(few, row_keys, batch[0])))
     facts = {
         "parameters": models.count_parameters(model, image_size),
         # Of the program as written, before XLA rewrites convolutions into other forms.
@@ -140,6 +130,15 @@ def make_runs(
         "compile_seconds": compile_seconds,
     }
     return runs, facts
+
+
+def _timed(call: Callable[[], object]) -> Run:
+    def run() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return run
 
 
 def interleave(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:

@@ -43,7 +43,7 @@ class NonFiniteError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal ended training before its last step; the state is saved.
+    """A signal ended training; the state is saved.
 
     Attributes:
       signal: which.
@@ -130,7 +130,7 @@ def train(
                         # Who is asked to stop has seconds, not minutes.
                         validate = (lambda _: {}) if stop else hooks.validate
                         save(state, checkpointer, writer, validate)
-                if stop and not last:
+                if stop:
                     raise StoppedError(stop, step)
                 if hooks.sample and _every(step, options.sample_every_steps):
                     with log.pause():
@@ -162,8 +162,8 @@ class _Trace:
     """Traces a few steps with jax's profiler, after the first of a run, which are not typical."""
 
     def __init__(self, start: int, num_steps: int, directory: str) -> None:
-        self._first, self._last = start + _STEPS_BEFORE_TRACE + 1, start + _STEPS_BEFORE_TRACE
-        self._last += num_steps
+        self._first = start + _STEPS_BEFORE_TRACE + 1
+        self._last = start + _STEPS_BEFORE_TRACE + num_steps
         self._directory, self._running = directory, False
 
     def __enter__(self) -> _Trace:

@@ -1,0 +1,18 @@
+# Sourced by the launchers of cloud machines.
+
+# Prints the comment at the head of the script, then what is wrong; ends with status 2.
+usage() {
+  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
+  echo "error: $1" >&2
+  exit 2
+}
+
+# Runs a command, or (DRY_RUN=1) prints it so that a shell would take it.
+do_it() {
+  if [ "${DRY_RUN:-0}" = 1 ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
