@@ -58,21 +58,8 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
     # Two kinds: kernels are gathered, gradients summed. Sampling sends nothing.
     assert bool(report["collectives"]) == (mode == "train")
-
-
-@needs_libtpu
-def test_fsdp_gathers_again_for_the_gradient(tmp_path):
-    gathers = {}
-    for layout in ("zero1", "fsdp"):
-        path = tmp_path / f"{layout}.json"
-        flags = ("--config.train.batch_size=16", f"--config.parallel.layout={layout}")
-        done = run(*SMALL, *flags, f"--json={path}")
-        assert done.returncode == 0, done.stderr
-        collectives = json.loads(path.read_text())["collectives"]
-        # No activation changes places.
-        assert not {"all-to-all", "collective-permute"} & set(collectives)
-        gathers[layout] = collectives["all-gather"]["bytes"]
-    assert 1.5 * gathers["zero1"] < gathers["fsdp"] < 2.5 * gathers["zero1"]
+    # No activation changes places.
+    assert not {"all-to-all", "collective-permute"} & set(report["collectives"])
 
 
 @needs_libtpu

@@ -122,3 +122,19 @@ def test_unknown_layouts_and_groups_that_cannot_be_are_named():
     config.train.batch_size = 6
     with pytest.raises(ValueError, match="cannot be split over 4 devices; 4 or 8 would do"):
         factory.layout(config)
+
+
+def test_fsdp_keeps_no_gathered_parameter_for_the_gradient():
+    """Those that the gradient needs are gathered a second time."""
+
+    def gathers(name):
+        layout = parallel.Layout(parallel.make_mesh(), name)
+        state = jax.eval_shape(functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE))
+        step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(), layout)
+        program = str(jax.make_jaxpr(step)(state, batch(0)))
+        kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(state.params))
+        return program.count(" all_gather["), kernels
+
+    once, kernels = gathers("zero1")
+    twice, _ = gathers("fsdp")
+    assert once + kernels <= twice <= 2 * once

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
-from jax import Array, ad_checkpoint
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr3_jax.parallel.mesh import (
@@ -21,6 +21,12 @@ from sr3_jax.parallel.mesh import (
 # loss(params, rows, *rest) -> number, and its value and gradient with respect to params
 Loss = Callable[..., Array]
 Gradient = Callable[..., tuple[Array, Any]]
+# What is not kept for the gradient under `fsdp`: gathered parameters, and what a kernel may become
+# before it is used, each of which costs nothing to make again.
+_MADE_AGAIN = frozenset(
+    ("all_gather", "split", "slice", "reshape", "squeeze", "transpose", "broadcast_in_dim")
+    + ("convert_element_type", "copy")
+)
 LayoutName = Literal["replicated", "zero1", "fsdp"]
 T = TypeVar("T")
 
@@ -146,11 +152,12 @@ def _gathering(loss: Loss, axes: Any) -> Loss:
     """`loss` of split parameters, which keeps no whole ones between forward and backward pass."""
 
     def gather_and_lose(params: Any, *rest: Any) -> Array:
-        gathered = jax.tree.map(_gather, params, axes)
-        return loss(ad_checkpoint.checkpoint_name(gathered, "whole parameters"), *rest)
+        return loss(jax.tree.map(_gather, params, axes), *rest)
 
-    keep_the_rest = jax.checkpoint_policies.save_anything_except_these_names("whole parameters")
-    return jax.checkpoint(gather_and_lose, policy=keep_the_rest)
+    def keep(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name not in _MADE_AGAIN
+
+    return jax.checkpoint(gather_and_lose, policy=keep)
 
 
 def _add_unsplit(leaf: Array, axis: int) -> Array:
