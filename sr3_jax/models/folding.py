@@ -12,6 +12,9 @@ the time all the same.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -37,6 +40,12 @@ def fold_for(channels: int, width: int, lanes: int) -> int:
     while channels * by < lanes and width % (2 * by) == 0:
         by *= 2
     return by
+
+
+def split_channels(values: Array, parts: Sequence[Array], by: int, axis: int) -> list[Array]:
+    """What belongs to each part's channels, where `axis` of `values` is of all, unfolded."""
+    ends = list(itertools.accumulate(part.shape[-1] // by for part in parts))
+    return jnp.split(values, ends[:-1], axis=axis)
 
 
 def fold_kernel(kernel: Float[Array, "3 3 c d"], by: int) -> Float[Array, "3 3 _ _"]:

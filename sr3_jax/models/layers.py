@@ -6,9 +6,7 @@ float32 whatever `dtype` is.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -46,7 +44,7 @@ class Conv3x3(nn.Module):
         init = nn.initializers.zeros if self.zero else _KERNEL_INIT
         shape = (3, 3, sum(part.shape[-1] for part in parts) // self.fold, self.features)
         kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
-        kernels = _split(kernel, parts, self.fold)
+        kernels = folding.split_channels(kernel, parts, self.fold, axis=-2)
         out = sum(
             convolution.convolve(part.astype(self.dtype), folding.fold_kernel(share, self.fold))
             for part, share in zip(parts, kernels, strict=True)
@@ -71,7 +69,7 @@ class Dense(nn.Module):
         shape = (sum(part.shape[-1] for part in parts) // self.fold, self.features)
         kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernels = _split(kernel, parts, self.fold)
+        kernels = folding.split_channels(kernel, parts, self.fold, axis=-2)
         out = sum(
             _product(part.astype(self.dtype), folding.fold_matrix(share, self.fold))
             for part, share in zip(parts, kernels, strict=True)
@@ -86,12 +84,6 @@ def _product(image: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(
         image, kernel[None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-def _split(kernel: Array, parts: Sequence[Array], fold: int) -> list[Array]:
-    """Each part's share of a kernel: along its axis of input channels, the last but one."""
-    ends = list(itertools.accumulate(part.shape[-1] // fold for part in parts))
-    return jnp.split(kernel, ends[:-1], axis=-2)
 
 
 def sinusoidal_embedding(

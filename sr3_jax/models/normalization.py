@@ -11,13 +11,14 @@ further pass over the pixels.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from sr3_jax.models import folding
 
 PerChannel = Float[Array, "b c"]
 # Images of one size that stand for their concatenation along the channels.
@@ -139,8 +140,7 @@ def _mean(parts: Iterable[Array], fold: int) -> PerChannel:
 
 def _split(values: PerChannel, parts: Parts, fold: int) -> list[Float[Array, "b 1 1 _"]]:
     """The values of each part's channels, to broadcast over its pixels."""
-    ends = list(itertools.accumulate(part.shape[-1] // fold for part in parts))
-    split = jnp.split(values[:, None, None], ends[:-1], axis=-1)
+    split = folding.split_channels(values[:, None, None], parts, fold, axis=-1)
     return [jnp.tile(part, fold) for part in split] if fold > 1 else split
 
 

@@ -40,9 +40,8 @@ def join(
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    single_task = missing and "1" in map(os.environ.get, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    if num_processes == 1 or single_task:
-        return  # jax would give the only task of a job one of its GPUs
+    if num_processes == 1:
+        return
     if missing and len(missing) < len(given):
         raise ValueError(
             f"{' and '.join(missing)} missing: give all of {', '.join(given)}, or none"
@@ -52,6 +51,8 @@ def join(
             f"--process_index={index} is not in [0, {num_processes}), the range of "
             f"--num_processes={num_processes}"
         )
+    if missing and "1" in map(os.environ.get, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
+        return  # a job's only task, to which jax would give one of its GPUs
     try:
         jax.distributed.initialize(
             coordinator, num_processes, index, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
