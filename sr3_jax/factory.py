@@ -58,7 +58,8 @@ def model(config: ConfigDict) -> models.UNet:
             f"config.data.image_size = {image_size} is not divisible by {stride}, the deepest "
             f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
         )
-    _at_least("config.model.lanes", c.lanes, 1)
+    lanes = c.get("lanes", 1)  # older workdirs have no such key
+    _at_least("config.model.lanes", lanes, 1)
     if c.residual_std < 0:
         raise ValueError(
             f"config.model.residual_std = {c.residual_std} is negative; use the root mean square "
@@ -77,7 +78,7 @@ def model(config: ConfigDict) -> models.UNet:
         residual_std=c.residual_std,
         dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
         remat=c.remat,
-        lanes=c.lanes,
+        lanes=lanes,
     )
 
 
