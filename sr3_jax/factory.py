@@ -58,8 +58,8 @@ def model(config: ConfigDict) -> models.UNet:
             f"config.data.image_size = {image_size} is not divisible by {stride}, the deepest "
             f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
         )
-    lanes = c.get("lanes", 1)  # older workdirs have no such key
-    _at_least("config.model.lanes", lanes, 1)
+    lanes = c.get("lanes", 0)  # older workdirs have no such key
+    _at_least("config.model.lanes", lanes, 0)
     if c.residual_std < 0:
         raise ValueError(
             f"config.model.residual_std = {c.residual_std} is negative; use the root mean square "
@@ -78,7 +78,7 @@ def model(config: ConfigDict) -> models.UNet:
         residual_std=c.residual_std,
         dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
         remat=c.remat,
-        lanes=lanes,
+        lanes=lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
 
@@ -305,6 +305,7 @@ def _pipeline(
     )
 
 
+TPU_LANES = 128  # of a register; the channels that fill it
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TRAINING_SCHEDULES = {
     "linear": diffusion.linear,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sr3_jax.models import layers
+from sr3_jax.models import folding, layers
 
 
 @pytest.mark.parametrize("channels", [4, 32, 48, 256])
@@ -110,6 +110,16 @@ def test_up_repeats_pixels_and_down_undoes_it():
     np.testing.assert_allclose(layers.resample_image(up, "down"), image, rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["none", "up", "down"])
+@pytest.mark.parametrize("fold", [1, 2, 4])
+@pytest.mark.parametrize("fold_out", [1, 2, 4, 8])
+def test_folded_images_are_resampled_like_others(how, fold, fold_out):
+    image = jax.random.normal(jax.random.key(0), (2, 4, 16, 3))
+    expected = folding.fold(layers.resample_image(image, how), fold_out)
+    out = layers.resample_image(folding.fold(image, fold), how, fold, fold_out)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("resample", ["up", "down"])
 def test_a_fresh_resampling_block_projects_the_resampled_image(resample):
     image = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
@@ -161,6 +171,19 @@ def test_what_enters_the_second_norm_has_one_bias(scale_shift):
     assert ("bias" in params["params"]["conv_0"]) == scale_shift
 
 
+@pytest.mark.parametrize("layer", [layers.Conv3x3, layers.Dense])
+def test_kernels_of_parts_are_drawn_as_one(layer):
+    parts = [jnp.ones((1, 4, 4, 24)), jnp.ones((1, 4, 4, 8))]
+    whole = layer(64).init(jax.random.key(0), jnp.concatenate(parts, -1))["params"]["kernel"]
+    params = layer(64).init(jax.random.key(0), *parts)["params"]
+    spread = float(jnp.std(whole))
+    for i, part in enumerate(parts):
+        kernel = params[f"kernel_{i}"]
+        assert kernel.shape == (*whole.shape[:-2], part.shape[-1], 64)
+        np.testing.assert_allclose(jnp.std(kernel), spread, rtol=0.1)
+    assert not np.allclose(params["kernel_0"][..., :8, :], params["kernel_1"])
+
+
 @pytest.mark.parametrize("resample", ["none", "up", "down"])
 def test_a_tuple_of_images_is_their_concatenation(resample):
     block = layers.ResidualBlock(16, resample)
@@ -170,9 +193,18 @@ def test_a_tuple_of_images_is_their_concatenation(resample):
         lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
 
+    def in_parts(params, ends):
+        """The same kernels, each part's share by itself."""
+        params = jax.tree.map(lambda p: p, params)  # a copy
+        for layer in {"conv_0", "shortcut"} & params["params"].keys():
+            kernel = params["params"][layer].pop("kernel")
+            shares = jnp.split(kernel, ends, axis=-2)
+            params["params"][layer] |= {f"kernel_{i}": share for i, share in enumerate(shares)}
+        return params
+
     def total(params, image, ends):
         parts = tuple(jnp.split(image, ends, axis=-1)) if ends else image
-        out = block.apply(params, parts, embedding, None)
+        out = block.apply(in_parts(params, ends) if ends else params, parts, embedding, None)
         return jnp.sum(jnp.sin(out)), out
 
     gradient = jax.value_and_grad(total, (0, 1), has_aux=True)

@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental import layout
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -28,8 +29,9 @@ _SQRT_HALF = math.sqrt(0.5)
 class Conv3x3(nn.Module):
     """A 3x3 convolution that keeps the size, of an image in one part or several.
 
-    Parts are convolved by their share of the kernel and added up: what a skip connection brings
-    is never copied beside the rest. `zero` starts the kernel at zero. Images may be folded
+    Each part has a kernel of its own (`kernel_0`, `kernel_1`, ..., where there are several), and
+    what they make is added up: neither what a skip connection brings nor the kernels are ever
+    copied beside each other. `zero` starts the kernels at zero. Images may be folded
     (`models.folding`); parameters are those of an image that is not.
     """
 
@@ -41,13 +43,9 @@ class Conv3x3(nn.Module):
 
     @nn.compact
     def __call__(self, *parts: Float[Array, "b h w _"]) -> Float[Array, "b h w _"]:
-        init = nn.initializers.zeros if self.zero else _KERNEL_INIT
-        shape = (3, 3, sum(part.shape[-1] for part in parts) // self.fold, self.features)
-        kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
-        kernels = folding.split_channels(kernel, parts, self.fold, axis=-2)
         out = sum(
-            convolution.convolve(part.astype(self.dtype), folding.fold_kernel(share, self.fold))
-            for part, share in zip(parts, kernels, strict=True)
+            convolution.convolve(part.astype(self.dtype), folding.fold_kernel(kernel, self.fold))
+            for part, kernel in zip(parts, _kernels(self, (3, 3), parts), strict=True)
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -65,24 +63,45 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, *parts: Float[Array, "*shape _"]) -> Float[Array, "*shape _"]:
-        init = nn.initializers.zeros if self.zero else _KERNEL_INIT
-        shape = (sum(part.shape[-1] for part in parts) // self.fold, self.features)
-        kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32), self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernels = folding.split_channels(kernel, parts, self.fold, axis=-2)
         out = sum(
-            _product(part.astype(self.dtype), folding.fold_matrix(share, self.fold))
-            for part, share in zip(parts, kernels, strict=True)
+            _product(part.astype(self.dtype), folding.fold_matrix(kernel, self.fold))
+            for part, kernel in zip(parts, _kernels(self, (), parts), strict=True)
         )
         return out + jnp.tile(bias.astype(self.dtype), self.fold)
 
 
-def _product(image: Array, kernel: Array) -> Array:
+def _kernels(
+    layer: Conv3x3 | Dense, window: tuple[int, ...], parts: tuple[Array, ...]
+) -> list[Float[Array, "*window _ _"]]:
+    """The kernel of each part, drawn as if one kernel took the channels of all."""
+    channels = [part.shape[-1] // layer.fold for part in parts]
+
+    def init_share(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        if layer.zero:
+            return jnp.zeros(shape, dtype)
+        whole = _KERNEL_INIT(key, (*window, sum(channels), layer.features), dtype)
+        return whole[..., : shape[-2], :]
+
+    names = ["kernel"] if len(parts) == 1 else [f"kernel_{i}" for i in range(len(parts))]
+    shapes = [(*window, n, layer.features) for n in channels]
+    return [
+        jnp.asarray(layer.param(name, init_share, shape, jnp.float32), layer.dtype)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+
+
+def _product(image: Array, kernel: Array, precision: jax.lax.PrecisionLike = None) -> Array:
     """`image @ kernel`; of 4-D images as a 1x1 convolution, which TPUs run without a relayout."""
     if image.ndim != 4:
         return image @ kernel
     return jax.lax.conv_general_dilated(
-        image, kernel[None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        image,
+        kernel[None, None],
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
@@ -160,27 +179,38 @@ def num_norm_groups(channels: int) -> int:
 
 
 def resample_image(
-    image: Float[Array, "b h w c"], how: Resample, fold: int = 1
+    image: Float[Array, "b h w c"], how: Resample, fold: int = 1, fold_out: int = 1
 ) -> Float[Array, "b h2 w2 c2"]:
     """Halves by the mean of 2x2 pixels, or doubles by repeating each.
 
-    An image folded by `fold` comes out folded by half as much or twice as much; one that is not
-    folded (1), not folded.
+    The image is folded by `fold` (`models.folding`) and comes out folded by `fold_out`.
     """
     b, h, w, c = image.shape
     if how == "down" and fold > 1:
-        pairs = image.reshape(b, h // 2, 2, w, fold // 2, 2, c // fold)
-        return jnp.mean(pairs, axis=(2, 5)).reshape(b, h // 2, w, c // 2)
+        rows = jnp.mean(_neighbours(image, how, fold).reshape(b, h // 2, 2, w, c // 2), axis=2)
+        return folding.refold(rows, fold // 2, fold_out)
     if how == "down":
-        return jnp.mean(image.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
-    if how == "up" and fold > 1:
-        pixels = image.reshape(b, h, 1, w, fold, 1, c // fold)
-        doubled = jnp.broadcast_to(pixels, (b, h, 2, w, fold, 2, c // fold))
-        return doubled.reshape(b, 2 * h, w, 2 * c)
-    if how == "up":
+        image = jnp.mean(image.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    elif how == "up" and max(fold, fold_out) > 1:
+        rows = jnp.broadcast_to(_neighbours(image, how, fold)[:, :, None], (b, h, 2, w, 2 * c))
+        return folding.refold(rows.reshape(b, 2 * h, w, 2 * c), 2 * fold, fold_out)
+    elif how == "up":
         doubled = jnp.broadcast_to(image[:, :, None, :, None], (b, h, 2, w, 2, c))
-        return doubled.reshape(b, 2 * h, 2 * w, c)
-    return image
+        image = doubled.reshape(b, 2 * h, 2 * w, c)
+    return folding.refold(image, fold, fold_out)
+
+
+def _neighbours(
+    image: Float[Array, "b h w c"], how: Resample, fold: int
+) -> Float[Array, "b h w _"]:
+    """The mean of each two neighbours of a row, or each pixel twice, within the folded channels.
+
+    By a product, where moving channels about would cost several passes on a TPU.
+    """
+    pixel, others = jnp.eye(image.shape[-1] // fold), jnp.eye(fold // 2 if how == "down" else fold)
+    two = jnp.full((2, 1), 0.5) if how == "down" else jnp.ones((1, 2))
+    matrix = jnp.kron(others, jnp.kron(two, pixel)).astype(image.dtype)
+    return _product(image, matrix, jax.lax.Precision.HIGHEST)
 
 
 def drop(
@@ -192,8 +222,20 @@ def drop(
     """
     threshold = round(rate * 2**16)
     bits = jax.vmap(lambda key: jax.random.bits(key, image.shape[1:], jnp.uint16))(keys)
-    keep = 2**16 / (2**16 - threshold)
-    return jnp.where(bits >= threshold, image * jnp.asarray(keep, image.dtype), 0)
+    kept = jax.lax.platform_dependent(
+        bits >= threshold, tpu=_batch_beside_channels, default=lambda kept: kept
+    )
+    factor = 2**16 / (2**16 - threshold)
+    return jnp.where(kept, image * jnp.asarray(factor, image.dtype), 0)
+
+
+def _batch_beside_channels(image: Array) -> Array:
+    """`image`, in the order in memory in which a TPU's convolutions take few, wide images.
+
+    Left alone, the compiler keeps the order in which random numbers are made for the convolutions
+    around them too, and takes the normalisation out of them (docs/tpu.md).
+    """
+    return layout.with_layout_constraint(image, layout.Layout(major_to_minor=(1, 2, 0, 3)))
 
 
 class ResidualBlock(nn.Module):
@@ -253,9 +295,7 @@ class ResidualBlock(nn.Module):
         return self._resample(shortcut) if self.resample == "up" else shortcut
 
     def _resample(self, image: Float[Array, "b h w _"]) -> Float[Array, "b h2 w2 _"]:
-        resampled = resample_image(image, self.resample, self.fold)
-        by = {"none": self.fold, "down": self.fold // 2, "up": 2 * self.fold}[self.resample]
-        return folding.refold(resampled, by if self.fold > 1 else 1, self.fold_out)
+        return resample_image(image, self.resample, self.fold, self.fold_out)
 
 
 class AttentionBlock(nn.Module):

@@ -12,7 +12,7 @@ from sr3_jax.parallel.mesh import (
     split_batch,
     to_global,
 )
-from sr3_jax.parallel.peak import peak_flops
+from sr3_jax.parallel.peak import clock_hz, peak_flops
 from sr3_jax.parallel.processes import (
     StopSignal,
     is_one_of_several,
@@ -37,6 +37,7 @@ __all__ = [
     "make_mesh",
     "of_all_processes",
     "on_this_process",
+    "clock_hz",
     "peak_flops",
     "replicated",
     "split_batch",

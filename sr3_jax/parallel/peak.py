@@ -1,4 +1,4 @@
-"""Peak arithmetic rates of accelerators, for the share of the peak that a program reaches."""
+"""Peak arithmetic rates and clocks of accelerators, for how fast a program should run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,24 @@ _BF16_PEAK = (
     ("l4", 121e12),
     ("v100", 125e12),
 )
+
+# Of TPU v2 to v4: Jouppi et al., "TPU v4" (2023), Table 1. Of later ones: the peak, divided by the
+# operations of their multipliers in a cycle.
+_TPU_CLOCK = (
+    ("tpu v2", 700e6),
+    ("tpu v3", 940e6),
+    ("tpu v4", 1050e6),
+    ("tpu v5 lite", 1500e6),
+    ("tpu v5e", 1500e6),
+    ("tpu v5", 1750e6),
+    ("tpu v6", 1750e6),
+)
+
+
+def clock_hz(device: jax.Device) -> float | None:
+    """Cycles a second of a TPU's cores, or None for other devices."""
+    kind = device.device_kind.lower()
+    return next((clock for name, clock in _TPU_CLOCK if name in kind), None)
 
 
 def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | None:
