@@ -41,8 +41,8 @@ def get_config() -> config_dict.ConfigDict:
     # the shifts in colour.
     model.residual_std = 0.0
     model.dtype = "bfloat16"  # of the computation: `bfloat16` or `float32`
-    # Levels of fewer channels keep neighbouring pixels of a row side by side in so many, which suits
-    # TPUs: the same parameters and result. 1: none do; 0: 128 on TPUs, 1 elsewhere.
+    # Levels of fewer channels keep neighbouring pixels of a row side by side in so many, for TPUs:
+    # the same parameters and result. 1: none do; 0: 128 on TPUs, 1 elsewhere.
     model.lanes = 0
     model.remat = False  # recompute activations in the backward pass: less memory, more time
 

@@ -14,7 +14,7 @@ import small_run
 from jax.sharding import PartitionSpec
 
 from sr3_jax import parallel
-from sr3_jax.tools import aot_report, aot_table
+from sr3_jax.tools import aot_report, aot_table, roofline
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
@@ -36,7 +36,6 @@ SMALL = (
     "--config.model.multipliers=(1,2)",
     "--config.model.num_blocks=1",
     "--config.model.attention_resolutions=()",
-    "--config.model.lanes=128",
 )
 
 
@@ -44,7 +43,8 @@ SMALL = (
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     path = tmp_path / "report.json"
-    done = run(*SMALL, "--config.train.batch_size=16", f"--mode={mode}", f"--json={path}")
+    arguments = ("--config.train.batch_size=16", "--quick", f"--mode={mode}", f"--json={path}")
+    done = run(*SMALL, *arguments)
     assert done.returncode == 0, done.stderr
     assert "Estimated by the compiler, not measured" in done.stdout
     report = json.loads(path.read_text())
@@ -56,6 +56,12 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     # The levels of 32 and 64 channels are folded, and zeros are multiplied too.
     assert 1.2 * flops < report["flops_per_core"] < 8 * flops
     assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
+    # Our own sum over the operations is the compiler's, to what it counts otherwise.
+    parts = report["parts"].values()
+    assert sum(part["seconds"] for part in parts) == pytest.approx(seconds, rel=0.1)
+    arithmetic = sum(part["arithmetic_seconds"] for part in parts)
+    assert arithmetic * 61.5e12 == pytest.approx(report["flops_per_core"], rel=0.05)
+    assert {"up_0", "up_1_resample", "middle"} <= set(report["parts"])
     # Two kinds: kernels are gathered, gradients summed. Sampling sends nothing.
     assert bool(report["collectives"]) == (mode == "train")
     # No activation changes places.
@@ -63,10 +69,60 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
 
 
 @needs_libtpu
+def test_a_program_that_does_not_fit_says_how_much_it_needs_and_what_to_change(tmp_path):
+    path = tmp_path / "report.json"
+    one_level = ("--config.model.multipliers=(1,)", "--config.model.bottleneck_attention=False")
+    size = ("--config.data.image_size=64", "--config.data.low_resolution=16")
+    batch = "--config.train.batch_size=65536"
+    done = run(*SMALL, *one_level, *size, batch, "--quick", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    assert "DOES NOT FIT" in done.stdout and "exceeds available HBM" in done.stdout
+    report = json.loads(path.read_text())
+    assert not report["fits"] and report["estimated_step_seconds"] is None
+    assert report["hbm_bytes_per_core"] > 16e9
+    assert "--config.train.accumulate_steps=2" in report["advice"]
+
+
+@needs_libtpu
+def test_a_quick_report_differs_in_code_and_cycles_alone(tmp_path):
+    reports = []
+    for quick in ("--quick", "--noquick"):
+        path = tmp_path / f"report{quick}.json"
+        batch = "--config.train.batch_size=16"
+        done = run(*SMALL, batch, "--mode=sample", quick, f"--json={path}")
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(path.read_text()))
+    quick, full = reports
+    assert quick["cycle_seconds"] is None and full["cycle_seconds"] > full["estimated_step_seconds"]
+    assert quick["hbm_parts"].pop("program") < full["hbm_parts"].pop("program")
+    same = ("estimated_step_seconds", "bytes_per_core", "flops_per_core", "hbm_parts")
+    for key in (*same, "collectives"):
+        assert quick[key] == full[key], key
+
+
+@needs_libtpu
 def test_a_topology_that_does_not_exist_is_named():
     done = run(*SMALL, "--topology=v9:2x2")
     assert done.returncode == 2
     assert "topology 'v9:2x2' is unknown" in done.stderr
+
+
+def test_bytes_are_counted_with_what_tiles_are_padded_by():
+    """Two images between the channels and the tile's four rows: half of each tile is padding."""
+    text = """
+ENTRY %main (a: bf16[2,8,8,100]) -> bf16[2,8,8,100] {
+  %a = bf16[2,8,8,100]{3,0,2,1:T(4,128)(2,1)} parameter(0)
+  %b = bf16[2,8,8,100]{3,2,1,0:T(8,128)(2,1)} copy(%a), metadata={op_name="jit(f)/up_3_block_0/x"}
+  ROOT %c = bf16[2,8,8,100]{3,2,1,0:T(8,128)(2,1)} negate(%b)
+}
+"""
+    copy, negate = roofline.operations(text)
+    assert copy.kind == "copy" and copy.flops == 0
+    assert copy.num_bytes == 4 * 8 * 8 * 128 * 2 + 2 * 8 * 8 * 128 * 2
+    parts = roofline.by_part([copy, negate], peak_flops=1.0, bytes_per_second=2.0)
+    assert parts["up_3"].seconds == copy.num_bytes / 2 and parts["rest"].arithmetic_seconds == 0
+    with pytest.raises(ValueError, match="no ENTRY"):
+        roofline.operations("HloModule nothing")
 
 
 def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():

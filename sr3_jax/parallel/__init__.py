@@ -12,7 +12,7 @@ from sr3_jax.parallel.mesh import (
     split_batch,
     to_global,
 )
-from sr3_jax.parallel.peak import clock_hz, peak_flops
+from sr3_jax.parallel.peak import clock_hz, memory_bandwidth, peak_flops
 from sr3_jax.parallel.processes import (
     StopSignal,
     is_one_of_several,
@@ -30,14 +30,15 @@ __all__ = [
     "Loss",
     "StopSignal",
     "check_batch_size",
+    "clock_hz",
     "constrain",
     "gather",
     "is_one_of_several",
     "join",
     "make_mesh",
+    "memory_bandwidth",
     "of_all_processes",
     "on_this_process",
-    "clock_hz",
     "peak_flops",
     "replicated",
     "split_batch",

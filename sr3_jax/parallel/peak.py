@@ -36,6 +36,22 @@ _TPU_CLOCK = (
     ("tpu v5", 1750e6),
     ("tpu v6", 1750e6),
 )
+# Bytes a second of one device's memory, from the same data sheets.
+_TPU_BANDWIDTH = (
+    ("tpu v2", 350e9),
+    ("tpu v3", 450e9),
+    ("tpu v4", 1228e9),
+    ("tpu v5 lite", 819e9),
+    ("tpu v5e", 819e9),
+    ("tpu v5", 2765e9),
+    ("tpu v6", 1640e9),
+)
+
+
+def memory_bandwidth(device: jax.Device) -> float | None:
+    """Bytes a second that a TPU reads and writes at most, or None for other devices."""
+    kind = device.device_kind.lower()
+    return next((rate for name, rate in _TPU_BANDWIDTH if name in kind), None)
 
 
 def clock_hz(device: jax.Device) -> float | None:

@@ -43,7 +43,9 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     # No TPU is touched, so processes need not take turns.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        # A v4 chip's two cores work as one device, as they do wherever there are such chips.
+        options = {"chip_config_name": "megacore"} if chip == "v4" else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except RuntimeError as error:
         if "not installed" in str(error) or "libtpu" in str(error):
             raise RuntimeError(

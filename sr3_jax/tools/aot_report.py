@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -20,16 +19,14 @@ import time
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from sr3_jax import diffusion, factory, images, models, parallel
+from sr3_jax import factory, models, parallel
 from sr3_jax.data import atomic
 from sr3_jax.parallel import topology as topologies
-from sr3_jax.training import state as training_state
-from sr3_jax.training import step as training_step
+from sr3_jax.tools import programs, roofline
 
 Mode = Literal["train", "sample"]
 
@@ -69,6 +66,8 @@ class Report:
       model_flops_per_core: of the network as written (`models.count_flops`).
       share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
       collectives: for each kind, how many and the bytes that come out of them.
+      parts: of each part of the network, by our own sum over the program's operations
+        (`roofline`): `seconds`, `arithmetic_seconds` among them, `num_bytes`.
       message: what the compiler said where the program does not fit.
       advice: what to change then.
     """
@@ -93,6 +92,7 @@ class Report:
     cycle_seconds: float | None = None
     quick: bool = False
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     message: str = ""
     advice: str = ""
 
@@ -115,7 +115,7 @@ def compile_report(
     if not config.model.lanes:  # what a TPU would take
         config = config.copy_and_resolve_references()
         config.model.lanes = factory.TPU_LANES
-    make = {"train": _train_program, "sample": _sample_program}[mode]
+    make = {"train": programs.train, "sample": programs.sample}[mode]
     program, arguments, parts = make(config, layout)
     facts = dict(
         topology=topology,
@@ -171,6 +171,7 @@ def compile_report(
         share_of_peak=seconds and peak and model_flops / seconds / peak,
         cycle_seconds=None if quick else _cycle_seconds(text, devices[0]),
         collectives=count_collectives(text),
+        parts=_parts(text, peak, parallel.memory_bandwidth(devices[0])),
     )
 
 
@@ -253,78 +254,16 @@ def render(report: Report) -> str:
         lines.append("  time of a step: the compiler gives no estimate for this chip")
     for kind, sums in sorted(report.collectives.items()):
         lines.append(f"  {kind:<22}{sums['count']:5d} times {sums['bytes'] / 1e9:8.3f} GB")
+    if report.parts:
+        total = sum(part["seconds"] for part in report.parts.values())
+        lines.append(f"  where the time goes, by a sum of our own: {total:.4f} s")
+    for name, part in report.parts.items():
+        if part["seconds"] > 0.01 * total:
+            lines.append(
+                f"    {name:<28}{part['seconds'] * 1e3:8.2f} ms, of them arithmetic "
+                f"{part['arithmetic_seconds'] * 1e3:8.2f}; {part['num_bytes'] / 1e9:6.2f} GB"
+            )
     return "\n".join(lines)
-
-
-def _train_program(config, layout):
-    """The jitted training step, its abstract arguments, and sizes of what it holds."""
-    model, optimizer = factory.model(config), factory.optimizer(config)
-    init = functools.partial(
-        training_state.init_state, model, optimizer, config.seed, config.data.image_size
-    )
-    shapes = jax.eval_shape(init)
-    lies = training_state.state_shardings(layout, shapes)
-    state = jax.tree.map(_placed, shapes, lies)
-    step = training_step.make_train_step(
-        model,
-        factory.training_schedule(config),
-        optimizer,
-        training_step.StepOptions(**factory.step_options(config)),
-        layout,
-    )
-    batch = training_step.batch_shapes(
-        layout, config.train.batch_size, config.data.image_size, config.data.low_resolution
-    )
-    program = training_step.jit_train_step(step, layout, shapes)
-    parts = {
-        "parameters": _size(state.params),
-        "average of the parameters": _size(state.ema_params),
-        "optimizer state": _size(state.opt_state),
-        "batch": _size(batch),
-    }
-    return program, (state, batch), parts
-
-
-def _sample_program(config, layout):
-    """One refinement step of `config.train.batch_size` images, weights in the network's type."""
-    model = factory.model(config)
-    rows, size = config.train.batch_size, config.data.image_size
-    low = config.data.low_resolution
-    one, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
-    shapes = jax.eval_shape(
-        lambda: training_step.narrow(
-            model.init(jax.random.key(0), one, one, gamma)["params"], model.dtype
-        )
-    )
-    params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
-    schedule = diffusion.linear(1, 0.999, 0.999)
-
-    def step(params, low_resolution, keys):
-        x = images.upsample_source(low_resolution, (size, size))
-        return diffusion.ancestral_sample(
-            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
-            schedule,
-            keys,
-            (size, size, 3),
-        )[0]
-
-    sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    program = jax.jit(step, out_shardings=layout.images)
-    parts = {"parameters": _size(params), "batch": _size(sources)}
-    return program, (params, sources, _placed(keys, layout.rows)), parts
-
-
-def _placed(shape, sharding):
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-
-def _size(tree: Any) -> int:
-    """Bytes of one device's share, padding not counted."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _peak_of_core(devices) -> float | None:
@@ -337,6 +276,13 @@ def _peak_of_core(devices) -> float | None:
     return peak
 
 
+def _parts(hlo: str, peak: float | None, bandwidth: float | None) -> dict[str, dict[str, float]]:
+    if not (peak and bandwidth):
+        return {}
+    shares = roofline.by_part(roofline.operations(hlo), peak, bandwidth)
+    return {name: dataclasses.asdict(share) for name, share in shares.items()}
+
+
 def _cycle_seconds(hlo: str, device: Any) -> float | None:
     """Of one run of each operation that the compiled text counts cycles of."""
     clock = parallel.clock_hz(device)
@@ -345,7 +291,8 @@ def _cycle_seconds(hlo: str, device: Any) -> float | None:
 
 
 def _used_hbm(message: str) -> int | None:
-    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    """What the compiler says it would have needed."""
+    found = re.search(r"\(([\d.]+)([KMG])\) exceeds available HBM", message)
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return int(float(found[1]) * units[found[2]]) if found else None
 

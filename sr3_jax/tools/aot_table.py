@@ -2,8 +2,9 @@
 
     python -m sr3_jax.tools.aot_table --reports=docs/tpu --document=docs/tpu.md
 
-compiles what `--reports` has no file of yet (five to fifteen minutes each on two cores), each
-program in a process of its own, and then writes the table into the document, between its two marks.
+compiles what `--reports` has no file of yet (two to ten minutes each on two cores), each program
+in a process of its own, with aot_report's `--quick`, and then writes the table into the document,
+between its two marks.
 It can be stopped at any time and goes on with what is missing; remove a file to have it made again.
 `--only=REGEX` restricts what is compiled, `--render_only` compiles nothing.
 """
@@ -47,8 +48,9 @@ def programs() -> Iterator[tuple[str, list[str]]]:
     for config in _CONFIGS:
         yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), "--largest_batch"]
     for config in _CONFIGS:
-        sample = [*_flags(config, "v3:8x8"), "--mode=sample"]
-        yield _name(config, "v3:8x8", "sample"), sample
+        # Four images a core: with two, a TPU pads each of them to two (docs/tpu.md).
+        sample = ["--mode=sample", "--config.train.batch_size=512"]
+        yield _name(config, "v3:8x8", "sample"), [*_flags(config, "v3:8x8"), *sample]
     for topology in _BATCH_OF_THE_PAPER[1:]:
         yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
 
@@ -58,7 +60,7 @@ def _name(config: str, topology: str, mode: str) -> str:
 
 
 def _flags(config: str, topology: str) -> list[str]:
-    return [f"--config=configs/{config}.py", f"--topology={topology}"]
+    return [f"--config=configs/{config}.py", f"--topology={topology}", "--quick"]
 
 
 def table(reports: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,0 +1,88 @@
+"""The programs that TPUs run, on shapes alone: what `aot_report` compiles."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sr3_jax import diffusion, factory, images, parallel
+from sr3_jax.training import state as training_state
+from sr3_jax.training import step as training_step
+
+# A jitted function, its abstract arguments, and bytes that each device holds of what stays.
+Program = tuple[jax.stages.Wrapped, tuple[Any, ...], dict[str, int]]
+
+
+def train(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
+    """The jitted training step, its abstract arguments, and sizes of what it holds."""
+    model, optimizer = factory.model(config), factory.optimizer(config)
+    init = functools.partial(
+        training_state.init_state, model, optimizer, config.seed, config.data.image_size
+    )
+    shapes = jax.eval_shape(init)
+    lies = training_state.state_shardings(layout, shapes)
+    state = jax.tree.map(_placed, shapes, lies)
+    step = training_step.make_train_step(
+        model,
+        factory.training_schedule(config),
+        optimizer,
+        training_step.StepOptions(**factory.step_options(config)),
+        layout,
+    )
+    batch = training_step.batch_shapes(
+        layout, config.train.batch_size, config.data.image_size, config.data.low_resolution
+    )
+    program = training_step.jit_train_step(step, layout, shapes)
+    parts = {
+        "parameters": _size(state.params),
+        "average of the parameters": _size(state.ema_params),
+        "optimizer state": _size(state.opt_state),
+        "batch": _size(batch),
+    }
+    return program, (state, batch), parts
+
+
+def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
+    """One refinement step of `config.train.batch_size` images, weights in the network's type."""
+    model = factory.model(config)
+    rows, size = config.train.batch_size, config.data.image_size
+    low = config.data.low_resolution
+    one, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
+    shapes = jax.eval_shape(
+        lambda: training_step.narrow(
+            model.init(jax.random.key(0), one, one, gamma)["params"], model.dtype
+        )
+    )
+    params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
+    schedule = diffusion.linear(1, 0.999, 0.999)
+
+    def step(params, low_resolution, keys):
+        x = images.upsample_source(low_resolution, (size, size))
+        return diffusion.ancestral_sample(
+            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
+            schedule,
+            keys,
+            (size, size, 3),
+        )[0]
+
+    sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    program = jax.jit(step, out_shardings=layout.images)
+    parts = {"parameters": _size(params), "batch": _size(sources)}
+    return program, (params, sources, _placed(keys, layout.rows)), parts
+
+
+def _placed(shape, sharding):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _size(tree: Any) -> int:
+    """Bytes of one device's share, padding not counted."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,216 @@
+"""Where the time of a compiled TPU program goes, read from its text.
+
+The compiler's estimate of a program is a sum over its operations: of each, the longer of its
+arithmetic at the peak and its bytes at the memory's full speed. This does the same sum by itself,
+padding included, to say which part of the network it belongs to.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
+_BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
+# Which move nothing, or (`-done`) end what was counted where it began.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_LAYOUT = re.compile(r"([\d,]+):T\(([\d,]+)\)")
+_LEVEL = re.compile(
+    r"/(?:((?:down|up)_\d+)_(?:block|attention)|((?:down|up)_\d+_resample)|(middle))"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of a program.
+
+    Attributes:
+      name: in the program's text.
+      kind: XLA's opcode.
+      source: what it was made from, as jax names it (`jit(train_step)/UNet/up_0_block_1/...`).
+      flops: of its convolutions and matrix products; what falls on padding is not counted.
+      num_bytes: read and written, with what the arrays' tiles are padded by.
+    """
+
+    name: str
+    kind: str
+    source: str
+    flops: float
+    num_bytes: int
+
+
+@dataclasses.dataclass
+class Share:
+    """Of a part of a program: seconds, those of them that arithmetic needs, and bytes moved."""
+
+    seconds: float = 0.0
+    arithmetic_seconds: float = 0.0
+    num_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    line: str
+
+    def attribute(self, pattern: str) -> str:
+        found = re.search(pattern, self.line)
+        return found[1] if found else ""
+
+
+def operations(hlo: str) -> list[Operation]:
+    """The operations of an optimised program's text, those in a loop's body once."""
+    computations = dict(_computations(hlo))
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
+    if entry is None:
+        raise ValueError("the text has no ENTRY: it is no HLO module")
+    return list(_operations(entry[1], computations))
+
+
+def by_part(
+    found: Iterable[Operation], peak_flops: float, bytes_per_second: float
+) -> dict[str, Share]:
+    """Sums over the parts of the U-Net, collectives, and all else; the longest first."""
+    parts: dict[str, Share] = collections.defaultdict(Share)
+    for operation in found:
+        share = parts[_part(operation)]
+        arithmetic = operation.flops / peak_flops
+        share.seconds += max(arithmetic, operation.num_bytes / bytes_per_second)
+        share.arithmetic_seconds += arithmetic
+        share.num_bytes += operation.num_bytes
+    return dict(sorted(parts.items(), key=lambda item: -item[1].seconds))
+
+
+def _part(operation: Operation) -> str:
+    if operation.kind.removesuffix("-start") in _COLLECTIVES:
+        return "collectives"
+    level = _LEVEL.search(operation.source)
+    if level:
+        return next(name for name in level.groups() if name)
+    ends = re.search(
+        r"/(conv_in|conv_out|norm_out|noise_embedding)/|UNet\._to_image", operation.source
+    )
+    return "first and last convolution" if ends else "rest"
+
+
+def _computations(hlo: str) -> Iterator[tuple[str, list[_Instruction]]]:
+    name, body = "", []
+    for line in hlo.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if head:
+            name, body = head[1], []
+            yield name, body
+        elif found := _INSTRUCTION.match(line):
+            body.append(_Instruction(*found.groups()[:3], _operands(found[4]), line))
+
+
+def _operands(arguments: str) -> tuple[str, ...]:
+    depth = 1
+    for end, character in enumerate(arguments):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if not depth:
+            return tuple(re.findall(r"%([\w.\-]+)", arguments[:end]))
+    return ()
+
+
+def _operations(computation: str, computations) -> Iterator[Operation]:
+    shapes = {found.name: found.shape for found in computations[computation]}
+    for found in computations[computation]:
+        if found.opcode in _FREE or found.opcode.endswith("-done"):
+            continue
+        if found.opcode == "while":
+            yield from _operations(found.attribute(r"body=%?([\w.\-]+)"), computations)
+            continue
+        read = [_size(shapes.get(name, "")) for name in found.operands]
+        flops = 0.0
+        if found.opcode == "fusion":
+            body = found.attribute(r"calls=%?([\w.\-]+)")
+            flops = _flops(body, computations)
+            for index, size in _slices(computations[body]):
+                read[index] = size
+        elif found.opcode == "convolution":
+            flops = _convolution_flops(found, shapes)
+        elif found.opcode == "dynamic-slice":
+            read = [_size(found.shape)]
+        written = _size(found.shape)
+        if found.opcode == "dynamic-update-slice":  # in place
+            read, written = read[1:2], read[1]
+        source = found.attribute(r'op_name="([^"]*)"')
+        yield Operation(found.name, found.opcode, source, flops, sum(read) + written)
+
+
+def _slices(body: list[_Instruction]) -> Iterator[tuple[int, int]]:
+    """Of parameters of which a fusion reads slices only: their index, and the slices' bytes."""
+    for parameter in body:
+        if parameter.opcode != "parameter":
+            continue
+        users = [found for found in body if parameter.name in found.operands]
+        if users and all(found.opcode in ("slice", "dynamic-slice") for found in users):
+            index = int(parameter.attribute(r"parameter\((\d+)\)"))
+            yield index, sum(_size(found.shape) for found in users)
+
+
+def _flops(computation: str, computations) -> float:
+    shapes = {found.name: found.shape for found in computations[computation]}
+    total = 0.0
+    for found in computations[computation]:
+        if found.opcode == "fusion":
+            total += _flops(found.attribute(r"calls=%?([\w.\-]+)"), computations)
+        elif found.opcode == "convolution":  # on TPUs, matrix products are too
+            total += _convolution_flops(found, shapes)
+    return total
+
+
+def _convolution_flops(found: _Instruction, shapes: dict[str, str]) -> float:
+    """Two for each product of an element of the image with one of the kernel."""
+    image, kernel, out = (
+        _dimensions(shape) for shape in (*(shapes[name] for name in found.operands), found.shape)
+    )
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", found.line)
+    window = found.attribute(r"window=\{([^}]*)\}")
+    spatial = [label for label in labels[1] if label.isdigit()]
+
+    def of_window(name: str, default: str) -> list[str]:
+        value = re.search(rf"{name}=([\d_x\-]+)", window)
+        return value[1].split("x") if value else [default] * len(spatial)
+
+    products = math.prod(out) * kernel[labels[2].index("i")]
+    names = (("size", "1"), ("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"))
+    settings = [of_window(*name) for name in (*names, ("rhs_dilate", "1"))]
+    for label, size, stride, pad, base, spread in zip(spatial, *settings, strict=True):
+        length, steps = image[labels[1].index(label)], out[labels[3].index(label)]
+        low = int(re.match(r"-?\d+", pad)[0])
+        inside = 0
+        for tap in range(int(size)):
+            for step in range(steps):
+                at = step * int(stride) + tap * int(spread) - low
+                inside += 0 <= at <= (length - 1) * int(base) and at % int(base) == 0
+        products *= inside / steps
+    return 2.0 * products
+
+
+def _dimensions(shape: str) -> list[int]:
+    return [int(n) for n in _ARRAY.search(shape)[2].split(",") if n]
+
+
+def _size(shape: str) -> int:
+    """Bytes of an array or of all of a tuple, padded to whole tiles."""
+    total = 0
+    for dtype, dimensions, layout in _ARRAY.findall(shape):
+        sizes = [int(n) for n in dimensions.split(",") if n]
+        tiled = _LAYOUT.match(layout)
+        if tiled and len(sizes) > 1:
+            minor_to_major = [int(axis) for axis in tiled[1].split(",")]
+            for axis, tile in zip(minor_to_major, reversed(tiled[2].split(",")), strict=False):
+                sizes[axis] = -(-sizes[axis] // int(tile)) * int(tile)
+        total += _BYTES.get(dtype, 0) * math.prod(sizes)
+    return total
