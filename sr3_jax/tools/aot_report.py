@@ -43,8 +43,6 @@ _QUICK = flags.DEFINE_bool(
 )
 _HLO = flags.DEFINE_string("hlo", None, "File to write the compiled program to, as text.")
 
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
 _STEPS_OF_THE_PAPER = 1_000_000
 _QUICK_OPTIONS = {"xla_jf_convolution_performance_target": 0}
 
@@ -204,14 +202,14 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
     Asynchronous ones count once, where they end.
     """
     found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    kinds = "|".join(_COLLECTIVES)
+    kinds = "|".join(roofline.COLLECTIVES)
     for match in re.finditer(rf"= (.+?) ({kinds})(-start|-done)?\(", hlo):
         result, kind, phase = match.groups()
         if phase == "-start":
             continue
         shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
         size = sum(
-            _BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            roofline.BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
             for dtype, dims in shapes
         )
         found[kind]["count"] += 1

@@ -13,11 +13,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
-_BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
+BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
+BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
 # Which move nothing, or (`-done`) end what was counted where it began.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _LAYOUT = re.compile(r"([\d,]+):T\(([\d,]+)\)")
@@ -91,7 +91,7 @@ def by_part(
 
 
 def _part(operation: Operation) -> str:
-    if operation.kind.removesuffix("-start") in _COLLECTIVES:
+    if operation.kind.removesuffix("-start") in COLLECTIVES:
         return "collectives"
     level = _LEVEL.search(operation.source)
     if level:
@@ -212,5 +212,5 @@ def _size(shape: str) -> int:
             minor_to_major = [int(axis) for axis in tiled[1].split(",")]
             for axis, tile in zip(minor_to_major, reversed(tiled[2].split(",")), strict=False):
                 sizes[axis] = -(-sizes[axis] // int(tile)) * int(tile)
-        total += _BYTES.get(dtype, 0) * math.prod(sizes)
+        total += BYTES.get(dtype, 0) * math.prod(sizes)
     return total
