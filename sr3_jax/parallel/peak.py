@@ -50,14 +50,12 @@ _TPU_BANDWIDTH = (
 
 def memory_bandwidth(device: jax.Device) -> float | None:
     """Bytes a second that a TPU reads and writes at most, or None for other devices."""
-    kind = device.device_kind.lower()
-    return next((rate for name, rate in _TPU_BANDWIDTH if name in kind), None)
+    return _of(device, _TPU_BANDWIDTH)
 
 
 def clock_hz(device: jax.Device) -> float | None:
     """Cycles a second of a TPU's cores, or None for other devices."""
-    kind = device.device_kind.lower()
-    return next((clock for name, clock in _TPU_CLOCK if name in kind), None)
+    return _of(device, _TPU_CLOCK)
 
 
 def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | None:
@@ -68,5 +66,9 @@ def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | N
     """
     if jnp.dtype(dtype) != jnp.dtype(jnp.bfloat16):
         return None
+    return _of(device, _BF16_PEAK)
+
+
+def _of(device: jax.Device, table: tuple[tuple[str, float], ...]) -> float | None:
     kind = device.device_kind.lower()
-    return next((peak for name, peak in _BF16_PEAK if name in kind), None)
+    return next((value for name, value in table if name in kind), None)
