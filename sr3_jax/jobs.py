@@ -48,6 +48,10 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         keep_best=config.checkpoint.keep_best,
     )
     state = _first_state(config, model, optimizer, layout, checkpointer)
+    if int(state.step) >= options.num_steps:
+        checkpointer.close()
+        evaluate(config, workdir)
+        return
     train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
@@ -176,7 +180,10 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
     shapes = jax.eval_shape(init)
     lies = training_state.state_shardings(layout, shapes)
     if not checkpointer.steps:
-        return jax.jit(init, out_shardings=lies)()
+        fresh = jax.jit(init, out_shardings=lies).lower().compile()
+        # Devices may pass each other random numbers, and wait for the slowest compiler.
+        parallel.wait_for_all()
+        return fresh()
     like = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, lies
     )
@@ -224,11 +231,8 @@ def _logged_samples(
     )
     resolver: SuperResolver | None = None
 
-    def sample(params: training_state.Params, _: int) -> np.ndarray | None:
+    def draw(params: training_state.Params) -> np.ndarray:
         nonlocal resolver
-        params = parallel.on_this_process(parallel.gather(params, mesh))
-        if jax.process_index() != 0:
-            return None
         if resolver is None:
             resolver = SuperResolver.from_params(config, params)
         resolver.set_params(params)
@@ -236,6 +240,12 @@ def _logged_samples(
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
         return pictures.grid({"input": low, "SR3": resolver.upscale(low), "reference": high})
+
+    def sample(params: training_state.Params, _: int) -> np.ndarray | None:
+        params = parallel.on_this_process(parallel.gather(params, mesh))
+        picture = draw(params) if jax.process_index() == 0 else None
+        parallel.wait_for_all()
+        return picture
 
     return sample
 
