@@ -14,6 +14,7 @@ import small_run
 from jax.sharding import PartitionSpec
 
 from sr3_jax import parallel
+from sr3_jax.parallel import topology
 from sr3_jax.tools import aot_report, aot_table, roofline
 
 needs_libtpu = pytest.mark.skipif(
@@ -101,6 +102,17 @@ def test_a_quick_report_differs_in_code_and_cycles_alone(tmp_path):
 
 
 @needs_libtpu
+@needs_libtpu
+def test_two_slices_split_the_state_within_each():
+    """Between slices there is only a data-centre network."""
+    mesh = parallel.make_mesh(topology.tpu_devices("v3:2x2*2"), spatial=2)
+    assert dict(mesh.shape) == {"replica": 2, "data": 4, "model": 1, "spatial": 2}
+    for of_slice in mesh.devices:
+        assert len({device.slice_index for device in of_slice.flat}) == 1
+    spec = parallel.Layout(mesh).kept(jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)).spec
+    assert spec == PartitionSpec(None, None, "data", None)
+
+
 def test_a_topology_that_does_not_exist_is_named():
     done = run(*SMALL, "--topology=v9:2x2")
     assert done.returncode == 2

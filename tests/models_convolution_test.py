@@ -85,7 +85,7 @@ def test_under_vmap_scan_and_remat():
 
 def test_devices_share_the_batch_without_gathering_it():
     mesh = parallel.make_mesh()
-    size = (2 * len(mesh.devices), 6, 5)
+    size = (2 * mesh.size, 6, 5)
     inputs = arrays(size, 128, 128)
     split, whole = parallel.split_batch(mesh), parallel.replicated(mesh)
     placed = jax.device_put(inputs, (split, whole, split))

@@ -20,14 +20,13 @@ MODEL = models.UNet(
 SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 LAYOUTS = [  # name, axes, micro-batches
-    ("replicated", dict(), 1),
     ("replicated", dict(), 2),
     ("zero1", dict(), 1),
-    ("zero1", dict(), 2),
+    ("zero1", dict(shards=2), 2),
     ("zero1", dict(spatial=2), 1),
     ("zero1", dict(model=2), 1),
-    ("fsdp", dict(), 1),
     ("fsdp", dict(), 2),
+    ("fsdp", dict(shards=2), 1),
     ("fsdp", dict(spatial=2), 1),
 ]
 
@@ -42,16 +41,22 @@ def batch(seed):
     }
 
 
+@functools.cache
+def first_state():
+    """As numpy arrays: steps donate theirs."""
+    init = functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE)
+    return jax.tree.map(np.array, jax.jit(init)())
+
+
 def train(layout, accumulate_steps=1, num_steps=3):
     """The state after a few steps, and the losses."""
-    init = functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE)
+    state = first_state()
     options = StepOptions(seed=3, accumulate_steps=accumulate_steps)
     step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, options, layout)
     if layout is None:
-        state, step, place = jax.jit(init)(), jax.jit(step), dict
+        step, place = jax.jit(step), dict
     else:
-        lies = state_shardings(layout, jax.eval_shape(init))
-        state = jax.jit(init, out_shardings=lies)()
+        state = jax.device_put(state, state_shardings(layout, state))
         step = jit_train_step(step, layout, state)
         place = functools.partial(parallel.to_global, mesh=layout.mesh)
     losses = []
@@ -104,6 +109,13 @@ def test_specs_avoid_the_last_axis_and_leave_whole_what_does_not_divide():
     assert spec() == ()
 
 
+def test_shares_are_powers_of_two():
+    shapes = [parallel.make_mesh(jax.devices()[:n]).shape for n in (1, 2, 3, 4)]
+    assert [(s["replica"], s["data"]) for s in shapes] == [(1, 1), (1, 2), (3, 1), (1, 4)]
+    with pytest.raises(ValueError, match="shards = 3 does not divide 4 groups of devices"):
+        parallel.make_mesh(shards=3)
+
+
 def test_unknown_layouts_and_groups_that_cannot_be_are_named():
     config = small_run.quickstart.get_config()
     config.parallel.layout = "zero9"
@@ -116,9 +128,14 @@ def test_unknown_layouts_and_groups_that_cannot_be_are_named():
     config = small_run.quickstart.get_config()
     config.parallel.layout = "zero1"
     config.train.batch_size = 2  # on four devices
-    assert factory.layout(config).mesh.shape == {"data": 2, "model": 1, "spatial": 2}
+    assert factory.layout(config).mesh.shape == {
+        "replica": 1,
+        "data": 2,
+        "model": 1,
+        "spatial": 2,
+    }
     config.train.batch_size = 8
-    assert factory.layout(config).mesh.shape == {"data": 4, "model": 1, "spatial": 1}
+    assert factory.layout(config).mesh.shape["data"] == 4
     config.train.batch_size = 6
     with pytest.raises(ValueError, match="cannot be split over 4 devices; 4 or 8 would do"):
         factory.layout(config)

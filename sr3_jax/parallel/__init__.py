@@ -2,11 +2,11 @@
 
 from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
 from sr3_jax.parallel.mesh import (
-    DATA_AXIS,
     SPATIAL_AXIS,
     check_batch_size,
     gather,
     make_mesh,
+    num_batch_parts,
     on_this_process,
     replicated,
     split_batch,
@@ -22,7 +22,6 @@ from sr3_jax.parallel.processes import (
 )
 
 __all__ = [
-    "DATA_AXIS",
     "SPATIAL_AXIS",
     "Gradient",
     "Layout",
@@ -37,6 +36,7 @@ __all__ = [
     "join",
     "make_mesh",
     "memory_bandwidth",
+    "num_batch_parts",
     "of_all_processes",
     "on_this_process",
     "peak_flops",

@@ -11,9 +11,12 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr3_jax.parallel.mesh import (
+    BATCH_AXES,
     DATA_AXIS,
     MODEL_AXIS,
+    REPLICA_AXIS,
     SPATIAL_AXIS,
+    num_batch_parts,
     replicated,
     split_batch,
 )
@@ -42,8 +45,8 @@ class Layout:
     | `fsdp` | split over `data` | gathered where they are used, and again for the gradient |
 
     (Stages 1 and 3 of ZeRO, Rajbhandari et al. 2020; gradients are reduce-scattered in both.) In
-    each of them a batch is split over `data`, the height of its images over `spatial`, and the
-    output channels of parameters over `model`; all three axes may have one device.
+    each of them a batch is split over `replica` and `data`, the height of its images over
+    `spatial`, and the output channels of parameters over `model`; each axis may have one device.
 
     Attributes:
       mesh: the devices (`make_mesh`).
@@ -60,20 +63,20 @@ class Layout:
 
     @property
     def rows(self) -> NamedSharding:
-        """Batches: the leading axis over `data`."""
+        """Batches: the leading axis over `replica` and `data`."""
         return split_batch(self.mesh)
 
     @property
     def images(self) -> NamedSharding:
-        """Images `[b, h, w, c]` on the devices: rows over `data`, height over `spatial`."""
-        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS, SPATIAL_AXIS))
+        """Images `[b, h, w, c]` on the devices: rows as `rows`, height over `spatial`."""
+        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES, SPATIAL_AXIS))
 
     def kept(self, tree: Any) -> Any:
         """The sharding, between steps, of each array of `tree`, as a tree like it."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), tree)
 
     def share(self, loss: Loss, differentiate: Callable[[Loss], Gradient]) -> Gradient:
-        """The gradient of `loss`, with each device working on its rows, summed over `data`.
+        """The gradient of `loss`, with each device working on its rows, summed over all.
 
         Said explicitly, so that micro-batches are summed on each device before devices are, and
         each device asks for its share of the sums alone.
@@ -87,7 +90,7 @@ class Layout:
           Such a gradient, of parameters as they are kept, of the rows of all devices, and of the
           rest; the tree that it returns is laid out as parameters are.
         """
-        if self.mesh.shape[DATA_AXIS] == 1:
+        if num_batch_parts(self.mesh) == 1:
             return differentiate(loss)
 
         def shared(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
@@ -103,15 +106,15 @@ class Layout:
                     gathered = jax.tree.map(_gather, params, axes)
                     number, sums = differentiate(loss)(gathered, rows, *rest)
                     sums = jax.tree.map(_add_and_split, sums, axes)
-                return jax.lax.psum(number, DATA_AXIS), sums
+                return jax.lax.psum(number, BATCH_AXES), sums
 
             specs = jax.tree.map(lambda leaf, axis: _spec_of(axis, leaf.ndim), params, axes)
             return jax.shard_map(
                 of_device,
                 mesh=self.mesh,
-                in_specs=(specs, PartitionSpec(DATA_AXIS), *(PartitionSpec() for _ in rest)),
+                in_specs=(specs, PartitionSpec(BATCH_AXES), *(PartitionSpec() for _ in rest)),
                 out_specs=(PartitionSpec(), specs),
-                axis_names={DATA_AXIS},
+                axis_names=set(BATCH_AXES),
                 check_vma=False,
             )(params, rows, *rest)
 
@@ -161,13 +164,14 @@ def _gathering(loss: Loss, axes: Any) -> Loss:
 
 
 def _add_unsplit(leaf: Array, axis: int) -> Array:
-    return jax.lax.psum(leaf, DATA_AXIS) if axis < 0 else leaf
+    return jax.lax.psum(leaf, BATCH_AXES if axis < 0 else REPLICA_AXIS)
 
 
 def _add_and_split(leaf: Array, axis: int) -> Array:
     if axis < 0:
-        return jax.lax.psum(leaf, DATA_AXIS)
-    return jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(leaf, BATCH_AXES)
+    shares = jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=axis, tiled=True)
+    return jax.lax.psum(shares, REPLICA_AXIS)
 
 
 def constrain(tree: T, shardings: Any) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -23,17 +24,19 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a TPU topology: programs can be compiled for them, not run.
 
     Args:
-      topology: a chip and how many along each axis, as `v3:8x8` (128 cores), `v4:2x2x4`.
+      topology: a chip and how many along each axis, as `v3:8x8` (128 cores), `v4:2x2x4`; with
+        `*2` after it, two such slices.
 
     Raises:
       ValueError: for a topology that the compiler does not know.
       RuntimeError: where there is no compiler: `pip install libtpu`.
     """
-    chip = topology.partition(":")[0]
-    if chip not in _ACCELERATOR:
+    slice_topology, _, num_slices = topology.partition("*")
+    chip = slice_topology.partition(":")[0]
+    if chip not in _ACCELERATOR or (num_slices and not num_slices.isdecimal()):
         raise ValueError(
             f"topology {topology!r} is unknown; give a chip, one of {', '.join(_ACCELERATOR)}, "
-            "and its axes, as v3:8x8"
+            "and its axes, as v3:8x8 (or v3:8x8*2 for two slices)"
         )
     # Asked of a metadata server otherwise, which only exists beside a TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -44,8 +47,12 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         # A v4 chip's two cores work as one device, as they do wherever there are such chips.
-        options = {"chip_config_name": "megacore"} if chip == "v4" else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
+        if num_slices:
+            options["num_slices"] = int(num_slices)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=slice_topology, **options
+        )
     except RuntimeError as error:
         if "not installed" in str(error) or "libtpu" in str(error):
             raise RuntimeError(

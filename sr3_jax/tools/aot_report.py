@@ -31,9 +31,13 @@ from sr3_jax.tools import programs, roofline
 Mode = Literal["train", "sample"]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; keys can be overridden.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v3:8x8", "TPU chip and axes, as v3:2x2 or v5e:4x4.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v3:8x8", "TPU chip and axes, as v3:2x2; v5e:4x4*2: two slices."
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "Which program.")
-_LARGEST = flags.DEFINE_bool("largest_batch", False, "Find the largest batch that fits.")
+_LARGEST = flags.DEFINE_bool(
+    "largest_batch", False, "Double or halve the batch to the largest that fits."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the report to.")
 _QUICK = flags.DEFINE_bool(
     "quick",
@@ -180,20 +184,28 @@ def largest_batch(
     hlo_path: str | None = None,
     quick: bool = False,
 ) -> Report:
-    """The report of the largest power of two of images for each group of devices that fits.
+    """The report of the largest batch that fits, found by doubling or halving that of `config`.
 
-    Returns the report of one image for each where not even that fits.
+    Returns the report of one image for each group of devices where not even that fits.
     """
-    groups = factory.layout(config, topologies.tpu_devices(topology)).mesh.shape[parallel.DATA_AXIS]
-    best = None
-    rows = 1
-    while True:
-        config = config.copy_and_resolve_references()
-        config.train.batch_size = rows * groups * config.train.accumulate_steps
-        report = compile_report(config, topology, mode, hlo_path, quick)
-        if not report.fits:
-            return best or report
-        best, rows = report, rows * 2
+    groups = parallel.num_batch_parts(factory.layout(config, topologies.tpu_devices(topology)).mesh)
+    parts = groups * config.train.accumulate_steps
+
+    def of(rows: int) -> Report:
+        changed = config.copy_and_resolve_references()
+        changed.train.batch_size = rows * parts
+        return compile_report(changed, topology, mode, hlo_path, quick)
+
+    rows = config.train.batch_size // parts
+    report = of(rows)
+    if not report.fits:
+        while not report.fits and rows > 1:
+            rows //= 2
+            report = of(rows)
+        return report
+    while (larger := of(2 * rows)).fits:
+        report, rows = larger, 2 * rows
+    return report
 
 
 def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
@@ -249,7 +261,7 @@ def render(report: Report) -> str:
             days = report.estimated_days_for_1m_steps
             lines.append(f"  days for 1M steps         {days:8.2f}")
     else:
-        lines.append("  time of a step: the compiler gives no estimate for this chip")
+        lines.append("  time of a step: the compiler gives no estimate of this program")
     for kind, sums in sorted(report.collectives.items()):
         lines.append(f"  {kind:<22}{sums['count']:5d} times {sums['bytes'] / 1e9:8.3f} GB")
     if report.parts:
@@ -301,12 +313,12 @@ def _advice(config: factory.ConfigDict, layout: parallel.Layout) -> str:
     ideas = []
     if layout.name == "replicated":
         ideas.append("--config.parallel.layout=zero1")
-    if rows > layout.mesh.shape[parallel.DATA_AXIS]:
+    if rows > parallel.num_batch_parts(layout.mesh):
         ideas.append(f"--config.train.accumulate_steps={2 * config.train.accumulate_steps}")
         ideas.append("a smaller --config.train.batch_size")
     if not config.model.remat:
         ideas.append("--config.model.remat=True")
-    if rows <= layout.mesh.shape[parallel.DATA_AXIS]:
+    if rows <= parallel.num_batch_parts(layout.mesh):
         spatial = layout.mesh.shape[parallel.SPATIAL_AXIS]
         ideas.append(f"--config.parallel.spatial={2 * spatial}")
     return "To make it fit, in this order: " + ", ".join(ideas) + ", or a larger topology."

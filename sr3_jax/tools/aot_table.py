@@ -46,7 +46,8 @@ def programs() -> Iterator[tuple[str, list[str]]]:
     for topology in _BATCH_OF_THE_PAPER[:1]:
         yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
     for config in _CONFIGS:
-        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), "--largest_batch"]
+        search = ["--largest_batch", "--config.train.batch_size=32"]
+        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), *search]
     for config in _CONFIGS:
         # Four images a core: with two, a TPU pads each of them to two (docs/tpu.md).
         sample = ["--mode=sample", "--config.train.batch_size=512"]
