@@ -18,7 +18,7 @@ OVERRIDES = {
     "data.image_size": 16,
     "data.low_resolution": 4,
     "model.channels": 8,
-    "model.multipliers": (1, 2),
+    "model.multipliers": (1,),
     "model.dropout": 0.1,
     "sampling.num_steps": 4,
     "sampling.batch_size": 4,
@@ -46,7 +46,7 @@ def config() -> config_dict.ConfigDict:
 def flags() -> list[str]:
     """The same config on the command line."""
     values = {
-        key: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        key: ",".join(map(str, value)) + "," if isinstance(value, tuple) else value
         for key, value in OVERRIDES.items()
     }
     return ["--config=configs/quickstart.py", *(f"--config.{k}={v}" for k, v in values.items())]

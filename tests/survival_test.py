@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import forked_run
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +21,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sr3_jax import parallel
 from sr3_jax.training import checkpoint
 
-COMMAND = [sys.executable, "-m", "sr3_jax.main", *small_run.flags()]
+FLAGS = small_run.flags()
+COMMAND = [sys.executable, "-m", "sr3_jax.main", *FLAGS]
 NUM_KILLS = 20
 # A longer run than the other tests', so that kills meet it at work.
-LONG = ["--config.train.num_steps=300", "--config.train.sample_every_steps=0"]
+LONG = ["--config.train.num_steps=200", "--config.train.sample_every_steps=0"]
 LONG += ["--config.parallel.layout=zero1", "--config.checkpoint.every_steps=50"]
 
 
@@ -44,13 +46,7 @@ def steps_in(workdir):
 
 
 def start(workdir, *flags):
-    with (workdir / "stderr.txt").open("a") as stderr:
-        return subprocess.Popen(
-            [*COMMAND, f"--workdir={workdir}", *flags],
-            cwd=small_run.ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
+    return forked_run.start([*FLAGS, f"--workdir={workdir}", *flags], workdir / "stderr.txt")
 
 
 def wait_for_progress(process, workdir, beyond):
@@ -58,7 +54,7 @@ def wait_for_progress(process, workdir, beyond):
     deadline = time.monotonic() + 300
     while max(steps_in(workdir), default=0) <= beyond:
         said = (workdir / "stderr.txt").read_text()[-3000:]
-        assert process.poll() is None and time.monotonic() < deadline, said
+        assert process.is_alive() and time.monotonic() < deadline, said
         time.sleep(0.01)
 
 
@@ -69,7 +65,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     killed.mkdir()
     for kill in range(NUM_KILLS):
         before = max(steps_in(killed), default=0)
-        process = start(killed, *LONG, "--config.checkpoint.every_steps=5")
+        process = start(killed, *LONG, "--config.checkpoint.every_steps=3")
         try:
             if kill % 4 == 3:
                 # While the program starts, loads or compiles.
@@ -78,15 +74,15 @@ def test_twenty_kills_leave_no_trace(tmp_path):
                 # From a new checkpoint's appearance on: in steps, validation and writing.
                 wait_for_progress(process, killed, before)
                 time.sleep(rng.uniform(0, 0.25))
-            assert process.poll() is None, (killed / "stderr.txt").read_text()[-3000:]
+            assert process.is_alive(), (killed / "stderr.txt").read_text()[-3000:]
         finally:
             process.kill()
-            process.wait()
-    assert 0 < max(steps_in(killed)) < 300
+            process.join()
+    assert 0 < max(steps_in(killed)) < 200
     for workdir in (killed, tmp_path / "undisturbed"):
         result = run(workdir, *LONG)
         assert result.returncode == 0, result.stderr[-3000:]
-    ours, theirs = (small_run.read_checkpoint(w, 300) for w in (killed, tmp_path / "undisturbed"))
+    ours, theirs = (small_run.read_checkpoint(w, 200) for w in (killed, tmp_path / "undisturbed"))
     small_run.assert_same_arrays(ours, theirs)
 
 
@@ -97,12 +93,13 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
     # It has passed step 50: the profiler's trace is there.
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     time.sleep(0.5)
-    process.send_signal(number)
-    assert process.wait(timeout=30) == status
+    os.kill(process.pid, number)
+    process.join(timeout=30)
+    assert process.exitcode == status
     last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
     step = max(steps_in(tmp_path))
     assert last == f"{number.name}: step {step} is saved; the same command goes on from it"
-    assert step < 300 and step % 50
+    assert step < 200 and step % 50
     if number == signal.SIGINT:
         return  # what is saved is the same
     result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))
@@ -110,18 +107,21 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
     assert max(steps_in(tmp_path)) == step + 2
 
 
+def fill_the_disk():
+    # Room for what is said, not for a checkpoint.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     """Where the system lets no file grow past a size, as a full disk would not."""
-    assert run(tmp_path, "--config.train.num_steps=4").returncode == 0
+    flags, said = [*FLAGS, f"--workdir={tmp_path}"], tmp_path / "said.txt"
+    status = forked_run.run([*flags, "--config.train.num_steps=4"], said)
+    assert status == 0, said.read_text()[-3000:]
     before = small_run.read_checkpoint(tmp_path, 4)
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    result = run(tmp_path, preexec_fn=limit)
-    assert result.returncode == 1, result.stderr[-3000:]
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    status = forked_run.run(flags, said, fill_the_disk)
+    assert status == 1, said.read_text()[-3000:]
+    (error,) = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
     assert "could not be written" in error and "The ones before are whole: [2, 4]" in error, error
     assert steps_in(tmp_path) == [2, 4]
     small_run.assert_same_arrays(before, small_run.read_checkpoint(tmp_path, 4))
