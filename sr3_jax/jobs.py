@@ -62,7 +62,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         layout, options.batch_size, config.data.image_size, config.data.low_resolution
     )
     program = training_step.jit_train_step(train_step, layout, state)
-    compiled = program.lower(state, shapes).compile()
+    compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     validate = _validation(config, model, schedule, state.ema_params, mesh)
     parallel.wait_for_all()
     writer = (
@@ -209,7 +209,7 @@ def _validation(config, model, schedule, params, mesh) -> loop.Validate:
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
     )
-    compiled = sums.lower(whole, shapes).compile()
+    compiled = parallel.compile_for(mesh.devices.flat[0], sums.lower(whole, shapes))
 
     def validate(params: training_state.Params) -> dict[str, float]:
         params = parallel.gather(params, mesh)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import small_run
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, SingleDeviceSharding
 
 from sr3_jax import parallel
-from sr3_jax.parallel import topology
+from sr3_jax.models import convolution
+from sr3_jax.parallel import compilation, topology
 from sr3_jax.tools import aot_report, aot_table, roofline
 
 needs_libtpu = pytest.mark.skipif(
@@ -102,6 +103,34 @@ def test_a_quick_report_differs_in_code_and_cycles_alone(tmp_path):
 
 
 @needs_libtpu
+@needs_libtpu
+def test_few_images_are_not_cut_into_strips():
+    """As the compiler for newer TPUs would, left alone: strips' edges are bytes to copy."""
+    device = topology.tpu_devices("v5e:2x2")[0]
+    where = SingleDeviceSharding(device)
+
+    def convolve_twice(images, kernels):
+        for kernel in kernels:
+            images = convolution.convolve(images, kernel)
+        return images
+
+    images = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.bfloat16, sharding=where)
+    kernels = jax.ShapeDtypeStruct((2, 3, 3, 128, 128), jnp.bfloat16, sharding=where)
+    program = jax.jit(convolve_twice).lower(images, kernels)
+    ours, plain = parallel.compile_for(device, program), program.compile()
+    bytes_of = [compiled.cost_analysis()["bytes accessed"] for compiled in (ours, plain)]
+    assert bytes_of[0] < 0.6 * bytes_of[1]
+
+
+@needs_libtpu
+def test_an_option_that_is_no_more_is_left_out_and_said(monkeypatch, caplog):
+    device = topology.tpu_devices("v5e:2x2")[0]
+    monkeypatch.setitem(compilation._TPU_OPTIONS, "xla_tpu_gone", False)
+    row = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=SingleDeviceSharding(device))
+    assert parallel.compile_for(device, jax.jit(jnp.sin).lower(row)).as_text()
+    assert "No such compile option: 'xla_tpu_gone'" in caplog.text
+
+
 @needs_libtpu
 def test_two_slices_split_the_state_within_each():
     """Between slices there is only a data-centre network."""

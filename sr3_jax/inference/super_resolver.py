@@ -247,9 +247,9 @@ class SuperResolver:
             )
             images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-            self._compiled[signature] = program.lower(
-                self._params_on(devices), images, keys
-            ).compile()
+            self._compiled[signature] = parallel.compile_for(
+                mesh.devices.flat[0], program.lower(self._params_on(devices), images, keys)
+            )
         return self._compiled[signature]
 
     def _sample(

@@ -1,5 +1,6 @@
 """The only place that knows about devices: the mesh, layouts on it, peak rates."""
 
+from sr3_jax.parallel.compilation import compile_for
 from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
 from sr3_jax.parallel.mesh import (
     SPATIAL_AXIS,
@@ -30,6 +31,7 @@ __all__ = [
     "StopSignal",
     "check_batch_size",
     "clock_hz",
+    "compile_for",
     "constrain",
     "gather",
     "is_one_of_several",

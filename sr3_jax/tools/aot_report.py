@@ -130,7 +130,8 @@ def compile_report(
     )
     begin = time.perf_counter()
     try:
-        compiled = program.lower(*arguments).compile(_QUICK_OPTIONS if quick else None)
+        lowered = program.lower(*arguments)
+        compiled = parallel.compile_for(devices[0], lowered, _QUICK_OPTIONS if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
