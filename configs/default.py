@@ -88,8 +88,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.parallel = parallel = config_dict.ConfigDict()
     # `replicated`: every device holds everything; `zero1`: what is kept between steps (float32
-    # parameters, average, optimizer state) is split over the devices; `fsdp`: parameters also
-    # within a step, gathered where they are used.
+    # parameters, average, optimizer state) is split over groups of up to 32 devices; `fsdp`:
+    # parameters also within a step, gathered where they are used.
     parallel.layout = "zero1"
     # Devices that share the height of one image; 0: 1, or where there are fewer images than
     # devices as few as it takes.
