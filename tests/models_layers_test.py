@@ -30,6 +30,13 @@ def test_group_norm_equals_that_of_flax(channels):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 5, 8), (7, 4)])
+def test_kernels_start_with_the_numbers_of_flax(shape):
+    ours, theirs = layers.glorot_uniform, nn.initializers.glorot_uniform()
+    key = jax.random.key(3)
+    np.testing.assert_allclose(ours(key, shape), theirs(key, shape), atol=1e-6)
+
+
 @pytest.mark.parametrize("channels", [3, 4, 6, 12, 50, 64, 129, 1024])
 def test_groups_divide_the_channels(channels):
     groups = layers.num_norm_groups(channels)
