@@ -49,6 +49,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     state = _first_state(config, model, optimizer, layout, checkpointer)
     if int(state.step) >= options.num_steps:
+        # Compiling the steps of a large network, of which none is left, takes minutes.
         checkpointer.close()
         evaluate(config, workdir)
         return

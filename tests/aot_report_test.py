@@ -143,6 +143,8 @@ def test_two_slices_split_the_state_within_each():
 
 
 def test_a_topology_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"topology 'v3:2x2\*' is unknown"):
+        topology.tpu_devices("v3:2x2*")
     done = run(*SMALL, "--topology=v9:2x2")
     assert done.returncode == 2
     assert "topology 'v9:2x2' is unknown" in done.stderr

@@ -231,16 +231,15 @@ def drop(
     `rate` is taken to the nearest 1/65536: two activations share a random number.
     """
     threshold = round(rate * 2**16)
-    shape = image.shape[1:]
 
-    def draw(shape: tuple[int, ...]) -> Array:
+    def draw(*shape: int) -> Array:
         bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
         return bits >= threshold
 
     kept = jax.lax.platform_dependent(
-        tpu=lambda: _batch_beside_channels(draw(shape)),
+        tpu=lambda: _batch_beside_channels(draw(*image.shape[1:])),
         # The same bits, which compile sooner so (`glorot_uniform`).
-        default=lambda: draw((math.prod(shape),)).reshape(image.shape),
+        default=lambda: draw(math.prod(image.shape[1:])).reshape(image.shape),
     )
     factor = 2**16 / (2**16 - threshold)
     return jnp.where(kept, image * jnp.asarray(factor, image.dtype), 0)

@@ -31,9 +31,9 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
       ValueError: for a topology that the compiler does not know.
       RuntimeError: where there is no compiler: `pip install libtpu`.
     """
-    slice_topology, _, num_slices = topology.partition("*")
+    slice_topology, star, num_slices = topology.partition("*")
     chip = slice_topology.partition(":")[0]
-    if chip not in _ACCELERATOR or (num_slices and not num_slices.isdecimal()):
+    if chip not in _ACCELERATOR or (star and not num_slices.isdecimal()):
         raise ValueError(
             f"topology {topology!r} is unknown; give a chip, one of {', '.join(_ACCELERATOR)}, "
             "and its axes, as v3:8x8 (or v3:8x8*2 for two slices)"
@@ -48,7 +48,7 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     try:
         # A v4 chip's two cores work as one device, as they do wherever there are such chips.
         options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
-        if num_slices:
+        if star:
             options["num_slices"] = int(num_slices)
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=slice_topology, **options
