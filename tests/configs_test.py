@@ -7,6 +7,7 @@ import pytest
 import small_run
 
 from sr3_jax import config_file, diffusion, factory, models
+from sr3_jax.tools import aot_table
 
 NAMES = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
 
@@ -56,6 +57,12 @@ def test_table_a1(name):
     np.testing.assert_allclose(
         [rate(0), rate(4_999), rate(9_999), rate(999_999)], [1e-8, 5e-5, 1e-4, 1e-4], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name, other", aot_table.SAME_PROGRAMS.items())
+def test_configs_that_share_a_row_differ_in_their_pictures_alone(name, other):
+    changed = config_file.changed_keys(_config(name), _config(other))
+    assert all(key in ("data.path", "data.eval_path") for key in changed)
 
 
 @pytest.mark.parametrize("name", NAMES)
