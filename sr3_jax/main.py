@@ -19,8 +19,10 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-# TensorFlow only decodes images here; what it says when it starts is of no use to anyone.
+# TensorFlow only feeds images here; what it says when it starts is of no use to anyone. That it
+# uses oneDNN it says whatever the level, and it needs it for nothing here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
@@ -132,10 +134,22 @@ def _leave(status: int, message: str = "", alone: bool | None = None) -> NoRetur
 
 
 def _quiet_orbax() -> None:
-    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint."""
+    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint.
+
+    Of its warnings, those go that are about what `Checkpointer` means to do.
+    """
+    meant = (
+        "CheckpointManagerOptions.read_only=True",
+        "Given directory is read only",
+        "Metadata file does not exist",  # asked for the shapes of an item, which has none
+        "Requested `tracked_metric`",  # saved in haste, without validation
+    )
 
     def keep(record: std_logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname or record.levelno >= std_logging.WARNING
+        if "orbax" not in record.pathname:
+            return True
+        is_meant = record.getMessage().startswith(meant)
+        return record.levelno >= std_logging.WARNING and not is_meant
 
     logging.get_absl_handler().addFilter(keep)
 
