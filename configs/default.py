@@ -14,17 +14,26 @@ def get_config() -> config_dict.ConfigDict:
     config.profile_steps = 0  # of each start of a training, after its first ten: trace so many
 
     config.data = data = config_dict.ConfigDict()
-    data.source = "folder"  # `folder`: any tree of images; `photos`: those of scikit-image
-    data.path = ""  # of the training images (source `folder`)
+    # `folder`: any tree of images; `folder_pairs`: two, with images of the same names; `tfrecord`:
+    # FFHQ's, or what tools.prepare_data wrote; `tfds`: any image data set of TensorFlow Datasets;
+    # `photos`: those of scikit-image. See docs/data.md.
+    data.source = "folder"
+    data.path = ""  # of the training images: a folder, TFRecord files, or for TFDS NAME:SPLIT
+    data.low_path = ""  # of their low resolutions (`folder_pairs`)
+    data.tfds_dir = ""  # where TFDS has prepared its data sets; empty: ~/tensorflow_datasets
     # Held-out images. Where empty, `num_eval_images` of `path`, chosen by a hash of their names,
     # are kept out of training.
     data.eval_path = ""
+    data.eval_source = ""  # empty: as `source`
+    data.eval_low_path = ""
     data.num_eval_images = 16
     data.image_size = 256  # of y_0, in pixels
     data.low_resolution = 64  # of the source, in pixels; divides image_size
     data.crop = "central"  # `central`: the largest central square; `random`: see crop_scale
     data.crop_scale = (0.0, 1.0)  # sides of random squares, as a share of the shorter side
-    data.cache_gb = 1.0  # RAM for decoded images
+    data.cache_gb = 1.0  # RAM for what was read: pairs, or whole images where crops are random
+    data.num_threads = 0  # that read, decode and resize; 0: one a core
+    data.max_bad_share = 0.01  # with more damaged images than that a run stops
 
     config.model = model = config_dict.ConfigDict()
     model.channels = 64
@@ -83,6 +92,9 @@ def get_config() -> config_dict.ConfigDict:
     train.clip_norm = 1.0  # of the whole gradient
     train.ema_decay = 0.9999
     train.flip = True
+    # Of the low resolution, for stages of a cascade: how often, and its width in its pixels.
+    train.blur_probability = 0.0
+    train.blur_sigma = (0.4, 0.6)
     train.log_every_steps = 100
     train.sample_every_steps = 10_000  # pictures for TensorBoard; 0: never
 

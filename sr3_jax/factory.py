@@ -1,4 +1,4 @@
-"""From a ConfigDict to the things it describes; the only reader of configs.
+"""From a ConfigDict to the things it describes; with `data_factory` the only reader of configs.
 
 Each function reads its own section (see configs/default.py for every key) and raises a
 ValueError that names the key for values that cannot work.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,6 @@ import optax
 from ml_collections import config_dict
 
 from sr3_jax import diffusion, models, parallel
-
-if TYPE_CHECKING:  # TensorFlow is imported only where data is read
-    from sr3_jax.data import pipeline, sources
 
 ConfigDict = config_dict.ConfigDict
 
@@ -164,6 +160,8 @@ def step_options(config: ConfigDict) -> dict[str, Any]:
         loss=c.loss,
         ema_decay=c.ema_decay,
         flip=c.flip,
+        blur_probability=c.blur_probability,
+        blur_sigma=tuple(c.blur_sigma),
         accumulate_steps=c.accumulate_steps,
     )
 
@@ -220,91 +218,6 @@ def _fewest_for_an_image(rows: int, devices: int) -> int:
     return 1 if rows >= devices else next(n for n in divisors if rows % (devices // n) == 0)
 
 
-def training_source(config: ConfigDict) -> Sequence[sources.ImageRef]:
-    """The images to train on."""
-    from sr3_jax.data import sources
-
-    c = config.data
-    if c.source == "photos":
-        return sources.photos("train")
-    images = _folder(config, "path")
-    if c.eval_path:
-        return images
-    held_out = {image.name for image in _held_out(config, images)}
-    return tuple(image for image in images if image.name not in held_out)
-
-
-def evaluation_source(config: ConfigDict) -> Sequence[sources.ImageRef]:
-    """The held-out images, at most `config.evaluation.num_images` of them."""
-    from sr3_jax.data import sources
-
-    c = config.data
-    if c.source == "photos":
-        images = sources.photos("held_out")
-    elif c.eval_path:
-        images = _folder(config, "eval_path")
-    else:
-        images = _held_out(config, _folder(config, "path"))
-    return images[: config.evaluation.num_images or None]
-
-
-def training_pipeline(config: ConfigDict) -> pipeline.Pipeline:
-    """Batches of `config.train.batch_size` training images, over all processes."""
-    return _pipeline(
-        config, training_source(config), config.train.batch_size, config.data.image_size
-    )
-
-
-def evaluation_pipeline(
-    config: ConfigDict, batch_size: int, num_images: int | None = None, *, split: bool = True
-) -> pipeline.Pipeline:
-    """Batches of (the first `num_images` of) the held-out images.
-
-    Where `split`, each process gets rows of its own.
-    """
-    source = evaluation_source(config)[:num_images]
-    size = config.evaluation.image_size or config.data.image_size
-    return _pipeline(config, source, batch_size, size, split)
-
-
-def _pipeline(
-    config: ConfigDict,
-    source: Sequence[sources.ImageRef],
-    batch_size: int,
-    image_size: int,
-    split: bool = True,
-) -> pipeline.Pipeline:
-    from sr3_jax.data import degrade, pipeline
-
-    c = config.data
-    if c.image_size % c.low_resolution:
-        raise ValueError(
-            f"config.data.low_resolution = {c.low_resolution} does not divide "
-            f"config.data.image_size = {c.image_size}; use a divisor"
-        )
-    factor = c.image_size // c.low_resolution
-    if image_size % factor:
-        raise ValueError(
-            f"config.evaluation.image_size = {image_size} is not a multiple of {factor}, the "
-            "factor of config.data; use one"
-        )
-    options = degrade.DegradeOptions(
-        image_size=image_size,
-        low_resolution=image_size // factor,
-        crop=c.crop,
-        crop_scale=tuple(c.crop_scale),
-    )
-    return pipeline.Pipeline(
-        source,
-        options,
-        batch_size=batch_size,
-        seed=config.seed,
-        process_index=jax.process_index() if split else 0,
-        process_count=jax.process_count() if split else 1,
-        cache_bytes=int(c.cache_gb * 2**30),
-    )
-
-
 TPU_LANES = 128  # of a register; the channels that fill it
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TRAINING_SCHEDULES = {
@@ -326,32 +239,6 @@ def _attention_levels(config: ConfigDict) -> tuple[int, ...]:
             )
         levels.append(sizes.index(resolution))
     return tuple(levels)
-
-
-def _folder(config: ConfigDict, key: str) -> Sequence[sources.ImageRef]:
-    from sr3_jax.data import sources
-
-    _choice("config.data.source", config.data.source, {"folder": 0, "photos": 0})
-    path = config.data[key]
-    if not path:
-        raise ValueError(
-            f"config.data.{key} is empty: give the folder of images as --config.data.{key}=DIR, "
-            "or use --config.data.source=photos for the photographs of scikit-image"
-        )
-    return sources.folder(path)
-
-
-def _held_out(config: ConfigDict, images: Sequence[sources.ImageRef]) -> Sequence[sources.ImageRef]:
-    """Chosen by a hash of the name: adding images later moves few across the split."""
-    count = config.data.num_eval_images
-    if not 0 < count < len(images):
-        raise ValueError(
-            f"config.data.num_eval_images = {count} of the {len(images)} images of "
-            f"config.data.path = {config.data.path!r} are to be held out, which leaves none to "
-            "train on or none to evaluate; change it, or give config.data.eval_path"
-        )
-    chosen = sorted(images, key=lambda image: (zlib.crc32(image.name.encode()), image.name))[:count]
-    return tuple(sorted(chosen, key=lambda image: image.name))
 
 
 def _choice(name: str, value: Any, choices: dict[str, Any]) -> Any:

@@ -38,3 +38,23 @@ def upsample_source(
 ) -> Float[Array, "b h2 w2 c"]:
     """The network's x: 8-bit low resolution to signed, bicubic, at the target size."""
     return resize_bicubic(to_signed(low_resolution), size)
+
+
+def gaussian_blur(
+    images: Float[Array, "b h w c"], sigma: Float[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """Blurs each image by a Gaussian of its own width, cut to 3x3 taps; edges are repeated.
+
+    Args:
+      images: of any range, which the result keeps.
+      sigma: in pixels, above 0.
+    """
+    side = jnp.exp(-0.5 / sigma**2)[:, None, None, None]
+    for axis in (1, 2):
+        size = images.shape[axis]
+        padded = jnp.pad(images, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+        before, after = (
+            jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2)
+        )
+        images = (images + side * (before + after)) / (1.0 + 2.0 * side)
+    return images

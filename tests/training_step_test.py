@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.ndimage
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.training.state import init_state
-from sr3_jax.training.step import StepOptions, ema_decay_at, make_train_step
+from sr3_jax.training.step import StepOptions, blur, ema_decay_at, make_train_step
 
 SIZE, BATCH = 16, 8
 # One level: these tests are about the step, and compile a dozen of them.
@@ -132,6 +133,43 @@ def test_flips_mirror_source_and_target_together(state):
     _assert_close(plain(state, batch)[1], flipping(state, batch)[1], rtol=1e-6)
 
 
+def _scipy_blur(image, sigma):
+    exact = scipy.ndimage.gaussian_filter(
+        image.astype(np.float64), sigma, axes=(0, 1), mode="nearest", radius=1
+    )
+    return np.rint(exact).astype(np.uint8)
+
+
+def test_blurring_trains_on_low_resolutions_that_scipy_blurs(state):
+    def step(**options):
+        options = StepOptions(flip=False, **options)
+        return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))
+
+    batch, plain = _batch(), step()
+    low = [_scipy_blur(image, 0.5) for image in batch["low_resolution"]]
+    expected = float(plain(state, batch | {"low_resolution": np.stack(low)})[1]["loss"])
+    found = step(blur_probability=1.0, blur_sigma=(0.5, 0.5))(state, batch)[1]["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(expected - float(plain(state, batch)[1]["loss"])) > 1e-4 * expected
+
+
+def test_a_share_of_the_rows_is_blurred_each_by_a_width_of_its_own():
+    low = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    batch = {"low_resolution": jnp.asarray(np.repeat(low, 200, axis=0))}
+    options = StepOptions(blur_probability=0.25, blur_sigma=(0.4, 0.9))
+    rows = np.asarray(
+        blur(batch, jax.random.split(jax.random.key(1), 200), options)["low_resolution"]
+    )
+    changed = (rows != low).any((1, 2, 3))
+    assert 25 < changed.sum() < 75  # 50 expected, standard deviation 6
+    assert len({row.tobytes() for row in rows[changed]}) > 0.9 * changed.sum()
+    # No stronger than the strongest, no weaker than the weakest.
+    strength = np.abs(rows[changed] - low.astype(float)).mean((1, 2, 3))
+    bounds = [np.abs(_scipy_blur(low[0], s) - low[0].astype(float)).mean() for s in (0.4, 0.9)]
+    assert bounds[0] - 0.5 < strength.min() < strength.max() < bounds[1] + 0.5
+    assert np.ptp(strength) > 0.5 * (bounds[1] - bounds[0])
+
+
 def test_ema_follows_the_recurrence(state, step):
     """After n steps the average is the weighted sum of all parameters passed through."""
     expected, current = state.ema_params, state
@@ -176,3 +214,7 @@ def test_impossible_options():
         make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(accumulate_steps=0))
     with pytest.raises(ValueError, match="ema_decay = 1.5"):
         make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(ema_decay=1.5))
+    with pytest.raises(ValueError, match="blur_probability = 1.5"):
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_probability=1.5))
+    with pytest.raises(ValueError, match=r"blur_sigma = \(0.0, 0.6\)"):
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_sigma=(0.0, 0.6)))

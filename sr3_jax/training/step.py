@@ -17,6 +17,9 @@ from sr3_jax import diffusion, images, parallel
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
+# Of the key of a step's blurs; noise and flips have the two that it splits into.
+_BLUR = 2
+
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -31,6 +34,9 @@ class StepOptions:
       ema_decay: of the moving average; early on min(ema_decay, (1 + step) / (10 + step)), so
         that a short run's average is not of its initialisation.
       flip: mirror each example with probability 1/2.
+      blur_probability: of each example's low resolution to be blurred (`images.gaussian_blur`),
+        so that a later stage of a cascade forgives what the one before it makes.
+      blur_sigma: least and greatest width of the blur, in low-resolution pixels; uniform between.
       accumulate_steps: micro-batches the batch is cut into; the gradient is that of the whole
         batch, the memory for activations that of one micro-batch.
     """
@@ -39,6 +45,8 @@ class StepOptions:
     loss: diffusion.LossName = "l1"
     ema_decay: float = 0.9999
     flip: bool = True
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.4, 0.6)
     accumulate_steps: int = 1
 
 
@@ -79,6 +87,9 @@ def make_train_step(
         batch = dict(batch, key=_row_keys(noise_key, batch))
         if options.flip:
             batch = _flip(batch, _row_keys(flip_key, batch))
+        if options.blur_probability:
+            blur_key = jax.random.fold_in(step_key, _BLUR)
+            batch = blur(batch, _row_keys(blur_key, batch), options)
         if layout:
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
@@ -119,6 +130,7 @@ def batch_shapes(
         "low_resolution": ((batch_size, low_resolution, low_resolution, 3), jnp.uint8),
         "weight": ((batch_size,), jnp.float32),
         "index": ((batch_size,), jnp.int32),
+        "label": ((batch_size,), jnp.int32),
     }
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.rows)
@@ -183,6 +195,18 @@ def _flip(batch: Batch, keys: Key[Array, " b"]) -> Batch:
     return dict(batch, **mirrored)
 
 
+def blur(batch: Batch, keys: Key[Array, " b"], options: StepOptions) -> Batch:
+    """Blurs the low resolutions of a share of the rows, each by a width of its own."""
+    keys = jax.vmap(jax.random.split)(keys)
+    chosen = jax.vmap(lambda k: jax.random.bernoulli(k, options.blur_probability))(keys[:, 0])
+    least, greatest = options.blur_sigma
+    sigma = jax.vmap(lambda k: jax.random.uniform(k, (), minval=least, maxval=greatest))(keys[:, 1])
+    low = batch["low_resolution"]
+    blurred = images.gaussian_blur(low.astype(jnp.float32), sigma)
+    blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are bytes
+    return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
+
+
 def narrow(params: Params, dtype: DTypeLike) -> Params:
     """Kernels in the type that they are computed with; the few others stay as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
@@ -212,6 +236,12 @@ def _check_options(options: StepOptions) -> None:
     if options.accumulate_steps < 1:
         raise ValueError(
             f"accumulate_steps = {options.accumulate_steps}; use 1 for no accumulation, or more"
+        )
+    if not 0 <= options.blur_probability <= 1:
+        raise ValueError(f"blur_probability = {options.blur_probability} is outside [0, 1]")
+    if not 0 < options.blur_sigma[0] <= options.blur_sigma[1]:
+        raise ValueError(
+            f"blur_sigma = {options.blur_sigma}; use (least, greatest), both above 0, as (0.4, 0.6)"
         )
     if not 0 <= options.ema_decay < 1:
         raise ValueError(f"ema_decay = {options.ema_decay} is outside [0, 1); use e.g. 0.9999")
