@@ -5,10 +5,13 @@ sampling, each compiled; with `--peer=diffusers` also PyTorch's `diffusers.UNet2
 size (on GPUs under `torch.compile`), turn by turn with ours, so that what else the machine does
 hits both. The batch is split over all JAX devices. docs/cpu.md has results and the settings that
 matter on CPUs; launch/gpu_benchmark.sh does what docs/gpu.md says.
+
+`--what=data --config=FILE` times the reading of a config's images instead (docs/data.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -20,17 +23,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.models import layers
-from sr3_jax.tools import diffusers_peer
+from sr3_jax.tools import data_benchmark, diffusers_peer
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
 _NOISY = 1.4
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_WHAT = flags.DEFINE_enum("what", "model", ["model"], "What to time.")
+_WHAT = flags.DEFINE_enum(
+    "what", "model", ["model", "data"], "What to time: the network, or reading a config's images."
+)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Of the images (--what=data).")
+_IMAGES = flags.DEFINE_integer("images", 512, "For each run (--what=data).", lower_bound=1)
 _CHANNELS = flags.DEFINE_integer("channels", 32, "Channels of the first level.", lower_bound=1)
 _MULTIPLIERS = flags.DEFINE_list("multipliers", ["1", "2", "2"], "Multiple of them by level.")
 _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 2, "Residual blocks a level.", lower_bound=1)
@@ -261,16 +269,27 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _benchmark_data() -> dict[str, Any]:
+    if _CONFIG.value is None:
+        raise app.UsageError("--what=data needs --config=FILE; keys can be overridden")
+    result = data_benchmark.measure(_CONFIG.value, _IMAGES.value, _REPEATS.value)
+    print(data_benchmark.report(result))
+    return dataclasses.asdict(result)
+
+
 def main(argv: list[str]) -> None:
     """Times, prints, and writes JSON where asked."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
     try:
-        results = benchmark_model()
-    except (ValueError, diffusers_peer.PeerError) as error:
+        if _WHAT.value == "data":
+            results = _benchmark_data()
+        else:
+            results = benchmark_model()
+            print(report(results))
+    except (ValueError, OSError, diffusers_peer.PeerError) as error:
         sys.exit(f"error: {error}")
-    print(report(results))
     if _JSON.value:
         with open(_JSON.value, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)

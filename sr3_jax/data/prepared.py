@@ -1,0 +1,225 @@
+"""A folder of images as a few large files: written once by `tools.prepare_data`, opened at once.
+
+    manifest.json                      what is in it: sizes, counts, checksums, classes
+    images-00000-of-00012.tfrecord     tf.train.Example: image (an encoded file), filename, label
+    index.npz                          where each record lies
+    skipped.txt                        what was left out, and why
+
+The manifest is written last, so that what has one is whole. Until then `parts/` holds what is
+known of each finished file, from which an interrupted preparation goes on.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from sr3_jax.data import atomic, degrade, folders, image_file, records, sources
+
+_MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to prepare, and into how many files.
+
+    Attributes:
+        images: the pictures.
+        output: a local folder.
+        image_size: side of the largest central square after it is resized by area, in pixels,
+            kept as PNG; 0 to keep the files as they are.
+        images_per_file: at most.
+    """
+
+    images: folders.Folder
+    output: epath.Path
+    image_size: int
+    images_per_file: int
+
+    @property
+    def num_files(self) -> int:
+        """How many files it takes."""
+        return -(-len(self.images) // self.images_per_file)
+
+    def file_name(self, part: int) -> str:
+        """Of file `part`, from 0."""
+        return f"images-{part:05d}-of-{self.num_files:05d}.tfrecord"
+
+    def digest(self) -> str:
+        """Equal for plans whose files are interchangeable."""
+        digest = hashlib.sha256(f"{self.image_size} {self.images_per_file}".encode())
+        for array in self.images.to_arrays().values():
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def begin(plan: Plan) -> list[int]:
+    """Makes the folder; returns the files that are still to be written.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    parts = plan.output / _PARTS
+    note = parts / "plan.json"
+    if (plan.output / _MANIFEST).exists() or note.exists():
+        found = plan.output / _MANIFEST if (plan.output / _MANIFEST).exists() else note
+        if json.loads(found.read_text())["plan"] != plan.digest():
+            raise FileExistsError(
+                f"--output={plan.output} holds what was made of other images or with other "
+                "options; give another folder, or empty this one"
+            )
+        if found.name == _MANIFEST:
+            return []
+    elif plan.output.exists() and any(plan.output.iterdir()):
+        raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
+    atomic.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
+    return [part for part in range(plan.num_files) if not _note(plan, part).exists()]
+
+
+def write_file(plan: Plan, part: int) -> tuple[int, int]:
+    """Writes file `part`; returns how many images are in it, and how many were left out."""
+    first = part * plan.images_per_file
+    path = plan.output / plan.file_name(part)
+    partial = path.with_name(f".{path.name}.partial")
+    digest = hashlib.sha256()
+    offsets, sizes, position = [], [], 0
+    skipped: dict[str, list] = {}
+    with partial.open("wb") as file:
+        for ref in plan.images[first : first + plan.images_per_file]:
+            try:
+                content = _example(ref, plan.image_size)
+            except image_file.BadImageError as error:
+                skipped[ref.name] = [str(error), isinstance(error, degrade.TooSmallError)]
+                continue
+            record = records.write_record(content)
+            offsets.append(position + records.HEADER_BYTES)
+            sizes.append(len(content))
+            file.write(record)
+            digest.update(record)
+            position += len(record)
+    partial.replace(path)
+    note = {
+        "file": path.name,
+        "count": len(sizes),
+        "bytes": position,
+        "sha256": digest.hexdigest(),
+        "offsets": offsets,
+        "sizes": sizes,
+        "skipped": skipped,
+    }
+    atomic.write_whole(_note(plan, part), json.dumps(note).encode())
+    return len(sizes), len(skipped)
+
+
+def finish(plan: Plan) -> dict[str, Any]:
+    """Writes index and manifest, once every file is there; returns the manifest.
+
+    Raises:
+        ValueError: no image could be used.
+    """
+    if (plan.output / _MANIFEST).exists():
+        return json.loads((plan.output / _MANIFEST).read_text())
+    notes = [json.loads(_note(plan, part).read_text()) for part in range(plan.num_files)]
+    counts = [note["count"] for note in notes]
+    skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
+    if not sum(counts):
+        examples = "; ".join(f"{name}: {reason}" for name, (reason, _) in list(skipped.items())[:5])
+        raise ValueError(f"no image of {plan.images.root} can be used: {examples}")
+    index = {
+        "file_index": np.repeat(np.arange(len(notes), dtype=np.int32), counts),
+        "offset": np.array([n for note in notes for n in note["offsets"]], np.int64),
+        "size": np.array([n for note in notes for n in note["sizes"]], np.int64),
+    }
+    data = io.BytesIO()
+    np.savez(data, **index)
+    atomic.write_whole(plan.output / _INDEX, data.getvalue())
+    lines = (f"{name}\t{reason}\n" for name, (reason, _) in skipped.items())
+    atomic.write_whole(plan.output / _SKIPPED, "".join(lines).encode("utf-8", "surrogateescape"))
+    num_too_small = sum(too_small for _, too_small in skipped.values())
+    manifest = {
+        "format": _FORMAT,
+        "plan": plan.digest(),
+        "made_of": plan.images.root,
+        "image_size": plan.image_size,
+        "count": sum(counts),
+        "too_small": num_too_small,
+        "damaged": len(skipped) - num_too_small,
+        "classes": list(plan.images.classes),
+        "files": [{k: note[k] for k in ("file", "count", "bytes", "sha256")} for note in notes],
+    }
+    atomic.write_whole(plan.output / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    (plan.output / _PARTS).rmtree()
+    return manifest
+
+
+def is_prepared(path: epath.PathLike) -> bool:
+    """Whether `path` is a folder that `finish` left."""
+    return (epath.Path(path).expanduser() / _MANIFEST).exists()
+
+
+def open_prepared(path: epath.PathLike, image_size: int) -> records.Records:
+    """The images of a prepared folder; reads the manifest and the index alone.
+
+    Raises:
+        ValueError: they are under `image_size`, or written by another version.
+    """
+    folder = epath.Path(path).expanduser()
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest["format"] != _FORMAT:
+        raise ValueError(
+            f"{folder} has format {manifest['format']}, this version reads {_FORMAT}; prepare the "
+            "images again"
+        )
+    if 0 < manifest["image_size"] < image_size:
+        raise ValueError(
+            f"{folder} was prepared with --image_size={manifest['image_size']}, and "
+            f"config.data.image_size is {image_size}; prepare the images for that"
+        )
+    with np.load(io.BytesIO((folder / _INDEX).read_bytes())) as file:
+        arrays = dict(file)
+    return records.Records([str(folder / file["file"]) for file in manifest["files"]], arrays)
+
+
+def damaged_files(path: epath.PathLike) -> Iterator[str]:
+    """Checks each file of a prepared folder against the manifest; yields what is wrong."""
+    folder = epath.Path(path).expanduser()
+    for file in json.loads((folder / _MANIFEST).read_text())["files"]:
+        found = folder / file["file"]
+        if not found.exists():
+            yield f"{found} is missing"
+            continue
+        with found.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != file["sha256"]:
+            yield f"{found} has checksum {digest}, where the manifest says {file['sha256']}"
+
+
+def _note(plan: Plan, part: int) -> epath.Path:
+    return plan.output / _PARTS / f"{part:05d}.json"
+
+
+def _example(ref: sources.FileRef, image_size: int) -> bytes:
+    picture = ref.read()
+    if image_size:
+        degrade.check_size(picture.image, image_size)
+        left, top, right, bottom = degrade.central_box(*picture.image.shape[:2])
+        square = picture.image[top:bottom, left:right]
+        encoded = io.BytesIO()
+        Image.fromarray(degrade.by_area(square, image_size)).save(encoded, "PNG")
+        data = encoded.getvalue()
+    else:
+        data = epath.Path(ref.path).read_bytes()
+    features: dict[str, bytes | int] = {
+        "image": data,
+        "filename": ref.name.encode("utf-8", "surrogateescape"),
+    }
+    if picture.label != sources.NO_LABEL:
+        features["label"] = picture.label
+    return records.serialize_example(features)

@@ -1,0 +1,163 @@
+"""How fast a config's images come: `python -m sr3_jax.tools.benchmark --what=data --config=FILE`.
+
+Compares the training pipeline, without its cache, with the bound: the same images read, decoded
+and resized by as many threads, nothing else. Both in turn, so that what else the machine does hits
+both. docs/data.md has results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import resource
+import statistics
+import sys
+import time
+from concurrent import futures
+from typing import Any
+
+from sr3_jax import data_factory
+from sr3_jax.data import degrade, image_file, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Images per second, of each round; and what it took to get there.
+
+    Attributes:
+      bound: reading, decoding and both resizes, in threads that do nothing else.
+      pipeline: batches in the order of training.
+      cached: the same from memory, where the images fit `config.data.cache_gb`; else empty.
+      open_seconds: until the source was listed.
+      first_seconds: from there until the first batch.
+      memory_bytes: the most this process had in memory, before the source was opened and without
+        a cache of images since.
+    """
+
+    num_images: int
+    image_size: int
+    low_resolution: int
+    num_threads: int
+    bound: list[float]
+    pipeline: list[float]
+    cached: list[float]
+    open_seconds: float
+    first_seconds: float
+    memory_bytes: tuple[int, int]
+
+    @property
+    def share(self) -> float:
+        """Of the bound that the pipeline reaches: the median over the rounds' ratios."""
+        return statistics.median(
+            own / bound for own, bound in zip(self.pipeline, self.bound, strict=True)
+        )
+
+
+def measure(config: Any, images_per_round: int, repeats: int) -> Result:
+    """Times the images of `config`, over so many rounds of so many images."""
+    before = _peak_memory()
+    begin = time.perf_counter()
+    source = data_factory.training_source(config)
+    open_seconds = time.perf_counter() - begin
+    threads = config.data.num_threads or os.cpu_count() or 1
+    options = degrade.DegradeOptions(config.data.image_size, config.data.low_resolution)
+    batch_size = config.train.batch_size
+    num_batches = -(-images_per_round // batch_size)
+
+    uncached = config.copy_and_resolve_references()
+    uncached.data.cache_gb = 0.0
+    begin = time.perf_counter()
+    stream = data_factory.training_pipeline(uncached).training_batches()
+    next(stream)
+    first_seconds = time.perf_counter() - begin
+
+    def run_pipeline() -> float:
+        # What was made ahead during the other's turn does not count.
+        for _ in range(3):
+            next(stream)
+        begin = time.perf_counter()
+        for _ in range(num_batches):
+            next(stream)
+        return num_batches * batch_size / (time.perf_counter() - begin)
+
+    position = itertools.count()
+    with futures.ThreadPoolExecutor(threads) as pool:
+
+        def run_bound() -> float:
+            # Another stretch of the images each time, as in training.
+            chosen = [source[next(position) % len(source)] for _ in range(images_per_round)]
+            begin = time.perf_counter()
+            list(pool.map(lambda ref: _pair(ref, options), chosen))
+            return len(chosen) / (time.perf_counter() - begin)
+
+        run_bound()
+        rounds = [(run_bound(), run_pipeline()) for _ in range(repeats)]
+    getattr(stream, "close", lambda: None)()
+    memory_bytes = before, _peak_memory()
+    return Result(
+        num_images=len(source),
+        image_size=options.image_size,
+        low_resolution=options.low_resolution,
+        num_threads=threads,
+        bound=[bound for bound, _ in rounds],
+        pipeline=[own for _, own in rounds],
+        cached=_cached(config, len(source), repeats),
+        open_seconds=open_seconds,
+        first_seconds=first_seconds,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _cached(config: Any, num_images: int, repeats: int) -> list[float]:
+    """Images per second once all are in memory; nothing where they do not fit."""
+    of_pair = 3 * (config.data.image_size**2 + config.data.low_resolution**2)
+    if config.data.crop == "random" or num_images * of_pair > config.data.cache_gb * 2**30:
+        return []
+    stream = data_factory.training_pipeline(config).training_batches()
+    num_batches = -(-num_images // config.train.batch_size) + 2  # read ahead: two more
+    for _ in range(num_batches):
+        next(stream)
+    rates = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in range(num_batches):
+            next(stream)
+        rates.append(num_batches * config.train.batch_size / (time.perf_counter() - begin))
+    getattr(stream, "close", lambda: None)()
+    return rates
+
+
+def _pair(ref: sources.ImageRef, options: degrade.DegradeOptions) -> None:
+    try:
+        picture = ref.read()
+        degrade.make_pair_of(picture.image, picture.low_resolution, options, None)
+    except image_file.BadImageError:
+        pass  # the pipeline leaves it out, too, and says so
+
+
+def _peak_memory() -> int:
+    """The most that this process has had in memory so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def report(result: Result) -> str:
+    """The result as text."""
+
+    def line(name: str, rates: list[float]) -> str:
+        spread = f"({min(rates):.0f} to {max(rates):.0f})"
+        return f"  {name:9s}{statistics.median(rates):8.0f} images/s {spread}"
+
+    lines = [
+        f"{result.num_images} images to {result.image_size} and {result.low_resolution} pixels, "
+        f"{result.num_threads} threads",
+        f"  listed in {result.open_seconds:.2f} s, first batch after {result.first_seconds:.2f} s",
+        line("bound", result.bound) + ": read, decode, resize twice",
+        line("pipeline", result.pipeline) + f": {result.share:.0%} of the bound",
+    ]
+    if result.cached:
+        lines.append(line("cached", result.cached))
+    before, after = (size / 2**20 for size in result.memory_bytes)
+    lines.append(f"  memory   {after:8.0f} MiB, of which {before:.0f} before the source was opened")
+    return "\n".join(lines)

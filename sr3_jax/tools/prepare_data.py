@@ -1,0 +1,107 @@
+"""A folder of images to a few large files: `python -m sr3_jax.tools.prepare_data`.
+
+    python -m sr3_jax.tools.prepare_data --input=FOLDER --output=DIR --image_size=256
+
+reads every image once, keeps its largest central square at 256 pixels (by area, as training does,
+in PNG), and leaves TFRecord files that training opens at once and reads in any order
+(`--config.data.source=tfrecord --config.data.path=DIR`), with the same batches as from the folder.
+For folders of millions of files, and for buckets. It can be stopped at any time; the same command
+goes on. `--check` reads what is there again and compares checksums.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from concurrent import futures
+
+import tqdm
+from absl import app, flags
+from etils import epath
+
+from sr3_jax.data import folders, prepared
+
+_INPUT = flags.DEFINE_string("input", None, "Folder of images, at any depth.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the files.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Side of the squares kept; 0: the files as they are, for random crops.", 0
+)
+_IMAGES_PER_FILE = flags.DEFINE_integer("images_per_file", 1000, "At most.", 1)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0: one a core.", 0)
+_CHECK = flags.DEFINE_bool("check", False, "Compare the files of --output with their checksums.")
+
+
+def prepare(plan: prepared.Plan, num_workers: int) -> dict:
+    """Writes what is missing of `plan` in `num_workers` processes; returns the manifest."""
+    missing = prepared.begin(plan)
+    done = plan.num_files - len(missing)
+    with (
+        tqdm.tqdm(
+            total=len(plan.images),
+            initial=min(done * plan.images_per_file, len(plan.images)),
+            desc="prepare",
+            unit="image",
+            dynamic_ncols=True,
+            file=sys.stderr,
+        ) as bar,
+        # Not forked: threads of whoever calls this would not come along.
+        futures.ProcessPoolExecutor(
+            num_workers, multiprocessing.get_context("spawn"), _Worker.begin, (plan,)
+        ) as pool,
+    ):
+        tasks = [pool.submit(_Worker.write, part) for part in missing]
+        try:
+            for task in futures.as_completed(tasks):
+                bar.update(sum(task.result()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return prepared.finish(plan)
+
+
+class _Worker:
+    """A process that writes files; it gets the plan, with all names in it, once."""
+
+    plan: prepared.Plan
+
+    @classmethod
+    def begin(cls, plan: prepared.Plan) -> None:
+        """At its start."""
+        cls.plan = plan
+
+    @classmethod
+    def write(cls, part: int) -> tuple[int, int]:
+        """Writes one file."""
+        return prepared.write_file(cls.plan, part)
+
+
+def main(argv: list[str]) -> None:
+    """Prepares, or checks."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    if not _OUTPUT.value or not (_INPUT.value or _CHECK.value):
+        raise app.UsageError("--input=FOLDER and --output=DIR are needed")
+    output = epath.Path(_OUTPUT.value).expanduser()
+    try:
+        if _CHECK.value:
+            wrong = list(prepared.damaged_files(output))
+            print("\n".join(wrong) or f"{output} is whole")
+            sys.exit(1 if wrong else 0)
+        images = folders.folder(_INPUT.value)
+        plan = prepared.Plan(images, output, _IMAGE_SIZE.value, _IMAGES_PER_FILE.value)
+        manifest = prepare(plan, _NUM_WORKERS.value or os.cpu_count() or 1)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    print(
+        f"{manifest['count']} images in {len(manifest['files'])} files in {output}; left out: "
+        f"{manifest['too_small']} too small, {manifest['damaged']} damaged (skipped.txt)"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
