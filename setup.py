@@ -24,6 +24,10 @@ setuptools.setup(
         "clu>=0.0.12",
         "etils[epath]>=1.12",
         "flax>=0.12,<0.14",
+        "google-crc32c>=1.5",
+        "grain>=0.2.14",
+        # TFDS 4.9.10 needs it to prepare a data set, and does not say so.
+        "importlib_resources>=6.0",
         "jax>=0.10,<0.13",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
@@ -32,10 +36,11 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11.0",
         "scikit-image>=0.25",
+        "scipy>=1.13",
         # clu's writers import TensorBoard's summary protos and fail without it.
         "tensorboard>=2.20",
-        # TensorFlow only reads and decodes images here; the CPU build is a third of the size
-        # and cannot take an accelerator's memory away from JAX.
+        # Only for clu's writers and TFDS; the CPU build is a third of the size and cannot take an
+        # accelerator's memory away from JAX.
         "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from absl import logging
 from clu import metric_writers
 from etils import epath
 
-from sr3_jax import config_file, factory, models, parallel
+from sr3_jax import config_file, data_factory, factory, models, parallel
 from sr3_jax.evaluation import evaluator, pictures
 from sr3_jax.inference import files
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -25,6 +26,9 @@ from sr3_jax.training import step as training_step
 _NUM_REFINEMENT_PICTURES = 9
 _NUM_REFINED = 4
 _NUM_LOGGED_SAMPLES = 4
+
+# In the workdir: the images found when the run began.
+_INDEX = "index"
 
 
 def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
@@ -39,7 +43,8 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     layout = factory.layout(config)
     mesh = layout.mesh
     factory.inference_schedule(config)  # an unusable one should fail now, not after training
-    pipeline = factory.training_pipeline(config)
+    _list_images(config, workdir)
+    pipeline = data_factory.training_pipeline(config, workdir / _INDEX)
     _keep_config(config, workdir)
 
     checkpointer = checkpoint.Checkpointer(
@@ -56,15 +61,16 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
-        for batch in pipeline.training_batches(start_step):
-            yield parallel.to_global(batch, mesh)
+        with contextlib.closing(pipeline.training_batches(start_step)) as stream:
+            for batch in stream:
+                yield parallel.to_global(batch, mesh)
 
     shapes = training_step.batch_shapes(
         layout, options.batch_size, config.data.image_size, config.data.low_resolution
     )
     program = training_step.jit_train_step(train_step, layout, state)
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
-    validate = _validation(config, model, schedule, state.ema_params, mesh)
+    validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
     parallel.wait_for_all()
     writer = (
         metric_writers.SummaryWriter(str(workdir))
@@ -74,9 +80,12 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     flops_of_image = models.count_flops(model, config.data.image_size)
     hooks = loop.Hooks(
         validate=validate,
-        sample=_logged_samples(config, mesh),
+        sample=_logged_samples(config, workdir, mesh),
         learning_rate=factory.learning_rate(config),
-        num_skipped=lambda: len(pipeline.skipped),
+        counts=lambda: {
+            "images_damaged": len(pipeline.skipped) - pipeline.num_too_small,
+            "images_too_small": pipeline.num_too_small,
+        },
         flops_per_step=3 * flops_of_image * options.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
@@ -94,7 +103,10 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     Writes `evaluation/metrics.json`, `samples.png` and `refinement.png` in `workdir`.
     """
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    pipeline = factory.evaluation_pipeline(config, resolver.batch_size * jax.process_count())
+    _list_images(config, workdir)
+    pipeline = data_factory.evaluation_pipeline(
+        config, resolver.batch_size * jax.process_count(), index_dir=workdir / _INDEX
+    )
 
     steps = resolver.num_refinements(1)
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
@@ -161,6 +173,14 @@ def upscale(
     return len(report.failed)
 
 
+def _list_images(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Has process 0 list the images where no list is kept yet, and leave it to the others."""
+    if jax.process_index() == 0:
+        data_factory.training_source(config, workdir / _INDEX)
+        data_factory.evaluation_source(config, workdir / _INDEX)
+    parallel.wait_for_all()
+
+
 def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
     """Writes config.json; says what changed where the run goes on under another config."""
     path = workdir / "config.json"
@@ -193,7 +213,7 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
     return state
 
 
-def _validation(config, model, schedule, params, mesh) -> loop.Validate:
+def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
     """Mean loss on the held-out images, with noise that never changes; compiled at once."""
     loss = training_step.make_validation_loss(model, schedule, config.train.loss)
 
@@ -203,7 +223,7 @@ def _validation(config, model, schedule, params, mesh) -> loop.Validate:
         return loss(params, batch) * count, count
 
     batch_size = config.train.batch_size // config.train.accumulate_steps
-    pipeline = factory.evaluation_pipeline(config, batch_size)
+    pipeline = data_factory.evaluation_pipeline(config, batch_size, index_dir=workdir / _INDEX)
     size, low_resolution = pipeline.sizes
     layout = parallel.Layout(mesh)
     shapes = training_step.batch_shapes(layout, batch_size, size, low_resolution)
@@ -224,11 +244,12 @@ def _validation(config, model, schedule, params, mesh) -> loop.Validate:
 
 
 def _logged_samples(
-    config: factory.ConfigDict, mesh: jax.sharding.Mesh
+    config: factory.ConfigDict, workdir: epath.Path, mesh: jax.sharding.Mesh
 ) -> Callable[..., np.ndarray | None]:
     """Draws the first held-out images for the log, on process 0; compiled at the first call."""
-    pipeline = factory.evaluation_pipeline(
-        config, _NUM_LOGGED_SAMPLES, _NUM_LOGGED_SAMPLES, split=False
+    count = _NUM_LOGGED_SAMPLES
+    pipeline = data_factory.evaluation_pipeline(
+        config, count, count, split=False, index_dir=workdir / _INDEX
     )
     resolver: SuperResolver | None = None
 

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-# TensorFlow only feeds images here; what it says when it starts is of no use to anyone. That it
-# uses oneDNN it says whatever the level, and it needs it for nothing here.
+# TensorFlow only writes TensorBoard's files here (clu) and prepares TFDS's data sets; what it says
+# when it starts is of no use to anyone. That it uses oneDNN it says whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

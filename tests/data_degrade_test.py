@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from sr3_jax.data import degrade, image_file, sources
@@ -25,7 +26,7 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("size", "new_size"), [(64, 16), (96, 32), (100, 37), (512, 64)])
 def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
     image = _noise(size, size)
-    ours = degrade.resize_bicubic(image, new_size).numpy()
+    ours = degrade.resize_bicubic(image, new_size)
     for channel in range(3):
         plane = Image.fromarray(image[..., channel].astype(np.float32))
         pillow = np.asarray(plane.resize((new_size, new_size), Image.Resampling.BICUBIC))
@@ -36,34 +37,45 @@ def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
 def test_area_is_the_mean_of_each_block(size, factor):
     image = _noise(size * factor, size * factor)
     blocks = image.reshape(size, factor, size, factor, 3).mean((1, 3), dtype=np.float64)
-    np.testing.assert_allclose(degrade.resize_area(image, size).numpy(), blocks, atol=1e-3)
+    np.testing.assert_allclose(degrade.resize_area(image, size), blocks, atol=1e-3)
 
 
 @pytest.mark.parametrize("side", [65, 97, 200])
 def test_area_keeps_the_mean_for_any_factor(side):
     image = _noise(side, side)
-    resized = degrade.resize_area(image, 64).numpy()
+    resized = degrade.resize_area(image, 64)
     np.testing.assert_allclose(resized.mean((0, 1)), image.mean((0, 1)), atol=2e-2)
+
+
+@pytest.mark.parametrize(("side", "size", "low"), [(375, 256, 64), (130, 128, 16), (64, 64, 8)])
+def test_pairs_are_tensorflows_but_for_ties(side, size, low):
+    crop = _noise(side, side)
+    high = np.rint(tf.image.resize(crop, (size, size), method="area").numpy())
+    expected = tf.image.resize(high, (low, low), method="bicubic", antialias=True).numpy()
+    found_high, found_low = degrade.make_pair(crop, size, low)
+    for found, exact in ((found_high, high), (found_low, np.clip(np.rint(expected), 0, 255))):
+        different = found != exact
+        assert np.mean(different) < 1e-3 and np.abs(found - exact).max() <= 1
 
 
 def test_pair_is_rounded_and_clipped_bytes_of_the_resized_crop():
     crop = np.where(_noise(96, 96) < 128, 0, 255).astype(np.uint8)
-    high, low = (x.numpy() for x in degrade.make_pair(crop, 32, 8))
+    high, low = degrade.make_pair(crop, 32, 8)
     assert high.dtype == low.dtype == np.uint8
     assert high.shape == (32, 32, 3) and low.shape == (8, 8, 3)
-    assert np.abs(high - degrade.resize_area(crop, 32).numpy()).max() <= 0.501
+    assert np.abs(high - degrade.resize_area(crop, 32)).max() <= 0.501
     # The low resolution is made of the 8-bit high resolution, not of the crop.
-    exact = np.clip(degrade.resize_bicubic(high, 8).numpy(), 0, 255)
+    exact = np.clip(degrade.resize_bicubic(high, 8), 0, 255)
     assert np.abs(low - exact).max() <= 0.501
 
 
 def test_bicubic_overshoot_is_clipped_not_wrapped():
     step = np.zeros((32, 32, 3), np.uint8)
     step[:, 16:] = 255
-    overshoot = degrade.resize_bicubic(step, 8).numpy()
+    overshoot = degrade.resize_bicubic(step, 8)
     assert overshoot.min() < -1 and overshoot.max() > 256
     _, low = degrade.make_pair(step, 32, 8)
-    low = low.numpy().astype(int)
+    low = low.astype(int)
     assert (np.diff(low, axis=1) >= 0).all() and low.min() == 0 and low.max() == 255
 
 
@@ -90,7 +102,7 @@ def test_both_sizes_cover_the_same_central_square(shape):
     high, low = degrade.make_pair(image[top:bottom, left:right], 64, 16)
     for made in (high, low):
         # In high-resolution pixels, of which there are 64 a side.
-        shift = 64 * (_centroid(made.numpy()) - [0.4, 0.55])
+        shift = 64 * (_centroid(made) - [0.4, 0.55])
         assert np.abs(shift).max() < 0.05, shift
 
 
@@ -159,13 +171,20 @@ def test_cmyk_jpeg():
     np.testing.assert_allclose(decoded, np.broadcast_to([255, 0, 0], (16, 16, 3)), atol=3)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame_of_an_animation(file_format):
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_animations_are_refused_and_single_frames_are_not(file_format):
     first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
     data = _encode(first, file_format, save_all=True, append_images=[second])
-    np.testing.assert_allclose(
-        image_file.decode(data), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3
-    )
+    with pytest.raises(image_file.BadImageError, match="animation of 2 frames"):
+        image_file.decode(data)
+    alone = image_file.decode(_encode(first, file_format))
+    np.testing.assert_allclose(alone, np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3)
+
+
+def test_the_first_page_of_a_tiff_is_the_image():
+    first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("L", (2, 2), 0)
+    data = _encode(first, "TIFF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(image_file.decode(data), np.broadcast_to([255, 0, 0], (8, 8, 3)))
 
 
 def test_broken_data_gives_a_short_reason():
@@ -200,12 +219,12 @@ def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
     exif[0x0112] = 3
     path = tmp_path / "a.png"
     Image.fromarray(np.ascontiguousarray(upright[::-1, ::-1])).save(path, exif=exif)
-    ref = sources.ImageRef("a", str(path), (2, 3, 12, 9))
-    np.testing.assert_array_equal(image_file.read_image(ref), upright[3:9, 2:12])
+    ref = sources.FileRef("a", str(path), (2, 3, 12, 9))
+    np.testing.assert_array_equal(ref.read().image, upright[3:9, 2:12])
     with pytest.raises(image_file.BadImageError, match="not inside the 30x20 image"):
-        image_file.read_image(sources.ImageRef("a", str(path), (0, 0, 20, 30)))
+        sources.FileRef("a", str(path), (0, 0, 20, 30)).read()
     with pytest.raises(image_file.BadImageError, match="no such file"):
-        image_file.read_image(sources.ImageRef("b", str(tmp_path / "b.png")))
+        sources.FileRef("b", str(tmp_path / "b.png")).read()
 
 
 def test_too_small_names_both_sizes():
@@ -255,6 +274,6 @@ def test_shared_photographs_decode():
     if not paths:
         pytest.skip(f"no shared images in {_SHARED}")
     for path in paths:
-        image = image_file.read_image(sources.ImageRef(path.name, str(path)))
+        image = sources.FileRef(path.name, str(path)).read().image
         degrade.check_size(image, 256)
         assert np.ptp(image) > 100

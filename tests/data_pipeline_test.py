@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax.data import degrade, image_file, sources
-from sr3_jax.data.pipeline import Pipeline
+from sr3_jax.data import degrade, folders, sources
+from sr3_jax.data.pipeline import Pipeline, TooManyBadError
 
 _CENTRAL = degrade.DegradeOptions(16, 4)
 _RANDOM = degrade.DegradeOptions(16, 4, crop="random")
@@ -24,7 +24,7 @@ def source(tmp_path_factory):
     for i in range(7):
         noise = rng.integers(0, 30, (20 + 3 * i, 40 - 2 * i, 3))
         Image.fromarray((noise + 30 * i).astype(np.uint8)).save(root / f"{i}.png")
-    return sources.folder(root)
+    return folders.folder(root)
 
 
 def _take(batches, count):
@@ -47,6 +47,7 @@ def test_shapes_and_types(source):
         "low_resolution": ("uint8", (6, 4, 4, 3)),
         "weight": ("float32", (6,)),
         "index": ("int32", (6,)),
+        "label": ("int32", (6,)),
     }
 
 
@@ -80,16 +81,20 @@ def test_a_very_late_step_is_reached_at_once(source):
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_slices_of_all_processes_make_up_the_global_batches(source, evaluation):
+@pytest.mark.parametrize("count", [2, 4])
+def test_slices_of_any_number_of_processes_make_up_the_global_batches(source, evaluation, count):
+    """From a step on: whoever restarts with other processes goes on with the same examples."""
+
     def batches(**kwargs):
         pipeline = Pipeline(source, _RANDOM, batch_size=4, seed=2, **kwargs)
         return _take(
             pipeline.evaluation_batches() if evaluation else pipeline.training_batches(3), 5
         )
 
-    parts = [batches(process_index=i, process_count=2) for i in range(2)]
+    parts = [batches(process_index=i, process_count=count) for i in range(count)]
     joined = [
-        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
+        {key: np.concatenate([part[key] for part in rows]) for key in rows[0]}
+        for rows in zip(*parts, strict=True)
     ]
     _assert_equal(joined, batches())
 
@@ -118,7 +123,7 @@ def test_evaluation_covers_each_image_once_in_order_by_central_crops(source):
     low = np.concatenate([batch["low_resolution"] for batch in batches])
     assert not high[7].any() and not low[7].any()
     for i, ref in enumerate(source):
-        image = image_file.read_image(ref)
+        image = ref.read().image
         left, top, right, bottom = degrade.central_box(*image.shape[:2])
         expected = degrade.make_pair(image[top:bottom, left:right], 16, 4)
         np.testing.assert_array_equal(high[i], expected[0])
@@ -137,9 +142,10 @@ def test_evaluating_twice_gives_the_same_with_and_without_cache(source):
 
 def test_cache_serves_images_whose_file_is_gone(tmp_path):
     Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / "a.png")
+    pair = 3 * (16 * 16 + 4 * 4)
     kept, not_kept = (
-        Pipeline(sources.folder(tmp_path), _CENTRAL, batch_size=1, cache_bytes=size)
-        for size in (20 * 20 * 3, 20 * 20 * 3 - 1)
+        Pipeline(folders.folder(tmp_path), _CENTRAL, batch_size=1, cache_bytes=size)
+        for size in (pair, pair - 1)
     )
     for pipeline in (kept, not_kept):
         assert list(pipeline.evaluation_batches())[0]["weight"] == [1]
@@ -151,47 +157,89 @@ def test_cache_serves_images_whose_file_is_gone(tmp_path):
 
 @pytest.fixture
 def partly_bad_folder(tmp_path):
+    """Three good images, and every kind of bad one."""
     good = Image.effect_noise((40, 30), 50).convert("RGB")
     good.save(tmp_path / "good.jpg")
+    good.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 20), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "16_bit.png")
     (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:500])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not an image")
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "animated.gif").rename(tmp_path / "animated.png")
     good.resize((15, 30)).save(tmp_path / "small.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "1x1.png")
+    Image.new("L", (20_000, 15)).save(tmp_path / "wide.png")
+    # So many pixels that Pillow takes it for an attack.
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
     return tmp_path
+
+
+_GOOD = {"good.jpg", "cmyk.jpg", "16_bit.png"}
+_TOO_SMALL = {"small.png", "1x1.png", "wide.png"}
+_DAMAGED = {"truncated.jpg", "empty.png", "text.png", "animated.png", "huge.png"}
 
 
 def test_unusable_images_keep_their_row_with_weight_0_and_are_counted_once(
     partly_bad_folder, caplog
 ):
-    source = sources.folder(partly_bad_folder)
-    pipeline = Pipeline(source, _RANDOM, batch_size=5)
+    source = folders.folder(partly_bad_folder)
+    pipeline = Pipeline(source, _RANDOM, batch_size=11)
     with caplog.at_level("WARNING", logger="absl"):
         batches = _take(pipeline.training_batches(), 3)
     for batch in batches:
-        np.testing.assert_array_equal(np.sort(batch["index"]), np.arange(5))
-        good = batch["index"] == [ref.name for ref in source].index("good.jpg")
+        np.testing.assert_array_equal(np.sort(batch["index"]), np.arange(11))
+        good = np.isin([source[i].name for i in batch["index"]], list(_GOOD))
         np.testing.assert_array_equal(batch["weight"], good.astype(np.float32))
         assert not batch["high_resolution"][~good].any()
-        assert batch["high_resolution"][good].any()
-    assert set(pipeline.skipped) == {"truncated.jpg", "empty.png", "text.png", "small.png"}
-    assert pipeline.num_too_small == 1
+        assert batch["high_resolution"][good].any((1, 2, 3)).all()
+    assert set(pipeline.skipped) == _DAMAGED | _TOO_SMALL
+    assert pipeline.num_too_small == 3
     assert pipeline.skipped["small.png"] == "too small: 15x30, need at least 16"
+    assert pipeline.skipped["wide.png"] == "too small: 20000x15, need at least 16"
     for name in pipeline.skipped:
-        assert sum(name in record.getMessage() for record in caplog.records) == 1
+        assert sum(f"image {name}: " in record.getMessage() for record in caplog.records) == 1
+
+
+def test_more_damaged_images_than_allowed_end_the_run_with_their_names(partly_bad_folder):
+    source = folders.folder(partly_bad_folder)
+    allowed = Pipeline(source, _RANDOM, batch_size=11, max_bad_share=5 / 11)
+    assert len(_take(allowed.training_batches(), 3)) == 3
+    for batches in ("training_batches", "evaluation_batches"):
+        pipeline = Pipeline(source, _RANDOM, batch_size=11, max_bad_share=4.9 / 11)
+        with pytest.raises(TooManyBadError, match="5 of 11 images are damaged, more than") as info:
+            _take(getattr(pipeline, batches)(), 3)
+        assert all(name in str(info.value) for name in _DAMAGED)
+        assert not any(name in str(info.value) for name in _TOO_SMALL)
+
+
+def test_a_file_deleted_during_training_is_skipped_from_then_on(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20, 20), (i, i, i)).save(tmp_path / f"{i}.png")
+    pipeline = Pipeline(folders.folder(tmp_path), _CENTRAL, batch_size=4, cache_bytes=0)
+    batches = pipeline.training_batches()
+    assert next(batches)["weight"].all()
+    (tmp_path / "2.png").unlink()
+    after = _take(batches, 8)[-1]  # past what was read ahead
+    np.testing.assert_array_equal(after["weight"], after["index"] != 2)
+    assert "no such file" in pipeline.skipped["2.png"]
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_a_source_with_nothing_usable_is_an_error_that_says_so(partly_bad_folder, evaluation):
-    (partly_bad_folder / "good.jpg").unlink()
-    pipeline = Pipeline(sources.folder(partly_bad_folder), _CENTRAL, batch_size=2)
+    for name in _GOOD:
+        (partly_bad_folder / name).unlink()
+    pipeline = Pipeline(folders.folder(partly_bad_folder), _CENTRAL, batch_size=2)
     batches = pipeline.evaluation_batches() if evaluation else pipeline.training_batches()
-    with pytest.raises(ValueError, match="no usable image.*all 4 images.*small.png: too small"):
+    with pytest.raises(ValueError, match=r"no usable image.*all 8 images tried of 8.*\.png: "):
         _take(batches, 20)
 
 
 def test_other_errors_surface_as_they_are(source, tmp_path):
     # A folder where a file should be stands for any trouble with reading, such as the network.
-    refs = [*source, sources.ImageRef("folder", str(tmp_path))]
+    refs = [*source, sources.FileRef("folder", str(tmp_path))]
     with pytest.raises(IsADirectoryError):
         list(Pipeline(refs, _CENTRAL, batch_size=2).evaluation_batches())
 
@@ -212,11 +260,9 @@ def test_invalid_arguments_name_the_value(source, kwargs, message):
         Pipeline(source, _CENTRAL, **({"batch_size": 2} | kwargs))
 
 
-def test_empty_or_ambiguous_sources_and_negative_steps_are_refused(source):
+def test_empty_sources_and_negative_steps_are_refused(source):
     with pytest.raises(ValueError, match="no image"):
         Pipeline([], _CENTRAL, batch_size=2)
-    with pytest.raises(ValueError, match="7 names.*repeated"):
-        Pipeline([*source, *source], _CENTRAL, batch_size=2)
     with pytest.raises(ValueError, match="start_step is -1"):
         Pipeline(source, _CENTRAL, batch_size=2).training_batches(-1)
 

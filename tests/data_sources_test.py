@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from sr3_jax.data import sources
+from sr3_jax.data import folders, sources
 
 
 def _write_image(path: pathlib.Path) -> None:
@@ -85,7 +85,7 @@ def test_folder_finds_images_at_any_depth_in_the_order_of_their_names(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     for name in [".hidden.png", ".git/x.png", "a/.thumbs/deep/x.png"]:
         _write_image(tmp_path / name)
-    refs = sources.folder(tmp_path)
+    refs = folders.folder(tmp_path)
     names = [ref.name for ref in refs]
     assert names == sorted(
         ["b.png", "a/z.JPG", "a/b/c.TiFF", "a.webp", "a/y.jpeg", "z.bmp", "q.tif"]
@@ -97,22 +97,22 @@ def test_folder_finds_images_at_any_depth_in_the_order_of_their_names(tmp_path):
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.*does not exist"):
-        sources.folder(tmp_path / "nowhere")
+        folders.folder(tmp_path / "nowhere")
 
 
 def test_file_instead_of_folder_is_named_with_its_folder(tmp_path):
     _write_image(tmp_path / "a.png")
     with pytest.raises(NotADirectoryError, match=r"a\.png.*is a file"):
-        sources.folder(tmp_path / "a.png")
+        folders.folder(tmp_path / "a.png")
 
 
 def test_folder_without_images_says_what_it_holds(tmp_path):
     with pytest.raises(ValueError, match="found no file at all"):
-        sources.folder(tmp_path)
+        folders.folder(tmp_path)
     for name in ["a.npy", "b.npy", "c.txt", ".d.png"]:
         (tmp_path / name).write_text("x")
     with pytest.raises(
         ValueError, match=r"4 other files \(2 \.npy, 1 \S+, 1 \S+\).*\.webp"
     ) as info:
-        sources.folder(tmp_path)
+        folders.folder(tmp_path)
     assert str(tmp_path) in str(info.value)

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from sr3_jax import factory, jobs
+from sr3_jax import data_factory, jobs
 from sr3_jax.training import checkpoint, loop
 
 COMMAND = [sys.executable, "-m", "sr3_jax.main"]
@@ -73,7 +73,8 @@ def test_the_log_has_every_number(workdir):
         "learning_rate",
         "images_per_second",
         "flops_per_second",
-        "images_skipped",
+        "images_damaged",
+        "images_too_small",
     ):
         assert set(scalars[tag]) == {2, 4, 6, 8}, tag
         assert all(math.isfinite(value) for value in scalars[tag].values()), tag
@@ -117,6 +118,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
         Image.fromarray(pixels).save(images / f"{i}.png")
     (images / "broken.png").write_bytes(b"no image")
     config.data.update(source="folder", path=str(images), num_eval_images=3, crop="central")
+    config.data.max_bad_share = 0.5
     config.model.update(dtype="bfloat16", remat=True, bottleneck_attention=True)
     config.train.update(accumulate_steps=2, loss="l2", num_steps=2)
     config.train.num_decay_steps = 0
@@ -129,6 +131,6 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     assert scores["sr3"]["n"] in (2, 3)
     state = small_run.read_checkpoint(workdir, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
-    train, held_out = factory.training_source(config), factory.evaluation_source(config)
+    train, held_out = data_factory.training_source(config), data_factory.evaluation_source(config)
     assert len(held_out) == 3 and len(train) == 7
     assert not {i.name for i in train} & {i.name for i in held_out}

@@ -1,10 +1,11 @@
 """Images in, batches of (high resolution, low resolution) pairs out.
 
-`sources` lists images, `image_file` reads one, `degrade` makes its pair, `pipeline` the batches.
-This package is the only place that imports TensorFlow, and only `degrade` and `pipeline` do, so
-`import sr3_jax.data` and `sr3_jax.data.sources` work where TensorFlow is not installed.
+`sources`, `folders`, `records` and `tfds_source` know where images are, `image_file` decodes one,
+`degrade` makes its pair, `pipeline` the batches. This package is the only place that imports
+TensorFlow, and only `tfds_source` does.
 """
 
-from sr3_jax.data.sources import ImageRef, folder, photos
+from sr3_jax.data.folders import folder
+from sr3_jax.data.sources import FileRef, ImageRef, photos
 
-__all__ = ["ImageRef", "folder", "photos"]
+__all__ = ["FileRef", "ImageRef", "folder", "photos"]

@@ -8,11 +8,15 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from sr3_jax.data import atomic
-from sr3_jax.data.sources import ImageRef
+
+# (left, top, right, bottom) in pixels.
+Box = tuple[int, int, int, int]
 
 # A list, since some of Pillow's other readers run external programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
+# In others (a phone's JPEG, TIFF) what follows the first image is a preview or another page.
+_ANIMATED = ("GIF", "PNG", "WEBP")
 
 # Images of other formats come back as PNG, under their name with .png appended.
 _WRITERS = {
@@ -30,8 +34,12 @@ class BadImageError(ValueError):
     """The image cannot be used; the message is a short reason."""
 
 
-def read_image(ref: ImageRef) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads, decodes and cuts one image of a source.
+def read_file(path: str, box: Box | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads, decodes and cuts one image file.
+
+    Args:
+        path: local, or any URL that `etils.epath` reads.
+        box: what to cut out of the upright image; None for all of it.
 
     Raises:
         BadImageError: missing file, see `decode`, or a box that is not inside the image.
@@ -39,16 +47,16 @@ def read_image(ref: ImageRef) -> UInt8[np.ndarray, "height width 3"]:
             about the image.
     """
     try:
-        data = epath.Path(ref.path).read_bytes()
+        data = epath.Path(path).read_bytes()
     except FileNotFoundError as e:
-        raise BadImageError(f"no such file: {ref.path}") from e
+        raise BadImageError(f"no such file: {path}") from e
     image = decode(data)
-    if ref.box is None:
+    if box is None:
         return image
-    left, top, right, bottom = ref.box
+    left, top, right, bottom = box
     height, width = image.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise BadImageError(f"box {ref.box} is not inside the {width}x{height} image")
+        raise BadImageError(f"box {box} is not inside the {width}x{height} image")
     # A copy, so that the whole image can be freed.
     return image[top:bottom, left:right].copy()
 
@@ -58,19 +66,23 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
     The EXIF orientation is applied and transparency is composited over white. 16-bit grey is scaled
     to 8 bits (65535 becomes 255). Colour profiles are ignored: CMYK is converted by Pillow's plain
-    formula and everything else is taken as sRGB. Of an animation the first frame is taken.
+    formula and everything else is taken as sRGB. An animation is refused, since which of its
+    frames is meant cannot be known.
 
     Args:
         data: content of a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
     Raises:
         BadImageError: with a short reason, where the data is empty, no image, broken, truncated,
-            larger than Pillow's decompression bomb limit, or of a pixel type without a range.
+            larger than Pillow's decompression bomb limit, animated, or of a pixel type without
+            a range.
     """
     if not data:
         raise BadImageError("empty file (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+            if file.format in _ANIMATED and getattr(file, "n_frames", 1) > 1:
+                raise BadImageError(f"an animation of {file.n_frames} frames; save one of them")
             file.load()
             return _to_rgb(ImageOps.exif_transpose(file))
     except (BadImageError, MemoryError):

@@ -3,36 +3,39 @@
 Row i of the global batch at step n is example p = n * batch_size + i of an endless stream, whose
 epoch is p // len(source). Each epoch is a permutation of the source, and p also seeds the crop.
 So resuming at any step costs nothing and needs no iterator state, and the stream is the same for
-every number of processes and threads. (It is not promised to be the same across versions of
-TensorFlow, whose `index_shuffle` makes the permutations.)
+every number of processes and threads. (It is not promised to be the same across versions of Grain,
+whose `index_shuffle` makes the permutations, and of NumPy, which makes the crops.)
 
 An image that cannot be used keeps its row, with weight 0, so it shifts nothing.
 """
 
-import atexit
-import contextlib
 import functools
 import os
+import sys
 import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
+import grain
 import numpy as np
-import tensorflow as tf
 from absl import logging
-from jaxtyping import Float32, Int32, Num, UInt8
+from grain.experimental import index_shuffle
+from jaxtyping import Float32, Float64, Int32, UInt8
 
-from sr3_jax.data import degrade, image_file
-from sr3_jax.data.sources import ImageRef
-
-# So many examples that no run ends, few enough for int64 arithmetic.
-_ENDLESS = 2**60
+from sr3_jax.data import degrade, image_file, sources
 
 # With no usable image among so many, the source as a whole is at fault; a large one would take
 # hours to read to the end.
 _MAX_TRIES = 1000
+
+# Batches that are made ahead of the one asked for.
+_BATCHES_AHEAD = 2
+
+_MOST_ROWS_TOGETHER = 8
+
+# Of Grain's permutation, which takes seeds of 32 bits; four rounds are its own default.
+_SHUFFLE_ROUNDS = 4
 
 
 class Batch(TypedDict):
@@ -43,25 +46,42 @@ class Batch(TypedDict):
         low_resolution: RGB, of the same square of the picture.
         weight: 1 for a real image, 0 for an unusable image or padding.
         index: position of the image in the source; -1 for padding.
+        label: of the image's class; -1 where it has none, and in rows of weight 0.
     """
 
     high_resolution: UInt8[np.ndarray, "batch image_size image_size 3"]
     low_resolution: UInt8[np.ndarray, "batch low_resolution low_resolution 3"]
     weight: Float32[np.ndarray, " batch"]
     index: Int32[np.ndarray, " batch"]
+    label: Int32[np.ndarray, " batch"]
+
+
+class TooManyBadError(ValueError):
+    """More images of a source are damaged than the user allows."""
+
+
+class _Pair(NamedTuple):
+    """What a row of a batch is made of."""
+
+    high_resolution: UInt8[np.ndarray, "image_size image_size 3"]
+    low_resolution: UInt8[np.ndarray, "low_resolution low_resolution 3"]
+    label: int
 
 
 class Pipeline:
     """Makes the batches of one source.
 
-    Decoded images stay in memory as far as `cache_bytes` goes, for every batch this object makes.
+    What is read stays in memory as far as `cache_bytes` goes, for every batch this object makes:
+    pairs of central crops, whole images where crops are random. Besides that, a batch for each of
+    `_BATCHES_AHEAD`, and a decoded image for each thread.
+
     Unusable images (missing, broken, too small) are logged once, with name and reason, and kept in
     `skipped`; of those, this process knows only the ones it has met.
     """
 
     def __init__(
         self,
-        source: Sequence[ImageRef],
+        source: sources.Source,
         options: degrade.DegradeOptions,
         *,
         batch_size: int,
@@ -69,6 +89,7 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
         cache_bytes: int = 1 << 30,
+        max_bad_share: float = 1.0,
         num_threads: int | None = None,
     ) -> None:
         """Checks the arguments; reads no image yet.
@@ -80,16 +101,16 @@ class Pipeline:
             seed: of order and crops, in [0, 2**31).
             process_index: which contiguous slice of every global batch is made here.
             process_count: number of slices; divides `batch_size`.
-            cache_bytes: most memory to spend on decoded images; 0 for none.
+            cache_bytes: most memory to spend on what was read; 0 for none.
+            max_bad_share: of the source: with more damaged images than that, iterating is an
+                error. Images that are only too small do not count.
             num_threads: threads that decode and resize; None for one a core.
 
         Raises:
-            ValueError: empty source, repeated name in it, or a number outside its range.
+            ValueError: empty source, or a number outside its range.
         """
         if not source:
             raise ValueError("the source has no image")
-        if repeated := len(source) - len({ref.name for ref in source}):
-            raise ValueError(f"{repeated} names in the source are repeated; make them unique")
         if process_count < 1 or not 0 <= process_index < process_count:
             raise ValueError(
                 f"process_index is {process_index} and process_count {process_count}; "
@@ -100,9 +121,10 @@ class Pipeline:
                 f"batch_size is {batch_size}; it must be a positive multiple of "
                 f"process_count, {process_count}"
             )
-        # TensorFlow's stateless generators drop the upper bits of a 64-bit seed without a word.
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}; it must be in [0, 2**31)")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is {max_bad_share}; it must be in [0, 1]")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None")
         self._source = source
@@ -111,10 +133,11 @@ class Pipeline:
         self._local_batch_size = batch_size // process_count
         self._first_row = process_index * self._local_batch_size
         self._seed = seed
+        self._max_bad_share = max_bad_share
         self._num_threads = num_threads or os.cpu_count() or 1
-        # Guards the fields below, which the threads of tf.data share.
+        # Guards the fields below, which the threads share.
         self._lock = threading.Lock()
-        self._cache: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
+        self._cache: dict[int, _Pair | sources.Picture] = {}
         self._free_cache_bytes = cache_bytes
         self._unusable: dict[int, image_file.BadImageError] = {}
         self._found_usable = False
@@ -144,14 +167,15 @@ class Pipeline:
             return sum(isinstance(e, degrade.TooSmallError) for e in self._unusable.values())
 
     def training_batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """The endless stream, from step `start_step` on.
+        """The endless stream, from step `start_step` on; `close()` ends its threads.
 
         Raises:
             ValueError: negative `start_step`; while iterating, if no image is usable.
+            TooManyBadError: while iterating.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}; it must not be negative")
-        return self._batches(start_step, _ENDLESS // self._batch_size, self._training_example)
+        return self._batches(start_step, sys.maxsize // self._batch_size, self._training_row)
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """One pass in the order of the source, with central crops whatever the options say.
@@ -161,162 +185,138 @@ class Pipeline:
 
         Raises:
             ValueError: while iterating, if no image is usable.
+            TooManyBadError: while iterating.
         """
         num_steps = -(-len(self._source) // self._batch_size)
-        return self._batches(0, num_steps, self._evaluation_example)
+        return self._batches(0, num_steps, self._evaluation_row)
 
     def _batches(
-        self,
-        start_step: int,
-        end_step: int,
-        example: Callable[[tf.Tensor, list[Exception]], dict[str, tf.Tensor]],
+        self, start_step: int, end_step: int, row: Callable[[int], dict[str, np.ndarray]]
     ) -> Iterator[Batch]:
-        # What a thread raised: TensorFlow itself only passes on the text of an exception.
-        errors: list[Exception] = []
         size = self._local_batch_size
+        together = _rows_together(size, self._num_threads)
+        parts = size // together
 
-        @tf.autograph.experimental.do_not_convert
-        def row(k: tf.Tensor) -> dict[str, tf.Tensor]:
-            position = k // size * self._batch_size + self._first_row + k % size
-            return example(position, errors)
+        def some_rows(k: int) -> dict[str, np.ndarray]:
+            step, part = divmod(k, parts)
+            first = step * self._batch_size + self._first_row + part * together
+            return _stacked([row(first + i) for i in range(together)])
 
-        dataset = tf.data.Dataset.range(start_step * size, end_step * size)
-        dataset = dataset.map(row, num_parallel_calls=self._num_threads, deterministic=True)
-        dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = self._num_threads
-        # The threads work on different rows; more threads inside one operation only get in the way.
-        options.threading.max_intra_op_parallelism = 1
-        options.autotune.enabled = False
-        batches = _iterate(dataset.with_options(options), errors)
-        _live_iterators.add(batches)
-        return batches
+        def join(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: rows.reshape(size, *rows.shape[2:]) for name, rows in batch.items()}
 
-    def _training_example(
-        self, position: tf.Tensor, errors: list[Exception]
-    ) -> dict[str, tf.Tensor]:
+        dataset = grain.MapDataset.range(start_step * parts, end_step * parts).map(some_rows)
+        reading = grain.ReadOptions(
+            num_threads=self._num_threads, prefetch_buffer_size=_BATCHES_AHEAD * parts
+        )
+        return iter(dataset.to_iter_dataset(reading).batch(parts).map(join))
+
+    def _training_row(self, position: int) -> dict[str, np.ndarray]:
         count = len(self._source)
-        index = tf.random.experimental.index_shuffle(
-            position % count, tf.stack([np.int64(self._seed), position // count]), count - 1
+        epoch, place = divmod(position, count)
+        index = index_shuffle(
+            place, max_index=count - 1, seed=_epoch_seed(self._seed, epoch), rounds=_SHUFFLE_ROUNDS
         )
-        # A named algorithm, as the default one may depend on the machine.
-        uniforms = tf.random.stateless_uniform(
-            [3], tf.stack([np.int64(self._seed), position]), alg="philox"
-        )
-        return self._example(index, uniforms, self._options.crop == "random", errors)
+        uniforms = None
+        if self._options.crop == "random":
+            uniforms = np.random.default_rng((self._seed, position)).random(3)
+        return self._row(index, uniforms)
 
-    def _evaluation_example(
-        self, position: tf.Tensor, errors: list[Exception]
-    ) -> dict[str, tf.Tensor]:
-        index = tf.where(position < len(self._source), position, np.int64(-1))
-        return self._example(index, tf.zeros([3]), False, errors)
+    def _evaluation_row(self, position: int) -> dict[str, np.ndarray]:
+        return self._row(position if position < len(self._source) else -1, None)
 
-    def _example(
-        self, index: tf.Tensor, uniforms: tf.Tensor, random: bool, errors: list[Exception]
-    ) -> dict[str, tf.Tensor]:
-        crop, weight = tf.numpy_function(
-            functools.partial(self._crop, random=random, errors=errors),
-            [index, uniforms],
-            [tf.uint8, tf.float32],
-        )
-        # numpy_function loses the shapes.
-        crop = tf.ensure_shape(crop, [None, None, 3])
-        weight = tf.ensure_shape(weight, [])
-        high_resolution, low_resolution = degrade.make_pair(
-            crop, self._options.image_size, self._options.low_resolution
-        )
+    def _row(self, index: int, uniforms: Float64[np.ndarray, "3"] | None) -> dict[str, np.ndarray]:
+        pair = self._pair(index, uniforms) if index >= 0 else None
+        high, low = self.sizes
+        blank = _Pair(_black(high), _black(low), sources.NO_LABEL)
+        chosen = pair or blank
         return {
-            "high_resolution": high_resolution,
-            "low_resolution": low_resolution,
-            "weight": weight,
-            "index": tf.cast(index, tf.int32),
+            "high_resolution": chosen.high_resolution,
+            "low_resolution": chosen.low_resolution,
+            "weight": np.float32(pair is not None),
+            "index": np.int32(index),
+            "label": np.int32(chosen.label),
         }
 
-    def _crop(
-        self,
-        index: np.int64,
-        uniforms: Num[np.ndarray, "3"],
-        *,
-        random: bool,
-        errors: list[Exception],
-    ) -> tuple[UInt8[np.ndarray, "side side 3"], np.float32]:
-        """The crop of one image and its weight; this, and what it calls, runs in many threads."""
-        try:
-            image = self._image(int(index)) if index >= 0 else None
-        except Exception as e:
-            errors.append(e)
-            raise
-        if image is None:
-            size = self._options.image_size
-            return np.zeros((size, size, 3), np.uint8), np.float32(0)
-        if not random:
-            left, top, right, bottom = degrade.central_box(*image.shape[:2])
-            return image[top:bottom, left:right], np.float32(1)
-        box = degrade.random_box(*image.shape[:2], self._options, uniforms)
-        left, top, right, bottom = box
-        return image[top:bottom, left:right], np.float32(1)
-
-    def _image(self, index: int) -> UInt8[np.ndarray, "height width 3"] | None:
-        """The whole image, or None if it is unusable."""
+    def _pair(self, index: int, uniforms: Float64[np.ndarray, "3"] | None) -> _Pair | None:
+        """One image's pair, or None if it is unusable; runs in many threads at once."""
         with self._lock:
             if index in self._unusable:
                 return None
-            if index in self._cache:
-                return self._cache[index]
+            kept = self._cache.get(index)
+        if isinstance(kept, _Pair):
+            return kept
         try:
-            image = image_file.read_image(self._source[index])
-            degrade.check_size(image, self._options.image_size)
-        except image_file.BadImageError as e:
-            self._skip(index, e)
+            picture = kept or self._source[index].read()
+            high, low = degrade.make_pair_of(
+                picture.image, picture.low_resolution, self._options, uniforms
+            )
+        except image_file.BadImageError as error:
+            self._skip(index, error)
             return None
+        pair = _Pair(high, low, picture.label)
+        self._keep(index, picture if self._options.crop == "random" else pair)
+        return pair
+
+    def _keep(self, index: int, value: _Pair | sources.Picture) -> None:
+        size = sum(part.nbytes for part in value if isinstance(part, np.ndarray))
         with self._lock:
             self._found_usable = True
             # Nothing is ever thrown out: an epoch visits every image once, so the one thrown out
             # would be as likely needed next as the one let in.
-            if index not in self._cache and image.nbytes <= self._free_cache_bytes:
-                self._cache[index] = image
-                self._free_cache_bytes -= image.nbytes
-        return image
+            if index not in self._cache and size <= self._free_cache_bytes:
+                self._cache[index] = value
+                self._free_cache_bytes -= size
 
     def _skip(self, index: int, error: image_file.BadImageError) -> None:
+        name = self._source[index].name
         with self._lock:
             if index in self._unusable:
                 return  # Another thread came first, and has logged it.
             self._unusable[index] = error
             num_tried = len(self._unusable)
             hopeless = not self._found_usable and num_tried >= min(_MAX_TRIES, len(self._source))
-        logging.warning("skipping image %s: %s", self._source[index].name, error)
+        logging.warning("skipping image %s: %s", name, error)
         if hopeless:
-            examples = "; ".join(f"{n}: {reason}" for n, reason in list(self.skipped.items())[:5])
             raise ValueError(
                 f"no usable image in the source: all {num_tried} images tried of "
-                f"{len(self._source)} were skipped ({examples})"
+                f"{len(self._source)} were skipped ({_listed(self.skipped, 5)})"
+            )
+        with self._lock:
+            bad = {
+                self._source[i].name: str(e)
+                for i, e in self._unusable.items()
+                if not isinstance(e, degrade.TooSmallError)
+            }
+        if len(bad) > self._max_bad_share * len(self._source):
+            raise TooManyBadError(
+                f"{len(bad)} of {len(self._source)} images are damaged, more than the "
+                f"{self._max_bad_share:.2%} that config.data.max_bad_share allows; mend or remove "
+                f"them, or raise it: {_listed(bad, 100)}"
             )
 
 
-def _iterate(dataset: tf.data.Dataset, errors: list[Exception]) -> Generator[Batch, None, None]:
-    iterator = dataset.as_numpy_iterator()
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError:
-            if errors:
-                raise errors[0] from None
-            raise
-        yield batch
+def _rows_together(size: int, num_threads: int) -> int:
+    """How many of a batch's rows a thread makes at once: Grain takes 0.1 ms for each turn."""
+    fitting = (n for n in range(1, _MOST_ROWS_TOGETHER + 1) if size % n == 0)
+    return max((n for n in fitting if size // n >= num_threads), default=1)
 
 
-_live_iterators: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-@atexit.register
-def _close_iterators() -> None:
-    # While Python shuts down, it ends any thread that comes back to it, such as one of TensorFlow's
-    # from decoding an image. An iterator that still lives then would wait for that thread's row
-    # forever, so a program that had done its work would hang instead of ending.
-    for batches in list(_live_iterators):
-        # ValueError: a daemon thread is in its next(), and nothing waits for such a thread.
-        with contextlib.suppress(ValueError):
-            batches.close()
+@functools.lru_cache(4)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Of an epoch's permutation; mixed, so that no epoch of one seed is one of another's."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+@functools.lru_cache(4)
+def _black(size: int) -> UInt8[np.ndarray, "size size 3"]:
+    return np.zeros((size, size, 3), np.uint8)
+
+
+def _listed(reasons: Mapping[str, str], most: int) -> str:
+    named = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:most])
+    return named + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")

@@ -1,8 +1,8 @@
-"""Sources: where images come from. A source is a sequence of `ImageRef`; nothing is read here.
+"""Sources: where images come from. A source is a sequence of `ImageRef`, which read themselves.
 
-`folder` lists the images under any path, `photos` nine real photographs that every installation
-already has, because scikit-image's wheel ships them. They let examples, tests and first training
-runs work without a download; they are far too few to train a useful model on.
+`folders`, `records` and `tfds_source` have those of data sets; here are nine real photographs that
+every installation already has, because scikit-image's wheel ships them. They let examples, tests
+and first training runs work without a download; they are far too few to train a useful model on.
 
 What scikit-image's own docstrings (`skimage.data`, 0.26) say about them:
 
@@ -22,19 +22,20 @@ restrictions, public domain |
 | chelsea | 451x300 | held_out | Stefan van der Walt | CC0 |
 """
 
-import collections
+import abc
 import dataclasses
 import importlib.util
-import os
+import operator
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
-from etils import epath
+import numpy as np
+from jaxtyping import Integer, UInt8
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from sr3_jax.data import image_file
 
-Box = tuple[int, int, int, int]
+NO_LABEL = -1
 
 _TRAIN_FILES = (
     "coffee.png",
@@ -48,7 +49,7 @@ _TRAIN_FILES = (
 
 # Chosen by eye, so that a person can tell at a glance what a super-resolved one should look like.
 # The first of each photograph is its largest central square.
-_HELD_OUT_BOXES: dict[str, tuple[str, Box]] = {
+_HELD_OUT_BOXES: dict[str, tuple[str, image_file.Box]] = {
     "astronaut": ("astronaut.png", (0, 0, 512, 512)),
     "astronaut_portrait": ("astronaut.png", (100, 0, 356, 256)),
     "astronaut_helmet": ("astronaut.png", (256, 256, 512, 512)),
@@ -60,23 +61,103 @@ _HELD_OUT_BOXES: dict[str, tuple[str, Box]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageRef:
-    """One image of a source.
+class Picture(NamedTuple):
+    """What is read of one image.
 
     Attributes:
-        name: unique in its source; a relative path with forward slashes.
-        path: the file, local or any URL `etils.epath` reads (`gs://...`).
-        box: (left, top, right, bottom) in pixels of the upright image (after its EXIF
-            orientation), cut out before anything else; None for the whole image.
+        image: upright 8-bit RGB.
+        low_resolution: the same picture as another camera, or another method, took it; None
+            where it is still to be made from `image`.
+        label: of its class, from 0; NO_LABEL where there is none.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"]
+    low_resolution: UInt8[np.ndarray, "low_height low_width 3"] | None = None
+    label: int = NO_LABEL
+
+
+@runtime_checkable
+class ImageRef(Protocol):
+    """One image of a source, not read yet.
+
+    Attributes:
+        name: unique in its source, and the same each time it is opened.
+    """
+
+    @property
+    def name(self) -> str: ...
+    def read(self) -> Picture:
+        """Reads and decodes it; several threads may at once.
+
+        Raises:
+            image_file.BadImageError: it cannot be used, and why.
+            OSError: reading failed for a reason that says nothing about the image.
+        """
+
+
+Source = Sequence[ImageRef]
+
+
+class LazySource(Sequence[ImageRef], abc.ABC):
+    """A source of millions of images, whose refs are made as they are asked for."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def ref(self, index: int) -> ImageRef:
+        """The image at `index`, in [0, len)."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ImageRef: ...
+    @overload
+    def __getitem__(self, index: slice) -> Source: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ImageRef | Source:
+        if isinstance(index, slice):
+            return Subset(self, np.arange(len(self))[index])
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of a source of {len(self)}")
+        return self.ref(index % len(self))
+
+
+class Subset(LazySource):
+    """Some images of a source, in the order given."""
+
+    def __init__(self, source: Source, indices: Integer[np.ndarray, " subset"]) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def ref(self, index: int) -> ImageRef:
+        """See `LazySource`."""
+        return self._source[int(self._indices[index])]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRef:
+    """An image file; see `ImageRef`.
+
+    Attributes:
+        name: a relative path with forward slashes.
+        path: local, or any URL that `etils.epath` reads (`gs://...`).
+        box: of the upright image (after its EXIF orientation), cut out before anything else;
+            None for the whole image.
+        label: see `Picture`.
     """
 
     name: str
     path: str
-    box: Box | None = None
+    box: image_file.Box | None = None
+    label: int = NO_LABEL
+
+    def read(self) -> Picture:
+        """See `ImageRef`."""
+        return Picture(image_file.read_file(self.path, self.box), label=self.label)
 
 
-def photos(split: Literal["train", "held_out"]) -> Sequence[ImageRef]:
+def photos(split: Literal["train", "held_out"]) -> Source:
     """The colour photographs of the installed scikit-image; reads no network.
 
     Args:
@@ -92,10 +173,10 @@ def photos(split: Literal["train", "held_out"]) -> Sequence[ImageRef]:
         FileNotFoundError: if the installed scikit-image lacks one of the files.
     """
     if split == "train":
-        return tuple(ImageRef(pathlib.Path(f).stem, _photo_path(f)) for f in _TRAIN_FILES)
+        return tuple(FileRef(pathlib.Path(f).stem, _photo_path(f)) for f in _TRAIN_FILES)
     if split == "held_out":
         return tuple(
-            ImageRef(name, _photo_path(file), box) for name, (file, box) in _HELD_OUT_BOXES.items()
+            FileRef(name, _photo_path(file), box) for name, (file, box) in _HELD_OUT_BOXES.items()
         )
     raise ValueError(f"split is {split!r}; photos has 'train' and 'held_out'")
 
@@ -111,64 +192,3 @@ def _photo_path(filename: str) -> str:
             f"the installed scikit-image has no {path}; install the version in requirements.txt"
         )
     return str(path)
-
-
-def folder(path: str | os.PathLike[str]) -> Sequence[ImageRef]:
-    """Every image file under `path`, at any depth, sorted by relative path.
-
-    An image is a file whose name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; whether
-    it holds an image is found out when it is read. Files and folders whose name begins with a dot
-    are skipped, and links to folders are not followed (`path` itself may be one).
-
-    Args:
-        path: a local folder or any URL `etils.epath` reads (`gs://bucket/images`).
-
-    Returns:
-        One `ImageRef` an image, whose name is the path relative to `path`.
-
-    Raises:
-        FileNotFoundError: `path` does not exist.
-        NotADirectoryError: `path` is a file.
-        ValueError: no image in it.
-    """
-    root = epath.Path(path).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(
-            f"image folder {str(path)!r} does not exist; give the path of a folder of images"
-        )
-    if not root.is_dir():
-        raise NotADirectoryError(
-            f"image folder {str(path)!r} is a file; give the folder it lies in, {root.parent}"
-        )
-    refs = []
-    other_files: collections.Counter[str] = collections.Counter()
-    for directory, subfolders, files in root.walk(on_error=_raise):
-        # In place, so that walk does not descend into hidden folders.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = directory.relative_to(root).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        for file in files:
-            suffix = os.path.splitext(file)[1].lower()
-            if file.startswith("."):
-                other_files["hidden"] += 1
-            elif suffix in IMAGE_SUFFIXES:
-                refs.append(ImageRef(prefix + file, str(directory / file)))
-            else:
-                other_files[suffix or "no extension"] += 1
-    if not refs:
-        raise ValueError(_no_image_message(str(path), other_files))
-    return tuple(sorted(refs, key=lambda ref: ref.name))
-
-
-def _raise(error: OSError) -> NoReturn:
-    # By default walk passes over folders it may not list, which would silently shrink the source.
-    raise error
-
-
-def _no_image_message(path: str, other_files: collections.Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in other_files.most_common(5))
-    found = f"{other_files.total()} other files ({kinds})" if other_files else "no file at all"
-    return (
-        f"no image in folder {path!r}: found {found}; "
-        f"it needs files that end in {', '.join(IMAGE_SUFFIXES)}"
-    )

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import image_file, sources
+from sr3_jax.data import folders, image_file, sources
 from sr3_jax.inference.super_resolver import SuperResolver
 
 
@@ -24,19 +24,19 @@ class Report:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def find_inputs(path: epath.PathLike) -> Sequence[sources.ImageRef]:
+def find_inputs(path: epath.PathLike) -> sources.Source:
     """The image at `path`, or all images in the folder `path`; raises where there is none."""
     path = epath.Path(path)
     if path.is_dir():
-        return sources.folder(path)
+        return folders.folder(path)
     if not path.exists():
         raise FileNotFoundError(f"--input={path} does not exist; give an image or a folder")
-    return (sources.ImageRef(path.name, str(path)),)
+    return (sources.FileRef(path.name, str(path)),)
 
 
 def upscale_files(
     resolver: SuperResolver,
-    inputs: Sequence[sources.ImageRef],
+    inputs: sources.Source,
     output: epath.PathLike,
     *,
     steps: int | None = None,
@@ -87,7 +87,7 @@ def _read(
 ) -> Iterator[tuple[sources.ImageRef, np.ndarray]]:
     for ref in inputs:
         try:
-            yield ref, image_file.read_image(ref)
+            yield ref, ref.read().image
         except (image_file.BadImageError, OSError) as error:
             _fail(report, [ref], str(error))
             progress(1.0)

@@ -63,7 +63,7 @@ class Hooks:
       sample: a picture `[height, width, 3]` uint8 of samples, for the log of process 0; None on
         the others.
       learning_rate: of a step, for the log.
-      num_skipped: unusable images so far, for the log.
+      counts: more numbers for the log, such as those of unusable images.
       flops_per_step: floating-point operations of a step, over all devices; None: unknown.
       peak_flops: operations per second that one device can do; None: unknown.
       profile_directory: where traces of the profiler go.
@@ -73,7 +73,7 @@ class Hooks:
     validate: Validate
     sample: Sample | None = None
     learning_rate: Callable[[int], float] | None = None
-    num_skipped: Callable[[], int] | None = None
+    counts: Callable[[], Mapping[str, float]] = dict
     flops_per_step: float | None = None
     peak_flops: float | None = None
     profile_directory: str = ""
@@ -256,8 +256,7 @@ class _Log:
         hooks = self._hooks
         if hooks.learning_rate:
             scalars["learning_rate"] = float(hooks.learning_rate(step - 1))
-        if hooks.num_skipped:
-            scalars["images_skipped"] = hooks.num_skipped()
+        scalars.update(hooks.counts())
         if hooks.flops_per_step:
             scalars["flops_per_second"] = hooks.flops_per_step * rate
             if hooks.peak_flops:

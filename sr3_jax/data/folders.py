@@ -1,0 +1,199 @@
+"""Sources of image files: a folder of any depth, and two folders whose images belong together."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
+
+import numpy as np
+from etils import epath
+
+from sr3_jax.data import image_file, sources
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+_MAX_NAMED = 100
+
+
+class Folder(sources.LazySource):
+    """Image files under one folder, by their names; each takes its relative path and eight bytes.
+
+    Where every image lies in a subfolder, those of the first level are its classes, numbered in
+    alphabetical order.
+    """
+
+    def __init__(self, root: str, names: Sequence[str]) -> None:
+        """`names` are paths relative to `root`, in order."""
+        self.root = root
+        # Bytes, since on Linux a name need not be text.
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        classes = {name.partition("/")[0] if "/" in name else "" for name in names}
+        self.classes = () if "" in classes else tuple(sorted(classes))
+        self._labels = {name: label for label, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def ref(self, index: int) -> sources.FileRef:
+        """See `LazySource`."""
+        start = int(self._ends[index - 1]) if index else 0
+        name = os.fsdecode(self._bytes[start : int(self._ends[index])])
+        label = self._labels.get(name.partition("/")[0], sources.NO_LABEL)
+        return sources.FileRef(name, os.path.join(self.root, name), label=label)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The names as arrays, to be kept in a file."""
+        return {"names": np.frombuffer(self._bytes, np.uint8), "ends": self._ends}
+
+    @classmethod
+    def from_arrays(cls, root: str, arrays: Mapping[str, np.ndarray]) -> "Folder":
+        """What `to_arrays` gave, without listing anything."""
+        data, ends = arrays["names"].tobytes(), arrays["ends"].tolist()
+        starts = [0, *ends[:-1]]
+        return cls(root, [os.fsdecode(data[a:b]) for a, b in zip(starts, ends, strict=True)])
+
+
+def folder(path: str | os.PathLike[str]) -> Folder:
+    """Every image file under `path`, at any depth, sorted by relative path.
+
+    An image is a file whose name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; whether
+    it holds an image is found out when it is read. Files and folders whose name begins with a dot
+    are skipped, and links to folders are not followed (`path` itself may be one).
+
+    Args:
+        path: a local folder or any URL `etils.epath` reads (`gs://bucket/images`).
+
+    Returns:
+        One `FileRef` an image, whose name is the path relative to `path`.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        NotADirectoryError: `path` is a file.
+        ValueError: no image in it.
+    """
+    root = epath.Path(path).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(
+            f"image folder {str(path)!r} does not exist; give the path of a folder of images"
+        )
+    if not root.is_dir():
+        raise NotADirectoryError(
+            f"image folder {str(path)!r} is a file; give the folder it lies in, {root.parent}"
+        )
+    other_files: collections.Counter[str] = collections.Counter()
+    names = sorted(_image_names(root, other_files))
+    if not names:
+        raise ValueError(_no_image_message(str(path), other_files))
+    return Folder(str(root), names)
+
+
+def _image_names(root: epath.Path, other_files: collections.Counter[str]) -> Iterator[str]:
+    for directory, subfolders, files in root.walk(on_error=_raise):
+        # In place, so that walk does not descend into hidden folders.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        relative = directory.relative_to(root).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        for file in files:
+            suffix = os.path.splitext(file)[1].lower()
+            if file.startswith("."):
+                other_files["hidden"] += 1
+            elif suffix in IMAGE_SUFFIXES:
+                yield prefix + file
+            else:
+                other_files[suffix or "no extension"] += 1
+
+
+def _raise(error: OSError) -> NoReturn:
+    # By default walk passes over folders it may not list, which would silently shrink the source.
+    raise error
+
+
+def _no_image_message(path: str, other_files: collections.Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in other_files.most_common(5))
+    found = f"{other_files.total()} other files ({kinds})" if other_files else "no file at all"
+    return (
+        f"no image in folder {path!r}: found {found}; "
+        f"it needs files that end in {', '.join(IMAGE_SUFFIXES)}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRef:
+    """An image, and what another camera took of the same picture; see `sources.ImageRef`."""
+
+    high: sources.ImageRef
+    low: sources.ImageRef
+
+    @property
+    def name(self) -> str:
+        """That of the high resolution."""
+        return self.high.name
+
+    def read(self) -> sources.Picture:
+        """See `ImageRef`; what is wrong with the low resolution is said to be of it."""
+        picture = self.high.read()
+        try:
+            low = self.low.read().image
+        except image_file.BadImageError as error:
+            raise image_file.BadImageError(
+                f"its low resolution {self.low.name}: {error}"
+            ) from error
+        return picture._replace(low_resolution=low)
+
+
+class Pairs(sources.LazySource):
+    """The images of two sources of the same length, one by one."""
+
+    def __init__(self, high: sources.Source, low: sources.Source) -> None:
+        self._high, self._low = high, low
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def ref(self, index: int) -> PairRef:
+        """See `LazySource`."""
+        return PairRef(self._high[index], self._low[index])
+
+
+def pairs(high: Folder, low: Folder) -> Pairs:
+    """Matches the images of two folders by their relative paths, whatever their suffixes.
+
+    Raises:
+        ValueError: naming those without a partner, and those that have several.
+    """
+    stems = [_by_stem(source) for source in (high, low)]
+    missing = [
+        f"{len(lone)} of {source.root} have none in {other.root}: {_some(sorted(lone))}"
+        for source, other, lone in (
+            (high, low, stems[0].keys() - stems[1].keys()),
+            (low, high, stems[1].keys() - stems[0].keys()),
+        )
+        if lone
+    ]
+    if missing:
+        raise ValueError("images without a partner of the same name: " + "; ".join(missing))
+    order = [stems[1][stem] for stem in stems[0]]
+    return Pairs(high, sources.Subset(low, np.array(order)))
+
+
+def _by_stem(source: Folder) -> dict[str, int]:
+    """Positions by path without suffix, in the order of the source."""
+    found: dict[str, int] = {}
+    for index in range(len(source)):
+        name = source.ref(index).name
+        stem = os.path.splitext(name)[0]
+        if stem in found:
+            raise ValueError(
+                f"{source.root} has two images of one name, {source.ref(found[stem]).name} and "
+                f"{name}; pairs are matched by name without suffix, so rename one"
+            )
+        found[stem] = index
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

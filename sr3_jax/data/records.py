@@ -1,0 +1,276 @@
+"""Sources of TFRecord files: FFHQ's, TFDS's, and those that `tools.prepare_data` writes.
+
+A TFRecord file is a row of records, each with its length before it and checksums of both
+(https://www.tensorflow.org/tutorials/load_data/tfrecord). It has no table of contents, so the
+headers are walked over once; after that, any record is one read away. Needs no TensorFlow.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from tensorflow_datasets.proto import tf_example_generated_pb2
+
+from sr3_jax.data import image_file, sources
+
+# What TFDS, TensorFlow's ImageNet and `prepare_data` call an encoded image and its class.
+_IMAGE_KEYS = ("image", "image/encoded", "hr")
+_LABEL_KEYS = ("label", "image/class/label")
+
+_HEADER = struct.Struct("<QI")  # of a record: its length, and the checksum of that
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
+# Where a file is damaged from a header on: nothing after it can be found.
+_LOST = -1
+
+
+class Records(sources.LazySource):
+    """Images in TFRecord files, one in each record; takes 20 bytes of memory for each."""
+
+    def __init__(self, files: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Use `tfrecords` to make one.
+
+        Args:
+            files: the files, in order.
+            arrays: of each record its `file_index` (a position in `files`), `offset` and `size` in
+                bytes.
+        """
+        self.files = tuple(files)
+        self._file, self._offset, self._size = (
+            arrays[key] for key in ("file_index", "offset", "size")
+        )
+        self._first = np.searchsorted(self._file, np.arange(len(files)))
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def ref(self, index: int) -> "RecordRef":
+        """See `LazySource`."""
+        file = int(self._file[index])
+        path = self.files[file]
+        name = f"{os.path.basename(path)}#{index - int(self._first[file])}"
+        return RecordRef(name, path, int(self._offset[index]), int(self._size[index]))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Where the records lie, to be kept in a file."""
+        return {"file_index": self._file, "offset": self._offset, "size": self._size}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordRef:
+    """An image in a TFRecord file; see `sources.ImageRef`."""
+
+    name: str
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> sources.Picture:
+        """See `ImageRef`."""
+        return picture(read_record(self.path, self.offset, self.size))
+
+
+def picture(content: bytes) -> sources.Picture:
+    """The image of a serialized tf.train.Example, whose features are as FFHQ or TFDS name them.
+
+    Raises:
+        BadImageError: it has none, or it cannot be used.
+    """
+    features = parse_example(content)
+    if "shape" in features and "data" in features:
+        return sources.Picture(_raw_image(features))
+    for key in _IMAGE_KEYS:
+        if key in features:
+            [data] = features[key]
+            return sources.Picture(image_file.decode(data), label=_label(features))
+    raise image_file.BadImageError(
+        f"no image among its features {sorted(features)}; known are {', '.join(_IMAGE_KEYS)}, or "
+        "shape and data together"
+    )
+
+
+def tfrecord_files(path: epath.PathLike, image_size: int) -> list[str]:
+    """The TFRecord files that `path` means: a file, a pattern with `*`, or a folder of them.
+
+    Of a folder in which each resolution has a file of its own (`ffhq-r02.tfrecords` to
+    `ffhq-r10.tfrecords`, for 4 to 1024 pixels), that of the smallest resolution that is not
+    under `image_size`.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where all resolutions are under `image_size`.
+    """
+    path = epath.Path(path).expanduser()
+    if "*" in path.name:
+        files = sorted(str(found) for found in path.parent.glob(path.name))
+    elif path.is_dir():
+        files = sorted(str(found) for found in path.iterdir() if ".tfrecord" in found.name)
+    else:
+        files = [str(path)] if path.exists() else []
+    if not files:
+        raise FileNotFoundError(
+            f"no TFRecord file at {str(path)!r}: give a file, a pattern such as 'DIR/train-*', or "
+            "a folder with files that have .tfrecord in their names"
+        )
+    levels = [re.search(r"-r(\d\d)\.tfrecords$", file) for file in files]
+    if not path.is_dir() or not all(levels):
+        return files
+    sizes = {2 ** int(level[1]): file for level, file in zip(levels, files, strict=True) if level}
+    if max(sizes) < image_size:
+        raise ValueError(
+            f"{str(path)!r} has resolutions {sorted(sizes)}, all under the {image_size} pixels of "
+            "config.data.image_size; get the file of a larger one"
+        )
+    return [sizes[min(size for size in sizes if size >= image_size)]]
+
+
+def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None) -> Records:
+    """The images in TFRecord files, found by walking over the headers of all records.
+
+    Locally that takes some seconds for a million records; in a bucket it reads the files whole.
+
+    Args:
+        files: the files.
+        progress: called after each file.
+
+    Raises:
+        ValueError: a file that is no TFRecord file.
+    """
+
+    def walk(file: str) -> list[tuple[int, int]]:
+        found = list(_walk(file))
+        progress()
+        return found
+
+    with futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(walk, files))
+    counts = [len(records) for records in found]
+    flat = np.array([record for records in found for record in records], np.int64).reshape(-1, 2)
+    file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+    return Records(files, {"file_index": file, "offset": flat[:, 0], "size": flat[:, 1]})
+
+
+def _walk(path: str) -> Iterator[tuple[int, int]]:
+    """Offset and size of the content of each record."""
+    end = epath.Path(path).stat().length
+    position = 0
+    with epath.Path(path).open("rb") as file:
+        while position < end:
+            header = file.read(_HEADER.size)
+            if not _is_header(header):
+                if position == 0:
+                    raise ValueError(f"{path} is not a TFRecord file (or a compressed one)")
+                yield position, _LOST
+                return
+            size = _HEADER.unpack(header)[0]
+            yield position + _HEADER.size, size
+            position += _HEADER.size + size + _CHECKSUM.size
+            file.seek(position)
+
+
+def _is_header(data: bytes) -> bool:
+    if len(data) < _HEADER.size:
+        return False
+    return _HEADER.unpack(data)[1] == _masked_checksum(data[:8])
+
+
+def _masked_checksum(data: bytes) -> int:
+    """TFRecord's: a rotated and shifted CRC-32C, so that one of data with checksums is no worse."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_record(path: str, offset: int, size: int) -> bytes:
+    """The content of one record.
+
+    Raises:
+        BadImageError: missing file, or a damaged record.
+    """
+    if size == _LOST:
+        raise image_file.BadImageError(
+            f"damaged record at byte {offset} of {path}, after which nothing can be found"
+        )
+    try:
+        with _open(path) as file:
+            file.seek(offset)
+            data = file.read(size + _CHECKSUM.size)
+    except FileNotFoundError as error:
+        raise image_file.BadImageError(f"no such file: {path}") from error
+    content, checksum = data[:size], data[size:]
+    if len(checksum) < _CHECKSUM.size:
+        raise image_file.BadImageError(
+            f"truncated: {path} ends in the middle of the record at byte {offset}"
+        )
+    if _CHECKSUM.unpack(checksum)[0] != _masked_checksum(content):
+        raise image_file.BadImageError(
+            f"damaged: the record at byte {offset} of {path} is not what its checksum says"
+        )
+    return content
+
+
+def _open(path: str) -> BinaryIO:
+    # A local file without a buffer: each read is of one whole record.
+    return epath.Path(path).open("rb") if "://" in path else open(path, "rb", buffering=0)
+
+
+def write_record(content: bytes) -> bytes:
+    """The bytes of one record in a TFRecord file."""
+    length = struct.pack("<Q", len(content))
+    return b"".join(part + _CHECKSUM.pack(_masked_checksum(part)) for part in (length, content))
+
+
+def parse_example(data: bytes) -> dict[str, list[Any]]:
+    """A serialized tf.train.Example: the values of each feature.
+
+    Raises:
+        BadImageError: it is none.
+    """
+    try:
+        example = tf_example_generated_pb2.Example.FromString(data)
+    except Exception as error:  # protobuf's DecodeError, of its own or of its C implementation
+        raise image_file.BadImageError(f"no tf.train.Example: {error}") from error
+    return {
+        name: list(getattr(feature, feature.WhichOneof("kind")).value)
+        for name, feature in example.features.feature.items()
+        if feature.WhichOneof("kind")
+    }
+
+
+def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
+    """A tf.train.Example of one value for each feature."""
+    example = tf_example_generated_pb2.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        kind = feature.bytes_list if isinstance(value, bytes) else feature.int64_list
+        kind.value.append(value)
+    return example.SerializeToString(deterministic=True)
+
+
+def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height width 3"]:
+    """StyleGAN's: 8-bit channels, rows, columns."""
+    shape, [data] = [int(n) for n in features["shape"]], features["data"]
+    if len(shape) != 3 or shape[0] != 3 or math.prod(shape) != len(data):
+        raise image_file.BadImageError(
+            f"feature shape {shape} does not describe the {len(data)} bytes of feature data as "
+            "(3, height, width)"
+        )
+    image = np.empty((*shape[1:], 3), np.uint8)
+    for channel, plane in enumerate(np.frombuffer(data, np.uint8).reshape(shape)):
+        image[..., channel] = plane  # a third of the time of one transposition
+    return image
+
+
+def _label(features: Mapping[str, list[Any]]) -> int:
+    for key in _LABEL_KEYS:
+        if key in features:
+            return int(features[key][0])
+    return sources.NO_LABEL

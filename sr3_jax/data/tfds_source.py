@@ -1,0 +1,103 @@
+"""Any image data set of TensorFlow Datasets, by name, in any order.
+
+TFDS prepares data sets as ArrayRecord files, which have a table of contents, or as TFRecord files,
+which get one here. Only their bytes are taken from it, so TensorFlow itself does not run.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Integer
+
+from sr3_jax.data import records, sources
+
+
+class ArrayRecords(sources.LazySource):
+    """The examples of a data set that was prepared as ArrayRecord files."""
+
+    def __init__(self, name: str, examples: Sequence[bytes]) -> None:
+        self._name, self._examples = name, examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def ref(self, index: int) -> "ExampleRef":
+        """See `LazySource`."""
+        return ExampleRef(f"{self._name}#{index}", self._examples, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleRef:
+    """An image of a TFDS data set; see `sources.ImageRef`."""
+
+    name: str
+    examples: Sequence[bytes]
+    index: int
+
+    def read(self) -> sources.Picture:
+        """See `ImageRef`."""
+        return records.picture(self.examples[self.index])
+
+
+def tfds_split(
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    index: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
+) -> sources.Source:
+    """The images of a prepared TFDS data set.
+
+    Args:
+        name: as `imagenet2012` or, with the builder's config, `celeb_a_hq/256`.
+        split: as `train` or `validation[:1000]`.
+        data_dir: where it was prepared; None for TFDS's own place, `~/tensorflow_datasets`.
+        index: where the records of TFRecord files lie, as `records.Records` wants it; None to
+            look.
+
+    Raises:
+        FileNotFoundError: it is not prepared, and the command that does.
+        ValueError: no such data set, or no such split.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
+    if not builder.is_prepared():
+        raise FileNotFoundError(
+            f"TFDS's {name} is not prepared in {builder.data_path}: run tensorflow_datasets."
+            f"builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
+            ".download_and_prepare(), "
+            "with a manual_dir where the files have to be fetched by hand (docs/data.md)"
+        )
+    available = sorted(builder.info.splits)
+    try:
+        chosen = builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"TFDS's {name} has splits {available}, not {split!r}") from error
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        return ArrayRecords(
+            f"{name}/{split}", builder.as_data_source(split, deserialize_method=raw)
+        )
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise ValueError(
+            f"TFDS's {name} is prepared as {builder.info.file_format.value}; prepare it with "
+            "--file_format=array_record"
+        )
+    files = [instruction.filename for instruction in chosen.file_instructions]
+    found = records.tfrecords(files) if index is None else records.Records(files, index(files))
+    return sources.Subset(found, _taken(found, chosen.file_instructions))
+
+
+def _taken(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " taken"]:
+    """Positions of the records that a split such as `train[10:20]` means."""
+    counts = np.bincount(found.to_arrays()["file_index"], minlength=len(instructions))
+    firsts = np.cumsum(counts) - counts
+    parts = [
+        first + np.arange(part.skip, min(part.skip + part.take, count))
+        for first, count, part in zip(firsts, counts, instructions, strict=True)
+    ]
+    return np.concatenate(parts)

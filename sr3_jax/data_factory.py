@@ -1,0 +1,226 @@
+"""From a ConfigDict to images and batches; reads its sections `data` and `evaluation`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+from ml_collections import config_dict
+
+from sr3_jax.data import folders, index_file, sources
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data import pipeline
+
+ConfigDict = config_dict.ConfigDict
+
+_SOURCES = ("folder", "folder_pairs", "tfrecord", "tfds", "photos")
+
+
+def training_source(config: ConfigDict, index_dir: epath.PathLike | None = None) -> sources.Source:
+    """The images to train on.
+
+    Args:
+      config: its section `data`.
+      index_dir: where lists of what was found are kept, for the next start; None: nowhere.
+    """
+    if config.data.source == "photos":
+        return sources.photos("train")
+    images = _open(config, "train", index_dir)
+    if _has_evaluation_source(config):
+        return images
+    held_out = np.isin(np.arange(len(images)), _held_out(config, images))
+    return sources.Subset(images, np.flatnonzero(~held_out))
+
+
+def evaluation_source(
+    config: ConfigDict, index_dir: epath.PathLike | None = None
+) -> sources.Source:
+    """The held-out images, at most `config.evaluation.num_images` of them; see the other."""
+    c = config.data
+    if (c.eval_source or c.source) == "photos":
+        images = sources.photos("held_out")
+    elif _has_evaluation_source(config):
+        images = _open(config, "eval", index_dir)
+    else:
+        images = _open(config, "train", index_dir)
+        images = sources.Subset(images, _held_out(config, images))
+    return images[: config.evaluation.num_images or None]
+
+
+def training_pipeline(
+    config: ConfigDict, index_dir: epath.PathLike | None = None
+) -> pipeline.Pipeline:
+    """Batches of `config.train.batch_size` training images, over all processes."""
+    source = training_source(config, index_dir)
+    return _pipeline(config, source, config.train.batch_size, config.data.image_size)
+
+
+def evaluation_pipeline(
+    config: ConfigDict,
+    batch_size: int,
+    num_images: int | None = None,
+    *,
+    split: bool = True,
+    index_dir: epath.PathLike | None = None,
+) -> pipeline.Pipeline:
+    """Batches of (the first `num_images` of) the held-out images.
+
+    Where `split`, each process gets rows of its own.
+    """
+    source = evaluation_source(config, index_dir)[:num_images]
+    size = config.evaluation.image_size or config.data.image_size
+    return _pipeline(config, source, batch_size, size, split)
+
+
+def _pipeline(
+    config: ConfigDict,
+    source: sources.Source,
+    batch_size: int,
+    image_size: int,
+    split: bool = True,
+) -> pipeline.Pipeline:
+    from sr3_jax.data import degrade, pipeline
+
+    c = config.data
+    if c.image_size % c.low_resolution:
+        raise ValueError(
+            f"config.data.low_resolution = {c.low_resolution} does not divide "
+            f"config.data.image_size = {c.image_size}; use a divisor"
+        )
+    factor = c.image_size // c.low_resolution
+    if image_size % factor:
+        raise ValueError(
+            f"config.evaluation.image_size = {image_size} is not a multiple of {factor}, the "
+            "factor of config.data; use one"
+        )
+    if c.num_threads < 0:
+        raise ValueError(f"config.data.num_threads = {c.num_threads}; it must be at least 0")
+    options = degrade.DegradeOptions(
+        image_size=image_size,
+        low_resolution=image_size // factor,
+        crop=c.crop,
+        crop_scale=tuple(c.crop_scale),
+    )
+    return pipeline.Pipeline(
+        source,
+        options,
+        batch_size=batch_size,
+        seed=config.seed,
+        process_index=jax.process_index() if split else 0,
+        process_count=jax.process_count() if split else 1,
+        cache_bytes=int(c.cache_gb * 2**30),
+        max_bad_share=c.max_bad_share,
+        num_threads=c.num_threads or None,
+    )
+
+
+def _has_evaluation_source(config: ConfigDict) -> bool:
+    return bool(config.data.eval_path or config.data.eval_source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where images are, by the keys of one half of the config."""
+
+    kind: str
+    path: str
+    low_path: str
+    keys: Mapping[str, str]
+    index: epath.Path | None
+
+    def require(self, key: Literal["path", "low_path"], meaning: str) -> str:
+        value = getattr(self, key)
+        if not value:
+            raise ValueError(
+                f"config.data.{self.keys[key]} is empty: give {meaning} as "
+                f"--config.data.{self.keys[key]}=..., or use --config.data.source=photos for the "
+                "photographs of scikit-image"
+            )
+        return value
+
+
+def _open(
+    config: ConfigDict, half: Literal["train", "eval"], index_dir: epath.PathLike | None
+) -> sources.Source:
+    c = config.data
+    prefix = "" if half == "train" else "eval_"
+    keys = {key: prefix + key for key in ("source", "path", "low_path")}
+    kind = c[keys["source"]] or c.source
+    if kind not in _SOURCES:
+        raise ValueError(
+            f"config.data.{keys['source']} = {kind!r} is unknown; use one of {', '.join(_SOURCES)}"
+        )
+    index = epath.Path(index_dir) / f"{half}.npz" if index_dir else None
+    place = _Place(kind, c[keys["path"]], c[keys["low_path"]], keys, index)
+    if kind == "folder":
+        return _folder(place.require("path", "the folder of images"), index)
+    if kind == "folder_pairs":
+        high = place.require("path", "the folder of high-resolution images")
+        low = place.require("low_path", "the folder of low-resolution images")
+        low_index = index and index.with_name(f"{half}_low.npz")
+        return folders.pairs(_folder(high, index), _folder(low, low_index))
+    if kind == "tfrecord":
+        path = place.require("path", "a TFRecord file, a pattern of them, or their folder")
+        return _tfrecord(path, c.image_size, index)
+    name, _, split = place.require("path", "a TFDS data set and its split, NAME:SPLIT,").rpartition(
+        ":"
+    )
+    if not name:
+        raise ValueError(
+            f"config.data.{keys['path']} = {place.path!r}: TFDS needs the name of a data set and "
+            "its split, as imagenet2012:train"
+        )
+    from sr3_jax.data import tfds_source
+
+    return tfds_source.tfds_split(
+        name, split, c.tfds_dir or None, lambda files: _records_index(files, index)
+    )
+
+
+def _folder(path: str, index: epath.Path | None) -> folders.Folder:
+    arrays = index_file.kept(index, f"folder {path}", lambda: folders.folder(path).to_arrays())
+    return folders.Folder.from_arrays(str(epath.Path(path).expanduser()), arrays)
+
+
+def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.Source:
+    from sr3_jax.data import prepared, records
+
+    if prepared.is_prepared(path):
+        return prepared.open_prepared(path, image_size)
+    files = records.tfrecord_files(path, image_size)
+    return records.Records(files, _records_index(files, index))
+
+
+def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[str, np.ndarray]:
+    from sr3_jax.data import records
+
+    def walk() -> dict[str, Any]:
+        with tqdm.tqdm(
+            total=len(files), desc="reading headers", unit="file", file=sys.stderr, delay=2.0
+        ) as bar:
+            return records.tfrecords(files, bar.update).to_arrays()
+
+    return index_file.kept(index, "\n".join(files), walk)
+
+
+def _held_out(config: ConfigDict, images: sources.Source) -> np.ndarray:
+    """Positions chosen by a hash of the name: adding images later moves few across the split."""
+    count = config.data.num_eval_images
+    if not 0 < count < len(images):
+        raise ValueError(
+            f"config.data.num_eval_images = {count} of the {len(images)} images of "
+            f"config.data.path = {config.data.path!r} are to be held out, which leaves none to "
+            "train on or none to evaluate; change it, or give config.data.eval_path"
+        )
+    names = (image.name for image in images)
+    hashes = [(zlib.crc32(name.encode(errors="surrogateescape")), name) for name in names]
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    return np.sort(order[:count])

@@ -1,0 +1,115 @@
+"""Data sets of TFDS, built by its own builders from archives in the form that is downloaded."""
+
+import io
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sr3_jax import data_factory
+from sr3_jax.data import image_file, tfds_source
+
+from configs import default  # isort: skip
+
+SYNSETS = ("n01440764", "n01443537", "n02105855")  # tench, goldfish, Shetland sheepdog
+LABELS = dict(zip(SYNSETS, (0, 1, 230), strict=True))
+
+
+def _encoded(seed: int, file_format: str, size: tuple[int, int]) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(data, file_format)
+    return data.getvalue()
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+IMAGENET = {
+    synset: {f"{synset}_{i}.JPEG": _encoded(10 * k + i, "JPEG", (40, 30 + i)) for i in range(4)}
+    for k, synset in enumerate(SYNSETS)
+}
+VALIDATION = {
+    f"ILSVRC2012_val_{i:08d}.JPEG": _encoded(100 + i, "JPEG", (36, 36)) for i in range(1, 4)
+}
+CELEBA = {f"{i:05d}.png": _encoded(200 + i, "PNG", (64, 64)) for i in range(5)}
+
+
+@pytest.fixture(scope="module", params=["array_record", "tfrecord"])
+def data_dir(request, tmp_path_factory) -> str:
+    """Both data sets, prepared from the archives that their makers hand out."""
+    root = pathlib.Path(tmp_path_factory.mktemp(request.param))
+    manual = root / "manual"
+    manual.mkdir()
+    inner = {f"{synset}.tar": _tar(files) for synset, files in IMAGENET.items()}
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(_tar(inner))
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(_tar(VALIDATION))
+    (manual / "data64x64.tar").write_bytes(_tar(CELEBA))
+    for name in ("imagenet2012", "celeb_a_hq/64"):
+        builder = tfds.builder(name, data_dir=str(root / "data"), file_format=request.param)
+        download = tfds.download.DownloadConfig(manual_dir=str(manual))
+        builder.download_and_prepare(download_config=download)
+    return str(root / "data")
+
+
+def test_imagenet_has_every_image_once_with_its_label(data_dir):
+    source = tfds_source.tfds_split("imagenet2012", "train", data_dir)
+    found = {}
+    for ref in source:
+        picture = ref.read()
+        found[picture.image.tobytes()] = picture.label
+    expected = {
+        image_file.decode(data).tobytes(): LABELS[synset]
+        for synset, files in IMAGENET.items()
+        for data in files.values()
+    }
+    assert found == expected
+    assert len({ref.name for ref in source}) == len(source) == 12
+    assert len(tfds_source.tfds_split("imagenet2012", "validation", data_dir)) == 3
+
+
+def test_slices_of_a_split(data_dir):
+    def images(split):
+        source = tfds_source.tfds_split("celeb_a_hq/64", split, data_dir)
+        return [ref.read().image.tobytes() for ref in source]
+
+    whole = images("train")
+    assert set(whole) == {image_file.decode(data).tobytes() for data in CELEBA.values()}
+    assert images("train[:2]") == whole[:2]
+    assert images("train[3:]") == whole[3:]
+
+
+def test_a_config_trains_on_imagenet_and_is_scored_on_its_validation(data_dir):
+    config = default.get_config()
+    config.data.update(source="tfds", path="imagenet2012:train", tfds_dir=data_dir)
+    config.data.update(eval_path="imagenet2012:validation", image_size=16, low_resolution=4)
+    config.train.batch_size = 6
+    batches = data_factory.training_pipeline(config).training_batches()
+    epoch = [next(batches) for _ in range(2)]
+    labels = np.concatenate([batch["label"] for batch in epoch])
+    np.testing.assert_array_equal(np.sort(labels), np.repeat([0, 1, 230], 4))
+    assert all((batch["weight"] == 1).all() for batch in epoch)
+    assert data_factory.evaluation_pipeline(config, 4).num_images == 3
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(data_dir):
+    with pytest.raises(FileNotFoundError, match="builder.*celeb_a_hq/128.*array_record.*prepare"):
+        tfds_source.tfds_split("celeb_a_hq/128", "train", data_dir)
+    with pytest.raises(ValueError, match=r"has splits \['train', 'validation'\], not 'tset'"):
+        tfds_source.tfds_split("imagenet2012", "tset", data_dir)
+    with pytest.raises(ValueError, match="no data set 'imagenet2013'"):
+        tfds_source.tfds_split("imagenet2013", "train", data_dir)
+    config = default.get_config()
+    config.data.update(source="tfds", path="imagenet2012", tfds_dir=data_dir)
+    with pytest.raises(ValueError, match="needs the name of a data set and its split"):
+        data_factory.training_source(config)
