@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -221,6 +222,6 @@ def _held_out(config: ConfigDict, images: sources.Source) -> np.ndarray:
             "train on or none to evaluate; change it, or give config.data.eval_path"
         )
     names = (image.name for image in images)
-    hashes = [(zlib.crc32(name.encode(errors="surrogateescape")), name) for name in names]
+    hashes = [(zlib.crc32(os.fsencode(name)), name) for name in names]
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
     return np.sort(order[:count])

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,8 +69,8 @@ def begin(plan: Plan) -> list[int]:
     """
     parts = plan.output / _PARTS
     note = parts / "plan.json"
-    if (plan.output / _MANIFEST).exists() or note.exists():
-        found = plan.output / _MANIFEST if (plan.output / _MANIFEST).exists() else note
+    found = next((p for p in (plan.output / _MANIFEST, note) if p.exists()), None)
+    if found:
         if json.loads(found.read_text())["plan"] != plan.digest():
             raise FileExistsError(
                 f"--output={plan.output} holds what was made of other images or with other "
@@ -141,7 +142,7 @@ def finish(plan: Plan) -> dict[str, Any]:
     np.savez(data, **index)
     atomic.write_whole(plan.output / _INDEX, data.getvalue())
     lines = (f"{name}\t{reason}\n" for name, (reason, _) in skipped.items())
-    atomic.write_whole(plan.output / _SKIPPED, "".join(lines).encode("utf-8", "surrogateescape"))
+    atomic.write_whole(plan.output / _SKIPPED, os.fsencode("".join(lines)))
     num_too_small = sum(too_small for _, too_small in skipped.values())
     manifest = {
         "format": _FORMAT,
@@ -218,7 +219,7 @@ def _example(ref: sources.FileRef, image_size: int) -> bytes:
         data = epath.Path(ref.path).read_bytes()
     features: dict[str, bytes | int] = {
         "image": data,
-        "filename": ref.name.encode("utf-8", "surrogateescape"),
+        "filename": os.fsencode(ref.name),
     }
     if picture.label != sources.NO_LABEL:
         features["label"] = picture.label
