@@ -24,6 +24,7 @@ setuptools.setup(
         "clu>=0.0.12",
         "etils[epath]>=1.12",
         "flax>=0.12,<0.14",
+        "gcsfs>=2025.3",  # for gs:// paths of images
         "google-crc32c>=1.5",
         "grain>=0.2.14",
         # TFDS 4.9.10 needs it to prepare a data set, and does not say so.
@@ -49,6 +50,12 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "dev": ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "dev": [
+            "beartype>=0.21",
+            "gcp-storage-emulator>=2024.8",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+        ],
     },
 )

@@ -8,12 +8,12 @@ from typing import Any
 from etils import epath
 from ml_collections.config_dict import ConfigDict
 
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 
 
 def save(config: ConfigDict, path: epath.PathLike) -> None:
     """Writes `config` as JSON, whole or not at all."""
-    atomic.write_whole(path, (config.to_json(indent=2) + "\n").encode())
+    storage.write_whole(path, (config.to_json(indent=2) + "\n").encode())
 
 
 def load(path: epath.PathLike) -> ConfigDict:

@@ -37,8 +37,7 @@ def training_source(config: ConfigDict, index_dir: epath.PathLike | None = None)
     images = _open(config, "train", index_dir)
     if _has_evaluation_source(config):
         return images
-    held_out = np.isin(np.arange(len(images)), _held_out(config, images))
-    return sources.Subset(images, np.flatnonzero(~held_out))
+    return sources.Subset(images, np.delete(np.arange(len(images)), _held_out(config, images)))
 
 
 def evaluation_source(
@@ -61,7 +60,7 @@ def training_pipeline(
 ) -> pipeline.Pipeline:
     """Batches of `config.train.batch_size` training images, over all processes."""
     source = training_source(config, index_dir)
-    return _pipeline(config, source, config.train.batch_size, config.data.image_size)
+    return make_pipeline(config, source, config.train.batch_size, config.data.image_size)
 
 
 def evaluation_pipeline(
@@ -78,16 +77,21 @@ def evaluation_pipeline(
     """
     source = evaluation_source(config, index_dir)[:num_images]
     size = config.evaluation.image_size or config.data.image_size
-    return _pipeline(config, source, batch_size, size, split)
+    return make_pipeline(config, source, batch_size, size, split)
 
 
-def _pipeline(
+def make_pipeline(
     config: ConfigDict,
     source: sources.Source,
     batch_size: int,
     image_size: int,
     split: bool = True,
 ) -> pipeline.Pipeline:
+    """Batches of a source, with everything else from `config.data`.
+
+    The low resolution is smaller than `image_size` by the factor of the config. Where `split`,
+    each process gets rows of its own.
+    """
     from sr3_jax.data import degrade, pipeline
 
     c = config.data
@@ -150,7 +154,7 @@ class _Place:
 
 def _open(
     config: ConfigDict, half: Literal["train", "eval"], index_dir: epath.PathLike | None
-) -> sources.Source:
+) -> sources.LazySource:
     c = config.data
     prefix = "" if half == "train" else "eval_"
     keys = {key: prefix + key for key in ("source", "path", "low_path")}
@@ -188,10 +192,10 @@ def _open(
 
 def _folder(path: str, index: epath.Path | None) -> folders.Folder:
     arrays = index_file.kept(index, f"folder {path}", lambda: folders.folder(path).to_arrays())
-    return folders.Folder.from_arrays(str(epath.Path(path).expanduser()), arrays)
+    return folders.Folder(os.path.expanduser(path), arrays)
 
 
-def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.Source:
+def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.LazySource:
     from sr3_jax.data import prepared, records
 
     if prepared.is_prepared(path):
@@ -212,7 +216,7 @@ def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[st
     return index_file.kept(index, "\n".join(files), walk)
 
 
-def _held_out(config: ConfigDict, images: sources.Source) -> np.ndarray:
+def _held_out(config: ConfigDict, images: sources.LazySource) -> np.ndarray:
     """Positions chosen by a hash of the name: adding images later moves few across the split."""
     count = config.data.num_eval_images
     if not 0 < count < len(images):
@@ -221,7 +225,8 @@ def _held_out(config: ConfigDict, images: sources.Source) -> np.ndarray:
             f"config.data.path = {config.data.path!r} are to be held out, which leaves none to "
             "train on or none to evaluate; change it, or give config.data.eval_path"
         )
-    names = (image.name for image in images)
-    hashes = [(zlib.crc32(os.fsencode(name)), name) for name in names]
-    order = sorted(range(len(hashes)), key=hashes.__getitem__)
-    return np.sort(order[:count])
+    hashes = np.fromiter(map(zlib.crc32, images.names()), np.uint32, len(images))
+    last = np.partition(hashes, count - 1)[count - 1]
+    below, ties = np.flatnonzero(hashes < last), np.flatnonzero(hashes == last)
+    ties = sorted(ties.tolist(), key=lambda i: images[i].name)[: count - len(below)]
+    return np.sort(np.concatenate([below, np.array(ties, below.dtype)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -21,6 +21,9 @@ from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.training import checkpoint, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
 
 # The strip of refinement: columns from noise to image, and rows.
 _NUM_REFINEMENT_PICTURES = 9
@@ -82,10 +85,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         validate=validate,
         sample=_logged_samples(config, workdir, mesh),
         learning_rate=factory.learning_rate(config),
-        counts=lambda: {
-            "images_damaged": len(pipeline.skipped) - pipeline.num_too_small,
-            "images_too_small": pipeline.num_too_small,
-        },
+        counts=functools.partial(_count_unusable, pipeline),
         flops_per_step=3 * flops_of_image * options.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
@@ -95,6 +95,16 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
+
+
+def _count_unusable(images: Pipeline) -> dict[str, int]:
+    """Of all processes; too many of them end each process alike."""
+    damaged, too_small = images.unusable
+    # Below zero for the one kind, so that one exchange does for both.
+    found = parallel.union(np.concatenate([damaged, -1 - too_small]))
+    damaged = found[found >= 0]
+    images.check_damaged(damaged)
+    return {"images_damaged": len(damaged), "images_too_small": len(found) - len(damaged)}
 
 
 def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:

@@ -196,7 +196,7 @@ def test_unusable_images_keep_their_row_with_weight_0_and_are_counted_once(
         assert not batch["high_resolution"][~good].any()
         assert batch["high_resolution"][good].any((1, 2, 3)).all()
     assert set(pipeline.skipped) == _DAMAGED | _TOO_SMALL
-    assert pipeline.num_too_small == 3
+    assert [len(kind) for kind in pipeline.unusable] == [len(pipeline.skipped) - 3, 3]
     assert pipeline.skipped["small.png"] == "too small: 15x30, need at least 16"
     assert pipeline.skipped["wide.png"] == "too small: 20000x15, need at least 16"
     for name in pipeline.skipped:

@@ -48,7 +48,7 @@ def _folder_pairs(root):
 
 def _prepared(root):
     source = folders.folder(_photographs(root / "images"))
-    plan = prepared.Plan(source, epath.Path(root / "prepared"), 32, 3)
+    plan = prepared.Plan(source, str(root / "prepared"), 32, 3)
     for part in prepared.begin(plan):
         prepared.write_file(plan, part)
     prepared.finish(plan)

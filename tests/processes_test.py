@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -26,12 +27,15 @@ OBSERVED = str(pathlib.Path(__file__).with_name("observed_main.py"))
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Sixteen photographs' worth of noise: two batches of eight make an epoch."""
+    """Sixteen photographs' worth of noise: two batches of eight make an epoch; one is damaged."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(NUM_IMAGES + 4):
         pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+    # One that is trained on: those of the least hashes are held out.
+    damaged = max(folder.iterdir(), key=lambda path: zlib.crc32(path.name.encode()))
+    damaged.write_bytes(b"no image")
     return folder
 
 
@@ -48,6 +52,7 @@ class Job:
             "data.num_eval_images": 4,
             "data.crop": "central",
             "evaluation.image_size": 16,
+            "data.max_bad_share": 0.1,
             "parallel.layout": "zero1",
         } | overrides
         flags = [*small_run.flags(), *(f"--config.{k}={v}" for k, v in values.items())]
@@ -116,7 +121,7 @@ def losses(workdir) -> dict[str, list[float]]:
     (file,) = workdir.glob("events.out.tfevents.*")
     events = EventAccumulator(str(file), size_guidance={"tensors": 0})
     events.Reload()
-    tags = ("loss", "gradient_norm", "validation_loss")
+    tags = ("loss", "gradient_norm", "validation_loss", "images_damaged")
     return {
         tag: [float(tensor_util.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
         for tag in tags
@@ -128,8 +133,17 @@ def test_two_processes_learn_what_one_learns(one, two):
     for tag in theirs:
         assert len(theirs[tag]) == 4
         np.testing.assert_allclose(ours[tag], theirs[tag], rtol=1e-4, err_msg=tag)
+    assert ours["images_damaged"] == [1, 1, 1, 1]  # whichever process met it in which epoch
     ours, theirs = (small_run.read_checkpoint(workdir, 8) for workdir in (two[0], one[0]))
     small_run.assert_same_arrays(ours, theirs, atol=3e-4)
+
+
+def test_too_many_damaged_images_end_all_processes_with_their_names(images, tmp_path):
+    """Each process meets some of them only, and one of them perhaps none."""
+    with Job(tmp_path, images, **{"data.max_bad_share": 0}) as job:
+        assert job.statuses() == [2, 2], job.stderr(0) + job.stderr(1)
+        for i in range(2):
+            assert "1 of 16 images are damaged, more than the 0.00%" in job.stderr(i)
 
 
 def test_each_example_is_read_exactly_once_an_epoch(two):

@@ -9,7 +9,7 @@ import scipy.ndimage
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.training.state import init_state
-from sr3_jax.training.step import StepOptions, blur, ema_decay_at, make_train_step
+from sr3_jax.training.step import StepOptions, augment, blur, ema_decay_at, make_train_step
 
 SIZE, BATCH = 16, 8
 # One level: these tests are about the step, and compile a dozen of them.
@@ -127,6 +127,8 @@ def test_flips_mirror_source_and_target_together(state):
     flipping = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)))
     batch = _batch()
     assert plain(state, batch)[1]["loss"] != flipping(state, batch)[1]["loss"]
+    augmented = augment(jax.device_put(batch), state.step, StepOptions(seed=3))
+    _assert_close(plain(state, augmented)[1], flipping(state, batch)[1], rtol=1e-6)
     for name in ("high_resolution", "low_resolution"):
         half = batch[name][:, :, : batch[name].shape[2] // 2]
         batch[name] = np.concatenate([half, half[:, :, ::-1]], axis=2)

@@ -3,13 +3,11 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
-from sr3_jax.data import image_file, sources
+from sr3_jax.data import image_file, sources, storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -23,15 +21,19 @@ class Folder(sources.LazySource):
     alphabetical order.
     """
 
-    def __init__(self, root: str, names: Sequence[str]) -> None:
-        """`names` are paths relative to `root`, in order."""
+    def __init__(self, root: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Use `folder` to make one.
+
+        Args:
+            root: what the paths are relative to.
+            arrays: what `to_arrays` gives.
+        """
         self.root = root
         # Bytes, since on Linux a name need not be text.
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        classes = {name.partition("/")[0] if "/" in name else "" for name in names}
-        self.classes = () if "" in classes else tuple(sorted(classes))
+        self._bytes = arrays["names"].tobytes()
+        self._ends = arrays["ends"]
+        classes = arrays["classes"].tobytes()
+        self.classes = tuple(map(os.fsdecode, classes.split(b"/"))) if classes else ()
         self._labels = {name: label for label, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
@@ -44,16 +46,32 @@ class Folder(sources.LazySource):
         label = self._labels.get(name.partition("/")[0], sources.NO_LABEL)
         return sources.FileRef(name, os.path.join(self.root, name), label=label)
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The names as arrays, to be kept in a file."""
-        return {"names": np.frombuffer(self._bytes, np.uint8), "ends": self._ends}
+    def names(self) -> Iterator[bytes]:
+        """See `LazySource`."""
+        start = 0
+        for end in self._ends.tolist():
+            yield self._bytes[start:end]
+            start = end
 
-    @classmethod
-    def from_arrays(cls, root: str, arrays: Mapping[str, np.ndarray]) -> "Folder":
-        """What `to_arrays` gave, without listing anything."""
-        data, ends = arrays["names"].tobytes(), arrays["ends"].tolist()
-        starts = [0, *ends[:-1]]
-        return cls(root, [os.fsdecode(data[a:b]) for a, b in zip(starts, ends, strict=True)])
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What was found, to be kept in a file: `names` one after the other, and their `ends`."""
+        classes = b"/".join(map(os.fsencode, self.classes))
+        return {
+            "names": np.frombuffer(self._bytes, np.uint8),
+            "ends": self._ends,
+            "classes": np.frombuffer(classes, np.uint8),
+        }
+
+
+def _arrays_of(names: Sequence[str]) -> dict[str, np.ndarray]:
+    encoded = [os.fsencode(name) for name in names]
+    classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
+    in_order = b"" if b"" in classes else b"/".join(sorted(classes))
+    return {
+        "names": np.frombuffer(b"".join(encoded), np.uint8),
+        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+        "classes": np.frombuffer(in_order, np.uint8),
+    }
 
 
 def folder(path: str | os.PathLike[str]) -> Folder:
@@ -64,7 +82,7 @@ def folder(path: str | os.PathLike[str]) -> Folder:
     are skipped, and links to folders are not followed (`path` itself may be one).
 
     Args:
-        path: a local folder or any URL `etils.epath` reads (`gs://bucket/images`).
+        path: a local folder, or a URL (`gs://bucket/images`); see `storage`.
 
     Returns:
         One `FileRef` an image, whose name is the path relative to `path`.
@@ -74,41 +92,34 @@ def folder(path: str | os.PathLike[str]) -> Folder:
         NotADirectoryError: `path` is a file.
         ValueError: no image in it.
     """
-    root = epath.Path(path).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(
-            f"image folder {str(path)!r} does not exist; give the path of a folder of images"
-        )
-    if not root.is_dir():
-        raise NotADirectoryError(
-            f"image folder {str(path)!r} is a file; give the folder it lies in, {root.parent}"
-        )
+    root = os.path.expanduser(path)
+    if not storage.is_url(root):
+        if not os.path.exists(root):
+            raise FileNotFoundError(
+                f"image folder {root!r} does not exist; give the path of a folder of images"
+            )
+        if not os.path.isdir(root):
+            raise NotADirectoryError(
+                f"image folder {root!r} is a file; give the folder it lies in, "
+                f"{os.path.dirname(root)}"
+            )
     other_files: collections.Counter[str] = collections.Counter()
-    names = sorted(_image_names(root, other_files))
+    names = sorted(_images(storage.find(root), other_files))
     if not names:
         raise ValueError(_no_image_message(str(path), other_files))
-    return Folder(str(root), names)
+    return Folder(root, _arrays_of(names))
 
 
-def _image_names(root: epath.Path, other_files: collections.Counter[str]) -> Iterator[str]:
-    for directory, subfolders, files in root.walk(on_error=_raise):
-        # In place, so that walk does not descend into hidden folders.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = directory.relative_to(root).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        for file in files:
-            suffix = os.path.splitext(file)[1].lower()
-            if file.startswith("."):
-                other_files["hidden"] += 1
-            elif suffix in IMAGE_SUFFIXES:
-                yield prefix + file
-            else:
-                other_files[suffix or "no extension"] += 1
-
-
-def _raise(error: OSError) -> NoReturn:
-    # By default walk passes over folders it may not list, which would silently shrink the source.
-    raise error
+def _images(files: Iterable[str], other_files: collections.Counter[str]) -> Iterator[str]:
+    for name in files:
+        file = name.rpartition("/")[2]
+        suffix = os.path.splitext(file)[1].lower()
+        if file.startswith("."):
+            other_files["hidden"] += 1
+        elif suffix in IMAGE_SUFFIXES:
+            yield name
+        else:
+            other_files[suffix or "no extension"] += 1
 
 
 def _no_image_message(path: str, other_files: collections.Counter[str]) -> str:

@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 
 # (left, top, right, bottom) in pixels.
 Box = tuple[int, int, int, int]
@@ -38,7 +38,7 @@ def read_file(path: str, box: Box | None = None) -> UInt8[np.ndarray, "height wi
     """Reads, decodes and cuts one image file.
 
     Args:
-        path: local, or any URL that `etils.epath` reads.
+        path: local, or a URL; see `storage`.
         box: what to cut out of the upright image; None for all of it.
 
     Raises:
@@ -47,7 +47,7 @@ def read_file(path: str, box: Box | None = None) -> UInt8[np.ndarray, "height wi
             about the image.
     """
     try:
-        data = epath.Path(path).read_bytes()
+        data = storage.read(path)
     except FileNotFoundError as e:
         raise BadImageError(f"no such file: {path}") from e
     image = decode(data)
@@ -129,5 +129,5 @@ def write_image(image: UInt8[np.ndarray, "height width 3"], path: epath.Path) ->
         path, options = path.with_name(path.name + ".png"), _WRITERS[".png"]
     data = io.BytesIO()
     Image.fromarray(image).save(data, **options)
-    atomic.write_whole(path, data.getvalue())
+    storage.write_whole(path, data.getvalue())
     return path

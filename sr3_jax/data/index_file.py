@@ -7,19 +7,19 @@ added must go on with the list it began with.
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from absl import logging
-from etils import epath
 
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def kept(path: epath.PathLike | None, made_of: str, make: Callable[[], Arrays]) -> Arrays:
+def kept(path: str | os.PathLike[str] | None, made_of: str, make: Callable[[], Arrays]) -> Arrays:
     """The arrays that `make` returned when they were first asked for.
 
     Args:
@@ -33,11 +33,10 @@ def kept(path: epath.PathLike | None, made_of: str, make: Callable[[], Arrays]) 
     """
     if path is None:
         return make()
-    path = epath.Path(path)
     digest = np.frombuffer(hashlib.sha256(made_of.encode()).digest(), np.uint8)
-    if path.exists():
+    if storage.exists(path):
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as file:
                 arrays = dict(file)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
@@ -51,5 +50,5 @@ def kept(path: epath.PathLike | None, made_of: str, make: Callable[[], Arrays]) 
     arrays = make()
     data = io.BytesIO()
     np.savez(data, made_of=digest, **arrays)
-    atomic.write_whole(path, data.getvalue())
+    storage.write_whole(path, data.getvalue())
     return arrays

@@ -3,25 +3,23 @@
 Row i of the global batch at step n is example p = n * batch_size + i of an endless stream, whose
 epoch is p // len(source). Each epoch is a permutation of the source, and p also seeds the crop.
 So resuming at any step costs nothing and needs no iterator state, and the stream is the same for
-every number of processes and threads. (It is not promised to be the same across versions of Grain,
-whose `index_shuffle` makes the permutations, and of NumPy, which makes the crops.)
+every number of processes and threads. What makes it, NumPy's `SeedSequence`, `MT19937` and the
+frozen `RandomState`, is promised not to change from version to version.
 
 An image that cannot be used keeps its row, with weight 0, so it shifts nothing.
 """
 
-import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypedDict
 
 import grain
 import numpy as np
 from absl import logging
-from grain.experimental import index_shuffle
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Float32, Float64, Int32, Integer, UInt8
 
 from sr3_jax.data import degrade, image_file, sources
 
@@ -32,10 +30,7 @@ _MAX_TRIES = 1000
 # Batches that are made ahead of the one asked for.
 _BATCHES_AHEAD = 2
 
-_MOST_ROWS_TOGETHER = 8
-
-# Of Grain's permutation, which takes seeds of 32 bits; four rounds are its own default.
-_SHUFFLE_ROUNDS = 4
+_MOST_ROWS_TOGETHER = 32
 
 
 class Batch(TypedDict):
@@ -66,6 +61,10 @@ class _Pair(NamedTuple):
     high_resolution: UInt8[np.ndarray, "image_size image_size 3"]
     low_resolution: UInt8[np.ndarray, "low_resolution low_resolution 3"]
     label: int
+
+
+# Position in the source (-1: none), and what a random crop is made of.
+_Choice = tuple[int, Float64[np.ndarray, "3"] | None]
 
 
 class Pipeline:
@@ -103,7 +102,8 @@ class Pipeline:
             process_count: number of slices; divides `batch_size`.
             cache_bytes: most memory to spend on what was read; 0 for none.
             max_bad_share: of the source: with more damaged images than that, iterating is an
-                error. Images that are only too small do not count.
+                error. Images that are only too small do not count. Of several processes none
+                knows all; they have to put `unusable` together and call `check_damaged`.
             num_threads: threads that decode and resize; None for one a core.
 
         Raises:
@@ -141,6 +141,7 @@ class Pipeline:
         self._free_cache_bytes = cache_bytes
         self._unusable: dict[int, image_file.BadImageError] = {}
         self._found_usable = False
+        self._orders: dict[int, Integer[np.ndarray, " num_images"]] = {}
 
     @property
     def num_images(self) -> int:
@@ -161,10 +162,28 @@ class Pipeline:
             )
 
     @property
-    def num_too_small(self) -> int:
-        """How many of `skipped` are good images, but smaller than `image_size`."""
+    def unusable(self) -> tuple[Integer[np.ndarray, " damaged"], Integer[np.ndarray, " small"]]:
+        """Positions in the source of `skipped`: of damaged ones, and of those only too small."""
         with self._lock:
-            return sum(isinstance(e, degrade.TooSmallError) for e in self._unusable.values())
+            small = {i: isinstance(e, degrade.TooSmallError) for i, e in self._unusable.items()}
+        damaged, too_small = ([i for i in small if small[i] == kind] for kind in (False, True))
+        return np.array(damaged, np.int32), np.array(too_small, np.int32)
+
+    def check_damaged(self, damaged: Integer[np.ndarray, " damaged"]) -> None:
+        """Raises TooManyBadError where these are more than `max_bad_share` of the source."""
+        count = len(self._source)
+        if len(damaged) <= self._max_bad_share * count:
+            return
+        with self._lock:
+            reasons = {
+                self._source[i].name: str(self._unusable.get(i, "found by another process"))
+                for i in map(int, damaged)
+            }
+        raise TooManyBadError(
+            f"{len(damaged)} of {count} images are damaged, more than the "
+            f"{self._max_bad_share:.2%} that config.data.max_bad_share allows; mend or remove "
+            f"them, or raise it: {_listed(reasons, 100)}"
+        )
 
     def training_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """The endless stream, from step `start_step` on; `close()` ends its threads.
@@ -175,7 +194,8 @@ class Pipeline:
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}; it must not be negative")
-        return self._batches(start_step, sys.maxsize // self._batch_size, self._training_row)
+        end_step = sys.maxsize // self._batch_size
+        return self._batches(start_step, end_step, self._training_image)
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """One pass in the order of the source, with central crops whatever the options say.
@@ -188,19 +208,19 @@ class Pipeline:
             TooManyBadError: while iterating.
         """
         num_steps = -(-len(self._source) // self._batch_size)
-        return self._batches(0, num_steps, self._evaluation_row)
+        return self._batches(0, num_steps, self._evaluation_image)
 
     def _batches(
-        self, start_step: int, end_step: int, row: Callable[[int], dict[str, np.ndarray]]
+        self, start_step: int, end_step: int, image_at: Callable[[int], _Choice]
     ) -> Iterator[Batch]:
         size = self._local_batch_size
         together = _rows_together(size, self._num_threads)
         parts = size // together
 
-        def some_rows(k: int) -> dict[str, np.ndarray]:
+        def some_rows(k: int) -> Batch:
             step, part = divmod(k, parts)
             first = step * self._batch_size + self._first_row + part * together
-            return _stacked([row(first + i) for i in range(together)])
+            return self._rows([image_at(first + i) for i in range(together)])
 
         def join(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: rows.reshape(size, *rows.shape[2:]) for name, rows in batch.items()}
@@ -211,52 +231,83 @@ class Pipeline:
         )
         return iter(dataset.to_iter_dataset(reading).batch(parts).map(join))
 
-    def _training_row(self, position: int) -> dict[str, np.ndarray]:
-        count = len(self._source)
-        epoch, place = divmod(position, count)
-        index = index_shuffle(
-            place, max_index=count - 1, seed=_epoch_seed(self._seed, epoch), rounds=_SHUFFLE_ROUNDS
-        )
+    def _training_image(self, position: int) -> _Choice:
+        epoch, place = divmod(position, len(self._source))
         uniforms = None
         if self._options.crop == "random":
-            uniforms = np.random.default_rng((self._seed, position)).random(3)
-        return self._row(index, uniforms)
+            bits = np.random.SeedSequence((self._seed, position)).generate_state(3, np.uint64)
+            uniforms = (bits >> np.uint64(11)) * 2.0**-53
+        return int(self._order(epoch)[place]), uniforms
 
-    def _evaluation_row(self, position: int) -> dict[str, np.ndarray]:
-        return self._row(position if position < len(self._source) else -1, None)
-
-    def _row(self, index: int, uniforms: Float64[np.ndarray, "3"] | None) -> dict[str, np.ndarray]:
-        pair = self._pair(index, uniforms) if index >= 0 else None
-        high, low = self.sizes
-        blank = _Pair(_black(high), _black(low), sources.NO_LABEL)
-        chosen = pair or blank
-        return {
-            "high_resolution": chosen.high_resolution,
-            "low_resolution": chosen.low_resolution,
-            "weight": np.float32(pair is not None),
-            "index": np.int32(index),
-            "label": np.int32(chosen.label),
-        }
-
-    def _pair(self, index: int, uniforms: Float64[np.ndarray, "3"] | None) -> _Pair | None:
-        """One image's pair, or None if it is unusable; runs in many threads at once."""
+    def _order(self, epoch: int) -> Integer[np.ndarray, " num_images"]:
+        """The images' permutation; takes 20 ms for a million, once an epoch."""
+        order = self._orders.get(epoch)
+        if order is not None:
+            return order
         with self._lock:
-            if index in self._unusable:
-                return None
-            kept = self._cache.get(index)
-        if isinstance(kept, _Pair):
-            return kept
-        try:
-            picture = kept or self._source[index].read()
-            high, low = degrade.make_pair_of(
-                picture.image, picture.low_resolution, self._options, uniforms
-            )
-        except image_file.BadImageError as error:
-            self._skip(index, error)
-            return None
-        pair = _Pair(high, low, picture.label)
-        self._keep(index, picture if self._options.crop == "random" else pair)
-        return pair
+            if epoch not in self._orders:
+                # What is read ahead may be of the next epoch while this one is not over.
+                self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+                seed = np.random.SeedSequence((self._seed, epoch))
+                order = np.arange(len(self._source), dtype=np.int32)
+                np.random.RandomState(np.random.MT19937(seed)).shuffle(order)
+                self._orders[epoch] = order
+            return self._orders[epoch]
+
+    def _evaluation_image(self, position: int) -> _Choice:
+        return (position if position < len(self._source) else -1), None
+
+    def _rows(self, images: Sequence[_Choice]) -> Batch:
+        count, (high, low) = len(images), self.sizes
+        batch = Batch(
+            high_resolution=np.zeros((count, high, high, 3), np.uint8),
+            low_resolution=np.zeros((count, low, low, 3), np.uint8),
+            weight=np.zeros(count, np.float32),
+            index=np.array([index for index, _ in images], np.int32),
+            label=np.full(count, sources.NO_LABEL, np.int32),
+        )
+        for row, pair in self._pairs(images):
+            batch["high_resolution"][row] = pair.high_resolution
+            batch["low_resolution"][row] = pair.low_resolution
+            batch["weight"][row] = 1
+            batch["label"][row] = pair.label
+        return batch
+
+    def _pairs(self, images: Sequence[_Choice]) -> Iterator[tuple[int, _Pair]]:
+        """Row and pair of those that are usable; runs in many threads at once."""
+        waiting: dict[int, tuple[sources.Picture, degrade.Crop]] = {}
+
+        def resized() -> Iterator[tuple[int, _Pair]]:
+            crops = [crop for _, crop in waiting.values()]
+            pairs = degrade.make_pairs(crops, self._options)
+            for (row, (picture, _)), pair in zip(waiting.items(), pairs, strict=True):
+                made = _Pair(*pair, picture.label)
+                self._keep(images[row][0], picture if self._options.crop == "random" else made)
+                yield row, made
+            waiting.clear()
+
+        for row, (index, uniforms) in enumerate(images):
+            if index < 0:
+                continue
+            with self._lock:
+                if index in self._unusable:
+                    continue
+                kept = self._cache.get(index)
+            if isinstance(kept, _Pair):
+                yield row, kept
+                continue
+            try:
+                picture = kept or self._source[index].read()
+                image, low_resolution, _ = picture
+                crop = degrade.cut(image, low_resolution, self._options, uniforms)
+            except image_file.BadImageError as error:
+                self._skip(index, error)
+                continue
+            waiting[row] = picture, crop
+            # Small ones wait for others to be resized with.
+            if len(waiting) * image.nbytes >= degrade.BYTES_TOGETHER:
+                yield from resized()
+        yield from resized()
 
     def _keep(self, index: int, value: _Pair | sources.Picture) -> None:
         size = sum(part.nbytes for part in value if isinstance(part, np.ndarray))
@@ -282,39 +333,14 @@ class Pipeline:
                 f"no usable image in the source: all {num_tried} images tried of "
                 f"{len(self._source)} were skipped ({_listed(self.skipped, 5)})"
             )
-        with self._lock:
-            bad = {
-                self._source[i].name: str(e)
-                for i, e in self._unusable.items()
-                if not isinstance(e, degrade.TooSmallError)
-            }
-        if len(bad) > self._max_bad_share * len(self._source):
-            raise TooManyBadError(
-                f"{len(bad)} of {len(self._source)} images are damaged, more than the "
-                f"{self._max_bad_share:.2%} that config.data.max_bad_share allows; mend or remove "
-                f"them, or raise it: {_listed(bad, 100)}"
-            )
+        if self._local_batch_size == self._batch_size:
+            self.check_damaged(self.unusable[0])
 
 
 def _rows_together(size: int, num_threads: int) -> int:
-    """How many of a batch's rows a thread makes at once: Grain takes 0.1 ms for each turn."""
+    """How many of a batch's rows a thread makes at once: each turn costs Grain nearly 1 ms."""
     fitting = (n for n in range(1, _MOST_ROWS_TOGETHER + 1) if size % n == 0)
     return max((n for n in fitting if size // n >= num_threads), default=1)
-
-
-def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-@functools.lru_cache(4)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Of an epoch's permutation; mixed, so that no epoch of one seed is one of another's."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-@functools.lru_cache(4)
-def _black(size: int) -> UInt8[np.ndarray, "size size 3"]:
-    return np.zeros((size, size, 3), np.uint8)
 
 
 def _listed(reasons: Mapping[str, str], most: int) -> str:

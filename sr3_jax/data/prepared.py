@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
-from sr3_jax.data import atomic, degrade, folders, image_file, records, sources
+from sr3_jax.data import degrade, folders, image_file, records, sources, storage
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
@@ -33,14 +32,14 @@ class Plan:
 
     Attributes:
         images: the pictures.
-        output: a local folder.
+        output: the folder to fill, local or a URL.
         image_size: side of the largest central square after it is resized by area, in pixels,
             kept as PNG; 0 to keep the files as they are.
         images_per_file: at most.
     """
 
     images: folders.Folder
-    output: epath.Path
+    output: str
     image_size: int
     images_per_file: int
 
@@ -60,6 +59,10 @@ class Plan:
             digest.update(array.tobytes())
         return digest.hexdigest()
 
+    def path(self, *names: str) -> str:
+        """Of a file under `output`."""
+        return os.path.join(self.output, *names)
+
 
 def begin(plan: Plan) -> list[int]:
     """Makes the folder; returns the files that are still to be written.
@@ -67,32 +70,31 @@ def begin(plan: Plan) -> list[int]:
     Raises:
         FileExistsError: the folder holds something else.
     """
-    parts = plan.output / _PARTS
-    note = parts / "plan.json"
-    found = next((p for p in (plan.output / _MANIFEST, note) if p.exists()), None)
+    manifest, note = plan.path(_MANIFEST), plan.path(_PARTS, "plan.json")
+    found = next((path for path in (manifest, note) if storage.exists(path)), None)
     if found:
-        if json.loads(found.read_text())["plan"] != plan.digest():
+        if json.loads(storage.read(found))["plan"] != plan.digest():
             raise FileExistsError(
                 f"--output={plan.output} holds what was made of other images or with other "
                 "options; give another folder, or empty this one"
             )
-        if found.name == _MANIFEST:
+        if found == manifest:
             return []
-    elif plan.output.exists() and any(plan.output.iterdir()):
+    elif storage.matches(plan.path("*")):
         raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
-    atomic.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
-    return [part for part in range(plan.num_files) if not _note(plan, part).exists()]
+    storage.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
+    done = set(storage.matches(plan.path(_PARTS, "*.json")))
+    return [part for part in range(plan.num_files) if _note(plan, part) not in done]
 
 
 def write_file(plan: Plan, part: int) -> tuple[int, int]:
     """Writes file `part`; returns how many images are in it, and how many were left out."""
     first = part * plan.images_per_file
-    path = plan.output / plan.file_name(part)
-    partial = path.with_name(f".{path.name}.partial")
+    name = plan.file_name(part)
     digest = hashlib.sha256()
     offsets, sizes, position = [], [], 0
     skipped: dict[str, list] = {}
-    with partial.open("wb") as file:
+    with storage.open_whole(plan.path(name)) as file:
         for ref in plan.images[first : first + plan.images_per_file]:
             try:
                 content = _example(ref, plan.image_size)
@@ -105,9 +107,8 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
             file.write(record)
             digest.update(record)
             position += len(record)
-    partial.replace(path)
     note = {
-        "file": path.name,
+        "file": name,
         "count": len(sizes),
         "bytes": position,
         "sha256": digest.hexdigest(),
@@ -115,7 +116,7 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
         "sizes": sizes,
         "skipped": skipped,
     }
-    atomic.write_whole(_note(plan, part), json.dumps(note).encode())
+    storage.write_whole(_note(plan, part), json.dumps(note).encode())
     return len(sizes), len(skipped)
 
 
@@ -125,9 +126,9 @@ def finish(plan: Plan) -> dict[str, Any]:
     Raises:
         ValueError: no image could be used.
     """
-    if (plan.output / _MANIFEST).exists():
-        return json.loads((plan.output / _MANIFEST).read_text())
-    notes = [json.loads(_note(plan, part).read_text()) for part in range(plan.num_files)]
+    if storage.exists(plan.path(_MANIFEST)):
+        return json.loads(storage.read(plan.path(_MANIFEST)))
+    notes = [json.loads(storage.read(_note(plan, part))) for part in range(plan.num_files)]
     counts = [note["count"] for note in notes]
     skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
     if not sum(counts):
@@ -140,9 +141,9 @@ def finish(plan: Plan) -> dict[str, Any]:
     }
     data = io.BytesIO()
     np.savez(data, **index)
-    atomic.write_whole(plan.output / _INDEX, data.getvalue())
+    storage.write_whole(plan.path(_INDEX), data.getvalue())
     lines = (f"{name}\t{reason}\n" for name, (reason, _) in skipped.items())
-    atomic.write_whole(plan.output / _SKIPPED, os.fsencode("".join(lines)))
+    storage.write_whole(plan.path(_SKIPPED), os.fsencode("".join(lines)))
     num_too_small = sum(too_small for _, too_small in skipped.values())
     manifest = {
         "format": _FORMAT,
@@ -155,24 +156,24 @@ def finish(plan: Plan) -> dict[str, Any]:
         "classes": list(plan.images.classes),
         "files": [{k: note[k] for k in ("file", "count", "bytes", "sha256")} for note in notes],
     }
-    atomic.write_whole(plan.output / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-    (plan.output / _PARTS).rmtree()
+    storage.write_whole(plan.path(_MANIFEST), (json.dumps(manifest, indent=2) + "\n").encode())
+    storage.remove_folder(plan.path(_PARTS))
     return manifest
 
 
-def is_prepared(path: epath.PathLike) -> bool:
+def is_prepared(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that `finish` left."""
-    return (epath.Path(path).expanduser() / _MANIFEST).exists()
+    return storage.exists(os.path.join(path, _MANIFEST))
 
 
-def open_prepared(path: epath.PathLike, image_size: int) -> records.Records:
+def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Records:
     """The images of a prepared folder; reads the manifest and the index alone.
 
     Raises:
         ValueError: they are under `image_size`, or written by another version.
     """
-    folder = epath.Path(path).expanduser()
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    folder = os.fspath(path)
+    manifest = json.loads(storage.read(os.path.join(folder, _MANIFEST)))
     if manifest["format"] != _FORMAT:
         raise ValueError(
             f"{folder} has format {manifest['format']}, this version reads {_FORMAT}; prepare the "
@@ -183,27 +184,28 @@ def open_prepared(path: epath.PathLike, image_size: int) -> records.Records:
             f"{folder} was prepared with --image_size={manifest['image_size']}, and "
             f"config.data.image_size is {image_size}; prepare the images for that"
         )
-    with np.load(io.BytesIO((folder / _INDEX).read_bytes())) as file:
+    with np.load(io.BytesIO(storage.read(os.path.join(folder, _INDEX)))) as file:
         arrays = dict(file)
-    return records.Records([str(folder / file["file"]) for file in manifest["files"]], arrays)
+    files = [os.path.join(folder, file["file"]) for file in manifest["files"]]
+    return records.Records(files, arrays)
 
 
-def damaged_files(path: epath.PathLike) -> Iterator[str]:
+def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
     """Checks each file of a prepared folder against the manifest; yields what is wrong."""
-    folder = epath.Path(path).expanduser()
-    for file in json.loads((folder / _MANIFEST).read_text())["files"]:
-        found = folder / file["file"]
-        if not found.exists():
+    folder = os.fspath(path)
+    for file in json.loads(storage.read(os.path.join(folder, _MANIFEST)))["files"]:
+        found = os.path.join(folder, file["file"])
+        if not storage.exists(found):
             yield f"{found} is missing"
             continue
-        with found.open("rb") as stream:
+        with storage.open_read(found) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file["sha256"]:
             yield f"{found} has checksum {digest}, where the manifest says {file['sha256']}"
 
 
-def _note(plan: Plan, part: int) -> epath.Path:
-    return plan.output / _PARTS / f"{part:05d}.json"
+def _note(plan: Plan, part: int) -> str:
+    return plan.path(_PARTS, f"{part:05d}.json")
 
 
 def _example(ref: sources.FileRef, image_size: int) -> bytes:
@@ -216,7 +218,7 @@ def _example(ref: sources.FileRef, image_size: int) -> bytes:
         Image.fromarray(degrade.by_area(square, image_size)).save(encoded, "PNG")
         data = encoded.getvalue()
     else:
-        data = epath.Path(ref.path).read_bytes()
+        data = storage.read(ref.path)
     features: dict[str, bytes | int] = {
         "image": data,
         "filename": os.fsencode(ref.name),

@@ -5,22 +5,20 @@ A TFRecord file is a row of records, each with its length before it and checksum
 headers are walked over once; after that, any record is one read away. Needs no TensorFlow.
 """
 
-import dataclasses
 import math
 import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from sr3_jax.data import image_file, sources
+from sr3_jax.data import image_file, sources, storage
 
 # What TFDS, TensorFlow's ImageNet and `prepare_data` call an encoded image and its class.
 _IMAGE_KEYS = ("image", "image/encoded", "hr")
@@ -56,23 +54,33 @@ class Records(sources.LazySource):
     def ref(self, index: int) -> "RecordRef":
         """See `LazySource`."""
         file = int(self._file[index])
-        path = self.files[file]
-        name = f"{os.path.basename(path)}#{index - int(self._first[file])}"
-        return RecordRef(name, path, int(self._offset[index]), int(self._size[index]))
+        number = index - int(self._first[file])
+        return RecordRef(self.files[file], number, int(self._offset[index]), int(self._size[index]))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Where the records lie, to be kept in a file."""
         return {"file_index": self._file, "offset": self._offset, "size": self._size}
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordRef:
-    """An image in a TFRecord file; see `sources.ImageRef`."""
+class RecordRef(NamedTuple):
+    """An image in a TFRecord file; see `sources.ImageRef`.
 
-    name: str
+    Attributes:
+        path: of the file.
+        number: of the record in it, from 0.
+        offset: of the record's content, in bytes.
+        size: of that.
+    """
+
     path: str
+    number: int
     offset: int
     size: int
+
+    @property
+    def name(self) -> str:
+        """See `ImageRef`."""
+        return f"{os.path.basename(self.path)}#{self.number}"
 
     def read(self) -> sources.Picture:
         """See `ImageRef`."""
@@ -98,7 +106,7 @@ def picture(content: bytes) -> sources.Picture:
     )
 
 
-def tfrecord_files(path: epath.PathLike, image_size: int) -> list[str]:
+def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
     """The TFRecord files that `path` means: a file, a pattern with `*`, or a folder of them.
 
     Of a folder in which each resolution has a file of its own (`ffhq-r02.tfrecords` to
@@ -109,25 +117,26 @@ def tfrecord_files(path: epath.PathLike, image_size: int) -> list[str]:
         FileNotFoundError: where there is none.
         ValueError: where all resolutions are under `image_size`.
     """
-    path = epath.Path(path).expanduser()
-    if "*" in path.name:
-        files = sorted(str(found) for found in path.parent.glob(path.name))
-    elif path.is_dir():
-        files = sorted(str(found) for found in path.iterdir() if ".tfrecord" in found.name)
+    path = os.fspath(path)
+    is_folder = storage.is_folder(path)
+    if "*" in os.path.basename(path):
+        files = storage.matches(path)
+    elif is_folder:
+        files = storage.matches(os.path.join(path, "*.tfrecord*"))
     else:
-        files = [str(path)] if path.exists() else []
+        files = [path] if storage.exists(path) else []
     if not files:
         raise FileNotFoundError(
-            f"no TFRecord file at {str(path)!r}: give a file, a pattern such as 'DIR/train-*', or "
+            f"no TFRecord file at {path!r}: give a file, a pattern such as 'DIR/train-*', or "
             "a folder with files that have .tfrecord in their names"
         )
     levels = [re.search(r"-r(\d\d)\.tfrecords$", file) for file in files]
-    if not path.is_dir() or not all(levels):
+    if not is_folder or not all(levels):
         return files
     sizes = {2 ** int(level[1]): file for level, file in zip(levels, files, strict=True) if level}
     if max(sizes) < image_size:
         raise ValueError(
-            f"{str(path)!r} has resolutions {sorted(sizes)}, all under the {image_size} pixels of "
+            f"{path!r} has resolutions {sorted(sizes)}, all under the {image_size} pixels of "
             "config.data.image_size; get the file of a larger one"
         )
     return [sizes[min(size for size in sizes if size >= image_size)]]
@@ -161,9 +170,9 @@ def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None)
 
 def _walk(path: str) -> Iterator[tuple[int, int]]:
     """Offset and size of the content of each record."""
-    end = epath.Path(path).stat().length
+    end = storage.size(path)
     position = 0
-    with epath.Path(path).open("rb") as file:
+    with storage.open_read(path) as file:
         while position < end:
             header = file.read(_HEADER.size)
             if not _is_header(header):
@@ -200,9 +209,7 @@ def read_record(path: str, offset: int, size: int) -> bytes:
             f"damaged record at byte {offset} of {path}, after which nothing can be found"
         )
     try:
-        with _open(path) as file:
-            file.seek(offset)
-            data = file.read(size + _CHECKSUM.size)
+        data = storage.read(path, offset, size + _CHECKSUM.size)
     except FileNotFoundError as error:
         raise image_file.BadImageError(f"no such file: {path}") from error
     content, checksum = data[:size], data[size:]
@@ -215,11 +222,6 @@ def read_record(path: str, offset: int, size: int) -> bytes:
             f"damaged: the record at byte {offset} of {path} is not what its checksum says"
         )
     return content
-
-
-def _open(path: str) -> BinaryIO:
-    # A local file without a buffer: each read is of one whole record.
-    return epath.Path(path).open("rb") if "://" in path else open(path, "rb", buffering=0)
 
 
 def write_record(content: bytes) -> bytes:

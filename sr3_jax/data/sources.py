@@ -26,8 +26,9 @@ import abc
 import dataclasses
 import importlib.util
 import operator
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
@@ -108,6 +109,10 @@ class LazySource(Sequence[ImageRef], abc.ABC):
     def ref(self, index: int) -> ImageRef:
         """The image at `index`, in [0, len)."""
 
+    def names(self) -> Iterator[bytes]:
+        """All names, as bytes, in order; for a million that takes some seconds at most."""
+        return (os.fsencode(self.ref(index).name) for index in range(len(self)))
+
     @overload
     def __getitem__(self, index: SupportsIndex) -> ImageRef: ...
     @overload
@@ -141,7 +146,7 @@ class FileRef:
 
     Attributes:
         name: a relative path with forward slashes.
-        path: local, or any URL that `etils.epath` reads (`gs://...`).
+        path: local, or a URL (`gs://...`); see `storage`.
         box: of the upright image (after its EXIF orientation), cut out before anything else;
             None for the whole image.
         label: see `Picture`.

@@ -47,7 +47,7 @@ def tfds_split(
     split: str,
     data_dir: str | None = None,
     index: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
-) -> sources.Source:
+) -> sources.LazySource:
     """The images of a prepared TFDS data set.
 
     Args:

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 from sr3_jax.training.step import Batch
 
 # low resolution [n, h, w, 3] and each image's number in the set to (high resolution, seconds)
@@ -160,4 +160,4 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 def write_scores(scores: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
     """Writes the scores as JSON, whole or not at all."""
-    atomic.write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())
+    storage.write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -14,29 +14,47 @@ from sr3_jax.data.image_file import write_image
 _TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
 _GAP = 6
 _TITLE_HEIGHT = 28
+_LINE_HEIGHT = 20
 
 
-def grid(columns: Mapping[str, UInt8[np.ndarray, "n _h _w 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+def grid(
+    columns: Mapping[str, UInt8[np.ndarray, "n _h _w 3"]],
+    names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> UInt8[np.ndarray, "h w 3"]:
     """A white sheet with one labelled column for each entry and one row for each image.
 
     Images of different sizes are enlarged to one size without smoothing, so that what is looked
     at are the pixels. Sizes must divide the largest.
+
+    Args:
+      columns: images by label.
+      names: of the rows, written under each; what does not fit is cut off.
+      notes: lines of text at the foot.
     """
     side = max(images.shape[1] for images in columns.values())
     side *= max(1, round(_TILE / side))
     rows = len(next(iter(columns.values())))
+    row_height = side + (_LINE_HEIGHT if names else _GAP)
     width = _GAP + len(columns) * (side + _GAP)
-    sheet = np.full((_TITLE_HEIGHT + rows * (side + _GAP), width, 3), 255, np.uint8)
+    foot = _TITLE_HEIGHT + rows * row_height
+    height = foot + (_GAP + len(notes) * _LINE_HEIGHT if notes else 0)
+    sheet = np.full((height, width, 3), 255, np.uint8)
     for i, images in enumerate(columns.values()):
         left = _GAP + i * (side + _GAP)
         for j, image in enumerate(images):
-            top = _TITLE_HEIGHT + j * (side + _GAP)
+            top = _TITLE_HEIGHT + j * row_height
             sheet[top : top + side, left : left + side] = _enlarge(image, side)
     canvas = Image.fromarray(sheet)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
     for i, label in enumerate(columns):
         middle = _GAP + i * (side + _GAP) + side // 2
         draw.text((middle, _TITLE_HEIGHT // 2), label, "black", font, anchor="mm")
+    small = ImageFont.load_default(13)
+    lines = {_TITLE_HEIGHT + j * row_height + side: name for j, name in enumerate(names or ())}
+    lines |= {foot + _GAP + i * _LINE_HEIGHT: note for i, note in enumerate(notes)}
+    for top, text in lines.items():
+        draw.text((_GAP, top + _LINE_HEIGHT // 2), text, "black", small, anchor="lm")
     return np.array(canvas)
 
 

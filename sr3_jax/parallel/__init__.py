@@ -19,6 +19,7 @@ from sr3_jax.parallel.processes import (
     is_one_of_several,
     join,
     of_all_processes,
+    union,
     wait_for_all,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "memory_bandwidth",
     "num_batch_parts",
     "of_all_processes",
+    "union",
     "on_this_process",
     "peak_flops",
     "replicated",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int32
 
 # A process that says nothing for so long is taken for dead, and the others end.
 _HEARTBEAT_SECONDS = 60
@@ -143,3 +144,14 @@ def of_all_processes(tree: Any) -> Any:
         return np.asarray(everyone).view(rows.dtype).reshape(-1, *rows.shape[1:])
 
     return jax.tree.map(gather, tree)
+
+
+def union(numbers: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " m"]:
+    """The distinct numbers of all processes, sorted; each may have as many as it likes."""
+    counts = of_all_processes(np.array([len(numbers)], np.int32))
+    if not counts.any():
+        return numbers
+    padded = np.zeros((1, counts.max()), np.int32)
+    padded[0, : len(numbers)] = numbers
+    real = np.arange(padded.shape[1]) < counts[:, None]
+    return np.unique(of_all_processes(padded)[real])

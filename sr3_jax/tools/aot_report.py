@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from sr3_jax import factory, models, parallel
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
 
@@ -342,7 +342,7 @@ def main(argv: list[str]) -> None:
     print(render(report))
     if _JSON.value:
         content = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
-        atomic.write_whole(epath.Path(_JSON.value), content.encode())
+        storage.write_whole(epath.Path(_JSON.value), content.encode())
 
 
 if __name__ == "__main__":

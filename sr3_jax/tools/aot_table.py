@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from sr3_jax.data import atomic
+from sr3_jax.data import storage
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "Where the table stands.")
@@ -118,7 +118,7 @@ def write_table(document: pathlib.Path, text: str) -> None:
     after = rest.split(_END, 1)[1]
     new = before + _BEGIN + "\n" + text + "\n" + _END + after
     if new != old:
-        atomic.write_whole(document, new.encode())
+        storage.write_whole(document, new.encode())
 
 
 def main(argv: list[str]) -> None:

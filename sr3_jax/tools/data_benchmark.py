@@ -14,11 +14,15 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
 from sr3_jax import data_factory
 from sr3_jax.data import degrade, image_file, sources
+
+# Of the bound: images for each turn of a thread.
+_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,8 @@ def measure(config: Any, images_per_round: int, repeats: int) -> Result:
             # Another stretch of the images each time, as in training.
             chosen = [source[next(position) % len(source)] for _ in range(images_per_round)]
             begin = time.perf_counter()
-            list(pool.map(lambda ref: _pair(ref, options), chosen))
+            parts = [chosen[i : i + _ROWS] for i in range(0, len(chosen), _ROWS)]
+            list(pool.map(lambda refs: _make_pairs(refs, options), parts))
             return len(chosen) / (time.perf_counter() - begin)
 
         run_bound()
@@ -128,12 +133,15 @@ def _cached(config: Any, num_images: int, repeats: int) -> list[float]:
     return rates
 
 
-def _pair(ref: sources.ImageRef, options: degrade.DegradeOptions) -> None:
-    try:
-        picture = ref.read()
-        degrade.make_pair_of(picture.image, picture.low_resolution, options, None)
-    except image_file.BadImageError:
-        pass  # the pipeline leaves it out, too, and says so
+def _make_pairs(refs: Sequence[sources.ImageRef], options: degrade.DegradeOptions) -> None:
+    crops = []
+    for ref in refs:
+        try:
+            picture = ref.read()
+            crops.append(degrade.cut(picture.image, picture.low_resolution, options, None))
+        except image_file.BadImageError:
+            pass  # the pipeline leaves it out, too, and says so
+    degrade.make_pairs(crops, options)
 
 
 def _peak_memory() -> int:

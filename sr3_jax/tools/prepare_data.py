@@ -18,7 +18,6 @@ from concurrent import futures
 
 import tqdm
 from absl import app, flags
-from etils import epath
 
 from sr3_jax.data import folders, prepared
 
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     if not _OUTPUT.value or not (_INPUT.value or _CHECK.value):
         raise app.UsageError("--input=FOLDER and --output=DIR are needed")
-    output = epath.Path(_OUTPUT.value).expanduser()
+    output = os.path.expanduser(_OUTPUT.value)
     try:
         if _CHECK.value:
             wrong = list(prepared.damaged_files(output))

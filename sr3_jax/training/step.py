@@ -82,14 +82,9 @@ def make_train_step(
     gradient = layout.share(loss_sum, differentiate) if layout else differentiate(loss_sum)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-        noise_key, flip_key = jax.random.split(step_key)
+        noise_key = jax.random.split(_step_key(state.step, options))[0]
         batch = dict(batch, key=_row_keys(noise_key, batch))
-        if options.flip:
-            batch = _flip(batch, _row_keys(flip_key, batch))
-        if options.blur_probability:
-            blur_key = jax.random.fold_in(step_key, _BLUR)
-            batch = blur(batch, _row_keys(blur_key, batch), options)
+        batch = augment(batch, state.step, options)
         if layout:
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
@@ -106,6 +101,20 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
     return train_step
+
+
+def augment(batch: Batch, step: Array | int, options: StepOptions) -> Batch:
+    """The flips and blurs that the training step at `step` begins with."""
+    key = _step_key(step, options)
+    if options.flip:
+        batch = _flip(batch, _row_keys(jax.random.split(key)[1], batch))
+    if options.blur_probability:
+        batch = blur(batch, _row_keys(jax.random.fold_in(key, _BLUR), batch), options)
+    return batch
+
+
+def _step_key(step: Array | int, options: StepOptions) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(options.seed), step)
 
 
 def jit_train_step(

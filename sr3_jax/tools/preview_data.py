@@ -1,0 +1,157 @@
+"""What a config trains on, as a picture: `python -m sr3_jax.tools.preview_data`.
+
+    python -m sr3_jax.tools.preview_data --config=configs/ffhq_16_128.py --config.data.path=FOLDER \
+        --output=preview.png
+
+draws the first images of the first training step as the network gets them, flips and blurs
+included, one a row: the low resolution, x, which is its bicubic upsampling, and y_0. It then reads
+a thousand images, or as many as are asked for, and counts what is usable, too small and damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+from etils import epath
+from jaxtyping import UInt8
+from ml_collections import config_flags
+
+from sr3_jax import data_factory, factory, images
+from sr3_jax.data import pipeline, sources
+from sr3_jax.evaluation import pictures
+from sr3_jax.training import step as training_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config, as for training.")
+_OUTPUT = flags.DEFINE_string("output", "preview.png", "Picture to write.")
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 6, "Rows of the picture.", 1)
+_NUM_READ = flags.DEFINE_integer(
+    "num_read", 1000, "So many, chosen at random, are read and counted; 0: all.", 0
+)
+_HELD_OUT = flags.DEFINE_bool("held_out", False, "Show the held-out images, in their order.")
+
+_MOST_NAMED = 20
+
+
+class Preview(NamedTuple):
+    """What a config's images are.
+
+    Attributes:
+      sheet: the picture.
+      counts: lines of text, also at the foot of the sheet.
+      skipped: reasons by name, of the images that were read and cannot be used.
+    """
+
+    sheet: UInt8[np.ndarray, "h w 3"]
+    counts: list[str]
+    skipped: Mapping[str, str]
+
+
+def preview(config: Any, num_images: int, num_read: int, held_out: bool = False) -> Preview:
+    """Draws the first `num_images` of a config, and reads `num_read` of them (0: all) to count.
+
+    Raises:
+      ValueError: of a wrong config, or where no image is usable.
+    """
+    config = config.copy_and_resolve_references()
+    allowed_share, config.data.max_bad_share = config.data.max_bad_share, 1.0
+    config.data.cache_gb = 0.0
+    size = config.data.image_size
+    if held_out:
+        source = data_factory.evaluation_source(config)
+        size = config.evaluation.image_size or size
+    else:
+        source = data_factory.training_source(config)
+    with contextlib.closing(_batches(config, source, num_images, held_out)) as batches:
+        # Row i of the first batch is row i of the first step.
+        step, batch = next((i, b) for i, b in enumerate(batches) if b["weight"].any())
+    rows = np.flatnonzero(batch["weight"])[:num_images]
+    seen = batch if held_out else _augmented(config, batch, step)
+    low, high = (np.asarray(seen[k])[rows] for k in ("low_resolution", "high_resolution"))
+    x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
+    names = [
+        source[index].name + (f"  class {label}" if label >= 0 else "")
+        for index, label in zip(batch["index"][rows], batch["label"][rows], strict=True)
+    ]
+    counts, skipped = _count(config, source, num_read, size, allowed_share)
+    columns = {
+        f"low resolution, {low.shape[1]}": low,
+        f"x: bicubic, {size}": x,
+        f"y_0, {size}": high,
+    }
+    return Preview(pictures.grid(columns, names, counts), counts, skipped)
+
+
+def _batches(
+    config: Any, source: sources.Source, num_images: int, held_out: bool
+) -> Iterator[pipeline.Batch]:
+    # Some more than are shown, since some may be unusable.
+    batch_size = min(4 * num_images, config.train.batch_size)
+    if held_out:
+        return data_factory.evaluation_pipeline(config, batch_size).evaluation_batches()
+    made = data_factory.make_pipeline(config, source, batch_size, config.data.image_size)
+    return made.training_batches()
+
+
+def _augmented(config: Any, batch: pipeline.Batch, step: int) -> Mapping[str, Any]:
+    options = training_step.StepOptions(**factory.step_options(config))
+    return jax.jit(lambda rows: training_step.augment(rows, step, options))(dict(batch))
+
+
+def _count(
+    config: Any, source: sources.Source, num_read: int, image_size: int, allowed_share: float
+) -> tuple[list[str], Mapping[str, str]]:
+    """Lines of text, and the reasons of the unusable ones by name."""
+    total = len(source)
+    chosen = np.arange(total)
+    if 0 < num_read < total:
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(total)[:num_read])
+    made = data_factory.make_pipeline(config, sources.Subset(source, chosen), 16, image_size)
+    labels: set[int] = set()
+    with tqdm.tqdm(total=len(chosen), desc="read", unit="image", file=sys.stderr) as bar:
+        for batch in made.evaluation_batches():
+            labels.update(batch["label"][batch["weight"] == 1].tolist())
+            bar.update(int((batch["index"] >= 0).sum()))
+    damaged, too_small = map(len, made.unusable)
+    share = damaged / len(chosen)
+    lines = [
+        f"{total} images; {len(chosen)} read, of which {len(chosen) - too_small - damaged} usable",
+        f"{too_small} too small (under {image_size} pixels), {damaged} damaged ({share:.2%})",
+    ]
+    if share > allowed_share:
+        lines.append(f"more damaged than max_bad_share, {allowed_share:.2%}: training would stop")
+    if labels != {sources.NO_LABEL}:
+        lines.append(f"{len(labels)} classes among them, {min(labels)} to {max(labels)}")
+    return lines, made.skipped
+
+
+def main(argv: list[str]) -> None:
+    """Writes the picture, and prints the counts."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config=configs/NAME.py is needed")
+    output = epath.Path(_OUTPUT.value).expanduser()
+    # Listed at the end, not between the lines of the progress bar.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        made = preview(_CONFIG.value, _NUM_IMAGES.value, _NUM_READ.value, _HELD_OUT.value)
+        pictures.save(made.sheet, output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for name, reason in list(made.skipped.items())[:_MOST_NAMED]:
+        print(f"  {name}: {reason}")
+    if len(made.skipped) > _MOST_NAMED:
+        print(f"  and {len(made.skipped) - _MOST_NAMED} more")
+    print("\n".join([*made.counts, str(output)]))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,152 @@
+"""Images in a bucket: the real client of Google's storage, against an emulator of its server."""
+
+import itertools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+import small_run
+from gcp_storage_emulator import server
+from PIL import Image
+
+from sr3_jax import data_factory
+from sr3_jax.data import folders, index_file, records, storage
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A filesystem with the bucket `images`, which this process and its children reach as gs://."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    emulator = server.create_server("127.0.0.1", port, in_memory=True)
+    emulator.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        # Otherwise the client asks for the kind of bucket by gRPC, which the emulator has not.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        filesystem = fsspec.filesystem("gs")
+        filesystem.mkdir("images")
+        yield filesystem
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
+    emulator.stop()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, bucket):
+    """The same pictures in a local folder and in the bucket: two classes, two unusable."""
+    root = pathlib.Path(tmp_path_factory.mktemp("images"))
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        path = root / "ab"[i % 2] / "deeper" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(path)
+    Image.new("RGB", (15, 40)).save(root / "a" / "small.png")
+    (root / "b" / "empty.jpg").write_bytes(b"")
+    (root / "b" / "notes.txt").write_text("no image")
+    (root / "b" / ".hidden").mkdir()
+    Image.new("RGB", (40, 40)).save(root / "b" / ".hidden" / "c.png")
+    for path in root.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            bucket.pipe_file(f"images/set/{name}", path.read_bytes())
+    return root
+
+
+def _batches(path, source, count=4):
+    config = small_run.config()
+    config.data.update(source=source, path=str(path), eval_source="photos", max_bad_share=1.0)
+    config.data.cache_gb = 0.0
+    stream = data_factory.training_pipeline(config).training_batches()
+    batches = list(itertools.islice(stream, count))
+    stream.close()
+    return batches
+
+
+def _assert_equal(first, second):
+    for a, b in zip(first, second, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_a_folder_in_a_bucket_gives_the_batches_of_a_local_one(images):
+    here, there = folders.folder(images), folders.folder("gs://images/set/")
+    assert [ref.name for ref in there] == [ref.name for ref in here]
+    assert len(here) == COUNT + 2 and there.classes == here.classes == ("a", "b")
+    _assert_equal(_batches("gs://images/set", "folder"), _batches(images, "folder"))
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_it(bucket):
+    for path in ("gs://images/nothing", "gs://no_bucket/images"):
+        with pytest.raises((ValueError, OSError), match=path.removeprefix("gs://")):
+            folders.folder(path)
+
+
+def test_an_image_removed_during_training_is_skipped(images, bucket):
+    bucket.pipe_file("images/few/a.png", (images / "a/deeper/0.png").read_bytes())
+    bucket.pipe_file("images/few/b.png", (images / "a/deeper/2.png").read_bytes())
+    config = small_run.config()
+    config.data.update(source="folder", path="gs://images/few", eval_source="photos")
+    config.data.update(max_bad_share=1.0, num_threads=1, cache_gb=0.0)
+    config.train.batch_size = 2
+    pipeline = data_factory.training_pipeline(config)
+    bucket.rm("images/few/b.png")
+    stream = pipeline.training_batches()
+    batch = next(stream)
+    stream.close()
+    assert sorted(batch["weight"]) == [0, 1]
+    assert pipeline.skipped == {"b.png": "no such file: gs://images/few/b.png"}
+
+
+def test_a_record_is_read_by_its_own_bytes(images, bucket):
+    contents = [bytes([i]) * (1000 + i) for i in range(5)]
+    bucket.pipe_file("images/some.tfrecord", b"".join(map(records.write_record, contents)))
+    found = records.tfrecords(records.tfrecord_files("gs://images/*.tfrecord", 1))
+    assert len(found) == 5
+    assert [records.read_record(ref.path, ref.offset, ref.size) for ref in found] == contents
+    url = "gs://images/some.tfrecord"
+    assert storage.read(url) == b"".join(map(records.write_record, contents))
+    assert storage.read(url, 12, 7) == contents[0][:7]
+
+
+def test_what_prepare_data_moves_between_buckets_trains_alike(images):
+    command = [sys.executable, "-m", "sr3_jax.tools.prepare_data", "--image_size=16"]
+    flags = ["--input=gs://images/set", "--output=gs://images/prepared", "--images_per_file=4"]
+    run = {"cwd": small_run.ROOT, "env": os.environ, "capture_output": True, "text": True}
+    done = subprocess.run([*command, *flags], timeout=300, **run)
+    assert done.returncode == 0, done.stderr
+    assert f"{COUNT} images in 4 files" in done.stdout
+    assert "1 too small, 1 damaged" in done.stdout
+    check = [*command[:3], "--check", flags[1]]
+    assert subprocess.run(check, timeout=300, **run).returncode == 0
+    there = _batches("gs://images/prepared", "tfrecord")
+    assert all(batch["weight"].all() for batch in there)
+    local = subprocess.run([*command, f"--input={images}", f"--output={images.parent / 'here'}"])
+    assert local.returncode == 0
+    _assert_equal(there, _batches(images.parent / "here", "tfrecord"))
+
+
+def test_the_list_of_images_is_kept_in_a_bucket(images):
+    path = "gs://images/run/index/train.npz"
+    first = index_file.kept(path, "x", lambda: {"a": np.arange(3)})
+    again = index_file.kept(path, "x", lambda: pytest.fail("made anew"))
+    np.testing.assert_array_equal(again["a"], first["a"])
+
+
+def test_a_file_that_fails_while_it_is_written_is_not_there(bucket, tmp_path):
+    for path in ("gs://images/half", str(tmp_path / "half")):
+        storage.write_whole(path, b"before")
+        with pytest.raises(RuntimeError), storage.open_whole(path) as file:
+            file.write(b"x" * (1 << 20))
+            raise RuntimeError
+        assert storage.read(path) == b"before"
+        with storage.open_whole(path) as file:
+            file.write(b"x" * (1 << 20))
+        assert len(storage.read(path)) == 1 << 20
