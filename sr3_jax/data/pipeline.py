@@ -304,8 +304,8 @@ class Pipeline:
                 self._skip(index, error)
                 continue
             waiting[row] = picture, crop
-            # Small ones wait for others to be resized with.
-            if len(waiting) * image.nbytes >= degrade.BYTES_TOGETHER:
+            # Small ones wait for others to be resized with, as long as one more would fit.
+            if (len(waiting) + 1) * image.nbytes > degrade.BYTES_TOGETHER:
                 yield from resized()
         yield from resized()
 
