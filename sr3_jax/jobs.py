@@ -144,6 +144,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             num_pictures=config.evaluation.num_pictures,
             share=parallel.of_all_processes,
         )
+    _count_unusable(pipeline)
     if jax.process_index() != 0:
         return
     folder = workdir / "evaluation"

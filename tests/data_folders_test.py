@@ -1,7 +1,9 @@
 """Tests of sr3_jax.data.folders (classes, pairs) and sr3_jax.data.index_file."""
 
+import gc
 import os
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -156,3 +158,23 @@ def test_a_damaged_list_is_named_and_not_made_anew(tmp_path):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"train\.npz.*is damaged.*remove it"):
             index_file.kept(path, "a", lambda: {"n": np.arange(4)})
+
+
+@pytest.mark.parametrize("of_pairs", [False, True])
+def test_what_is_cached_does_not_keep_whole_pictures(tmp_path, of_pairs):
+    for i in range(20):
+        _save(tmp_path / "high" / f"{i}.png", _noise(16, 4000, seed=i))
+        _save(tmp_path / "low" / f"{i}.png", _noise(4, 1000, seed=i))
+    source = folders.folder(tmp_path / "high")
+    if of_pairs:
+        source = folders.pairs(source, folders.folder(tmp_path / "low"))
+    pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=4)
+    for _ in pipeline.evaluation_batches():  # imports and tables, once
+        pass
+    pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=4)
+    tracemalloc.start()
+    assert all(batch["weight"].all() for batch in pipeline.evaluation_batches())
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 20 * 16 * 4000 * 3 / 4  # all pictures have four times as much

@@ -224,7 +224,8 @@ def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
             for i in range(0, len(squares), together):
                 pairs += zip(*make_pair(np.stack(squares[i : i + together]), *sizes), strict=True)
         else:
-            pairs += [tuple(map(by_area, crop, sizes)) for crop in group]
+            # Copies, so that none keeps its whole picture in memory.
+            pairs += [tuple(map(np.array, map(by_area, crop, sizes))) for crop in group]
     return pairs
 
 
