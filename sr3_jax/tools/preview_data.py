@@ -28,14 +28,6 @@ from sr3_jax.data import pipeline, sources
 from sr3_jax.evaluation import pictures
 from sr3_jax.training import step as training_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config, as for training.")
-_OUTPUT = flags.DEFINE_string("output", "preview.png", "Picture to write.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 6, "Rows of the picture.", 1)
-_NUM_READ = flags.DEFINE_integer(
-    "num_read", 1000, "So many, chosen at random, are read and counted; 0: all.", 0
-)
-_HELD_OUT = flags.DEFINE_bool("held_out", False, "Show the held-out images, in their order.")
-
 _MOST_NAMED = 20
 
 
@@ -131,17 +123,29 @@ def _count(
     return lines, made.skipped
 
 
+def define_flags() -> None:
+    """The command's; not at import, so that `preview` can be used beside other tools."""
+    config_flags.DEFINE_config_file("config", None, "The config, as for training.")
+    flags.DEFINE_string("output", "preview.png", "Picture to write.")
+    flags.DEFINE_integer("num_images", 6, "Rows of the picture.", 1)
+    flags.DEFINE_integer(
+        "num_read", 1000, "So many, chosen at random, are read and counted; 0: all.", 0
+    )
+    flags.DEFINE_bool("held_out", False, "Show the held-out images, in their order.")
+
+
 def main(argv: list[str]) -> None:
     """Writes the picture, and prints the counts."""
+    given = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    if _CONFIG.value is None:
+    if given.config is None:
         raise app.UsageError("--config=configs/NAME.py is needed")
-    output = epath.Path(_OUTPUT.value).expanduser()
+    output = epath.Path(given.output).expanduser()
     # Listed at the end, not between the lines of the progress bar.
     logging.set_verbosity(logging.ERROR)
     try:
-        made = preview(_CONFIG.value, _NUM_IMAGES.value, _NUM_READ.value, _HELD_OUT.value)
+        made = preview(given.config, given.num_images, given.num_read, given.held_out)
         pictures.save(made.sheet, output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -154,4 +158,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
