@@ -174,7 +174,10 @@ def _open(
         return folders.pairs(_folder(high, index), _folder(low, low_index))
     if kind == "tfrecord":
         path = place.require("path", "a TFRecord file, a pattern of them, or their folder")
-        return _tfrecord(path, c.image_size, index)
+        size = c.image_size
+        if half == "eval":
+            size = config.evaluation.image_size or size
+        return _tfrecord(path, size, index)
     name, _, split = place.require("path", "a TFDS data set and its split, NAME:SPLIT,").rpartition(
         ":"
     )

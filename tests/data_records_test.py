@@ -8,8 +8,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from sr3_jax import data_factory
 from sr3_jax.data import degrade, image_file, records
 from sr3_jax.data.pipeline import Pipeline
+
+from configs import default  # isort: skip
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data" / "ffhq_sample"
 
@@ -175,6 +178,20 @@ def test_a_file_that_goes_away_while_it_is_read(tmp_path):
     path.unlink()
     with pytest.raises(image_file.BadImageError, match="no such file"):
         source[0].read()
+
+
+def test_held_out_records_are_of_the_size_that_is_evaluated(tmp_path):
+    for level in (3, 4, 5):
+        _write(tmp_path / f"ffhq-r{level:02d}.tfrecords", [_ffhq(_noise(2**level))] * 2)
+    config = default.get_config()
+    config.data.update(source="tfrecord", path=str(tmp_path), eval_path=str(tmp_path))
+    config.data.update(image_size=8, low_resolution=2)
+    config.evaluation.image_size = 32
+    sizes = [
+        images[0].read().image.shape[0]
+        for images in (data_factory.training_source(config), data_factory.evaluation_source(config))
+    ]
+    assert sizes == [8, 32]
 
 
 @pytest.mark.skipif(not _SHARED.exists(), reason=f"no shared images in {_SHARED}")
