@@ -11,6 +11,9 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the locked default config: unknown keys raise an error that names the nearest."""
     config = config_dict.ConfigDict()
     config.seed = 0  # of initialisation, order of examples, crops, flips, noise, dropout
+    # `sr3`; or a baseline, trained and scored alike: `regression`, the same network without y_t and
+    # gamma, or `srcnn`. By `--config=configs/NAME.py:regression`.
+    config.method = "sr3"
     config.profile_steps = 0  # of each start of a training, after its first ten: trace so many
 
     config.data = data = config_dict.ConfigDict()
@@ -114,10 +117,40 @@ def get_config() -> config_dict.ConfigDict:
     checkpoint.keep_best = True  # also keep that of the lowest held-out loss
 
     config.evaluation = evaluation = config_dict.ConfigDict()
+    # `latest`; `best`: of the lowest held-out loss, of baselines of the highest held-out PSNR
+    evaluation.checkpoint = "latest"
     # Of held-out images, in pixels; 0: data.image_size. Their source is smaller by the same
     # factor as in training.
     evaluation.image_size = 0
+    # Of PSNR and SSIM: luminance (Y of YCbCr) instead of RGB, and pixels at each side left out.
+    evaluation.luminance = False
+    evaluation.crop_border = 0
     evaluation.num_images = 0  # of the held-out set; 0: all
     evaluation.num_pictures = 8  # rows of samples.png
     config.lock()
+    return config
+
+
+def variant(
+    config: config_dict.ConfigDict, method: str, learning_rate: float = 1e-5
+) -> config_dict.ConfigDict:
+    """The config of another method (`sr3`, `regression`, `srcnn`), trained as the paper does.
+
+    That is, baselines by the squared error, keeping the checkpoint of the highest held-out PSNR.
+
+    Args:
+      config: of SR3, which is changed.
+      method: `config.method`; empty leaves it as it is.
+      learning_rate: of the regression baseline; the paper's is 1e-5.
+    """
+    if method in ("", "sr3"):
+        return config
+    if method not in ("regression", "srcnn"):
+        raise ValueError(
+            f"the config has no variant {method!r}; use --config=FILE:regression or FILE:srcnn"
+        )
+    config.method = method
+    config.train.loss = "l2"
+    config.train.learning_rate = learning_rate if method == "regression" else 1e-3
+    config.evaluation.checkpoint = "best"
     return config

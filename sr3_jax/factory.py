@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,17 @@ class LoopOptions:
     profile_steps: int = 0
 
 
-def model(config: ConfigDict) -> models.UNet:
-    """The U-Net of `config.model`, for images of `config.data.image_size`."""
+def predicts_image(config: ConfigDict) -> bool:
+    """Whether `config.method` is a baseline, which gives y_0 at once, without noise."""
+    method = config.get("method", "sr3")  # older workdirs have no such key
+    return _choice("config.method", method, {"sr3": False, "regression": True, "srcnn": True})
+
+
+def model(config: ConfigDict) -> models.UNet | models.SRCNN:
+    """The network of `config.method` and `config.model`, for `config.data.image_size`."""
+    dtype = _choice("config.model.dtype", config.model.dtype, _DTYPES)
+    if predicts_image(config) and config.method == "srcnn":
+        return models.SRCNN(dtype)
     c, image_size = config.model, config.data.image_size
     stride = models.deepest_stride(c.multipliers)
     if image_size % stride:
@@ -62,6 +71,7 @@ def model(config: ConfigDict) -> models.UNet:
             "of y_0 - x in [-1, 1], as 0.1, or 0 for none"
         )
     return models.UNet(
+        predicts="y_0" if predicts_image(config) else "eps",
         channels=c.channels,
         multipliers=tuple(c.multipliers),
         num_blocks=c.num_blocks,
@@ -72,14 +82,16 @@ def model(config: ConfigDict) -> models.UNet:
         scale_shift=c.scale_shift,
         embedding_scale=c.embedding_scale,
         residual_std=c.residual_std,
-        dtype=_choice("config.model.dtype", c.dtype, _DTYPES),
+        dtype=dtype,
         remat=c.remat,
         lanes=lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
 
-def training_schedule(config: ConfigDict) -> diffusion.NoiseSchedule:
-    """The noise the network is trained on."""
+def training_schedule(config: ConfigDict) -> diffusion.NoiseSchedule | None:
+    """The noise the network is trained on; None for a baseline, which sees none."""
+    if predicts_image(config):
+        return None
     c = config.diffusion
     make = _choice("config.diffusion.schedule", c.schedule, _TRAINING_SCHEDULES)
     if c.schedule in ("linear", "quadratic"):
@@ -87,8 +99,20 @@ def training_schedule(config: ConfigDict) -> diffusion.NoiseSchedule:
     return _name_key("config.diffusion", make, c.num_steps)
 
 
-def inference_schedule(config: ConfigDict, num_steps: int | None = None) -> diffusion.NoiseSchedule:
-    """The noise that sampling goes through, in `num_steps` or `config.sampling.num_steps`."""
+def inference_schedule(
+    config: ConfigDict, num_steps: int | None = None
+) -> diffusion.NoiseSchedule | None:
+    """The noise that sampling goes through, in `num_steps` or `config.sampling.num_steps`.
+
+    None for a baseline, which takes one step and no other number of them.
+    """
+    if predicts_image(config):
+        if num_steps not in (None, 1):
+            raise ValueError(
+                f"{num_steps} steps of config.method = {config.method!r}, which gives its image at "
+                "once; leave the number out"
+            )
+        return None
     c = config.sampling
     num_steps = c.num_steps if num_steps is None else num_steps
     make = {
@@ -112,7 +136,22 @@ def sampling_options(config: ConfigDict) -> SamplingOptions:
             f"config.sampling.tile_size = {tile_size} is not a multiple of {stride}, the deepest "
             "stride of the network; use one"
         )
-    return SamplingOptions(c.num_steps, c.variance, c.clip, c.batch_size, tile_size)
+    num_steps = 1 if predicts_image(config) else c.num_steps
+    return SamplingOptions(num_steps, c.variance, c.clip, c.batch_size, tile_size)
+
+
+def checkpoint(config: ConfigDict) -> Literal["latest", "best"]:
+    """Which checkpoint is evaluated and upscales."""
+    which = config.evaluation.get("checkpoint", "latest")  # older workdirs have no such key
+    return _choice("config.evaluation.checkpoint", which, {n: n for n in ("latest", "best")})
+
+
+def metric_options(config: ConfigDict) -> dict[str, Any]:
+    """What PSNR and SSIM look at: arguments of `evaluation.evaluator.evaluate`."""
+    c = config.evaluation
+    border = c.get("crop_border", 0)  # older workdirs have no such keys
+    _at_least("config.evaluation.crop_border", border, 0)
+    return {"luminance": c.get("luminance", False), "border": border}
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +17,8 @@ from clu import metric_writers
 from etils import epath
 
 from sr3_jax import config_file, data_factory, factory, models, parallel
-from sr3_jax.evaluation import evaluator, pictures
+from sr3_jax.data import folders, storage
+from sr3_jax.evaluation import evaluator, pictures, scoring
 from sr3_jax.inference import files
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.training import checkpoint, loop
@@ -29,6 +32,9 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 _NUM_REFINEMENT_PICTURES = 9
 _NUM_REFINED = 4
 _NUM_LOGGED_SAMPLES = 4
+
+# Of columns of pictures, where they are not a method's name.
+_LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
 
 # In the workdir: the images found when the run began.
 _INDEX = "index"
@@ -118,15 +124,16 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / _INDEX
     )
 
+    method = config.get("method", "sr3")  # older workdirs have no such key
     steps = resolver.num_refinements(1)
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     refinement: dict[str, np.ndarray] = {}
 
-    def sr3(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+    def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
         # One stream for each image of the set, whatever the batches.
         seeds = [config.seed + int(i) for i in index]
         share = len(low) * jax.process_count() / resolver.num_refinements(len(low))
-        kept_times = times[:0] if refinement else times
+        kept_times = times[:0] if refinement or factory.predicts_image(config) else times
         result = resolver.sample(
             low,
             seed=seeds,
@@ -139,9 +146,10 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
 
     with _progress_bar("evaluate", pipeline.num_images) as bar:
         evaluation = evaluator.evaluate(
-            {"bicubic": evaluator.bicubic(resolver.factor), "sr3": sr3},
+            {"bicubic": evaluator.bicubic(resolver.factor), method: run},
             pipeline.evaluation_batches(),
             num_pictures=config.evaluation.num_pictures,
+            **factory.metric_options(config),
             share=parallel.of_all_processes,
         )
     _count_unusable(pipeline)
@@ -149,14 +157,16 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         return
     folder = workdir / "evaluation"
     evaluator.write_scores(evaluation.scores, folder / "metrics.json")
-    labels = {"input": "input", "bicubic": "bicubic", "sr3": "SR3", "reference": "reference"}
-    shown = {label: evaluation.pictures[name] for name, label in labels.items()}
-    pictures.save(pictures.grid(shown), folder / "samples.png")
-    pictures.save(pictures.grid(refinement), folder / "refinement.png")
+    shown = {_LABELS.get(name, name): made for name, made in evaluation.pictures.items()}
+    written = {"samples.png": shown}
+    if refinement:
+        written["refinement.png"] = refinement
+    for name, columns in written.items():
+        pictures.save(pictures.grid(columns), folder / name)
     for name, reason in pipeline.skipped.items():
         logging.warning("not scored: %s: %s", name, reason)
     print(evaluator.table(evaluation.scores))
-    print(f"pictures: {folder / 'samples.png'} {folder / 'refinement.png'}")
+    print("pictures:", *(folder / name for name in written))
 
 
 def upscale(
@@ -182,6 +192,39 @@ def upscale(
     for name, reason in report.failed.items():
         print(f"failed: {name}: {reason}")
     return len(report.failed)
+
+
+def score(
+    workdir: epath.Path,
+    reference: str,
+    outputs: Mapping[str, str],
+    low_resolution: str | None = None,
+    *,
+    luminance: bool = False,
+    border: int = 0,
+) -> None:
+    """Scores folders of images that any program made; prints the table.
+
+    Writes `metrics.json` (means by method) and `images.json` (every number) in `workdir`.
+    """
+    if jax.process_index() != 0:
+        return
+    target = folders.folder(reference)
+    with _progress_bar("score", len(target)) as bar:
+        scores = scoring.score_folders(
+            target,
+            {name: folders.folder(path) for name, path in outputs.items()},
+            folders.folder(low_resolution) if low_resolution else None,
+            luminance=luminance,
+            border=border,
+            progress=functools.partial(bar.update, 1),
+        )
+    evaluator.write_scores(scores.means, workdir / "metrics.json")
+    each = {"names": scores.names, "scores": scores.of_images}
+    storage.write_whole(workdir / "images.json", (json.dumps(each) + "\n").encode())
+    print(evaluator.table(scores.means))
+    if luminance or border:
+        print(f"PSNR and SSIM of {'Y' if luminance else 'RGB'}, {border} pixels cut off each side")
 
 
 def _list_images(config: factory.ConfigDict, workdir: epath.Path) -> None:
@@ -225,13 +268,13 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
 
 
 def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
-    """Mean loss on the held-out images, with noise that never changes; compiled at once."""
-    loss = training_step.make_validation_loss(model, schedule, config.train.loss)
+    """Means over the held-out images, with noise that never changes; compiled at once."""
+    of_batch = training_step.make_validation(model, schedule, config.train.loss)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def sums(params: training_state.Params, batch: training_step.Batch) -> tuple[Any, Any]:
         count = batch["weight"].sum()
-        return loss(params, batch) * count, count
+        return jax.tree.map(lambda mean: mean * count, of_batch(params, batch)), count
 
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = data_factory.evaluation_pipeline(config, batch_size, index_dir=workdir / _INDEX)
@@ -245,11 +288,13 @@ def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate
 
     def validate(params: training_state.Params) -> dict[str, float]:
         params = parallel.gather(params, mesh)
-        total = count = 0.0
+        totals: collections.Counter[str] = collections.Counter()
+        count = 0.0
         for batch in pipeline.evaluation_batches():
-            of_batch = compiled(params, parallel.to_global(batch, mesh))
-            total, count = total + float(of_batch[0]), count + float(of_batch[1])
-        return {"validation_loss": total / max(count, 1.0)}
+            found, rows = compiled(params, parallel.to_global(batch, mesh))
+            totals.update({name: float(value) for name, value in found.items()})
+            count += float(rows)
+        return {name: total / max(count, 1.0) for name, total in totals.items()}
 
     return validate
 
@@ -263,6 +308,7 @@ def _logged_samples(
         config, count, count, split=False, index_dir=workdir / _INDEX
     )
     resolver: SuperResolver | None = None
+    method = config.get("method", "sr3")
 
     def draw(params: training_state.Params) -> np.ndarray:
         nonlocal resolver
@@ -272,7 +318,8 @@ def _logged_samples(
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
-        return pictures.grid({"input": low, "SR3": resolver.upscale(low), "reference": high})
+        label = _LABELS.get(method, method)
+        return pictures.grid({"input": low, label: resolver.upscale(low), "reference": high})
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))

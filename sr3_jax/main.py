@@ -1,8 +1,10 @@
-"""The one door: `python -m sr3_jax.main --mode=train|evaluate|upscale`.
+"""The one door: `python -m sr3_jax.main --mode=train|evaluate|upscale|score`.
 
 python -m sr3_jax.main --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]
 python -m sr3_jax.main --mode=evaluate --workdir=DIR
 python -m sr3_jax.main --mode=upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
+python -m sr3_jax.main --mode=score --workdir=DIR --reference=FOLDER [--low_resolution=FOLDER] \
+    --outputs=NAME=FOLDER,NAME=FOLDER
 
 Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and it goes on: training
 was asked to stop by SIGTERM and has saved, or another process of the job was lost; 130 Ctrl-C.
@@ -26,7 +28,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
-_MODES = ("train", "evaluate", "upscale")
+_MODES = ("train", "evaluate", "upscale", "score")
 
 _MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string(
@@ -43,6 +45,19 @@ _INPUT = flags.DEFINE_string("input", None, "upscale: an image, or a folder of t
 _OUTPUT = flags.DEFINE_string("output", None, "upscale: the folder for the results.")
 _STEPS = flags.DEFINE_integer(
     "steps", None, "upscale: refinement steps; the config's where not given.", lower_bound=1
+)
+_REFERENCE = flags.DEFINE_string("reference", None, "score: folder of what images should be.")
+_LOW_RESOLUTION = flags.DEFINE_string(
+    "low_resolution",
+    None,
+    "score: folder of what images were made from, for consistency and bicubic.",
+)
+_OUTPUTS = flags.DEFINE_list(
+    "outputs", [], "score: NAME=FOLDER of each method, with images of the reference's names."
+)
+_LUMINANCE = flags.DEFINE_bool("luminance", False, "score: PSNR and SSIM of Y instead of RGB.")
+_CROP_BORDER = flags.DEFINE_integer(
+    "crop_border", 0, "score: pixels at each side that PSNR and SSIM leave out.", lower_bound=0
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -71,6 +86,7 @@ def main(argv: list[str]) -> None:
     if _MODE.value == "upscale":
         _require("input", _INPUT.value)
         _require("output", _OUTPUT.value)
+    outputs = _outputs() if _MODE.value == "score" else {}
 
     _quiet_orbax()
     # Late, so that a wrong flag is answered at once.
@@ -86,6 +102,15 @@ def main(argv: list[str]) -> None:
             jobs.train(_CONFIG.value, workdir)
         elif _MODE.value == "evaluate":
             jobs.evaluate(_CONFIG.value or config_file.load(workdir / "config.json"), workdir)
+        elif _MODE.value == "score":
+            jobs.score(
+                workdir,
+                _REFERENCE.value,
+                outputs,
+                _LOW_RESOLUTION.value,
+                luminance=_LUMINANCE.value,
+                border=_CROP_BORDER.value,
+            )
         else:
             num_failed = jobs.upscale(
                 workdir,
@@ -116,6 +141,21 @@ def main(argv: list[str]) -> None:
             why = "this process cannot go on, most likely because another one was lost"
             _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
         _leave(_FAILED, f"error: {error}")
+
+
+def _outputs() -> dict[str, str]:
+    """The folders of --outputs by name."""
+    _require("reference", _REFERENCE.value)
+    _require("outputs", _OUTPUTS.value)
+    folders = {}
+    for given in _OUTPUTS.value:
+        name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise _WrongUseError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
+        if name in folders:
+            raise _WrongUseError(f"--outputs has two folders of the name {name!r}; rename one")
+        folders[name] = folder
+    return folders
 
 
 def _leave(status: int, message: str = "", alone: bool | None = None) -> NoReturn:

@@ -1,6 +1,8 @@
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
+import skimage.color
 import skimage.data
 import skimage.metrics
 
@@ -33,6 +35,56 @@ def test_ssim_agrees_with_skimage(pair):
         for a, b in zip(*pair, strict=True)
     ]
     np.testing.assert_allclose(metrics.ssim(*pair), theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("border", [0, 7])
+def test_luminance_without_a_border_agrees_with_skimage(pair, border):
+    seen = [
+        skimage.color.rgb2ycbcr(rows)[:, border : 96 - border, border : 144 - border, 0]
+        for rows in pair
+    ]
+    options = {"luminance": True, "border": border}
+    theirs = [
+        skimage.metrics.peak_signal_noise_ratio(b, a, data_range=255)
+        for a, b in zip(*seen, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.psnr(*pair, **options), theirs, atol=1e-3)
+    theirs = [
+        skimage.metrics.structural_similarity(
+            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+        )
+        for a, b in zip(*seen, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.ssim(*pair, **options), theirs, atol=2e-5)
+
+
+def test_a_border_that_leaves_nothing_is_named(pair):
+    for metric in (metrics.psnr, metrics.ssim):
+        with pytest.raises(ValueError, match="border of 48 pixels leaves nothing"):
+            metric(*pair, border=48)
+    with pytest.raises(ValueError, match="found 10x58 within the border of 43"):
+        metrics.ssim(*pair, border=43)
+
+
+@pytest.mark.parametrize("luminance", [False, True])
+def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
+    """Shifted, blurred or noisy, each the more the worse; a shift hardly shows when downsampled."""
+    photo = skimage.data.astronaut()[:128, :128]
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=photo.shape)
+    low = np.asarray(
+        images.to_uint8(images.resize_bicubic(images.to_signed(photo[None]), (32, 32)))
+    )
+    for worsen in (
+        lambda much: np.roll(photo, much, axis=1),
+        lambda much: scipy.ndimage.gaussian_filter(photo, (much, much, 0)),
+        lambda much: np.clip(photo + 8 * much * noise, 0, 255).astype(np.uint8),
+    ):
+        worse = np.stack([worsen(much) for much in (1, 2, 4)])
+        several = np.stack([photo] * 3)
+        assert (np.diff(metrics.psnr(worse, several, luminance=luminance)) < -0.5).all()
+        assert (np.diff(metrics.ssim(worse, several, luminance=luminance)) < -0.01).all()
+        assert (np.diff(metrics.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
 def test_ssim_keeps_its_digits_on_a_bright_flat_image():

@@ -170,24 +170,34 @@ class Pairs(sources.LazySource):
 
 
 def pairs(high: Folder, low: Folder) -> Pairs:
-    """Matches the images of two folders by their relative paths, whatever their suffixes.
+    """Matches the images of two folders; see `match`."""
+    return Pairs(*match(high, low))
+
+
+def match(*several: Folder) -> list[sources.LazySource]:
+    """The images of folders in the order of the first, by their relative paths without suffix.
 
     Raises:
         ValueError: naming those without a partner, and those that have several.
     """
-    stems = [_by_stem(source) for source in (high, low)]
+    first, *others = several
+    stems = [_by_stem(source) for source in several]
     missing = [
         f"{len(lone)} of {source.root} have none in {other.root}: {_some(sorted(lone))}"
+        for other, of_other in zip(others, stems[1:], strict=True)
         for source, other, lone in (
-            (high, low, stems[0].keys() - stems[1].keys()),
-            (low, high, stems[1].keys() - stems[0].keys()),
+            (first, other, stems[0].keys() - of_other.keys()),
+            (other, first, of_other.keys() - stems[0].keys()),
         )
         if lone
     ]
     if missing:
         raise ValueError("images without a partner of the same name: " + "; ".join(missing))
-    order = [stems[1][stem] for stem in stems[0]]
-    return Pairs(high, sources.Subset(low, np.array(order)))
+    orders = ([of_other[stem] for stem in stems[0]] for of_other in stems[1:])
+    subsets = (
+        sources.Subset(other, np.array(order)) for other, order in zip(others, orders, strict=True)
+    )
+    return [first, *subsets]
 
 
 def _by_stem(source: Folder) -> dict[str, int]:

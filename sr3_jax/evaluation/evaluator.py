@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,14 @@ Method = Callable[
 ]
 
 METRICS = ("psnr", "ssim", "consistency")
+# Of the table: heading, and how numbers are written.
+_COLUMNS = {
+    "psnr": ("PSNR (dB)", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "consistency": ("consistency", ".2f"),
+    "n": ("n", "d"),
+    "seconds_per_image": ("seconds per image", ".3g"),
+}
 
 
 @dataclasses.dataclass
@@ -44,18 +53,26 @@ class Evaluation:
 def bicubic(factor: int) -> Method:
     """The baseline: bicubic upsampling, rounded to 8 bits."""
 
-    @jax.jit
-    def upsample(low: jax.Array) -> jax.Array:
-        size = tuple(factor * n for n in low.shape[1:3])
-        return image_ops.to_uint8(image_ops.upsample_source(low, size))
-
     def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
-        jax.block_until_ready(upsample(low))  # compiles; not counted
+        size = tuple(factor * n for n in low.shape[1:3])
+        jax.block_until_ready(_upsample(low, size))  # compiles; not counted
         begin = time.perf_counter()
-        high = np.asarray(upsample(low))
+        high = np.asarray(_upsample(low, size))
         return high, time.perf_counter() - begin
 
     return run
+
+
+def upsample(
+    low: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Bicubic upsampling of one image to (height, width), rounded to 8 bits."""
+    return np.asarray(_upsample(low[None], size))[0]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _upsample(low: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return image_ops.to_uint8(image_ops.upsample_source(low, size))
 
 
 def evaluate(
@@ -63,6 +80,8 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     num_pictures: int = 8,
+    luminance: bool = False,
+    border: int = 0,
     share: Callable[[Any], Any] = lambda rows: rows,
 ) -> Evaluation:
     """Scores every method on every image of weight 1.
@@ -71,6 +90,8 @@ def evaluate(
       methods: by the name of their row.
       batches: of held-out images, each once; of this process, if there are several.
       num_pictures: how many of the first images to return.
+      luminance: PSNR and SSIM of Y instead of RGB.
+      border: pixels at each side that PSNR and SSIM leave out.
       share: puts the rows of all processes together (`parallel.of_all_processes`).
 
     Raises:
@@ -93,7 +114,7 @@ def evaluate(
         for name, method in methods.items() if len(rows) else ():
             made[name], spent = method(low[rows], index)
             seconds[name] += spent
-            scores = score(made[name], high[rows], low[rows])
+            scores = score(made[name], high[rows], low[rows], luminance, border)
             for metric in METRICS:
                 numbers[rows, columns.index((name, metric))] = scores[metric]
         indices.append(np.where(batch["weight"] > 0, batch["index"], -1))
@@ -128,33 +149,37 @@ def evaluate(
 def score(
     images: UInt8[np.ndarray, "n h w 3"],
     reference: UInt8[np.ndarray, "n h w 3"],
-    low_resolution: UInt8[np.ndarray, "n h2 w2 3"],
+    low_resolution: UInt8[np.ndarray, "n h2 w2 3"] | None,
+    luminance: bool = False,
+    border: int = 0,
 ) -> dict[str, list[float]]:
-    """Every metric of each image."""
-    numbers = _score(images, reference, low_resolution)
+    """Every metric of each image; see `evaluate`. Without low resolutions, no consistency."""
+    numbers = _score(images, reference, low_resolution, luminance, border)
     return {name: np.asarray(row, np.float64).tolist() for name, row in numbers.items()}
 
 
-@jax.jit
-def _score(images: jax.Array, reference: jax.Array, low: jax.Array) -> dict[str, jax.Array]:
-    return {
-        "psnr": metrics.psnr(images, reference),
-        "ssim": metrics.ssim(images, reference),
-        "consistency": metrics.consistency(images, low),
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _score(
+    images: jax.Array, reference: jax.Array, low: jax.Array | None, luminance: bool, border: int
+) -> dict[str, jax.Array]:
+    seen = {"luminance": luminance, "border": border}
+    found = {
+        "psnr": metrics.psnr(images, reference, **seen),
+        "ssim": metrics.ssim(images, reference, **seen),
     }
+    return found if low is None else found | {"consistency": metrics.consistency(images, low)}
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores as a Markdown table."""
+    """The scores as a Markdown table; of columns, those that there are."""
+    columns = [c for c in _COLUMNS if any(c in row for row in scores.values())]
     lines = [
-        "| method | PSNR (dB) | SSIM | consistency | n | seconds per image |",
-        "|---|---|---|---|---|---|",
+        "| method | " + " | ".join(_COLUMNS[c][0] for c in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for name, row in scores.items():
-        lines.append(
-            f"| {name} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['consistency']:.2f} "
-            f"| {row['n']} | {row['seconds_per_image']:.3g} |"
-        )
+        cells = (format(row[c], _COLUMNS[c][1]) if c in row else "" for c in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

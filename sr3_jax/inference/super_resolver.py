@@ -39,7 +39,7 @@ class Upscaled:
 
 
 class SuperResolver:
-    """Upscales images by a fixed factor by SR3's iterative refinement.
+    """Upscales images by a fixed factor by SR3's iterative refinement, or a baseline's one step.
 
     The sampler is compiled once for each combination of image size, batch size and number of
     steps. The devices share each batch; where there are fewer images than devices, the others stay
@@ -50,7 +50,7 @@ class SuperResolver:
         self,
         model: nn.Module,
         params: Params,
-        make_schedule: Callable[[int], diffusion.NoiseSchedule],
+        make_schedule: Callable[[int], diffusion.NoiseSchedule | None],
         options: factory.SamplingOptions,
         *,
         factor: int,
@@ -59,9 +59,10 @@ class SuperResolver:
         """Puts the parameters on all devices.
 
         Args:
-          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`.
+          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`; or, of a
+            baseline, the image: `model.apply({"params": params}, x)`.
           params: its weights; for the best pictures the averaged ones.
-          make_schedule: the inference schedule of a number of steps.
+          make_schedule: the inference schedule of a number of steps; of a baseline None.
           options: of sampling; its `num_steps` and `batch_size` are the defaults.
           factor: by how much images grow.
           stride: sizes that the model takes are multiples of it; others are padded, and images
@@ -76,13 +77,14 @@ class SuperResolver:
 
     @classmethod
     def from_workdir(
-        cls, workdir: epath.PathLike, which: checkpoint.Which = "latest"
+        cls, workdir: epath.PathLike, which: checkpoint.Which | None = None
     ) -> SuperResolver:
         """Loads what a training run left: its config and the averaged weights.
 
         Args:
           workdir: the `--workdir` of the run.
-          which: `latest`, `best` (by held-out loss), or the step of a checkpoint.
+          which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
+            checkpoint; None for what `config.evaluation.checkpoint` says.
 
         Raises:
           FileNotFoundError: where the folder holds no config or no such checkpoint.
@@ -97,20 +99,20 @@ class SuperResolver:
         cls,
         config: factory.ConfigDict,
         checkpoints: epath.PathLike,
-        which: checkpoint.Which = "latest",
+        which: checkpoint.Which | None = None,
     ) -> SuperResolver:
         """As `from_workdir`, with a config that need not lie beside the checkpoints."""
         if not epath.Path(checkpoints).is_dir():
             raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
         model = factory.model(config)
-        size = config.data.image_size
-        image, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image, image, gamma)
+        inputs = models.example_inputs(model, config.data.image_size)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         sharding = parallel.replicated(parallel.make_mesh(jax.local_devices()))
         like = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes["params"]
         )
         checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
+        which = factory.checkpoint(config) if which is None else which
         _, restored = checkpointer.restore_part({"ema_params": like}, which)
         checkpointer.close()
         return cls.from_params(config, restored["ema_params"])
@@ -258,7 +260,7 @@ class SuperResolver:
         images: UInt8[Array, "b h w 3"],
         keys: Key[Array, " b"],
         *,
-        schedule: diffusion.NoiseSchedule,
+        schedule: diffusion.NoiseSchedule | None,
         num_snapshots: int,
         report: bool,
     ) -> tuple[UInt8[Array, "b h2 w2 3"], UInt8[Array, "k b h2 w2 3"]]:
@@ -268,7 +270,8 @@ class SuperResolver:
         x = jnp.pad(x, padding, mode="edge")
 
         def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
-            return self._model.apply({"params": params}, x, y_t, gamma)
+            inputs = (x,) if schedule is None else (x, y_t, gamma)
+            return self._model.apply({"params": params}, *inputs)
 
         tile_size = self._options.tile_size
         estimate = tiling.tiled_denoise(network, x, tile_size, tile_size // 4)
@@ -279,15 +282,19 @@ class SuperResolver:
                 jax.debug.callback(self._report, y_t[0, 0, 0, 0], ordered=False)
             return estimate(y_t, gamma)
 
-        y_0, snapshots = diffusion.ancestral_sample(
-            denoise,
-            schedule,
-            keys,
-            x.shape[1:],
-            variance=self._options.variance,
-            clip=self._options.clip,
-            num_snapshots=num_snapshots,
-        )
+        if schedule is None:
+            y_0 = denoise(x, jnp.zeros(len(x)))
+            snapshots = jnp.zeros((0, *y_0.shape))
+        else:
+            y_0, snapshots = diffusion.ancestral_sample(
+                denoise,
+                schedule,
+                keys,
+                x.shape[1:],
+                variance=self._options.variance,
+                clip=self._options.clip,
+                num_snapshots=num_snapshots,
+            )
         y_0, snapshots = y_0[:, :height, :width], snapshots[:, :, :height, :width]
         return image_ops.to_uint8(y_0), image_ops.to_uint8(snapshots)
 

@@ -1,6 +1,10 @@
 """PSNR, SSIM and consistency: pure functions of 8-bit images, one number for each image.
 
 A mean over a data set is the mean of these numbers, taken by the caller in float64.
+
+PSNR and SSIM are of all three channels, as in the paper. Where the literature has them of
+luminance, without some pixels at the border, `luminance=True` is its Y (ITU-R BT.601, 16 to 235,
+as MATLAB's `rgb2ycbcr`, not rounded), and `border` how many pixels are cut off each side before.
 """
 
 from __future__ import annotations
@@ -17,14 +21,23 @@ _SSIM_SIGMA = 1.5
 
 
 def psnr(
-    images: UInt8[Array | np.ndarray, "b h w c"], reference: UInt8[Array | np.ndarray, "b h w c"]
+    images: UInt8[Array | np.ndarray, "b h w c"],
+    reference: UInt8[Array | np.ndarray, "b h w c"],
+    *,
+    luminance: bool = False,
+    border: int = 0,
 ) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio in dB over all channels; infinite for equal images."""
-    return -10.0 * jnp.log10(_mean_square_error(images, reference))
+    """Peak signal-to-noise ratio in dB, over all channels; infinite for equal images."""
+    a, b = (_seen(pictures, luminance, border) for pictures in (images, reference))
+    return -10.0 * jnp.log10(jnp.mean(jnp.square(a - b), axis=(1, 2, 3)))
 
 
 def ssim(
-    images: UInt8[Array | np.ndarray, "b h w c"], reference: UInt8[Array | np.ndarray, "b h w c"]
+    images: UInt8[Array | np.ndarray, "b h w c"],
+    reference: UInt8[Array | np.ndarray, "b h w c"],
+    *,
+    luminance: bool = False,
+    border: int = 0,
 ) -> Float[Array, " b"]:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian of sigma 1.5, mean of channels.
 
@@ -34,12 +47,12 @@ def ssim(
     Raises:
       ValueError: for images smaller than the window.
     """
-    if min(images.shape[1:3]) < _SSIM_WINDOW:
+    a, b = (_seen(pictures, luminance, border) for pictures in (images, reference))
+    if min(a.shape[1:3]) < _SSIM_WINDOW:
         raise ValueError(
             f"SSIM needs images of at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, found "
-            f"{images.shape[1]}x{images.shape[2]}"
+            f"{a.shape[1]}x{a.shape[2]}" + (f" within the border of {border}" if border else "")
         )
-    a, b = _unit(images), _unit(reference)
     mean_a, mean_b = _blur(a), _blur(b)
     # Subtracting the image's own mean first keeps float32's digits: variances do not change.
     center = jnp.mean(b, axis=(1, 2), keepdims=True)
@@ -72,10 +85,21 @@ def _unit(images: UInt8[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c
     return jnp.asarray(images, jnp.float32) / 255.0
 
 
-def _mean_square_error(
-    a: UInt8[Array | np.ndarray, "b h w c"], b: UInt8[Array | np.ndarray, "b h w c"]
-) -> Array:
-    return jnp.mean(jnp.square(_unit(a) - _unit(b)), axis=(1, 2, 3))
+def _seen(
+    images: UInt8[Array | np.ndarray, "b h w c"], luminance: bool, border: int
+) -> Float[Array, "b h2 w2 c2"]:
+    """In [0, 1]: what of the images a metric looks at."""
+    height, width = images.shape[1:3]
+    if not 0 <= 2 * border < min(height, width):
+        raise ValueError(
+            f"a border of {border} pixels leaves nothing of images of {height}x{width}; "
+            "it must be at least 0 and under half of the shorter side"
+        )
+    seen = _unit(images[:, border : height - border, border : width - border])
+    if not luminance:
+        return seen
+    weights = jnp.array([65.481, 128.553, 24.966])
+    return (16.0 + jnp.einsum("bhwc,c->bhw", seen, weights, precision="highest")[..., None]) / 255.0
 
 
 def _blur(images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -1,5 +1,19 @@
 """Networks: plain Flax Linen modules that know no config, file or device."""
 
-from sr3_jax.models.unet import UNet, count_flops, count_parameters, deepest_stride
+from sr3_jax.models.srcnn import SRCNN
+from sr3_jax.models.unet import (
+    UNet,
+    count_flops,
+    count_parameters,
+    deepest_stride,
+    example_inputs,
+)
 
-__all__ = ["UNet", "count_flops", "count_parameters", "deepest_stride"]
+__all__ = [
+    "SRCNN",
+    "UNet",
+    "count_flops",
+    "count_parameters",
+    "deepest_stride",
+    "example_inputs",
+]

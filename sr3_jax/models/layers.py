@@ -7,7 +7,7 @@ float32 whatever `dtype` is.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -257,11 +257,11 @@ def _batch_beside_channels(image: Array) -> Array:
 class ResidualBlock(nn.Module):
     """BigGAN residual block conditioned on the noise level (score_sde's BigGAN++ block).
 
-    GroupNorm, swish, resample, conv, + Dense(swish(embedding)), GroupNorm, swish, dropout,
-    zero-initialised conv; the shortcut is resampled too, and projected where the number of
-    channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of images
-    stands for their concatenation along the channels. Without keys nothing is dropped. What comes
-    in is folded by `fold`, and what goes out by `fold_out`.
+    GroupNorm, swish, resample, conv, + Dense(swish(embedding)) where there is one, GroupNorm,
+    swish, dropout, zero-initialised conv; the shortcut is resampled too, and projected where the
+    number of channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of
+    images stands for their concatenation along the channels. Without keys nothing is dropped. What
+    comes in is folded by `fold`, and what goes out by `fold_out`.
     """
 
     features: int
@@ -276,26 +276,28 @@ class ResidualBlock(nn.Module):
     def __call__(
         self,
         image: Float[Array, "b h w c"] | normalization.Parts,
-        embedding: Float[Array, "b e"],
+        embedding: Float[Array, "b e"] | None,
         dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h2 w2 features"]:
         parts = image if isinstance(image, tuple) else (image,)
         h = GroupNorm(self.dtype, swish=True, fold=self.fold, name="norm_0")(*parts)
         h = [self._resample(part) for part in h]
         # Where the embedding is added to what it makes, that has a bias already.
-        biased, fold = self.scale_shift, self.fold_out
+        biased, fold = self.scale_shift or embedding is None, self.fold_out
         h = Conv3x3(self.features, self.dtype, use_bias=biased, fold=fold, name="conv_0")(*h)
-        width = 2 * self.features if self.scale_shift else self.features
-        condition = Dense(width, self.dtype, name="embedding")(nn.swish(embedding))
-        if self.scale_shift:
-            modulation = {"scale_shift": tuple(jnp.split(condition, 2, axis=-1))}
-        else:
-            modulation = {"shift": condition}
+        modulation = {} if embedding is None else self._modulation(embedding)
         (h,) = GroupNorm(self.dtype, swish=True, fold=fold, name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:
             h = drop(h, dropout_keys, self.dropout)
         h = Conv3x3(self.features, self.dtype, zero=True, fold=fold, name="conv_1")(h)
         return (self._shortcut(parts) + h) * _SQRT_HALF
+
+    def _modulation(self, embedding: Float[Array, "b e"]) -> dict[str, Any]:
+        width = 2 * self.features if self.scale_shift else self.features
+        condition = Dense(width, self.dtype, name="embedding")(nn.swish(embedding))
+        if self.scale_shift:
+            return {"scale_shift": tuple(jnp.split(condition, 2, axis=-1))}
+        return {"shift": condition}
 
     def _shortcut(self, parts: normalization.Parts) -> Float[Array, "b h2 w2 features"]:
         if self.resample == "none":

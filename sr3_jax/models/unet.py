@@ -1,9 +1,13 @@
-"""The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma."""
+"""The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma.
+
+And what its regression baseline is: the same network without y_t and gamma, which gives y_0.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from jaxtyping import Array, Float, Key
 from sr3_jax import diffusion
 from sr3_jax.models import folding, layers
 
+Predicts = Literal["eps", "y_0"]
 Input = Array | tuple[Array, Array]  # of a block: an image, or one and what a skip brings
 
 
@@ -25,6 +30,7 @@ class UNet(nn.Module):
     `num_blocks` blocks on the way down and one more on the way up.
 
     Attributes:
+      predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
       channels: channels of the first level.
       multipliers: channels of each level, as multiples of `channels`.
       num_blocks: residual blocks in each level on the way down.
@@ -37,8 +43,8 @@ class UNet(nn.Module):
         added before it.
       embedding_scale: factor on sqrt(gamma) before its sinusoids.
       residual_std: where over 0, the convolutions correct the best linear estimate of eps for
-        y_0 = x + noise of this standard deviation (`diffusion.estimate_eps_linearly`); 0 has them
-        give eps itself, as in the paper.
+        y_0 = x + noise of this standard deviation (`diffusion.estimate_eps_linearly`), or x, by
+        multiples of it; 0 has them give eps or y_0 itself, as in the paper.
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
@@ -46,6 +52,7 @@ class UNet(nn.Module):
         folds nothing. The parameters and, but for rounding, the result are the same.
     """
 
+    predicts: Predicts = "eps"
     channels: int = 64
     multipliers: Sequence[int] = (1, 2, 4, 8)
     num_blocks: int = 2
@@ -65,29 +72,32 @@ class UNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        y_t: Float[Array, "b h w d"],
-        gamma: Float[Array, " b"],
+        y_t: Float[Array, "b h w d"] | None = None,
+        gamma: Float[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
-        """Estimates eps.
+        """Estimates eps, or y_0 (`predicts`).
 
         Args:
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
-          y_t: the noisy image.
+          y_t: the noisy image; None where y_0 is predicted, as is `gamma`.
           gamma: the share of signal variance in each y_t, in [0, 1].
           dropout_keys: for training, one for each image; without them nothing is dropped.
 
         Raises:
-          ValueError: where the sizes differ, or are not divisible by the deepest stride.
+          ValueError: where the sizes differ, or are not divisible by the deepest stride, or there
+            is too much or too little to predict from.
         """
-        self._check_sizes(x.shape, y_t.shape)
-        fold = self._folds(y_t.shape[2])
+        self._check_inputs(x, y_t, gamma)
+        fold = self._folds(x.shape[2])
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
-        embedding = layers.NoiseEmbedding(
-            self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
-        )(gamma)
+        embedding = None
+        if gamma is not None:
+            embedding = layers.NoiseEmbedding(
+                self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
+            )(gamma)
 
         def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
             features = self.channels * self.multipliers[level]
@@ -108,7 +118,8 @@ class UNet(nn.Module):
             return folding.refold(h, 1, fold[level])
 
         deepest = len(self.multipliers) - 1
-        h = jnp.concatenate([x, y_t], axis=-1).astype(self.dtype)
+        h = x if y_t is None else jnp.concatenate([x, y_t], axis=-1)
+        h = h.astype(self.dtype)
         h = folding.fold(h, fold[0])
         h = layers.Conv3x3(self.channels, self.dtype, fold=fold[0], name="conv_in")(h)
         skips = [h]
@@ -138,6 +149,8 @@ class UNet(nn.Module):
         out = self._to_image(h, fold[0])
         if not self.residual_std:
             return out
+        if y_t is None:
+            return x + self.residual_std * out
         eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
         return eps + std * out
 
@@ -153,13 +166,21 @@ class UNet(nn.Module):
             for level, multiplier in enumerate(self.multipliers)
         ]
 
-    def _check_sizes(self, x: tuple[int, ...], y_t: tuple[int, ...]) -> None:
-        if x[:3] != y_t[:3]:
+    def _check_inputs(self, x: Array, y_t: Array | None, gamma: Array | None) -> None:
+        given = [name for name, value in (("y_t", y_t), ("gamma", gamma)) if value is not None]
+        if given != (["y_t", "gamma"] if self.predicts == "eps" else []):
             raise ValueError(
-                f"x has shape {x} but y_t has {y_t}: upsample x to the size of y_t first"
+                f"a network that predicts {self.predicts} was given x, "
+                f"{', '.join(given) or 'nothing else'}; eps is predicted from x, y_t and gamma, "
+                "y_0 from x alone"
+            )
+        if y_t is not None and x.shape[:3] != y_t.shape[:3]:
+            raise ValueError(
+                f"x has shape {x.shape} but y_t has {y_t.shape}: upsample x to the size of y_t "
+                "first"
             )
         stride = deepest_stride(self.multipliers)
-        height, width = y_t[1:3]
+        height, width = x.shape[1:3]
         if height % stride or width % stride:
             up = [-(-n // stride) * stride for n in (height, width)]
             down = [max(n // stride, 1) * stride for n in (height, width)]
@@ -175,11 +196,18 @@ def deepest_stride(multipliers: Sequence[int]) -> int:
     return 2 ** (len(multipliers) - 1)
 
 
+def example_inputs(
+    model: nn.Module, image_size: int, channels: int = 3
+) -> tuple[Float[Array, "1 ..."], ...]:
+    """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
+    image = jnp.zeros((1, image_size, image_size, channels))
+    return (image,) if model.predicts == "y_0" else (image, image, jnp.zeros((1,)))
+
+
 def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> int:
     """Number of parameters, by shape evaluation: nothing is allocated."""
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
-    gamma = jax.ShapeDtypeStruct((1,), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image, image, gamma)
+    inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
@@ -189,8 +217,7 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float:
     Folding and recomputation are not counted; a training step is taken for three times as many.
     Nothing is allocated.
     """
-    plain = model.clone(lanes=1, remat=False)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
-    gamma = jax.ShapeDtypeStruct((1,), jnp.float32)
-    shapes = jax.eval_shape(plain.init, jax.random.key(0), image, image, gamma)
-    return jax.jit(plain.apply).lower(shapes, image, image, gamma).cost_analysis()["flops"]
+    plain = model.clone(lanes=1, remat=False) if isinstance(model, UNet) else model
+    inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), *inputs)
+    return jax.jit(plain.apply).lower(shapes, *inputs).cost_analysis()["flops"]

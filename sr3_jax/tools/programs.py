@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sr3_jax import diffusion, factory, images, parallel
+from sr3_jax import diffusion, factory, images, models, parallel
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -47,21 +47,24 @@ def train(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
 
 
 def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
-    """One refinement step of `config.train.batch_size` images, weights in the network's type."""
+    """One refinement step of `config.train.batch_size` images, weights in the network's type.
+
+    Of a baseline, all there is.
+    """
     model = factory.model(config)
     rows, size = config.train.batch_size, config.data.image_size
     low = config.data.low_resolution
-    one, gamma = jnp.zeros((1, size, size, 3)), jnp.zeros((1,))
+    inputs = models.example_inputs(model, size)
     shapes = jax.eval_shape(
-        lambda: training_step.narrow(
-            model.init(jax.random.key(0), one, one, gamma)["params"], model.dtype
-        )
+        lambda: training_step.narrow(model.init(jax.random.key(0), *inputs)["params"], model.dtype)
     )
     params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
     schedule = diffusion.linear(1, 0.999, 0.999)
 
     def step(params, low_resolution, keys):
         x = images.upsample_source(low_resolution, (size, size))
+        if model.predicts == "y_0":
+            return model.apply({"params": params}, x)
         return diffusion.ancestral_sample(
             lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
             schedule,

@@ -19,7 +19,12 @@ from sr3_jax import parallel
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")
 
-_METRIC = "validation_loss"
+
+def _badness(metrics: Mapping[str, float]) -> float:
+    """By which the best checkpoint is the least: the regression baseline's by its PSNR."""
+    if "validation_psnr" in metrics:
+        return -metrics["validation_psnr"]
+    return metrics["validation_loss"]
 
 
 class CheckpointError(RuntimeError):
@@ -81,14 +86,15 @@ class Checkpointer:
         Args:
           directory: where checkpoints lie; local or in a bucket.
           keep_last: how many of the newest to keep.
-          keep_best: also keep the one of the lowest `validation_loss`.
+          keep_best: also keep the one of the highest `validation_psnr`, or of those that have
+            none the lowest `validation_loss`.
           read_only: leave the directory as it is; a run may be writing into it.
         """
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[_METRIC],
+                    get_metric_fn=_badness,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -100,7 +106,7 @@ class Checkpointer:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                best_fn=lambda metrics: metrics[_METRIC],
+                best_fn=_badness,
                 best_mode="min",
                 step_name_format=self._names,
                 read_only=read_only,
@@ -121,7 +127,7 @@ class Checkpointer:
         Args:
           step: number of updates that made `state`.
           state: a pytree of arrays.
-          metrics: numbers that describe it; `validation_loss` decides which one is best.
+          metrics: numbers that describe it; `keep_best` says which decide.
 
         Raises:
           CheckpointError: where this one, or the one before, cannot be written.
@@ -245,7 +251,7 @@ class Checkpointer:
         if which == "best":
             best = self._manager.best_step()
             if best is None:
-                logging.warning("no checkpoint has a %s; taking the latest", _METRIC)
+                logging.warning("no checkpoint has a validation_loss; taking the latest")
             return steps[-1] if best is None else best
         if which not in steps:
             raise FileNotFoundError(

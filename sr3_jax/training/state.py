@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from sr3_jax import parallel
+from sr3_jax import models, parallel
 
 Params = Any  # a pytree of float32 arrays
 
@@ -42,8 +42,7 @@ def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int
 ) -> TrainState:
     """A fresh state; jit it or evaluate its shape to place or count it without cost."""
-    image = jnp.zeros((1, image_size, image_size, 3))
-    variables = model.init(jax.random.key(seed), image, image, jnp.zeros((1,)))
+    variables = model.init(jax.random.key(seed), *models.example_inputs(model, image_size))
     params = variables["params"]
     # A copy: the two must not share buffers, since a step donates them both.
     ema_params = jax.tree.map(jnp.copy, params)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images, parallel
+from sr3_jax import diffusion, images, metrics, parallel
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
@@ -52,7 +52,7 @@ class StepOptions:
 
 def make_train_step(
     model: nn.Module,
-    schedule: diffusion.NoiseSchedule,
+    schedule: diffusion.NoiseSchedule | None,
     optimizer: optax.GradientTransformation,
     options: StepOptions,
     layout: parallel.Layout | None = None,
@@ -68,11 +68,14 @@ def make_train_step(
 
     The layout decides what devices send each other (`parallel.Layout`). Each device works with
     kernels in the network's type, and their gradients are summed in it.
+
+    A network that predicts y_0 learns that, by the same step: the regression baseline, which
+    needs no schedule.
     """
     _check_options(options)
 
     def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
-        loss = diffusion_loss(model, params, schedule, batch, options.loss, train=True)
+        loss = prediction_loss(model, params, schedule, batch, options.loss, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
@@ -97,8 +100,8 @@ def make_train_step(
         ema_params = jax.tree.map(
             lambda average, new: average * decay + new * (1.0 - decay), state.ema_params, params
         )
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        numbers = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        return TrainState(state.step + 1, params, ema_params, opt_state), numbers
 
     return train_step
 
@@ -147,41 +150,57 @@ def batch_shapes(
     }
 
 
-def diffusion_loss(
+def prediction_loss(
     model: nn.Module,
     params: Params,
-    schedule: diffusion.NoiseSchedule,
+    schedule: diffusion.NoiseSchedule | None,
     batch: Batch,
     loss: diffusion.LossName,
     train: bool = False,
 ) -> Float[Array, ""]:
-    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops activations to `train`."""
+    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops activations to `train`.
+
+    Of a network that predicts y_0, the error of that, without noise.
+    """
     y_0 = images.to_signed(batch["high_resolution"])
     x = images.upsample_source(batch["low_resolution"], y_0.shape[1:3])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
+    dropout_keys = keys[:, 2] if train else None
+    if model.predicts == "y_0":
+        prediction = model.apply({"params": params}, x, dropout_keys=dropout_keys)
+        return diffusion.denoising_loss(prediction, y_0, loss, batch["weight"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    dropout_keys = keys[:, 2] if train else None
     prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys)
     return diffusion.denoising_loss(prediction, eps, loss, batch["weight"])
 
 
-def make_validation_loss(
-    model: nn.Module, schedule: diffusion.NoiseSchedule, loss: diffusion.LossName
-) -> Callable[[Params, Batch], Float[Array, ""]]:
-    """Returns `validation_loss(params, batch)`, with noise that never changes.
+def make_validation(
+    model: nn.Module, schedule: diffusion.NoiseSchedule | None, loss: diffusion.LossName
+) -> Callable[[Params, Batch], Metrics]:
+    """Returns `validate(params, batch)`, with noise that never changes.
 
-    The noise of a row depends on the row and `batch["index"]` alone, so that losses of two
-    checkpoints differ by their weights only.
+    It gives `validation_loss`, and of a network that predicts y_0 also `validation_psnr`, in dB:
+    means over the rows that hold an image. The noise of a row depends on the row and
+    `batch["index"]` alone, so that losses of two checkpoints differ by their weights only.
     """
 
-    def validation_loss(params: Params, batch: Batch) -> Float[Array, ""]:
+    def validate(params: Params, batch: Batch) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        return diffusion_loss(model, params, schedule, dict(batch, key=keys), loss)
+        found = {
+            "validation_loss": prediction_loss(model, params, schedule, dict(batch, key=keys), loss)
+        }
+        if model.predicts == "y_0":
+            high, weight = batch["high_resolution"], batch["weight"]
+            x = images.upsample_source(batch["low_resolution"], high.shape[1:3])
+            prediction = images.to_uint8(model.apply({"params": params}, x))
+            psnr = jnp.where(weight > 0, metrics.psnr(prediction, high), 0.0)
+            found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+        return found
 
-    return validation_loss
+    return validate
 
 
 def ema_decay_at(step: Array, decay: float) -> Float[Array, ""]:

@@ -1,0 +1,116 @@
+"""Scores of images that any program made: folders of files, matched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from sr3_jax.data import folders, image_file
+from sr3_jax.evaluation import evaluator
+
+_MOST_NAMED = 100
+
+
+class Scores(NamedTuple):
+    """What was measured.
+
+    Attributes:
+      means: by method and metric (`psnr`, `ssim`, `consistency`), and `n`, the number of images.
+      names: of the images, in order.
+      of_images: by method and metric, one number for each image.
+    """
+
+    means: dict[str, dict[str, float]]
+    names: list[str]
+    of_images: dict[str, dict[str, list[float]]]
+
+
+def score_folders(
+    reference: folders.Folder,
+    outputs: Mapping[str, folders.Folder],
+    low_resolution: folders.Folder | None = None,
+    *,
+    luminance: bool = False,
+    border: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Scores each image of each method; those of one name belong together.
+
+    Args:
+      reference: what the images should be.
+      outputs: by the name of the method.
+      low_resolution: what they were made from; with it consistency is scored, too, and bicubic
+        upsampling as a method of its own.
+      luminance: see `evaluator.evaluate`.
+      border: see there.
+      progress: called after each image.
+
+    Raises:
+      ValueError: images without a partner, of another size than their reference, or that cannot be
+        read, each named; or a method that is called bicubic.
+    """
+    if low_resolution is not None and "bicubic" in outputs:
+        raise ValueError("'bicubic' is made from the low resolutions; call the method otherwise")
+    given = {"reference": reference, **outputs}
+    if low_resolution is not None:
+        given["low resolution"] = low_resolution
+    matched = dict(zip(given, folders.match(*given.values()), strict=True))
+    methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
+    metrics = evaluator.METRICS if low_resolution is not None else evaluator.METRICS[:2]
+    of_images: dict[str, dict[str, list[float]]] = {
+        method: {metric: [] for metric in metrics} for method in methods
+    }
+    names, wrong = [], []
+    for i in range(len(reference)):
+        names.append(reference[i].name)
+        try:
+            scores = _score_image(
+                {name: images[i].read().image for name, images in matched.items()},
+                luminance,
+                border,
+            )
+        except ValueError as error:
+            wrong.append(f"{names[-1]}: {error}")
+        else:
+            for method, metric in ((m, n) for m in methods for n in metrics):
+                of_images[method][metric].append(scores[method][metric])
+        progress()
+    if wrong:
+        more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        raise ValueError(
+            f"{len(wrong)} of {len(names)} images cannot be scored: "
+            + "; ".join(wrong[:_MOST_NAMED])
+            + more
+        )
+    means = {
+        method: {metric: float(np.mean(values)) for metric, values in by_metric.items()}
+        | {"n": len(names)}
+        for method, by_metric in of_images.items()
+    }
+    return Scores(means, names, of_images)
+
+
+def _score_image(
+    images: dict[str, np.ndarray], luminance: bool, border: int
+) -> dict[str, dict[str, float]]:
+    reference, low = images.pop("reference"), images.pop("low resolution", None)
+    for name, image in images.items():
+        if image.shape != reference.shape:
+            raise image_file.BadImageError(
+                f"{_size(image)} by {name}, where the reference has {_size(reference)}"
+            )
+    if low is not None:
+        images["bicubic"] = evaluator.upsample(low, reference.shape[:2])
+    found = {}
+    for name, image in images.items():
+        scores = evaluator.score(
+            image[None], reference[None], None if low is None else low[None], luminance, border
+        )
+        found[name] = {metric: of_image[0] for metric, of_image in scores.items()}
+    return found
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
