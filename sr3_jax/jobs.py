@@ -114,9 +114,9 @@ def _count_unusable(images: Pipeline) -> dict[str, int]:
 
 
 def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
-    """Scores the latest checkpoint on held-out images; prints the table.
+    """Scores a checkpoint (`config.evaluation.checkpoint`) on held-out images; prints the table.
 
-    Writes `evaluation/metrics.json`, `samples.png` and `refinement.png` in `workdir`.
+    Writes `evaluation/metrics.json`, `samples.png` and, of SR3, `refinement.png` in `workdir`.
     """
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     _list_images(config, workdir)

@@ -93,11 +93,7 @@ class UNet(nn.Module):
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
-        embedding = None
-        if gamma is not None:
-            embedding = layers.NoiseEmbedding(
-                self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
-            )(gamma)
+        embedding = None if gamma is None else self._embed(gamma)
 
         def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
             features = self.channels * self.multipliers[level]
@@ -153,6 +149,12 @@ class UNet(nn.Module):
             return x + self.residual_std * out
         eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
         return eps + std * out
+
+    def _embed(self, gamma: Float[Array, " b"]) -> Float[Array, "b _"]:
+        embedding = layers.NoiseEmbedding(
+            self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
+        )
+        return embedding(gamma)
 
     def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
         (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold, name="norm_out")(h)
