@@ -31,8 +31,9 @@ PYTHON
 
 echo
 echo "Look at:"
-echo "  $workdir/evaluation/samples.png      input, bicubic, SR3 and reference, side by side"
-echo "  $workdir/evaluation/refinement.png   how SR3 gets from noise to an image"
+echo "  $workdir/evaluation/samples.png      input, bicubic, result and reference, side by side"
+[ ! -e "$workdir/evaluation/refinement.png" ] ||
+  echo "  $workdir/evaluation/refinement.png   how SR3 gets from noise to an image"
 echo "  $workdir/upscale/output/cat.png      upscaled from $workdir/upscale/input/cat.png"
 echo "Upscale your own picture:"
 echo "  .venv/bin/python -m sr3_jax.main --mode=upscale --workdir=$workdir --input=PICTURE --output=FOLDER"

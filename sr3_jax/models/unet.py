@@ -30,7 +30,6 @@ class UNet(nn.Module):
     `num_blocks` blocks on the way down and one more on the way up.
 
     Attributes:
-      predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
       channels: channels of the first level.
       multipliers: channels of each level, as multiples of `channels`.
       num_blocks: residual blocks in each level on the way down.
@@ -50,9 +49,9 @@ class UNet(nn.Module):
       remat: recompute each block in the backward pass instead of keeping its activations.
       lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
         folds nothing. The parameters and, but for rounding, the result are the same.
+      predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
     """
 
-    predicts: Predicts = "eps"
     channels: int = 64
     multipliers: Sequence[int] = (1, 2, 4, 8)
     num_blocks: int = 2
@@ -67,6 +66,7 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     lanes: int = 1
+    predicts: Predicts = "eps"
 
     @nn.compact
     def __call__(
