@@ -143,7 +143,7 @@ def evaluate(
     }
     order = np.argsort(np.where(shown_index < 0, np.iinfo(np.int64).max, shown_index))
     order = order[: min(num_pictures, int((shown_index >= 0).sum()))]
-    return Evaluation(scores, {name: pictures[order] for name, pictures in shown.items()})
+    return Evaluation(scores, {name: shown[name][order] for name in names})
 
 
 def score(
