@@ -44,16 +44,25 @@ class LoopOptions:
     profile_steps: int = 0
 
 
+_PREDICTS_IMAGE = {"sr3": False, "regression": True, "srcnn": True}
+
+
+def method(config: ConfigDict) -> str:
+    """What is trained: `sr3`, or the name of a baseline."""
+    name = config.get("method", "sr3")  # older workdirs have no such key
+    _choice("config.method", name, _PREDICTS_IMAGE)
+    return name
+
+
 def predicts_image(config: ConfigDict) -> bool:
     """Whether `config.method` is a baseline, which gives y_0 at once, without noise."""
-    method = config.get("method", "sr3")  # older workdirs have no such key
-    return _choice("config.method", method, {"sr3": False, "regression": True, "srcnn": True})
+    return _PREDICTS_IMAGE[method(config)]
 
 
 def model(config: ConfigDict) -> models.UNet | models.SRCNN:
     """The network of `config.method` and `config.model`, for `config.data.image_size`."""
     dtype = _choice("config.model.dtype", config.model.dtype, _DTYPES)
-    if predicts_image(config) and config.method == "srcnn":
+    if method(config) == "srcnn":
         return models.SRCNN(dtype)
     c, image_size = config.model, config.data.image_size
     stride = models.deepest_stride(c.multipliers)
@@ -109,8 +118,8 @@ def inference_schedule(
     if predicts_image(config):
         if num_steps not in (None, 1):
             raise ValueError(
-                f"{num_steps} steps of config.method = {config.method!r}, which gives its image at "
-                "once; leave the number out"
+                f"{num_steps} steps of config.method = {method(config)!r}, which gives its image "
+                "at once; leave the number out"
             )
         return None
     c = config.sampling

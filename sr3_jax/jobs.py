@@ -124,7 +124,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / _INDEX
     )
 
-    method = config.get("method", "sr3")  # older workdirs have no such key
+    method = factory.method(config)
     steps = resolver.num_refinements(1)
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     refinement: dict[str, np.ndarray] = {}
@@ -308,7 +308,7 @@ def _logged_samples(
         config, count, count, split=False, index_dir=workdir / _INDEX
     )
     resolver: SuperResolver | None = None
-    method = config.get("method", "sr3")
+    method = factory.method(config)
 
     def draw(params: training_state.Params) -> np.ndarray:
         nonlocal resolver
