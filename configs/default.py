@@ -77,6 +77,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.beta_end = 0.1  # linear
     sampling.variance = "upper"  # `upper`: 1 - alpha_t, the paper's; `posterior`
     sampling.clip = True  # the estimate of y_0, to [-1, 1]
+    # Move the result to the nearest image whose downsampling is the input; of baselines as well.
+    sampling.consistent = False
     sampling.batch_size = 16
     # Outputs larger than this, in pixels, are refined in overlapping tiles. 0: data.image_size,
     # which a network with attention has learnt; a local one takes any, larger being faster.
@@ -126,31 +128,70 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.luminance = False
     evaluation.crop_border = 0
     evaluation.num_images = 0  # of the held-out set; 0: all
+    # Of each image, with noise of its own: the mean, the deviation between samples, the best, and
+    # the diversity are measured.
+    evaluation.num_samples = 1
+    # Over 0: inputs are resized to so many pixels before the network, and its images to the
+    # references' size, as for Table 3 (56 to 64, and 256 to 224).
+    evaluation.network_input = 0
+    # Of pretrained networks, whose weights their libraries download or a file holds: `fid` (with
+    # the inception score; against `fid_reference`), `lpips`, `resnet50` (top-1 and top-5, of
+    # images with labels).
+    evaluation.feature_metrics = ()
+    # Empty: the held-out images themselves; `train`: the training images; or a folder of images or
+    # an .npz file of their statistics (`mu` and `sigma`).
+    evaluation.fid_reference = ""
+    evaluation.inception_weights = ""  # of FID; empty: torch-fidelity downloads them
+    evaluation.lpips_weights = ""  # likewise
+    evaluation.resnet50_weights = ""  # empty: Keras downloads them
+    evaluation.paper_table = ""  # whose figures the report shows beside: `1` to `5`
     evaluation.num_pictures = 8  # rows of samples.png
     config.lock()
     return config
 
 
 def variant(
-    config: config_dict.ConfigDict, method: str, learning_rate: float = 1e-5
+    config: config_dict.ConfigDict, names: str, learning_rate: float = 1e-5
 ) -> config_dict.ConfigDict:
-    """The config of another method (`sr3`, `regression`, `srcnn`), trained as the paper does.
+    """The config of another method, or with what a table of the paper measures.
 
-    That is, baselines by the squared error, keeping the checkpoint of the highest held-out PSNR.
+    Baselines are trained as the paper does: by the squared error, keeping the checkpoint of the
+    highest held-out PSNR.
 
     Args:
       config: of SR3, which is changed.
-      method: `config.method`; empty leaves it as it is.
+      names: empty, or some of `regression` or `srcnn`, and `table_2` or `table_3`, with commas.
       learning_rate: of the regression baseline; the paper's is 1e-5.
     """
-    if method in ("", "sr3"):
-        return config
-    if method not in ("regression", "srcnn"):
-        raise ValueError(
-            f"the config has no variant {method!r}; use --config=FILE:regression or FILE:srcnn"
-        )
-    config.method = method
-    config.train.loss = "l2"
-    config.train.learning_rate = learning_rate if method == "regression" else 1e-3
-    config.evaluation.checkpoint = "best"
+    for name in filter(None, names.split(",")):
+        if name in ("regression", "srcnn"):
+            config.method = name
+            config.train.loss = "l2"
+            config.train.learning_rate = learning_rate if name == "regression" else 1e-3
+            config.evaluation.checkpoint = "best"
+        elif name in ("table_2", "table_3"):
+            _measure_table(config, name)
+        elif name != "sr3":
+            raise ValueError(
+                f"the config has no variant {name!r}; use --config=FILE:NAME with NAME one of "
+                "regression, srcnn, table_2, table_3, or several with commas"
+            )
     return config
+
+
+def _measure_table(config: config_dict.ConfigDict, name: str) -> None:
+    """What Table 2 and Table 3 of the paper measure."""
+    sizes = (config.data.low_resolution, config.data.image_size)
+    wanted = {"table_2": [(64, 256)], "table_3": [(64, 256), (56, 224)]}[name]
+    if sizes not in wanted:
+        raise ValueError(
+            f"{name} of the paper is of networks {' or '.join(f'{a} to {b}' for a, b in wanted)}, "
+            f"and this config is {sizes[0]} to {sizes[1]}; use a config of ImageNet"
+        )
+    c = config.evaluation
+    if name == "table_2":
+        c.paper_table, c.feature_metrics, c.fid_reference = "2", ("fid",), "train"
+    else:
+        c.paper_table, c.feature_metrics = "3", ("resnet50",)
+        c.image_size, c.num_images = 224, 1000
+        c.network_input = 64 if sizes == (64, 256) else 0  # arXiv's protocol; the journal's

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from configs import default
 
 
-def get_config(method: str = "") -> config_dict.ConfigDict:
+def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
     config = default.get_config()
     config.data.image_size = 1024
@@ -21,4 +21,4 @@ def get_config(method: str = "") -> config_dict.ConfigDict:
     config.model.multipliers = (1, 2, 4, 8, 16, 32, 32, 32)
     config.model.num_blocks = 2
     config.model.attention_resolutions = (16,)
-    return default.variant(config, method)
+    return default.variant(config, variant)

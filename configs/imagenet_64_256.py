@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from configs import default
 
 
-def get_config(method: str = "") -> config_dict.ConfigDict:
+def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
     config = default.get_config()
     config.data.image_size = 256
@@ -22,4 +22,5 @@ def get_config(method: str = "") -> config_dict.ConfigDict:
     config.model.multipliers = (1, 2, 4, 4, 8, 8)
     config.model.num_blocks = 3
     config.model.attention_resolutions = (16,)
-    return default.variant(config, method)
+    config.evaluation.paper_table = "2"
+    return default.variant(config, variant)

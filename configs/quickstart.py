@@ -8,7 +8,7 @@ from ml_collections import config_dict
 from configs import default
 
 
-def get_config(method: str = "") -> config_dict.ConfigDict:
+def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config."""
     config = default.get_config()
     config.data.source = "photos"
@@ -39,4 +39,4 @@ def get_config(method: str = "") -> config_dict.ConfigDict:
     config.train.sample_every_steps = 1000
     config.checkpoint.every_steps = 500
     config.evaluation.image_size = 128
-    return default.variant(config, method, learning_rate=config.train.learning_rate)
+    return default.variant(config, variant, learning_rate=config.train.learning_rate)

@@ -30,6 +30,7 @@ class SamplingOptions:
     clip: bool
     batch_size: int
     tile_size: int
+    consistent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,14 @@ def sampling_options(config: ConfigDict) -> SamplingOptions:
             "stride of the network; use one"
         )
     num_steps = 1 if predicts_image(config) else c.num_steps
-    return SamplingOptions(num_steps, c.variance, c.clip, c.batch_size, tile_size)
+    return SamplingOptions(
+        num_steps,
+        c.variance,
+        c.clip,
+        c.batch_size,
+        tile_size,
+        c.get("consistent", False),  # older workdirs have no such key
+    )
 
 
 def checkpoint(config: ConfigDict) -> Literal["latest", "best"]:
@@ -161,6 +169,20 @@ def metric_options(config: ConfigDict) -> dict[str, Any]:
     border = c.get("crop_border", 0)  # older workdirs have no such keys
     _at_least("config.evaluation.crop_border", border, 0)
     return {"luminance": c.get("luminance", False), "border": border}
+
+
+def num_samples(config: ConfigDict) -> int:
+    """Of each held-out image, with noise of its own; a baseline has but one."""
+    count = config.evaluation.get("num_samples", 1)  # older workdirs have no such key
+    _at_least("config.evaluation.num_samples", count, 1)
+    return 1 if predicts_image(config) else count
+
+
+def network_input(config: ConfigDict) -> int:
+    """Size to which inputs of an evaluation are brought before the network, in pixels; 0: none."""
+    size = config.evaluation.get("network_input", 0)  # older workdirs have no such key
+    _at_least("config.evaluation.network_input", size, 0)
+    return size
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

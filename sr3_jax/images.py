@@ -6,10 +6,14 @@ network sees them.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+
+_TURNS = 10  # of projection and clipping; more change less than rounding to bytes
 
 
 def to_signed(images: UInt8[Array | np.ndarray, "*b h w c"]) -> Float[Array, "*b h w c"]:
@@ -38,6 +42,38 @@ def upsample_source(
 ) -> Float[Array, "b h2 w2 c"]:
     """The network's x: 8-bit low resolution to signed, bicubic, at the target size."""
     return resize_bicubic(to_signed(low_resolution), size)
+
+
+def make_consistent(
+    images: Float[Array, "b h w c"], low_resolution: UInt8[Array | np.ndarray, "b h2 w2 c"]
+) -> Float[Array, "b h w c"]:
+    """The images nearest to these whose downsampling is the low resolution, but for clipping.
+
+    Projection onto the images that are consistent moves each by the pseudo-inverse of downsampling
+    times what it is off by, which leaves its details alone. As it can leave [-1, 1], projection and
+    clipping take turns, and clipping comes last.
+
+    Args:
+      images: signed.
+      low_resolution: 8-bit; what `resize_bicubic` should make of the images.
+    """
+    low = to_signed(low_resolution)
+    inverse = [_upsampling(*sizes) for sizes in zip(images.shape[1:3], low.shape[1:3], strict=True)]
+
+    def turn(_: object, images: Array) -> Array:
+        off = low - resize_bicubic(images, low.shape[1:3])
+        move = jnp.einsum("hi,bijc,wj->bhwc", inverse[0], off, inverse[1], precision="highest")
+        return jnp.clip(images + move, -1.0, 1.0)
+
+    return jax.lax.fori_loop(0, _TURNS, turn, images)
+
+
+@functools.cache
+def _upsampling(size: int, low: int) -> Float[np.ndarray, "{size} {low}"]:
+    """The pseudo-inverse of downsampling along one axis."""
+    with jax.ensure_compile_time_eval():
+        rows = resize_bicubic(jnp.eye(size)[None, :, :, None], (low, size))[0, :, :, 0]
+    return np.linalg.pinv(np.asarray(rows, np.float64)).astype(np.float32)
 
 
 def gaussian_blur(

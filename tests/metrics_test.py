@@ -87,6 +87,25 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
         assert (np.diff(metrics.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
+def test_detail_is_lost_by_blur_and_grows_with_noise():
+    photo = skimage.data.astronaut()[:128, :128]
+    assert metrics.detail(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
+    # A wave of half the contrast has a quarter of the energy.
+    wave = 100 * np.sin(np.arange(64) / 3)[None, :, None] * np.ones((64, 1, 3))
+    half, whole = (np.round(128 + wave * gain).astype(np.uint8)[None] for gain in (0.5, 1.0))
+    assert metrics.detail(half, whole)[0] == pytest.approx(0.25, rel=0.02)
+    # Noise adds the energy of its differences, twice its variance.
+    noise = np.random.default_rng(0).normal(size=photo.shape) * 10
+    grey = np.full_like(photo, 128)
+    noisy = (grey + noise).round().astype(np.uint8)
+    noisier = (grey + 2 * noise).round().astype(np.uint8)
+    assert metrics.detail(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
+    blurred = [scipy.ndimage.gaussian_filter(photo, (s, s, 0)) for s in (0.5, 1, 2)]
+    assert (np.diff(metrics.detail(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
+    # A flat reference gives no infinity.
+    assert np.isfinite(metrics.detail(noisy[None], grey[None]))[0]
+
+
 def test_ssim_keeps_its_digits_on_a_bright_flat_image():
     flat = np.full((1, 32, 32, 3), 250, np.uint8)
     noisy = flat + np.random.default_rng(0).integers(0, 2, flat.shape).astype(np.uint8)
@@ -127,6 +146,27 @@ def test_value_ranges_round_trip():
     np.testing.assert_array_equal(images.to_uint8(signed), levels)
     np.testing.assert_array_equal(images.to_uint8(signed + 0.9 / 255), levels)
     np.testing.assert_array_equal(images.to_uint8(3 * signed)[0, 0, 0], [0])
+
+
+@pytest.mark.parametrize("low_size", [(16, 24), (24, 16)])
+def test_the_nearest_consistent_image_is_consistent_and_nearest(low_size):
+    """Also where the factor is not the same for height and width, and no whole number."""
+    photo = skimage.data.chelsea()[100:164, 100:164][None]
+    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), low_size)))
+    rng = np.random.default_rng(0)
+    off = scipy.ndimage.gaussian_filter(rng.normal(size=photo.shape), (0, 4, 4, 0)) * 60
+    worse = np.clip(photo + off + 10 * rng.normal(size=photo.shape), 0, 255).astype(np.uint8)
+    better = images.make_consistent(images.to_signed(worse), low)
+    made = np.asarray(images.to_uint8(better))
+    assert metrics.consistency(worse, low)[0] > 10
+    assert metrics.consistency(made, low)[0] < 0.05
+    # Nearer to every consistent image, and so to the photograph; its details stay.
+    assert metrics.psnr(made, photo)[0] > metrics.psnr(worse, photo)[0] + 0.2
+    before, after = (float(metrics.detail(each, photo)[0]) for each in (worse, made))
+    assert after == pytest.approx(before, rel=0.1)
+    # What is consistent already stays where it is.
+    again = images.make_consistent(better, low)
+    np.testing.assert_allclose(np.asarray(again), np.asarray(better), atol=1e-3)
 
 
 def test_upsampling_does_not_shift():

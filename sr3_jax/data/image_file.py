@@ -5,7 +5,7 @@ import io
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from sr3_jax.data import storage
 
@@ -17,6 +17,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 # In others (a phone's JPEG, TIFF) what follows the first image is a preview or another page.
 _ANIMATED = ("GIF", "PNG", "WEBP")
+
+_COMMENT = "Comment"  # the keyword of the PNG specification
 
 # Images of other formats come back as PNG, under their name with .png appended.
 _WRITERS = {
@@ -119,14 +121,37 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     return np.array(image.convert("RGB"))
 
 
-def write_image(image: UInt8[np.ndarray, "height width 3"], path: epath.Path) -> epath.Path:
+def read_with_comment(path: str) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """Reads a PNG and the comment that `write_image` gave it; empty where there is none.
+
+    Raises:
+        BadImageError: missing file, or see `decode`.
+        OSError: see `read_file`.
+    """
+    try:
+        data = storage.read(path)
+    except FileNotFoundError as e:
+        raise BadImageError(f"no such file: {path}") from e
+    image = decode(data)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+        return image, file.info.get(_COMMENT, "")
+
+
+def write_image(
+    image: UInt8[np.ndarray, "height width 3"], path: epath.Path, *, comment: str = ""
+) -> epath.Path:
     """Writes an 8-bit RGB image in the format of its suffix, whole or not at all.
 
-    Suffixes that Pillow is not asked to write get `.png` appended. Returns the path written.
+    Suffixes that Pillow is not asked to write get `.png` appended; `comment` is kept by PNG alone.
+    Returns the path written.
     """
     options = _WRITERS.get(path.suffix.lower())
     if options is None:
         path, options = path.with_name(path.name + ".png"), _WRITERS[".png"]
+    if comment:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text(_COMMENT, comment)
+        options = options | {"pnginfo": chunks}
     data = io.BytesIO()
     Image.fromarray(image).save(data, **options)
     storage.write_whole(path, data.getvalue())

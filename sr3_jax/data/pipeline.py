@@ -153,6 +153,10 @@ class Pipeline:
         """Of `high_resolution` and of `low_resolution`, in pixels."""
         return self._options.image_size, self._options.low_resolution
 
+    def name(self, index: int) -> str:
+        """Of the image at a position of the source, as in `index` of a batch."""
+        return self._source[index].name
+
     @property
     def skipped(self) -> Mapping[str, str]:
         """Name and reason of every unusable image met so far."""

@@ -5,49 +5,76 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
 from sr3_jax.data import storage
 from sr3_jax.training.step import Batch
 
-# low resolution [n, h, w, 3] and each image's number in the set to (high resolution, seconds)
-Method = Callable[
-    [UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
-    tuple[UInt8[np.ndarray, "n h2 w2 3"], float],
-]
-
-METRICS = ("psnr", "ssim", "consistency")
+METRICS = ("psnr", "ssim", "consistency", "detail")
+# Of several samples of one image, which is the best; detail has its best in the middle.
+_BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
 # Of the table: heading, and how numbers are written.
 _COLUMNS = {
     "psnr": ("PSNR (dB)", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "consistency": ("consistency", ".2f"),
+    "detail": ("detail", ".2f"),
+    "diversity": ("diversity", ".2f"),
+    "lpips": ("LPIPS", ".3f"),
+    "fid": ("FID", ".1f"),
+    "is": ("IS", ".1f"),
+    "top_1": ("top-1", ".3f"),
+    "top_5": ("top-5", ".3f"),
     "n": ("n", "d"),
     "seconds_per_image": ("seconds per image", ".3g"),
 }
 
+# low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
+# each, and the seconds that they took altogether.
+Run = Callable[
+    [UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
+    tuple[UInt8[np.ndarray, "samples n h2 w2 3"], float],
+]
+
+
+class Method(NamedTuple):
+    """A row of the table: what makes its images, and how many of each."""
+
+    run: Run
+    num_samples: int = 1
+
 
 @dataclasses.dataclass
 class Evaluation:
-    """Scores and the first images they came from.
+    """Scores, and the first images they came from.
 
     Attributes:
-      scores: for each method `psnr` (dB), `ssim`, `consistency` (times 1e5), `n`,
-        `seconds_per_image`.
-      pictures: 8-bit images: `input`, each method's, `reference`.
+      means: for each method the means of `of_images`, `n` (images) and `seconds_per_image`. Where
+        there are several samples of each image, also METRIC_std, the standard deviation between
+        samples of the mean over images, and METRIC_best, the mean of each image's best sample.
+      index: number of each scored image in the set, ascending.
+      labels: of their classes; `data.sources.NO_LABEL` where there is none.
+      of_images: for each method and metric one number an image, the mean of its samples: `psnr`
+        (dB), `ssim`, `consistency` (times 1e5), `detail`; of several samples also `diversity`,
+        their standard deviation in levels of 255, averaged over pixels.
+      pictures: 8-bit images: `input`, each method's first sample, `reference`.
     """
 
-    scores: dict[str, dict[str, float]]
-    pictures: dict[str, UInt8[np.ndarray, "n h w 3"]]
+    means: dict[str, dict[str, float]]
+    index: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    of_images: dict[str, dict[str, list[float]]]
+    pictures: dict[str, UInt8[np.ndarray, "_pictures _h _w 3"]]
 
 
 def bicubic(factor: int) -> Method:
@@ -55,24 +82,25 @@ def bicubic(factor: int) -> Method:
 
     def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
         size = tuple(factor * n for n in low.shape[1:3])
-        jax.block_until_ready(_upsample(low, size))  # compiles; not counted
+        jax.block_until_ready(_resize(low, size))  # compiles; not counted
         begin = time.perf_counter()
-        high = np.asarray(_upsample(low, size))
-        return high, time.perf_counter() - begin
+        high = np.asarray(_resize(low, size))
+        return high[None], time.perf_counter() - begin
 
-    return run
+    return Method(run)
 
 
-def upsample(
-    low: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Bicubic upsampling of one image to (height, width), rounded to 8 bits."""
-    return np.asarray(_upsample(low[None], size))[0]
+def resize(
+    images: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "*n h2 w2 3"]:
+    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width), in 8 bits."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    return np.asarray(_resize(flat, size)).reshape(*images.shape[:-3], *size, 3)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _upsample(low: jax.Array, size: tuple[int, int]) -> jax.Array:
-    return image_ops.to_uint8(image_ops.upsample_source(low, size))
+def _resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return image_ops.to_uint8(image_ops.upsample_source(images, size))
 
 
 def evaluate(
@@ -98,10 +126,8 @@ def evaluate(
       ValueError: where no image is left to score.
     """
     names = ("input", *methods, "reference")
-    columns = [(name, metric) for name in methods for metric in METRICS]
     # Rows hold no image where the index is -1: processes need not have found equally many.
-    indices: list[np.ndarray] = []
-    values: list[np.ndarray] = []
+    rows_of: dict[str, list[np.ndarray]] = {"index": [], "label": [], "numbers": []}
     seconds = dict.fromkeys(methods, 0.0)
     shown: dict[str, np.ndarray] = {}
     shown_index = np.full(num_pictures, -1)
@@ -110,15 +136,15 @@ def evaluate(
         rows = np.flatnonzero(batch["weight"] > 0)
         index = batch["index"][rows]
         made = {"input": low[rows], "reference": high[rows]}
-        numbers = np.zeros((len(low), len(columns)))
-        for name, method in methods.items() if len(rows) else ():
-            made[name], spent = method(low[rows], index)
+        numbers = [np.zeros((len(low), _width(method))) for method in methods.values()]
+        for i, (name, method) in enumerate(methods.items()) if len(rows) else ():
+            samples, spent = method.run(low[rows], index)
+            made[name] = samples[0]
             seconds[name] += spent
-            scores = score(made[name], high[rows], low[rows], luminance, border)
-            for metric in METRICS:
-                numbers[rows, columns.index((name, metric))] = scores[metric]
-        indices.append(np.where(batch["weight"] > 0, batch["index"], -1))
-        values.append(numbers)
+            numbers[i][rows] = _numbers(samples, high[rows], low[rows], luminance, border)
+        rows_of["index"].append(np.where(batch["weight"] > 0, batch["index"], -1))
+        rows_of["label"].append(batch["label"])
+        rows_of["numbers"].append(np.concatenate(numbers, axis=1))
         if not shown:
             shown = {n: np.zeros((num_pictures, *high.shape[1:]), np.uint8) for n in names}
             shown["input"] = np.zeros((num_pictures, *low.shape[1:]), np.uint8)
@@ -127,23 +153,65 @@ def evaluate(
         for name in names if len(free) else ():
             shown[name][free] = made[name][: len(free)]
     spent = np.asarray([list(seconds.values())])
-    index, scored, spent, shown_index, shown = share(
-        (np.concatenate(indices), np.concatenate(values), spent, shown_index, shown)
-    )
-    done = int((index >= 0).sum())
-    if not done:
+    everyone = {name: np.concatenate(rows) for name, rows in rows_of.items()}
+    everyone, spent, shown_index, shown = share((everyone, spent, shown_index, shown))
+    if not (everyone["index"] >= 0).any():
         raise ValueError("no held-out image could be used, so there is nothing to score")
     # In the order of the set, so that not even rounding depends on the number of processes.
-    means = scored[index >= 0][np.argsort(index[index >= 0])].mean(axis=0)
-    spent = spent.sum(axis=0)
-    scores = {
-        name: {metric: float(means[columns.index((name, metric))]) for metric in METRICS}
-        | {"n": done, "seconds_per_image": float(spent[i]) / done}
-        for i, name in enumerate(methods)
-    }
-    order = np.argsort(np.where(shown_index < 0, np.iinfo(np.int64).max, shown_index))
-    order = order[: min(num_pictures, int((shown_index >= 0).sum()))]
-    return Evaluation(scores, {name: shown[name][order] for name in names})
+    order = np.argsort(everyone["index"], kind="stable")
+    order = order[everyone["index"][order] >= 0]
+    numbers = everyone["numbers"][order]
+    widths = np.cumsum([_width(method) for method in methods.values()])[:-1]
+    means, of_images = {}, {}
+    for i, (name, columns) in enumerate(zip(methods, np.split(numbers, widths, 1), strict=True)):
+        means[name], of_images[name] = _summary(columns, methods[name].num_samples)
+        num_made = len(order) * methods[name].num_samples
+        means[name] |= {"n": len(order), "seconds_per_image": float(spent[:, i].sum()) / num_made}
+    first = np.argsort(np.where(shown_index < 0, np.iinfo(np.int64).max, shown_index))
+    first = first[: min(num_pictures, int((shown_index >= 0).sum()))]
+    index, labels = everyone["index"][order], everyone["label"][order]
+    pictures = {name: shown[name][first] for name in names}
+    return Evaluation(means, index, labels, of_images, pictures)
+
+
+def _width(method: Method) -> int:
+    """Numbers that an image has of a method."""
+    return len(METRICS) * method.num_samples + (method.num_samples > 1)
+
+
+def _numbers(
+    samples: np.ndarray, reference: np.ndarray, low: np.ndarray, luminance: bool, border: int
+) -> Float64[np.ndarray, "n numbers"]:
+    """Of each image: the metrics of each sample, and of several samples their diversity."""
+    columns = []
+    for images in samples:
+        scores = score(images, reference, low, luminance, border)
+        columns += [scores[metric] for metric in METRICS]
+    if len(samples) > 1:
+        columns.append(samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3)).tolist())
+    return np.array(columns).T
+
+
+def _summary(
+    numbers: Float64[np.ndarray, "n numbers"], num_samples: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Means over images, and each image's numbers, both by metric."""
+    count = len(METRICS) * num_samples
+    by_metric = numbers[:, :count].reshape(len(numbers), num_samples, len(METRICS))
+    means, of_images = {}, {}
+    for i, metric in enumerate(METRICS):
+        values = by_metric[..., i]
+        of_images[metric] = values.mean(axis=1).tolist()
+        means[metric] = float(values.mean())
+        if num_samples > 1:
+            means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
+        if num_samples > 1 and metric in _BEST:
+            of_images[f"{metric}_best"] = _BEST[metric](values, axis=1).tolist()
+            means[f"{metric}_best"] = float(np.mean(of_images[f"{metric}_best"]))
+    if num_samples > 1:
+        of_images["diversity"] = numbers[:, count].tolist()
+        means["diversity"] = float(numbers[:, count].mean())
+    return means, of_images
 
 
 def score(
@@ -166,23 +234,53 @@ def _score(
     found = {
         "psnr": metrics.psnr(images, reference, **seen),
         "ssim": metrics.ssim(images, reference, **seen),
+        "detail": metrics.detail(images, reference),
     }
     return found if low is None else found | {"consistency": metrics.consistency(images, low)}
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores as a Markdown table; of columns, those that there are."""
+    """The scores as a Markdown table; of columns, those that there are.
+
+    Where there are several samples, with their standard deviation, and beneath each method a row of
+    each image's best sample.
+    """
     columns = [c for c in _COLUMNS if any(c in row for row in scores.values())]
     lines = [
         "| method | " + " | ".join(_COLUMNS[c][0] for c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, row in scores.items():
-        cells = (format(row[c], _COLUMNS[c][1]) if c in row else "" for c in columns)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(_line(name, [_cell(row, c) for c in columns]))
+        if any(f"{c}_best" in row for c in columns):
+            best = {c: row[f"{c}_best"] for c in columns if f"{c}_best" in row}
+            lines.append(_line(f"{name}, best sample", [_cell(best, c) for c in columns]))
     return "\n".join(lines)
 
 
-def write_scores(scores: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
-    """Writes the scores as JSON, whole or not at all."""
-    storage.write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())
+def _line(name: str, cells: list[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cell(row: Mapping[str, float], column: str) -> str:
+    if column not in row:
+        return ""
+    how = _COLUMNS[column][1]
+    std = f" ± {row[f'{column}_std']:{how}}" if f"{column}_std" in row else ""
+    return format(row[column], how) + std
+
+
+def write_json(value: Any, path: epath.PathLike) -> None:
+    """Writes numbers as JSON, whole or not at all; those that JSON has not as "Infinity", "NaN"."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    storage.write_whole(path, (text + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    return value

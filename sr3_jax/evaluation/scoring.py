@@ -58,7 +58,7 @@ def score_folders(
         given["low resolution"] = low_resolution
     matched = dict(zip(given, folders.match(*given.values()), strict=True))
     methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
-    metrics = evaluator.METRICS if low_resolution is not None else evaluator.METRICS[:2]
+    metrics = [m for m in evaluator.METRICS if low_resolution is not None or m != "consistency"]
     of_images: dict[str, dict[str, list[float]]] = {
         method: {metric: [] for metric in metrics} for method in methods
     }
@@ -102,7 +102,7 @@ def _score_image(
                 f"{_size(image)} by {name}, where the reference has {_size(reference)}"
             )
     if low is not None:
-        images["bicubic"] = evaluator.upsample(low, reference.shape[:2])
+        images["bicubic"] = evaluator.resize(low, reference.shape[:2])
     found = {}
     for name, image in images.items():
         scores = evaluator.score(

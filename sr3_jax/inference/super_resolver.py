@@ -68,6 +68,7 @@ class SuperResolver:
           stride: sizes that the model takes are multiples of it; others are padded, and images
             larger than `options.tile_size` refined in tiles.
         """
+        self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         self._devices = jax.local_devices()
         self._model, self._make_schedule, self._options = model, make_schedule, options
         self.factor, self._stride = factor, stride
@@ -113,9 +114,11 @@ class SuperResolver:
         )
         checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
         which = factory.checkpoint(config) if which is None else which
-        _, restored = checkpointer.restore_part({"ema_params": like}, which)
+        step, restored = checkpointer.restore_part({"ema_params": like}, which)
         checkpointer.close()
-        return cls.from_params(config, restored["ema_params"])
+        resolver = cls.from_params(config, restored["ema_params"])
+        resolver.checkpoint_step = step
+        return resolver
 
     @classmethod
     def from_params(cls, config: factory.ConfigDict, params: Params) -> SuperResolver:
@@ -134,6 +137,11 @@ class SuperResolver:
         mesh = parallel.make_mesh(self._devices)
         self._params = jax.device_put(params, parallel.replicated(mesh))
         self._placed: dict[int, Params] = {len(self._devices): self._params}
+
+    @property
+    def params(self) -> Params:
+        """The weights, on all devices."""
+        return self._params
 
     @property
     def batch_size(self) -> int:
@@ -296,6 +304,8 @@ class SuperResolver:
                 num_snapshots=num_snapshots,
             )
         y_0, snapshots = y_0[:, :height, :width], snapshots[:, :, :height, :width]
+        if self._options.consistent:
+            y_0 = image_ops.make_consistent(y_0, images)
         return image_ops.to_uint8(y_0), image_ops.to_uint8(snapshots)
 
     def _report(self, _: object) -> None:

@@ -1,5 +1,5 @@
 """Image metrics: pure functions on arrays."""
 
-from sr3_jax.metrics.image import consistency, psnr, ssim
+from sr3_jax.metrics.image import consistency, detail, psnr, ssim
 
-__all__ = ["consistency", "psnr", "ssim"]
+__all__ = ["consistency", "detail", "psnr", "ssim"]

@@ -1,43 +1,29 @@
-"""The jobs behind `main`: they put training, evaluation and inference together."""
+"""Training, which ends with an evaluation."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from clu import metric_writers
 from etils import epath
 
 from sr3_jax import config_file, data_factory, factory, models, parallel
-from sr3_jax.data import folders, storage
-from sr3_jax.evaluation import evaluator, pictures, scoring
-from sr3_jax.inference import files
+from sr3_jax.evaluation import pictures
 from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import shared
+from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import checkpoint, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
-if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    from sr3_jax.data.pipeline import Pipeline
-
-# The strip of refinement: columns from noise to image, and rows.
-_NUM_REFINEMENT_PICTURES = 9
-_NUM_REFINED = 4
 _NUM_LOGGED_SAMPLES = 4
-
-# Of columns of pictures, where they are not a method's name.
-_LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
-
-# In the workdir: the images found when the run began.
-_INDEX = "index"
 
 
 def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
@@ -52,8 +38,8 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     layout = factory.layout(config)
     mesh = layout.mesh
     factory.inference_schedule(config)  # an unusable one should fail now, not after training
-    _list_images(config, workdir)
-    pipeline = data_factory.training_pipeline(config, workdir / _INDEX)
+    shared.list_images(config, workdir, training=True)
+    pipeline = data_factory.training_pipeline(config, workdir / shared.INDEX)
     _keep_config(config, workdir)
 
     checkpointer = checkpoint.Checkpointer(
@@ -91,7 +77,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         validate=validate,
         sample=_logged_samples(config, workdir, mesh),
         learning_rate=factory.learning_rate(config),
-        counts=functools.partial(_count_unusable, pipeline),
+        counts=functools.partial(shared.count_unusable, pipeline),
         flops_per_step=3 * flops_of_image * options.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
@@ -101,138 +87,6 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
-
-
-def _count_unusable(images: Pipeline) -> dict[str, int]:
-    """Of all processes; too many of them end each process alike."""
-    damaged, too_small = images.unusable
-    # Below zero for the one kind, so that one exchange does for both.
-    found = parallel.union(np.concatenate([damaged, -1 - too_small]))
-    damaged = found[found >= 0]
-    images.check_damaged(damaged)
-    return {"images_damaged": len(damaged), "images_too_small": len(found) - len(damaged)}
-
-
-def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
-    """Scores a checkpoint (`config.evaluation.checkpoint`) on held-out images; prints the table.
-
-    Writes `evaluation/metrics.json`, `samples.png` and, of SR3, `refinement.png` in `workdir`.
-    """
-    resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    _list_images(config, workdir)
-    pipeline = data_factory.evaluation_pipeline(
-        config, resolver.batch_size * jax.process_count(), index_dir=workdir / _INDEX
-    )
-
-    method = factory.method(config)
-    steps = resolver.num_refinements(1)
-    times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
-    refinement: dict[str, np.ndarray] = {}
-
-    def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
-        # One stream for each image of the set, whatever the batches.
-        seeds = [config.seed + int(i) for i in index]
-        share = len(low) * jax.process_count() / resolver.num_refinements(len(low))
-        kept_times = times[:0] if refinement or factory.predicts_image(config) else times
-        result = resolver.sample(
-            low,
-            seed=seeds,
-            num_snapshots=len(kept_times),
-            progress=lambda: _advance(bar, share),
-        )
-        for t, picture in zip(kept_times, result.refinement, strict=True):
-            refinement[f"t = {t}"] = picture[:_NUM_REFINED]
-        return result.images, result.seconds
-
-    with _progress_bar("evaluate", pipeline.num_images) as bar:
-        evaluation = evaluator.evaluate(
-            {"bicubic": evaluator.bicubic(resolver.factor), method: run},
-            pipeline.evaluation_batches(),
-            num_pictures=config.evaluation.num_pictures,
-            **factory.metric_options(config),
-            share=parallel.of_all_processes,
-        )
-    _count_unusable(pipeline)
-    if jax.process_index() != 0:
-        return
-    folder = workdir / "evaluation"
-    evaluator.write_scores(evaluation.scores, folder / "metrics.json")
-    shown = {_LABELS.get(name, name): made for name, made in evaluation.pictures.items()}
-    written = {"samples.png": shown}
-    if refinement:
-        written["refinement.png"] = refinement
-    for name, columns in written.items():
-        pictures.save(pictures.grid(columns), folder / name)
-    for name, reason in pipeline.skipped.items():
-        logging.warning("not scored: %s: %s", name, reason)
-    print(evaluator.table(evaluation.scores))
-    print("pictures:", *(folder / name for name in written))
-
-
-def upscale(
-    workdir: epath.Path,
-    input_path: epath.Path,
-    output: epath.Path,
-    steps: int | None,
-    seed: int,
-) -> int:
-    """Upscales a file or a folder; returns how many inputs failed."""
-    inputs = files.find_inputs(input_path)[jax.process_index() :: jax.process_count()]
-    resolver = SuperResolver.from_workdir(workdir)
-    with _progress_bar("upscale", len(inputs)) as bar:
-        report = files.upscale_files(
-            resolver,
-            inputs,
-            output,
-            steps=steps,
-            seed=seed,
-            progress=functools.partial(_advance, bar),
-        )
-    print(f"{len(report.written)} of {len(inputs)} images written to {output}")
-    for name, reason in report.failed.items():
-        print(f"failed: {name}: {reason}")
-    return len(report.failed)
-
-
-def score(
-    workdir: epath.Path,
-    reference: str,
-    outputs: Mapping[str, str],
-    low_resolution: str | None = None,
-    *,
-    luminance: bool = False,
-    border: int = 0,
-) -> None:
-    """Scores folders of images that any program made; prints the table.
-
-    Writes `metrics.json` (means by method) and `images.json` (every number) in `workdir`.
-    """
-    if jax.process_index() != 0:
-        return
-    target = folders.folder(reference)
-    with _progress_bar("score", len(target)) as bar:
-        scores = scoring.score_folders(
-            target,
-            {name: folders.folder(path) for name, path in outputs.items()},
-            folders.folder(low_resolution) if low_resolution else None,
-            luminance=luminance,
-            border=border,
-            progress=functools.partial(bar.update, 1),
-        )
-    evaluator.write_scores(scores.means, workdir / "metrics.json")
-    each = {"names": scores.names, "scores": scores.of_images}
-    storage.write_whole(workdir / "images.json", (json.dumps(each) + "\n").encode())
-    print(evaluator.table(scores.means))
-    if luminance or border:
-        print(f"PSNR and SSIM of {'Y' if luminance else 'RGB'}, {border} pixels cut off each side")
-
-
-def _list_images(config: factory.ConfigDict, workdir: epath.Path) -> None:
-    """Has process 0 list the images where no list is kept yet, and leave it to the others."""
-    if jax.process_index() == 0:
-        data_factory.training_source(config, workdir / _INDEX)
-        data_factory.evaluation_source(config, workdir / _INDEX)
-    parallel.wait_for_all()
 
 
 def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
@@ -277,7 +131,9 @@ def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate
         return jax.tree.map(lambda mean: mean * count, of_batch(params, batch)), count
 
     batch_size = config.train.batch_size // config.train.accumulate_steps
-    pipeline = data_factory.evaluation_pipeline(config, batch_size, index_dir=workdir / _INDEX)
+    pipeline = data_factory.evaluation_pipeline(
+        config, batch_size, index_dir=workdir / shared.INDEX
+    )
     size, low_resolution = pipeline.sizes
     layout = parallel.Layout(mesh)
     shapes = training_step.batch_shapes(layout, batch_size, size, low_resolution)
@@ -305,7 +161,7 @@ def _logged_samples(
     """Draws the first held-out images for the log, on process 0; compiled at the first call."""
     count = _NUM_LOGGED_SAMPLES
     pipeline = data_factory.evaluation_pipeline(
-        config, count, count, split=False, index_dir=workdir / _INDEX
+        config, count, count, split=False, index_dir=workdir / shared.INDEX
     )
     resolver: SuperResolver | None = None
     method = factory.method(config)
@@ -318,7 +174,7 @@ def _logged_samples(
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
-        label = _LABELS.get(method, method)
+        label = shared.LABELS.get(method, method)
         return pictures.grid({"input": low, label: resolver.upscale(low), "reference": high})
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
@@ -328,20 +184,3 @@ def _logged_samples(
         return picture
 
     return sample
-
-
-def _advance(bar: tqdm.tqdm, share: float) -> None:
-    """Moves on by a share of an image; sums of shares may round to more than the total."""
-    bar.update(min(share, bar.total - bar.n))
-
-
-def _progress_bar(name: str, total: int) -> tqdm.tqdm:
-    """A bar over images that moves while a batch is refined."""
-    return tqdm.tqdm(
-        total=total,
-        desc=name,
-        unit="image",
-        dynamic_ncols=True,
-        disable=jax.process_index() != 0,
-        bar_format="{l_bar}{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]",
-    )

@@ -1,0 +1,7 @@
+"""The jobs behind `main`: they put training, evaluation and inference together."""
+
+from sr3_jax.jobs.evaluating import evaluate, score
+from sr3_jax.jobs.training import train
+from sr3_jax.jobs.upscaling import upscale
+
+__all__ = ["evaluate", "score", "train", "upscale"]

@@ -1,0 +1,60 @@
+"""What several jobs need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+
+from sr3_jax import data_factory, factory, parallel
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
+
+# In the workdir: the images found when the run began.
+INDEX = "index"
+
+# Of columns of pictures, where they are not a method's name.
+LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
+
+
+def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bool) -> None:
+    """Has process 0 list the images where no list is kept yet, and leave it to the others.
+
+    Those to train on where `training`, and the held-out ones.
+    """
+    if jax.process_index() == 0:
+        if training:
+            data_factory.training_source(config, workdir / INDEX)
+        data_factory.evaluation_source(config, workdir / INDEX)
+    parallel.wait_for_all()
+
+
+def count_unusable(images: Pipeline) -> dict[str, int]:
+    """Of all processes; too many of them end each process alike."""
+    damaged, too_small = images.unusable
+    # Below zero for the one kind, so that one exchange does for both.
+    found = parallel.union(np.concatenate([damaged, -1 - too_small]))
+    damaged = found[found >= 0]
+    images.check_damaged(damaged)
+    return {"images_damaged": len(damaged), "images_too_small": len(found) - len(damaged)}
+
+
+def advance(bar: tqdm.tqdm, share: float) -> None:
+    """Moves on by a share of an image; sums of shares may round to more than the total."""
+    bar.update(min(share, bar.total - bar.n))
+
+
+def progress_bar(name: str, total: int) -> tqdm.tqdm:
+    """A bar over images that moves while a batch is refined."""
+    return tqdm.tqdm(
+        total=total,
+        desc=name,
+        unit="image",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]",
+    )

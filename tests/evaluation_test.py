@@ -1,0 +1,229 @@
+"""Evaluation: several samples of an image, files that are not made twice, and what it leaves."""
+
+import json
+import os
+import signal
+import time
+
+import forked_run
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from PIL import Image
+
+from sr3_jax import config_file, jobs
+from sr3_jax.evaluation import evaluator, outputs
+
+RNG = np.random.default_rng(0)
+HIGH = RNG.integers(60, 196, (7, 16, 16, 3), dtype=np.uint8)
+LOW = HIGH.reshape(7, 4, 4, 4, 4, 3).mean((2, 4)).round().astype(np.uint8)
+
+
+def _batches(size):
+    """The seven images; the last batch is filled up with rows of weight 0."""
+    for first in range(0, 7, size):
+        index = np.arange(first, first + size)
+        real = index < 7
+        rows = np.where(real, index, 0)
+        yield {
+            "low_resolution": LOW[rows] * real[:, None, None, None],
+            "high_resolution": HIGH[rows] * real[:, None, None, None],
+            "weight": real.astype(np.float32),
+            "index": np.where(real, index, -1).astype(np.int32),
+            "label": np.where(real, 10 + index, -1).astype(np.int32),
+        }
+
+
+def _off_by(*levels):
+    """A method whose samples are the reference and so many levels."""
+
+    def run(low, index):
+        samples = [(HIGH[index].astype(int) + level).astype(np.uint8) for level in levels]
+        return np.stack(samples), 2.0 * len(levels) * len(low)
+
+    return evaluator.Method(run, len(levels))
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    methods = {"one": _off_by(3), "several": _off_by(-1, 5, 8)}
+    return evaluator.evaluate(methods, _batches(4), num_pictures=2)
+
+
+def test_several_samples_have_mean_deviation_best_and_diversity(evaluated):
+    psnr = [20 * np.log10(255 / level) for level in (1, 5, 8)]
+    means = evaluated.means["several"]
+    assert means["psnr"] == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert means["psnr_std"] == pytest.approx(np.std(psnr, ddof=1), abs=1e-3)
+    assert means["psnr_best"] == pytest.approx(psnr[0], abs=1e-3)
+    assert means["ssim_best"] > means["ssim"]
+    assert means["consistency_best"] < means["consistency"]
+    assert means["diversity"] == pytest.approx(np.std([-1, 5, 8], ddof=1))
+    assert means["seconds_per_image"] == pytest.approx(2.0)
+    # Levels added everywhere do not change a gradient.
+    assert means["detail"] == pytest.approx(1.0)
+    one = evaluated.means["one"]
+    assert one["psnr"] == pytest.approx(20 * np.log10(255 / 3), abs=1e-3)
+    assert not any(key.endswith(("_std", "_best")) or key == "diversity" for key in one)
+
+
+def test_the_table_shows_samples(evaluated):
+    lines = evaluator.table(evaluated.means).splitlines()
+    assert "diversity" in lines[0]
+    assert lines[3].startswith("| several | ") and "±" in lines[3]
+    assert lines[4].startswith(f"| several, best sample | {20 * np.log10(255):.2f} | ")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_scores_do_not_depend_on_batches(evaluated, size):
+    methods = {"one": _off_by(3), "several": _off_by(-1, 5, 8)}
+    again = evaluator.evaluate(methods, _batches(size), num_pictures=2)
+    for name, row in evaluated.means.items():
+        # float32 rounds each image's number; several samples' deviation is a difference of them.
+        assert again.means[name] == pytest.approx(row, rel=1e-5, abs=1e-6)
+    np.testing.assert_array_equal(again.index, np.arange(7))
+    np.testing.assert_array_equal(again.labels, 10 + np.arange(7))
+    for name, images in evaluated.pictures.items():
+        np.testing.assert_array_equal(again.pictures[name], images)
+
+
+def test_what_was_made_is_not_made_again(tmp_path):
+    folder = epath.Path(tmp_path)
+    calls = []
+
+    def run(low, index):
+        calls.append(index.tolist())
+        return _off_by(-1, 5).run(low, index)
+
+    def evaluate(recipe="a", low=LOW):
+        del calls[:]
+        method = outputs.kept(evaluator.Method(run, 2), "m", folder, recipe)
+        made = [method.run(low[i : i + 3], np.arange(i, min(i + 3, 7))) for i in (0, 3, 6)]
+        images = np.concatenate([images for images, _ in made], axis=1)
+        np.testing.assert_array_equal(images, _off_by(-1, 5).run(LOW, np.arange(7))[0])
+        assert sum(seconds for _, seconds in made) == pytest.approx(28.0)
+        return calls
+
+    assert evaluate() == [[0, 1, 2], [3, 4, 5], [6]]
+    assert evaluate() == []
+    # Damaged, lost, or of another origin: its batch is made again, and no other.
+    damaged = tmp_path / "m" / "000004.png"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    assert evaluate() == [[3, 4, 5]]
+    (tmp_path / "m_sample_1" / "000006.png").unlink()
+    assert evaluate() == [[6]]
+    Image.fromarray(HIGH[0]).save(tmp_path / "m" / "000000.png")
+    assert evaluate() == [[0, 1, 2]]
+    assert evaluate(recipe="b") == [[0, 1, 2], [3, 4, 5], [6]]
+    changed = LOW.copy()
+    changed[6] += 1
+    assert evaluate("b", changed) == [[6]]
+    # They are files like others, for other programs.
+    image = np.array(Image.open(tmp_path / "m_sample_1" / "000005.png"))
+    np.testing.assert_array_equal(image, HIGH[5] + 5)
+    files = outputs.Files(folder / "m", [5, 0])
+    np.testing.assert_array_equal(files[0], HIGH[5] - 1)
+    assert len(files) == 2
+
+
+def test_numbers_that_json_lacks_are_text(tmp_path):
+    evaluator.write_json({"a": [1.5, float("inf"), float("nan")]}, tmp_path / "x.json")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert found == {"a": [1.5, "Infinity", "NaN"]}
+    assert np.isposinf(float(found["a"][1]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    config = small_run.config()
+    config.train.num_steps = 4
+    jobs.train(config, workdir)
+    return workdir
+
+
+def _evaluate(workdir, **changes):
+    config = config_file.load(workdir / "config.json")
+    config.evaluation.update(changes)
+    jobs.evaluate(config, workdir)
+    return json.loads((workdir / "evaluation" / "metrics.json").read_text())
+
+
+def _without_times(scores):
+    return {
+        name: {key: value for key, value in row.items() if key != "seconds_per_image"}
+        for name, row in scores.items()
+    }
+
+
+def _files(workdir):
+    found = (workdir / "evaluation" / "images").glob("*/*.png")
+    return {f"{path.parent.name}/{path.name}": path.stat().mtime for path in found}
+
+
+def test_an_evaluation_that_was_killed_goes_on(trained, tmp_path):
+    """Killed outright after its first batch; the second run makes the rest alone."""
+    scores = json.loads((trained / "evaluation" / "metrics.json").read_text())
+    files = _files(trained)
+    assert sorted(files) == sorted(
+        f"{name}/{i:06d}.png" for name in ("input", "reference", "sr3") for i in range(8)
+    )
+    for name in ("config.json", "checkpoints"):
+        os.symlink(trained / name, tmp_path / name)
+    flags = ["--mode=evaluate", f"--workdir={tmp_path}"]
+    process = forked_run.start(flags, tmp_path / "said.txt")
+    last_of_first_batch = tmp_path / "evaluation" / "images" / "sr3" / "000003.png"
+    for _ in range(1200):
+        if last_of_first_batch.exists() or not process.is_alive():
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    made = _files(epath.Path(tmp_path))
+    assert "sr3/000003.png" in made, (tmp_path / "said.txt").read_text()
+    assert not (tmp_path / "evaluation" / "metrics.json").exists()
+    assert forked_run.run(flags, tmp_path / "said.txt") == 0, (tmp_path / "said.txt").read_text()
+    again = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert _without_times(again) == _without_times(scores)
+    now = _files(epath.Path(tmp_path))
+    assert {name: now[name] for name in made} == made and now.keys() == files.keys()
+
+
+def test_samples_differ_and_the_first_is_the_one(trained):
+    one = _without_times(_evaluate(trained))["sr3"]
+    several = _evaluate(trained, num_samples=2)["sr3"]
+    each = json.loads((trained / "evaluation" / "images.json").read_text())
+    assert several["diversity"] > 0 and several["psnr_std"] > 0
+    assert np.mean(each["scores"]["sr3"]["psnr"]) == pytest.approx(several["psnr"])
+    assert each["names"][0] == "astronaut" and each["files"][0] == "000000.png"
+    folders = {path.name for path in (trained / "evaluation" / "images").iterdir()}
+    assert folders == {"input", "reference", "sr3", "sr3_sample_1"}
+    means = [several["psnr"] + sign * several["psnr_std"] / np.sqrt(2) for sign in (-1, 1)]
+    assert one["psnr"] == pytest.approx(means[0]) or one["psnr"] == pytest.approx(means[1])
+    # The figures of one sample are back when one is asked for.
+    assert _without_times(_evaluate(trained))["sr3"] == one
+
+
+def test_inputs_can_be_brought_to_the_networks_size(trained):
+    """As in Table 3: 6 pixels brought to 8, refined to 32, and brought to 24."""
+    scores = _evaluate(trained, image_size=24, network_input=8, num_images=2)
+    assert scores["sr3"]["n"] == 2
+    image = Image.open(trained / "evaluation" / "images" / "sr3" / "000001.png")
+    assert image.size == (24, 24)
+    direct = _evaluate(trained, image_size=24, num_images=2)
+    assert direct["sr3"]["psnr"] != scores["sr3"]["psnr"]
+    assert direct["bicubic"]["psnr"] == scores["bicubic"]["psnr"]
+
+
+def test_other_weights_make_other_images(trained):
+    before = _evaluate(trained)["sr3"]["psnr"]
+    config = config_file.load(trained / "config.json")
+    config.train.num_steps = 6
+    jobs.train(config, trained)
+    after = json.loads((trained / "evaluation" / "metrics.json").read_text())["sr3"]["psnr"]
+    assert after != before
