@@ -17,11 +17,13 @@ def get_config() -> config_dict.ConfigDict:
     config.profile_steps = 0  # of each start of a training, after its first ten: trace so many
 
     config.data = data = config_dict.ConfigDict()
-    # `folder`: any tree of images; `folder_pairs`: two, with images of the same names; `tfrecord`:
-    # FFHQ's, or what tools.prepare_data wrote; `tfds`: any image data set of TensorFlow Datasets;
-    # `photos`: those of scikit-image. See docs/data.md.
+    # `folder`: any tree of images; `folder_pairs`: two, with images of the same names; `tar`: a tar
+    # file of images, or of tars of them, as ImageNet's; `tfrecord`: FFHQ's, or what
+    # tools.prepare_data wrote; `tfds`: any image data set of TensorFlow Datasets; `photos`: those
+    # of scikit-image. See docs/data.md.
     data.source = "folder"
-    data.path = ""  # of the training images: a folder, TFRecord files, or for TFDS NAME:SPLIT
+    # Of the training images: a folder, a tar, TFRecord files, or for TFDS NAME:SPLIT.
+    data.path = ""
     data.low_path = ""  # of their low resolutions (`folder_pairs`)
     data.tfds_dir = ""  # where TFDS has prepared its data sets; empty: ~/tensorflow_datasets
     # Held-out images. Where empty, `num_eval_images` of `path`, chosen by a hash of their names,

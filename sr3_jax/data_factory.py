@@ -15,14 +15,14 @@ import tqdm
 from etils import epath
 from ml_collections import config_dict
 
-from sr3_jax.data import folders, index_file, sources
+from sr3_jax.data import archives, folders, index_file, sources
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import pipeline
 
 ConfigDict = config_dict.ConfigDict
 
-_SOURCES = ("folder", "folder_pairs", "tfrecord", "tfds", "photos")
+_SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
 
 def training_source(config: ConfigDict, index_dir: epath.PathLike | None = None) -> sources.Source:
@@ -172,6 +172,8 @@ def _open(
         low = place.require("low_path", "the folder of low-resolution images")
         low_index = index and index.with_name(f"{half}_low.npz")
         return folders.pairs(_folder(high, index), _folder(low, low_index))
+    if kind == "tar":
+        return _tar(place.require("path", "the tar file of images"), index)
     if kind == "tfrecord":
         path = place.require("path", "a TFRecord file, a pattern of them, or their folder")
         size = c.image_size
@@ -196,6 +198,16 @@ def _open(
 def _folder(path: str, index: epath.Path | None) -> folders.Folder:
     arrays = index_file.kept(index, f"folder {path}", lambda: folders.folder(path).to_arrays())
     return folders.Folder(os.path.expanduser(path), arrays)
+
+
+def _tar(path: str, index: epath.Path | None) -> archives.Archive:
+    def walk() -> Mapping[str, np.ndarray]:
+        with tqdm.tqdm(
+            desc="reading headers", unit="B", unit_scale=True, file=sys.stderr, delay=2.0
+        ) as bar:
+            return archives.archive(path, bar.update).to_arrays()
+
+    return archives.Archive(path, index_file.kept(index, archives.made_of(path), walk))
 
 
 def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.LazySource:

@@ -1,8 +1,8 @@
 """Images in, batches of (high resolution, low resolution) pairs out.
 
-`sources`, `folders`, `records` and `tfds_source` know where images are, `image_file` decodes one,
-`degrade` makes its pair, `pipeline` the batches. This package is the only place that imports
-TensorFlow, and only `tfds_source` does.
+`sources`, `folders`, `archives`, `records` and `tfds_source` know where images are, `image_file`
+decodes one, `degrade` makes its pair, `pipeline` the batches. This package is the only place that
+imports TensorFlow, and only `tfds_source` does.
 """
 
 from sr3_jax.data.folders import folder

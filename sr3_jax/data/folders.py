@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -63,7 +63,8 @@ class Folder(sources.LazySource):
         }
 
 
-def _arrays_of(names: Sequence[str]) -> dict[str, np.ndarray]:
+def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
+    """What `Folder` is made of, of relative paths in their order."""
     encoded = [os.fsencode(name) for name in names]
     classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
     in_order = b"" if b"" in classes else b"/".join(sorted(classes))
@@ -104,29 +105,31 @@ def folder(path: str | os.PathLike[str]) -> Folder:
                 f"{os.path.dirname(root)}"
             )
     other_files: collections.Counter[str] = collections.Counter()
-    names = sorted(_images(storage.find(root), other_files))
+    names = sorted(name for name in storage.find(root) if is_image(name, other_files))
     if not names:
-        raise ValueError(_no_image_message(str(path), other_files))
-    return Folder(root, _arrays_of(names))
+        raise ValueError(no_image_message(f"folder {str(path)!r}", other_files))
+    return Folder(root, arrays_of(names))
 
 
-def _images(files: Iterable[str], other_files: collections.Counter[str]) -> Iterator[str]:
-    for name in files:
-        file = name.rpartition("/")[2]
-        suffix = os.path.splitext(file)[1].lower()
-        if file.startswith("."):
-            other_files["hidden"] += 1
-        elif suffix in IMAGE_SUFFIXES:
-            yield name
-        else:
-            other_files[suffix or "no extension"] += 1
+def is_image(name: str, other_files: collections.Counter[str]) -> bool:
+    """Whether a file is one by its name; if not, its kind is counted in `other_files`."""
+    file = name.rpartition("/")[2]
+    suffix = os.path.splitext(file)[1].lower()
+    if file.startswith("."):
+        other_files["hidden"] += 1
+    elif suffix in IMAGE_SUFFIXES:
+        return True
+    else:
+        other_files[suffix or "no extension"] += 1
+    return False
 
 
-def _no_image_message(path: str, other_files: collections.Counter[str]) -> str:
+def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
+    """Says what was found in a place instead of images."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in other_files.most_common(5))
     found = f"{other_files.total()} other files ({kinds})" if other_files else "no file at all"
     return (
-        f"no image in folder {path!r}: found {found}; "
+        f"no image in {place}: found {found}; "
         f"it needs files that end in {', '.join(IMAGE_SUFFIXES)}"
     )
 

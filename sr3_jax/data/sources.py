@@ -1,8 +1,9 @@
 """Sources: where images come from. A source is a sequence of `ImageRef`, which read themselves.
 
-`folders`, `records` and `tfds_source` have those of data sets; here are nine real photographs that
-every installation already has, because scikit-image's wheel ships them. They let examples, tests
-and first training runs work without a download; they are far too few to train a useful model on.
+`folders`, `archives`, `records` and `tfds_source` have those of data sets; here are nine real
+photographs that every installation already has, because scikit-image's wheel ships them. They let
+examples, tests and first training runs work without a download; they are far too few to train a
+useful model on.
 
 What scikit-image's own docstrings (`skimage.data`, 0.26) say about them:
 

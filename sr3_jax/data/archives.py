@@ -1,0 +1,345 @@
+"""A source of the images in a tar file, read where they lie: ImageNet's own two need no unpacking.
+
+    ILSVRC2012_img_train.tar    1000 tars, n01440764.tar and so on, each of one class's images
+    ILSVRC2012_img_val.tar      ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG
+
+A tar has no table of contents: each file follows a header that says its length. The headers are
+walked over once; after that, any image is one read away.
+"""
+
+import array
+import collections
+import importlib.util
+import itertools
+import os
+import pathlib
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+
+from sr3_jax.data import folders, image_file, sources, storage
+
+_VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
+
+# First bytes, and what unpacks it.
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+# So much is read for a header, and twice as much each time the next one is not far. In a bucket
+# 4 MiB come in little more time than any request takes; on a disk passing over them is faster.
+_LEAST_READ = 16 << 10
+_MOST_READ = 64 << 10
+_MOST_READ_OF_URL = 4 << 20
+
+_BLOCK = 512
+# Of a file's name and attributes, and of the zeros at the end of a tar (10 KiB by default).
+_LONGEST_HEADER = _LONGEST_END = 1 << 20
+
+
+class Archive(sources.LazySource):
+    """Images in a tar file, by their names; each takes its name and 24 bytes of memory.
+
+    Those in a tar in it count as in a folder of that tar's name. Classes are those of
+    `folders.Folder`; the files of ImageNet's validation tar have theirs from the list that TFDS
+    ships.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Use `archive` to make one.
+
+        Args:
+            path: of the tar file.
+            arrays: what `to_arrays` gives.
+        """
+        self.path = os.fspath(path)
+        self._named = folders.Folder(self.path, arrays)
+        self._offset, self._size = arrays["offset"], arrays["size"]
+        self._listed_labels = _listed_labels(self._named.names())
+
+    def __len__(self) -> int:
+        return len(self._offset)
+
+    def ref(self, index: int) -> "MemberRef":
+        """See `LazySource`."""
+        named = self._named.ref(index)
+        label = named.label if self._listed_labels is None else int(self._listed_labels[index])
+        offset, size = int(self._offset[index]), int(self._size[index])
+        return MemberRef(named.name, self.path, offset, size, label)
+
+    def names(self) -> Iterator[bytes]:
+        """See `LazySource`."""
+        return self._named.names()
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Names, and where the images lie, to be kept in a file."""
+        return {**self._named.to_arrays(), "offset": self._offset, "size": self._size}
+
+
+class MemberRef(NamedTuple):
+    """An image in a tar file; see `sources.ImageRef`.
+
+    Attributes:
+        name: in the tar; where it lies in a tar in that, `n01440764/n01440764_10026.JPEG`.
+        path: of the tar.
+        offset: of the image file's content in it, in bytes.
+        size: of that.
+        label: see `Picture`.
+    """
+
+    name: str
+    path: str
+    offset: int
+    size: int
+    label: int
+
+    def read(self) -> sources.Picture:
+        """See `ImageRef`."""
+        try:
+            # A request for no bytes is an error in a bucket.
+            data = storage.read(self.path, self.offset, self.size) if self.size else b""
+        except FileNotFoundError as error:
+            raise image_file.BadImageError(f"no such file: {self.path}") from error
+        if len(data) < self.size:
+            raise image_file.BadImageError(
+                f"truncated: {self.path} ends in the middle of the file at byte {self.offset}"
+            )
+        return sources.Picture(image_file.decode(data), label=self.label)
+
+
+def made_of(path: str | os.PathLike[str]) -> str:
+    """What a list of the images in a tar describes, for `index_file.kept`: changed with its size.
+
+    Raises:
+        FileNotFoundError: there is none.
+        IsADirectoryError: it is a folder.
+    """
+    if not storage.exists(path):
+        raise FileNotFoundError(f"tar file {str(path)!r} does not exist; give the path of one")
+    if storage.is_folder(path):
+        raise IsADirectoryError(
+            f"{str(path)!r} is a folder; give a tar file, or take it with config.data.source=folder"
+        )
+    return f"tar {os.fspath(path)} of {storage.size(path)} bytes"
+
+
+def archive(
+    path: str | os.PathLike[str], progress: Callable[[int], object] = lambda num_bytes: None
+) -> Archive:
+    """The images in a tar file and in the tars in it, sorted by name.
+
+    An image is a file that `folders.folder` would take for one if all were unpacked. Locally that
+    takes a minute for a million; a tar of small files in a bucket is read whole.
+
+    Args:
+        path: an uncompressed tar file, local or a URL.
+        progress: called with a number of bytes as they are passed over.
+
+    Raises:
+        ValueError: it is no tar file, compressed, cut off or damaged (and at which byte), has two
+            images of one name, links instead of images, or no image at all.
+    """
+    path = os.fspath(path)
+    outer = _listing(path, 0, storage.size(path), progress=progress)
+
+    def inner(member: tarfile.TarInfo) -> _Listing:
+        begin = member.offset_data
+        return _listing(path, begin, begin + member.size, inside=member.name)
+
+    found = [outer]
+    with futures.ThreadPoolExecutor(16) as pool:
+        for member, listing in zip(outer.tars, pool.map(inner, outer.tars), strict=True):
+            found.append(listing)
+            progress(member.size)
+    names = [name for listing in found for name in listing.names]
+    if not names:
+        others = sum((listing.other_files for listing in found), collections.Counter[str]())
+        raise ValueError(folders.no_image_message(f"tar {path!r}", others))
+    places = np.concatenate([np.frombuffer(listing.places, np.int64) for listing in found])
+    places = places.reshape(-1, 2)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    for first, second in itertools.pairwise(order):
+        if names[first] == names[second]:
+            raise ValueError(
+                f"{path} has two images of one name, {os.fsdecode(names[first])}, at bytes "
+                f"{places[first, 0]} and {places[second, 0]}; pack it anew with one of them"
+            )
+    offset, size = np.ascontiguousarray(places[order].T)
+    arrays = folders.arrays_of([names[index] for index in order])
+    return Archive(path, {**arrays, "offset": offset, "size": size})
+
+
+def imagenet_validation_labels() -> Int[np.ndarray, "50000"] | None:
+    """Class, from 0, of each image of ImageNet's validation set in the order of their numbers.
+
+    From the list that TFDS ships, which is read without importing it; None where it is missing.
+    """
+    spec = importlib.util.find_spec("tensorflow_datasets")
+    for root in (spec and spec.submodule_search_locations) or ():
+        folder = pathlib.Path(root, "datasets", "imagenet2012")
+        files = [folder / "labels.txt", folder / "validation_labels.txt"]
+        if all(file.exists() for file in files):
+            classes, of_images = (file.read_text().split() for file in files)
+            numbers = {name: number for number, name in enumerate(sorted(classes))}
+            return np.array([numbers[name] for name in of_images])
+    return None
+
+
+def _listed_labels(names: Iterable[bytes]) -> Int[np.ndarray, " images"] | None:
+    """Labels where all images are of ImageNet's validation set, and the list is there."""
+    numbers = []
+    for name in names:
+        match = _VALIDATION_NAME.fullmatch(name)
+        if not match or not 1 <= int(match[1]) <= 50000:
+            return None
+        numbers.append(int(match[1]))
+    labels = imagenet_validation_labels()
+    if labels is None:
+        logging.log_first_n(
+            logging.WARNING,
+            "the images of ImageNet's validation set have no labels, since their list, "
+            "datasets/imagenet2012/validation_labels.txt of tensorflow_datasets, is not there; "
+            "pip install tensorflow-datasets",
+            1,
+        )
+        return None
+    return labels[np.array(numbers) - 1]
+
+
+class _Listing(NamedTuple):
+    """What is in one tar: `places` has offset and size of each image in turn."""
+
+    names: list[bytes]
+    places: array.array
+    other_files: collections.Counter[str]
+    tars: list[tarfile.TarInfo]
+
+
+def _listing(
+    path: str,
+    begin: int,
+    end: int,
+    inside: str = "",
+    progress: Callable[[int], object] = lambda num_bytes: None,
+) -> _Listing:
+    """What is in the tar from byte `begin` to `end`; `inside`: the name of an inner one."""
+    what = f"{inside} in {path}" if inside else path
+    folder = posixpath.splitext(posixpath.basename(inside))[0]
+    found = _Listing([], array.array("q"), collections.Counter(), [])
+    for member in _members(path, begin, end, what):
+        # As if unpacked, where `./a` and `/a` are `a`.
+        name = posixpath.normpath(member.name).lstrip("/")
+        if member.isdir():
+            continue
+        if any(part.startswith(".") for part in name.split("/")):
+            found.other_files["hidden"] += 1
+            continue
+        is_tar = not inside and name.endswith(".tar")
+        if not is_tar and not folders.is_image(name, found.other_files):
+            continue
+        if not member.isreg() or member.issparse():
+            raise ValueError(
+                f"{name}, at byte {member.offset} of {path}, is a link or has holes, so that its "
+                "content is not there in one piece; pack the tar anew, with --dereference "
+                "--hard-dereference and without --sparse"
+            )
+        if is_tar:
+            found.tars.append(member)
+        else:
+            found.names.append(os.fsencode(posixpath.join(folder, name)))
+            found.places.extend((member.offset_data, member.size))
+            progress(member.size)
+    return found
+
+
+def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.TarInfo]:
+    """The members of the tar from byte `begin` to `end` of a file, with positions in the file.
+
+    Raises:
+        ValueError: see `archive`.
+    """
+    file = _Headers(path, begin, end)
+    start = file.read(8)
+    for magic, command in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(
+                f"{what} is compressed, so that no image in it can be read alone; unpack it with "
+                f"{command}"
+            )
+    file.seek(begin)
+    position = begin
+    try:
+        tar = tarfile.TarFile(fileobj=file)  # begins where the file is
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # which would become all, at a kilobyte each
+            if not position < tar.offset <= end:
+                raise tarfile.ReadError(
+                    f"{member.name} is said to reach to byte {tar.offset} of the file, in which "
+                    f"the tar has bytes {begin} to {end}"
+                )
+            position = tar.offset
+            yield member
+    except (tarfile.TarError, ValueError) as error:
+        raise _wrong(what, position, str(error)) from error
+    # For tarfile anything that is no header ends a tar, be it in the middle.
+    file.seek(position)
+    mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK or any(mark):
+        raise _wrong(what, position, "neither the header of a file nor the end of a tar")
+    if end - position > _LONGEST_END or any(file.read(end - file.tell())):
+        raise ValueError(
+            f"{what} ends at byte {position}, and there are {end - position} bytes more: it was "
+            "not fetched to the end, or is several tars in one; fetch or pack it again"
+        )
+
+
+def _wrong(what: str, position: int, reason: str) -> ValueError:
+    return ValueError(
+        f"{what} is cut off, damaged or no tar file at byte {position}: {reason}; fetch or pack it "
+        "again"
+    )
+
+
+class _Headers:
+    """What tarfile needs of a file: one that ends at `end`, of which it reads the headers."""
+
+    def __init__(self, path: str, begin: int, end: int) -> None:
+        self._path, self._position, self._end = path, begin, end
+        self._most = _MOST_READ_OF_URL if storage.is_url(path) else _MOST_READ
+        self._ahead = _LEAST_READ // 2
+        self._data, self._data_at = b"", begin
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        size = max(min(size, self._end - self._position), 0)
+        start = self._position - self._data_at
+        if start < 0 or start + size > len(self._data):
+            is_near = start - len(self._data) < self._most
+            self._ahead = min(2 * self._ahead, self._most) if is_near else _LEAST_READ
+            ahead = min(max(size, self._ahead), self._end - self._position)
+            self._data, self._data_at = (
+                storage.read(self._path, self._position, ahead),
+                self._position,
+            )
+            start = 0
+        data = self._data[start : start + size]
+        self._position += len(data)
+        return data
