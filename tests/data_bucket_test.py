@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tarfile
 
 import fsspec
 import numpy as np
@@ -114,6 +115,19 @@ def test_a_record_is_read_by_its_own_bytes(images, bucket):
     url = "gs://images/some.tfrecord"
     assert storage.read(url) == b"".join(map(records.write_record, contents))
     assert storage.read(url, 12, 7) == contents[0][:7]
+
+
+def test_a_tar_in_a_bucket_gives_the_batches_of_a_local_one(images, bucket, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as inner:
+        inner.add(images / "a", ".")
+    with tarfile.open(tmp_path / "outer.tar", "w") as outer:
+        outer.add(tmp_path / "a.tar", "a.tar")
+        outer.add(images / "b", "b")
+    bucket.pipe_file("images/outer.tar", (tmp_path / "outer.tar").read_bytes())
+    there = _batches("gs://images/outer.tar", "tar")
+    assert sum(batch["weight"].sum() for batch in there) > 4
+    _assert_equal(there, _batches(tmp_path / "outer.tar", "tar"))
+    _assert_equal(there, _batches(images, "folder"))
 
 
 def test_what_prepare_data_moves_between_buckets_trains_alike(images):
