@@ -138,8 +138,8 @@ def archive(
 ) -> Archive:
     """The images in a tar file and in the tars in it, sorted by name.
 
-    An image is a file that `folders.folder` would take for one if all were unpacked. Locally that
-    takes a minute for a million; a tar of small files in a bucket is read whole.
+    An image is a file that `folders.folder` would take for one if all were unpacked. For a million
+    that takes a minute or two; a tar of small files in a bucket is read whole.
 
     Args:
         path: an uncompressed tar file, local or a URL.
