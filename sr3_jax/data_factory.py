@@ -15,7 +15,7 @@ import tqdm
 from etils import epath
 from ml_collections import config_dict
 
-from sr3_jax.data import archives, folders, index_file, sources
+from sr3_jax.data import archives, folders, index_file, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import pipeline
@@ -203,7 +203,12 @@ def _folder(path: str, index: epath.Path | None) -> folders.Folder:
 def _tar(path: str, index: epath.Path | None) -> archives.Archive:
     def walk() -> Mapping[str, np.ndarray]:
         with tqdm.tqdm(
-            desc="reading headers", unit="B", unit_scale=True, file=sys.stderr, delay=2.0
+            total=storage.size(path),
+            desc="reading headers",
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            delay=2.0,
         ) as bar:
             return archives.archive(path, bar.update).to_arrays()
 
