@@ -1,0 +1,230 @@
+"""Ablations: every combination of some keys, trained, evaluated and tabulated.
+
+    python -m sr3_jax.tools.ablate --config=configs/quickstart.py --workdir=DIR \
+        --vary=train.loss=l1,l2 --vary=train.blur_probability=0,0.5 [--config.KEY=VALUE ...]
+
+Each combination is a run of `sr3_jax.main` in a process and a workdir of its own, named after what
+varies: `DIR/train.loss=l1,train.blur_probability=0`, with all that it said in `log.txt`. The
+command can be stopped at any time; the same command goes on. `--dry_run` says what is left to do.
+Results are in DIR/ablation.md and DIR/ablation.json. `--seeds=3` trains each combination with
+three seeds and gives means and standard deviations.
+
+Values are separated by commas, the numbers of a tuple by colons:
+`--vary=model.multipliers=1:2:2,1:2:4`; no number at all is the empty tuple.
+
+Keys of `sampling` and `evaluation` leave the network as it is, which is trained once for all of
+their values: the first combination's workdir holds the training, and in those of the others
+`checkpoints` is a link to it (so DIR is on a disk, and is moved as a whole). Where
+`evaluation.checkpoint` is `best`, images of another `evaluation.image_size` or `num_images` may
+choose another checkpoint, and each is trained.
+
+The ablations of the paper, and of what it leaves open:
+
+    --vary=train.loss=l1,l2                                 the loss (Table 5)
+    --vary=train.blur_probability=0,0.5                     blur augmentation (Table 5)
+    --vary=diffusion.schedule=linear,cosine,uniform_gamma   the noise in training
+    --vary=sampling.schedule=karras,respaced                the noise in sampling
+    --vary=sampling.num_steps=10,25,50,100                  the number of refinement steps
+
+Exit status: 0 all is done; 1 a combination failed, and those that could be done are; 2 wrong use;
+75 or 130 it was stopped, by SIGTERM or Ctrl-C, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import IO, Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from sr3_jax import factory
+from sr3_jax.data import storage
+from sr3_jax.tools import ablation_plan, ablation_table
+from sr3_jax.tools.ablation_plan import Run
+
+_FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
+# What a run that someone else has stopped ends with, and what this program does then.
+_STOPPED = {
+    _START_AGAIN: _START_AGAIN,
+    128 + signal.SIGTERM: _START_AGAIN,
+    -signal.SIGTERM: _START_AGAIN,
+    _INTERRUPTED: _INTERRUPTED,
+    -signal.SIGINT: _INTERRUPTED,
+}
+_LOG = "log.txt"
+_END_OF_LOG = 1 << 16  # bytes
+
+
+def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
+    """Does what is left, one run after the other, with a report after each; the exit status."""
+    failed: dict[Run, str] = {}
+    # Those that share a training follow it.
+    trainers = {run: ablation_plan.trainer(run, runs) for run in runs}
+    order = sorted(runs, key=lambda run: (runs.index(trainers[run]), trainers[run] is not run))
+    with _Signals() as signals:
+        for count, run in enumerate(order, 1):
+            step, training = ablation_plan.next_step(run, runs)
+            if step == "wait":
+                failed[run] = f"not evaluated, since {training} is not trained"
+            elif step != "done":
+                print(f"[{count}/{len(runs)}] {step} {run.folder}", file=sys.stderr, flush=True)
+                if step == "evaluate":
+                    ablation_plan.borrow_training(run, training)
+                of_run = [f"--mode={step}", f"--workdir={run.folder}", *run.flags]
+                status, said = _execute(of_run, run.folder, signals)
+                if signals.got is not None:
+                    status = _INTERRUPTED if signals.got == signal.SIGINT else _START_AGAIN
+                if status in _STOPPED:
+                    ablation_table.write(_results(runs, failed), workdir)
+                    print("stopped; the same command goes on", file=sys.stderr)
+                    return _STOPPED[status]
+                if status:
+                    failed[run] = f"{said}; see {run.folder / _LOG}"
+            ablation_table.write(_results(runs, failed), workdir)
+    print(ablation_table.table(_results(runs, failed)))
+    print("results:", workdir / "ablation.md", workdir / "ablation.json")
+    return _FAILED if failed else 0
+
+
+class _Signals:
+    """A context in which a signal to stop is noted, and passed on to the run at work."""
+
+    def __init__(self) -> None:
+        self.got: int | None = None
+        self._before: dict[int, Any] = {}
+        self._child: Any = None
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def pass_on_to(self, child: Any) -> None:
+        """From now on, and what came before."""
+        self._child = child
+        if self.got is not None:
+            self._note(self.got, None)
+
+    def _note(self, number: int, _: types.FrameType | None) -> None:
+        self.got = number
+        if self._child is not None:
+            self._child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+def _execute(main_flags: Sequence[str], folder: pathlib.Path, signals: _Signals) -> tuple[int, str]:
+    """Runs `sr3_jax.main` to its end, showing what it says; its status and its last words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOG, "ab") as log, open(folder / _LOG, "rb") as said:
+        begin = said.seek(0, os.SEEK_END)
+        try:
+            # The run inherits the lock, which so holds even where this program is killed.
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"a run that was started before is still at work in {folder}; wait for its end, "
+                "or end it, and give this command again"
+            ) from error
+        child = _start(main_flags, log)
+        signals.pass_on_to(child)
+        status = None
+        while status is None:
+            time.sleep(0.1)
+            status = child.poll()
+            sys.stderr.buffer.write(said.read())
+            sys.stderr.flush()
+        said.seek(max(begin, said.tell() - _END_OF_LOG))
+        lines = re.split(r"[\r\n]+", said.read().decode(errors="replace").strip())
+    if status < 0:
+        return status, f"ended by {signal.Signals(-status).name}"
+    return status, next((s for s in reversed(lines) if s.startswith("error: ")), lines[-1])
+
+
+def _start(main_flags: Sequence[str], log: IO[bytes]) -> Any:
+    command = [sys.executable, "-m", "sr3_jax.main", *main_flags]
+    # In a session of its own: Ctrl-C goes to all processes of a terminal's, and a second one,
+    # passed on, would end the run before it has saved.
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def _results(runs: Sequence[Run], failed: Mapping[Run, str]) -> list[ablation_table.Result]:
+    return [
+        ablation_table.Result(
+            values=run.values,
+            seed=run.config.seed,
+            folder=run.folder.name,
+            method=factory.method(run.config),
+            training_steps=run.config.train.num_steps,
+            scores=ablation_table.read_scores(run.folder / ablation_plan.METRICS),
+            failure=failed.get(run, ""),
+        )
+        for run in runs
+    ]
+
+
+def _print_plan(runs: Sequence[Run]) -> None:
+    for run in runs:
+        step, training = ablation_plan.next_step(run, runs)
+        words = {"done": "done", "train": "to train", "evaluate": "to evaluate"}
+        of = "" if training == run.folder else f", of the training of {training.name}"
+        begun = step == "train" and run.has_training
+        print(f"{'goes on' if begun else words.get(step, 'to evaluate')}: {run.folder.name}{of}")
+
+
+def define_flags() -> None:
+    """The command's; not at import, so that the module can be used beside other tools."""
+    config_flags.DEFINE_config_file("config", None, "The config, as for training.")
+    flags.DEFINE_string("workdir", None, "Folder of all runs, on a disk.")
+    flags.DEFINE_multi_string("vary", [], "KEY=V1,V2,...; can be given several times.")
+    flags.DEFINE_integer("seeds", 1, "Train each combination with so many seeds.", 1)
+    flags.DEFINE_bool("dry_run", False, "Only say what is done and what is to do.")
+
+
+def main(argv: list[str]) -> None:
+    """Does what is left of the ablation, or says what it is."""
+    given = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    if given.config is None or not given.workdir or not given.vary:
+        raise app.UsageError("--config=FILE, --workdir=DIR and --vary=KEY=V1,V2 are needed")
+    try:
+        if storage.is_url(given.workdir):
+            raise ValueError(f"--workdir={given.workdir} is in a bucket; give a folder on a disk")
+        workdir = pathlib.Path(given.workdir).expanduser().absolute()
+        filename = config_flags.get_config_filename(given["config"])
+        overrides = config_flags.get_override_values(given["config"])
+        runs = ablation_plan.combinations(
+            given.config, filename, overrides, given.vary, given.seeds, workdir
+        )
+        ablation_plan.check_folders(runs)
+        configs = {run.folder.name: run.config for run in runs}
+        with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(ablation_plan.check, configs).result()
+        if given.dry_run:
+            _print_plan(runs)
+        status = 0 if given.dry_run else run_all(runs, workdir)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = _WRONG_USE
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,230 @@
+"""What an ablation consists of: its runs, whether they can work, and what is left of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from absl import flags
+
+from sr3_jax import config_file, data_factory, factory
+from sr3_jax.data import sources, storage
+from sr3_jax.tools.ablation_table import text
+
+METRICS = "evaluation/metrics.json"
+
+_AFTER_TRAINING = ("sampling.", "evaluation.")
+# Of held-out images, by which a training tells its best checkpoint.
+_CHOOSE_BEST = ("evaluation.image_size", "evaluation.num_images")
+_PARSERS = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One combination with one seed.
+
+    Attributes:
+      values: of the varied keys.
+      config: with those values.
+      flags: of `sr3_jax.main`, which give it this config.
+      folder: its workdir.
+    """
+
+    values: Mapping[str, Any]
+    config: factory.ConfigDict
+    flags: Sequence[str]
+    folder: pathlib.Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has been evaluated, which is the last thing a run does."""
+        return (self.folder / METRICS).exists()
+
+    @property
+    def has_training(self) -> bool:
+        """Whether a training in its own folder has begun, perhaps ended."""
+        return _has_training(self.folder)
+
+
+def combinations(
+    config: factory.ConfigDict,
+    filename: str,
+    overrides: Mapping[str, Any],
+    vary: Sequence[str],
+    num_seeds: int,
+    workdir: pathlib.Path,
+) -> list[Run]:
+    """Every combination of the varied values, and of each as many seeds.
+
+    Args:
+      config: with the overrides.
+      filename: where the config is from, as the command line has it.
+      overrides: keys set on the command line, which the runs are given too.
+      vary: `KEY=V1,V2,...` each.
+      num_seeds: `config.seed` and the following ones.
+      workdir: where the runs' folders are.
+
+    Raises:
+      ValueError: naming the key: an unknown one, values of another type, either of them twice.
+    """
+    varied: dict[str, list[Any]] = {}
+    for given in vary:
+        key, values = parse_values(config, given)
+        if key in varied or key in overrides:
+            raise ValueError(f"config.{key} is given twice; use one --vary, and no --config.{key}")
+        varied[key] = values
+    if num_seeds > 1 and "seed" in varied:
+        raise ValueError("--vary=seed=... and --seeds both vary config.seed; use one")
+    made = []
+    for chosen in itertools.product(*varied.values()):
+        values = dict(zip(varied, chosen, strict=True))
+        named = {key: urllib.parse.quote(text(v), safe=":+") for key, v in values.items()}
+        for seed in range(config.seed, config.seed + num_seeds):
+            # The first seed's folder is that of a single one, so that seeds can be added.
+            extra = {"seed": seed} if seed != config.seed else {}
+            name = ",".join(f"{key}={value}" for key, value in {**named, **extra}.items())
+            changes = {**overrides, **values, **extra}
+            of_run = config.copy_and_resolve_references()
+            of_run.update_from_flattened_dict(changes)
+            as_flags = [
+                f"--config.{key}={value if isinstance(value, tuple) else text(value)}"
+                for key, value in changes.items()
+            ]
+            made.append(Run(values, of_run, [f"--config={filename}", *as_flags], workdir / name))
+    return made
+
+
+def parse_values(config: factory.ConfigDict, given: str) -> tuple[str, list[Any]]:
+    """The key and the values of `KEY=V1,V2,...`; those of a tuple are separated by colons.
+
+    Raises:
+      ValueError: where the key is unknown, a value is of another type, or there twice.
+    """
+    key, equals, listed = given.partition("=")
+    if not equals:
+        raise ValueError(f"--vary={given}: no values; give KEY=V1,V2,...")
+    like: Any = config
+    for part in key.split("."):
+        try:
+            like = like[part]
+        except (KeyError, TypeError) as error:  # TypeError: of a value, which has no keys
+            hint = str(error.args[0]).replace("\n", " ")
+            raise ValueError(f"--vary={given}: there is no config.{key}: {hint}") from error
+    if not isinstance(like, (tuple, *_PARSERS)):
+        raise ValueError(f"--vary={given}: config.{key} is a section; give one of its keys")
+    values = [_parse(key, value, like) for value in listed.split(",")]
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"--vary={given}: config.{key} has {value!r} twice; remove one")
+    return key, values
+
+
+def _parse(key: str, value: str, like: Any) -> Any:
+    kind = type(like).__name__
+    try:
+        if not isinstance(like, tuple):
+            return _PARSERS[type(like)].parse(value)
+        element = type(like[0]) if like else int  # sizes, where the config has none
+        kind = f"tuple of {element.__name__}, as 1:2:4"
+        return tuple(_PARSERS[element].parse(part) for part in value.split(":") if value)
+    except ValueError as error:
+        raise ValueError(
+            f"--vary={key}=...: config.{key} = {value!r} is not of its type, {kind}"
+        ) from error
+
+
+def check(configs: Mapping[str, factory.ConfigDict]) -> None:
+    """Raises ValueError, with the name of the config, where a value cannot work.
+
+    Asks for devices: to be run in a process that ends before the first run needs them.
+    """
+    for name, config in configs.items():
+        try:
+            factory.model(config)
+            factory.training_schedule(config)
+            factory.inference_schedule(config)
+            factory.sampling_options(config)
+            factory.checkpoint(config)
+            factory.metric_options(config)
+            factory.optimizer(config)
+            factory.step_options(config)
+            factory.loop_options(config)
+            factory.layout(config)
+            # The same for all images, and those of the config may take minutes to list.
+            for size in {config.data.image_size, config.evaluation.image_size} - {0}:
+                data_factory.make_pipeline(config, sources.photos("train"), 1, size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def check_folders(runs: Sequence[Run]) -> None:
+    """Raises ValueError, naming the keys, where a run's folder is of another config."""
+    for run in runs:
+        path = run.folder / "config.json"
+        if not path.exists() and not run.is_done:
+            continue
+        changed = config_file.changed_keys(config_file.load(path), run.config)
+        if changed:
+            pairs = (f"config.{k} was {a!r} and is now {b!r}" for k, (a, b) in changed.items())
+            raise ValueError(
+                f"{run.folder} was made by another config: {'; '.join(pairs)}. Give that config, "
+                "use another --workdir, or remove the folder"
+            )
+
+
+def next_step(
+    run: Run, runs: Sequence[Run]
+) -> tuple[Literal["done", "train", "evaluate", "wait"], pathlib.Path]:
+    """What is left of a run, and the folder of its training; `wait`: another has to train it."""
+    if run.is_done or run.has_training:
+        return "done" if run.is_done else "train", run.folder
+    for path in sorted(run.folder.parent.glob("*/config.json")):
+        last = path.parent / "checkpoints" / str(run.config.train.num_steps)
+        if (
+            last.is_dir()
+            and _has_training(path.parent)
+            and _shares_training(run.config, config_file.load(path))
+        ):
+            return "evaluate", path.parent
+    first = trainer(run, runs)
+    return "train" if first is run else "wait", first.folder
+
+
+def trainer(run: Run, runs: Sequence[Run]) -> Run:
+    """The one that trains the network of a run: itself, or another that differs in sampling."""
+    if run.has_training:
+        return run
+    alike = [other for other in runs if _shares_training(run.config, other.config)]
+    return next((other for other in alike if other.has_training), alike[0])
+
+
+def borrow_training(run: Run, training: pathlib.Path) -> None:
+    """Makes a folder in which the network of another is evaluated."""
+    for path in sorted((training / "index").glob("*.npz")):
+        # A list of its own: evaluation makes it anew where it is of other files.
+        storage.write_whole(run.folder / "index" / path.name, path.read_bytes())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    link = run.folder / "checkpoints"
+    link.unlink(missing_ok=True)
+    link.symlink_to(pathlib.Path("..", training.name, "checkpoints"))
+    config_file.save(run.config, run.folder / "config.json")
+
+
+def _shares_training(ours: factory.ConfigDict, theirs: factory.ConfigDict) -> bool:
+    apart = _CHOOSE_BEST if factory.checkpoint(ours) == "best" else ()
+    changed = config_file.changed_keys(ours, theirs)
+    return all(key.startswith(_AFTER_TRAINING) and key not in apart for key in changed)
+
+
+def _has_training(folder: pathlib.Path) -> bool:
+    checkpoints = folder / "checkpoints"
+    return checkpoints.is_dir() and not checkpoints.is_symlink()

@@ -1,0 +1,129 @@
+"""What the runs of an ablation gave, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sr3_jax.data import storage
+
+# What images are made from and scored with; bicubic upsampling depends on nothing else.
+_OF_BICUBIC = ("data.", "evaluation.", "seed")
+_HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "seconds_per_image": "seconds per image"}
+
+
+class Result(NamedTuple):
+    """One run.
+
+    Attributes:
+      values: of the varied keys.
+      seed: `config.seed`.
+      folder: name of its workdir.
+      method: its own row of the scores.
+      training_steps: how many it takes.
+      scores: by method and metric; None where it is not done.
+      failure: why it failed; empty where it did not.
+    """
+
+    values: Mapping[str, Any]
+    seed: int
+    folder: str
+    method: str
+    training_steps: int
+    scores: Mapping[str, Mapping[str, Any]] | None
+    failure: str
+
+    @property
+    def status(self) -> str:
+        """One word."""
+        if self.failure:
+            return "failed"
+        return "pending" if self.scores is None else "done"
+
+
+def text(value: Any) -> str:
+    """A value of a config as the command line has it, always in the same way."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ":".join(map(text, value))
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def read_scores(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]] | None:
+    """What an evaluation wrote, if it did."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table with a row for each combination, and for bicubic upsampling.
+
+    Where there are several seeds, numbers are means over those that are done, with their (sample)
+    standard deviation.
+    """
+    keys = list(results[0].values)
+    methods = [row for r in results for row in (r.scores or {}).values()]
+    metrics = list(dict.fromkeys(name for row in methods for name in row))
+    # As `evaluator.table`, the time comes last.
+    metrics.sort(key=lambda name: name in ("n", "seconds_per_image"))
+    headings = ["method", *keys, *(_HEADINGS.get(name, name) for name in metrics)]
+    lines = [headings + ["training steps", "status"]]
+    for values, group in _groups(results, keys):
+        done = [r for r in group if r.status == "done"]
+        numbers = _means([r.scores[r.method] for r in done], metrics)
+        steps = str(group[0].training_steps)
+        lines.append([group[0].method, *values, *numbers, steps, _status(group)])
+    seen = [key for key in keys if key.startswith(_OF_BICUBIC)]
+    for values, group in _groups([r for r in results if r.status == "done"], seen):
+        # Of each seed once: what else varies does not change it.
+        of_seeds = {r.seed: r.scores["bicubic"] for r in reversed(group)}
+        cells = dict(zip(seen, values, strict=True))
+        numbers = _means(list(of_seeds.values()), metrics)
+        lines.append(["bicubic", *(cells.get(key, "") for key in keys), *numbers, "", ""])
+    rows = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
+    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
+
+
+def write(results: Sequence[Result], folder: pathlib.Path) -> None:
+    """Writes `ablation.md` and `ablation.json`, each whole or not at all."""
+    storage.write_whole(folder / "ablation.md", (table(results) + "\n").encode())
+    rows = [result._asdict() | {"status": result.status} for result in results]
+    storage.write_whole(folder / "ablation.json", (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def _groups(
+    results: Iterable[Result], keys: Sequence[str]
+) -> Iterable[tuple[tuple[str, ...], list[Result]]]:
+    """Results by the values of some keys, in their order."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(text(result.values[key]) for key in keys), []).append(result)
+    return groups.items()
+
+
+def _means(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
+    cells = []
+    for name in metrics:
+        # What JSON has no number for is there as text, as "Infinity".
+        values = [float(row[name]) for row in rows if name in row]
+        cell = ""
+        if values:
+            mean = statistics.fmean(values)
+            cell = f"{mean:.0f}" if name == "n" else f"{mean:#.4g}"
+        if len(values) > 1 and name != "n":
+            cell += f" ± {statistics.stdev(values):.2g}"
+        cells.append(cell)
+    return cells
+
+
+def _status(group: Sequence[Result]) -> str:
+    states = [result.status for result in group]
+    failures = "; ".join(f"failed: {r.failure}" for r in group if r.failure)
+    if len(set(states)) > 1:
+        return f"{states.count('done')} of {len(group)} done" + (
+            f"; {failures}" if failures else ""
+        )
+    return failures or states[0]
