@@ -118,7 +118,7 @@ def test_a_network_is_trained_once_for_all_samplings_and_failures_are_told(
         assert ablation_plan.next_step(others[0], others)[0] == step
     ablation_plan.check_folders(more)
     changed = runs_of(tmp_path, "sampling.num_steps=3,2", photos, overrides=TINY | {"seed": 5})
-    with pytest.raises(ValueError, match=r"num_steps=2,.*config\.seed was 0 and is now 5"):
+    with pytest.raises(ValueError, match=r"num_steps=3,.*config\.seed was 0 and is now 5"):
         ablation_plan.check_folders(changed)
 
 
