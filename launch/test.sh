@@ -13,6 +13,17 @@ if [ ! -d ".venv/tpu_compiler/libtpu-$libtpu.dist-info" ]; then
     --target=.venv/tpu_compiler "libtpu==$libtpu" ||
     echo "libtpu cannot be installed here: the tests that need it are skipped"
 fi
+# torch and torch-fidelity, for tests/features_test.py. In a folder of its own, too: no other part
+# needs torch, which on Linux brings CUDA's libraries, 5.4 GB in all. With PyTorch's own index,
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, pip finds builds without them.
+torch_fidelity=0.4.0 torch=2.15.0 torchvision=0.29.2
+if [ ! -d ".venv/torch_fidelity/torch_fidelity-$torch_fidelity.dist-info" ]; then
+  rm -rf .venv/torch_fidelity
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --target=.venv/torch_fidelity --constraint=requirements.txt \
+    "torch-fidelity==$torch_fidelity" "torch==$torch" "torchvision==$torchvision" ||
+    echo "torch-fidelity cannot be installed here: the tests that need it are skipped"
+fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # A process for each core; the tests of a file stay together and share what they compile.

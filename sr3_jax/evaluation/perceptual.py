@@ -1,0 +1,96 @@
+"""LPIPS, by torch-fidelity and the networks that it downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from etils import epath
+
+from sr3_jax.data import storage
+from sr3_jax.evaluation import pretrained
+
+_SMALLEST = 16  # pixels: VGG halves them four times
+
+
+def lpips(
+    images: pretrained.Images,
+    reference: pretrained.Images,
+    *,
+    weights: epath.PathLike | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Perceptual distance of each image to its reference, at their own size.
+
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric": version
+    0.1 on VGG16 (not AlexNet, whose distances are others), by torch-fidelity.
+
+    Args:
+      images: what is scored.
+      reference: of the same number, and each of the size of its image.
+      weights: a folder with the files `weights-vgg16-lpips.pth` and `vgg16-397923af.pth`; None to
+        download them.
+      progress: called after each pair.
+
+    Raises:
+      ImportError: torch-fidelity is not installed.
+      FileNotFoundError: no such weights.
+      OSError: the weights could not be downloaded.
+      ValueError: images that do not belong together, or a file or image that cannot be used.
+    """
+    torch, fidelity = pretrained.libraries()
+    if len(images) != len(reference):
+        raise ValueError(f"{len(images)} images and {len(reference)} references: pairs are needed")
+    with _lpips_weights(weights), pretrained.naming_weights("LPIPS", weights):
+        network = fidelity.SampleSimilarityLPIPS("lpips-vgg16", sample_similarity_dtype="uint8")
+    device = pretrained.device()
+    network.to(device)
+    distances = []
+    pairs = zip(pretrained.checked(images), pretrained.checked(reference), strict=True)
+    # One by one: memory is for one pair of any size.
+    for i, pair in enumerate(pairs):
+        shapes = [f"{image.shape[1]}x{image.shape[0]}" for image in pair]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"image {i} is {shapes[0]}, and its reference {shapes[1]}")
+        if min(pair[0].shape[:2]) < _SMALLEST:
+            raise ValueError(f"image {i} is {shapes[0]}; LPIPS needs {_SMALLEST} pixels each way")
+        both = pretrained.tensor(np.stack(pair), device)
+        with pretrained.exact():
+            distances.append(network(both[:1], both[1:]).item())
+        progress()
+    return distances
+
+
+@contextlib.contextmanager
+def _lpips_weights(folder: epath.PathLike | None) -> Iterator[None]:
+    """Has torch-fidelity, which takes no path of these, find them where it keeps downloads."""
+    if folder is None:
+        yield
+        return
+    torch, fidelity = pretrained.libraries()
+    import torchvision
+
+    urls = (
+        fidelity.sample_similarity_lpips.URL_VGG16_LPIPS,
+        torchvision.models.VGG16_Weights.IMAGENET1K_V1.url,
+    )
+    kept_in = torch.hub.get_dir()
+    with contextlib.ExitStack() as stack:
+        home = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (home / "checkpoints").mkdir()
+        for url in urls:
+            name = os.path.basename(url)
+            path = os.path.join(os.fspath(folder), name)
+            if not storage.exists(path):
+                raise FileNotFoundError(f"{path} does not exist; LPIPS needs it: {url}")
+            copy = stack.enter_context(pretrained.local_copy(path))
+            (home / "checkpoints" / name).symlink_to(os.path.abspath(copy))
+        torch.hub.set_dir(str(home))
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(kept_in)

@@ -1,0 +1,116 @@
+"""What the metrics of pretrained networks share: images, torch-fidelity, and weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from sr3_jax.data import storage
+
+
+@runtime_checkable
+class Images(Protocol):
+    """8-bit RGB images, each read as it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]: ...
+
+
+def checked(images: Images) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+    """Each image.
+
+    Raises:
+      ValueError: one that is not 8-bit RGB.
+    """
+    for i in range(len(images)):
+        image = images[i]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image {i} is {image.dtype} {image.shape}, not uint8 [h, w, 3]")
+        yield image
+
+
+@contextlib.contextmanager
+def local_copy(path: epath.PathLike) -> Iterator[str]:
+    """A file's path on a disk, for libraries that know no buckets.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = os.path.expanduser(path)
+    if not storage.exists(path):
+        raise FileNotFoundError(f"{path} does not exist; give the path of a file")
+    if not storage.is_url(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / os.path.basename(path)
+        copy.write_bytes(storage.read(path))
+        yield str(copy)
+
+
+@contextlib.contextmanager
+def naming_weights(network: str, weights: epath.PathLike | None) -> Iterator[None]:
+    """Says of what goes wrong while a network is loaded which weights it is about.
+
+    Raises:
+      OSError: they could not be downloaded.
+      ValueError: they are not the network's.
+    """
+    try:
+        yield
+    # Which errors there are is not said by the libraries, and pickle's may be any.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if weights is None:
+            raise OSError(
+                f"the weights of {network} could not be downloaded ({reason}); download them "
+                "elsewhere and give their path"
+            ) from error
+        raise ValueError(f"{weights} holds no weights of {network}: {reason}") from error
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """The modules torch and torch_fidelity, which are imported nowhere else.
+
+    Raises:
+      ImportError: one is not installed.
+    """
+    try:
+        import torch
+        import torch_fidelity
+    except ImportError as error:
+        raise ImportError(
+            f"FID, Inception score and LPIPS need torch-fidelity ({error}): "
+            "pip install -e '.[eval]'"
+        ) from error
+    return torch, torch_fidelity
+
+
+def device() -> str:
+    """Where torch is to compute."""
+    torch, _ = libraries()
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """No gradients, and on GPUs float32, not TF32: scores must not depend on the machine."""
+    torch, _ = libraries()
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def tensor(images: UInt8[np.ndarray, "n h w 3"], device: str) -> Any:
+    """As torch's networks take them: uint8 [n, 3, h, w]."""
+    torch, _ = libraries()
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)

@@ -1,0 +1,309 @@
+"""FID, Inception score, LPIPS and ResNet-50's accuracy, held against their libraries."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr3_jax.evaluation import classifier, features, perceptual
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_TORCH = ROOT / ".venv" / "torch_fidelity"  # of launch/test.sh
+_WITHOUT_TORCH = "torch-fidelity is not installed; launch/test.sh does it where it can"
+
+
+@pytest.fixture(scope="module")
+def fidelity():
+    # At the end, so that what both have is the environment's.
+    sys.path.append(str(_TORCH))
+    found = pytest.importorskip("torch_fidelity", reason=_WITHOUT_TORCH)
+    import torch
+
+    # Its threads and those of the tests beside these would wait for each other.
+    torch.set_num_threads(1)
+    yield found
+    sys.path.remove(str(_TORCH))
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """Smooth pictures of two sizes, and the same with noise."""
+    rng = np.random.default_rng(0)
+    shapes = [(4, 4 + 2 * (i // 6)) for i in range(12)]
+    clean = [np.kron(rng.integers(0, 256, (*s, 3)), np.ones((8, 8, 1))) for s in shapes]
+    noise = [rng.normal(size=image.shape) for image in clean]
+    return {
+        level: [
+            (image + level * of_image).clip(0, 255).astype(np.uint8)
+            for image, of_image in zip(clean, noise, strict=True)
+        ]
+        for level in (0, 20, 60)
+    }
+
+
+@pytest.fixture(scope="module")
+def inception(fidelity, tmp_path_factory):
+    """A file of weights that nobody trained, large enough that features are."""
+    import torch
+
+    class Untrained(fidelity.FeatureExtractorInceptionV3):
+        def load_state_dict(self, _):
+            for weight in self.parameters():
+                if weight.ndim > 1:
+                    torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+            # So that it is sure of something, each time of something else.
+            self.fc.weight.data *= 100
+
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save({}, path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Untrained("untrained", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def _write(images, folder):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return str(folder)
+
+
+def test_fid_and_is_are_torch_fidelitys(fidelity, sets, inception, tmp_path):
+    features.write_statistics(sets[0], tmp_path / "kept.npz", weights=inception)
+    ours = features.fid_and_is(sets[20], tmp_path / "kept.npz", weights=inception)
+    theirs = fidelity.calculate_metrics(
+        input1=_write(sets[20], tmp_path / "noisy"),
+        input2=_write(sets[0], tmp_path / "clean"),
+        isc=True,
+        fid=True,
+        feature_extractor_weights_path=str(inception),
+        cuda=False,
+        batch_size=1,  # it takes no batches of several sizes
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    assert theirs["inception_score_mean"] > 1.003
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert ours["is_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+    assert ours["protocol"]["weights"] == "random.pth"
+    assert ours["protocol"]["reference_statistics"] == "kept.npz"
+    assert ours["n"] == ours["protocol"]["reference_images"] == 12
+    assert ours["warning"].startswith("biased: 12 images and 12 reference images;")
+
+    steps = []
+    noisier = features.fid_and_is(
+        sets[60], sets[0], weights=inception, progress=lambda: steps.append(1)
+    )
+    assert noisier["fid"] > 1.5 * ours["fid"]
+    assert len(steps) == 24
+    itself = features.fid_and_is(sets[0][::-1], sets[0], weights=inception)
+    assert abs(itself["fid"]) < 1e-3 * ours["fid"]
+
+
+def test_statistics_of_many_batches_are_those_of_all_rows():
+    # Far from zero, where sums of squares would cancel.
+    rows = 1000 + np.random.default_rng(0).normal(size=(7, 2048)).astype(np.float32)
+    moments = features._Moments()
+    for batch in (rows[:1], rows[1:4], rows[4:]):
+        moments.add(batch)
+    statistics = moments.statistics("none")
+    np.testing.assert_allclose(statistics.mu, rows.astype(float).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.sigma, np.cov(rows.astype(float).T), atol=1e-9)
+
+
+def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, inception, tmp_path):
+    images = sets[0]
+
+    def fid(reference, given=images, weights=inception):
+        return features.fid_and_is(given, reference, weights=weights)
+
+    with pytest.raises(FileNotFoundError, match=r"absent.npz do not exist; write_statistics"):
+        fid(tmp_path / "absent.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(ValueError, match=r"text.npz must be an .npz file .*`mu`.* have none"):
+        fid(tmp_path / "text.npz")
+    np.savez(tmp_path / "small.npz", mu=np.zeros(2048), sigma=np.eye(64))
+    with pytest.raises(ValueError, match=r"`sigma` of shape \(2048, 2048\).*shape \(64, 64\)"):
+        fid(tmp_path / "small.npz")
+    np.savez(tmp_path / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048), weights="other.pth")
+    with pytest.raises(ValueError, match=r"made with the weights other.pth, not random.pth"):
+        fid(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError, match=r"absent.pth does not exist"):
+        fid(None, weights=tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match=r"text.npz holds no weights of Inception V3"):
+        fid(None, weights=tmp_path / "text.npz")
+    with pytest.raises(ValueError, match=r"10 splits .* there are 9; give at least 10"):
+        fid(None, given=images[:9])
+    with pytest.raises(ValueError, match=r"1 reference images have no covariance"):
+        fid(images[:1])
+    with pytest.raises(ValueError, match=r"image 1 is uint8 \(32, 32\), not uint8 \[h, w, 3\]"):
+        fid(None, given=[images[0], images[1][..., 0], *images[2:]])
+
+
+@pytest.fixture(scope="module")
+def vgg(fidelity, tmp_path_factory):
+    """A folder with the two files of LPIPS, of random numbers."""
+    import torch
+    import torchvision
+
+    folder = tmp_path_factory.mktemp("lpips")
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in torchvision.models.vgg16().state_dict().items()}
+    state = {
+        # LPIPS uses no classifier; expanded, it takes no room in the file.
+        name: torch.zeros(()).expand(shape)
+        if name.startswith("classifier") or len(shape) == 1
+        else torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+        for name, shape in shapes.items()
+    }
+    torch.save(state, folder / "vgg16-397923af.pth")
+    heads = {
+        f"lin{i}.model.1.weight": torch.rand((1, n, 1, 1), generator=generator)
+        for i, n in enumerate((64, 128, 256, 512, 512))
+    }
+    torch.save(heads, folder / "weights-vgg16-lpips.pth")
+    return folder
+
+
+def test_lpips_is_torch_fidelitys(fidelity, sets, vgg, tmp_path):
+    import torch
+
+    before = torch.hub.get_dir()
+    steps = []
+    found = perceptual.lpips(
+        sets[0] + sets[20] + sets[60],
+        3 * sets[0],
+        weights=vgg,
+        progress=lambda: steps.append(1),
+    )
+    assert torch.hub.get_dir() == before
+    assert len(steps) == 36
+    none, some, much = found[:12], found[12:24], found[24:]
+    assert none == [0.0] * 12
+    assert all(0 < a < b for a, b in zip(some, much, strict=True))
+
+    (tmp_path / "checkpoints").symlink_to(vgg)
+    torch.hub.set_dir(str(tmp_path))
+    try:
+        network = fidelity.SampleSimilarityLPIPS("lpips-vgg16")
+    finally:
+        torch.hub.set_dir(before)
+    # In batches of one size.
+    for rows in (slice(0, 6), slice(6, 12)):
+        noisy, clean = (
+            torch.from_numpy(np.stack(sets[level][rows])).permute(0, 3, 1, 2) for level in (20, 0)
+        )
+        with torch.no_grad():
+            theirs = network(noisy, clean).tolist()
+        np.testing.assert_allclose(some[rows], theirs, rtol=1e-5)
+
+
+def test_pairs_and_files_that_lpips_cannot_use_are_named(fidelity, sets, vgg, tmp_path):
+    with pytest.raises(ValueError, match="12 images and 11 references"):
+        perceptual.lpips(sets[0], sets[0][1:], weights=vgg)
+    with pytest.raises(ValueError, match="image 5 is 48x32, and its reference 32x32"):
+        perceptual.lpips(sets[0][1:], sets[0][:-1], weights=vgg)
+    small = [image[:8] for image in sets[0]]
+    with pytest.raises(ValueError, match="image 0 is 32x8; LPIPS needs 16 pixels"):
+        perceptual.lpips(small, small, weights=vgg)
+    with pytest.raises(FileNotFoundError, match=r"weights-vgg16-lpips.pth does not exist.*http"):
+        perceptual.lpips(sets[0], sets[0], weights=tmp_path)
+
+
+def test_what_to_install_is_said(sets, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for metric in (
+        lambda: features.fid_and_is(sets[0]),
+        lambda: features.write_statistics(sets[0], "kept.npz"),
+        lambda: perceptual.lpips(sets[0], sets[0]),
+    ):
+        with pytest.raises(ImportError, match=r"need torch-fidelity.*pip install -e '.\[eval\]'"):
+            metric()
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(ImportError, match=r"needs Keras.*pip install -e '.\[eval\]'"):
+        classifier.resnet50([], [])
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """Images of ImageNet's size, a file of random weights, and Keras's own scores.
+
+    Each two classes have one score, and each image another order of classes.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
+
+    # One more than a batch, so that the last is nearly empty.
+    images = np.random.default_rng(0).integers(0, 256, (17, 7, 7, 3)).astype(np.uint8)
+    images = images.repeat(32, axis=1).repeat(32, axis=2)
+    network = keras.applications.ResNet50(weights=None, classifier_activation=None)
+    head = network.layers[-1]
+    kernel, bias = (np.asarray(array) for array in head.get_weights())
+    kernel[:, 1::2] = kernel[:, ::2]
+    inputs = keras.applications.resnet50.preprocess_input(images.astype(np.float32))
+    head.set_weights([kernel, bias])
+    scores = network.predict(inputs, batch_size=17, verbose=0)
+    head.set_weights([kernel, -scores.mean(axis=0)])
+    path = tmp_path_factory.mktemp("resnet") / "random.weights.h5"
+    network.save_weights(path)
+    return list(images), path, scores - scores.mean(axis=0)
+
+
+def test_resnet50_is_keras_own_with_an_exact_last_batch(resnet):
+    images, path, scores = resnet
+    np.testing.assert_array_equal(scores[:, ::2], scores[:, 1::2])
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
+    assert len(set(scores.argmax(axis=1))) > 8
+    # Labels of rank 0 to 6 by turns: 4 and 5 have one score, and only one is of the first five.
+    wanted = np.arange(len(images)) % 7
+    labels = [int(np.flatnonzero(row == rank)[0]) for row, rank in zip(ranks, wanted, strict=True)]
+    steps = []
+    found = classifier.resnet50(images, labels, weights=path, progress=lambda: steps.append(1))
+    assert found == {
+        "top_1": (wanted == 0).astype(float).tolist(),
+        "top_5": (wanted < 5).astype(float).tolist(),
+    }
+    assert len(steps) == len(images)
+
+
+def test_what_resnet50_cannot_use_is_named(resnet, tmp_path):
+    images, path, _ = resnet
+    with pytest.raises(ValueError, match="17 images have 2 labels"):
+        classifier.resnet50(images, [0, 1], weights=path)
+    with pytest.raises(ValueError, match=r"label 1000 of image 1 is not in 0..999"):
+        classifier.resnet50(images[:2], [0, 1000], weights=path)
+    with pytest.raises(ValueError, match=r"image 1 is uint8 \(200, 224, 3\); .*\[224, 224, 3\]"):
+        classifier.resnet50([images[0], images[1][:200]], [0, 1], weights=path)
+    (tmp_path / "text.h5").write_text("no weights")
+    with pytest.raises(ValueError, match="text.h5 holds no weights of ResNet-50"):
+        classifier.resnet50(images[:1], [0], weights=tmp_path / "text.h5")
+
+
+def test_keras_runs_on_jax_and_tensorflow_stays_out():
+    program = """
+import sys
+from sr3_jax.evaluation import classifier
+try:
+    classifier.resnet50([], [], weights="absent.h5")
+except FileNotFoundError as error:
+    print(error)
+import keras
+print(keras.backend.backend(), "tensorflow" in sys.modules, "torch" in sys.modules)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert said.stdout.splitlines() == [
+        "absent.h5 does not exist; give the path of a file",
+        "jax False False",
+    ], said.stderr
