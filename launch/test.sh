@@ -18,13 +18,16 @@ fi
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, pip finds builds without them.
 torch_fidelity=0.4.0 torch=2.15.0 torchvision=0.29.2
 if [ ! -d ".venv/torch_fidelity/torch_fidelity-$torch_fidelity.dist-info" ]; then
-  rm -rf .venv/torch_fidelity
+  rm -rf .venv/torch_fidelity .venv/torch_fidelity.partial
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --target=.venv/torch_fidelity --constraint=requirements.txt \
-    "torch-fidelity==$torch_fidelity" "torch==$torch" "torchvision==$torchvision" ||
+    --target=.venv/torch_fidelity.partial --constraint=requirements.txt \
+    "torch-fidelity==$torch_fidelity" "torch==$torch" "torchvision==$torchvision" &&
+    mv .venv/torch_fidelity.partial .venv/torch_fidelity ||
     echo "torch-fidelity cannot be installed here: the tests that need it are skipped"
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A process for each core; the tests of a file stay together and share what they compile.
+# A process for each core; the tests of a file stay together and share what they compile. NumPy's
+# threads would only wait for each other.
+export OPENBLAS_NUM_THREADS=1
 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"

@@ -5,11 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax.evaluation import classifier, features, perceptual
+from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TORCH = ROOT / ".venv" / "torch_fidelity"  # of launch/test.sh
@@ -217,6 +218,16 @@ def test_pairs_and_files_that_lpips_cannot_use_are_named(fidelity, sets, vgg, tm
         perceptual.lpips(small, small, weights=vgg)
     with pytest.raises(FileNotFoundError, match=r"weights-vgg16-lpips.pth does not exist.*http"):
         perceptual.lpips(sets[0], sets[0], weights=tmp_path)
+
+
+def test_weights_may_be_in_a_bucket():
+    with fsspec.open("memory://weights/net.weights.h5", "wb") as file:
+        file.write(b"numbers")
+    with pretrained.local_copy("memory://weights/net.weights.h5") as path:
+        # Keras tells formats by the end of the name.
+        assert path.endswith("net.weights.h5")
+        assert pathlib.Path(path).read_bytes() == b"numbers"
+    assert not os.path.exists(path)
 
 
 def test_what_to_install_is_said(sets, monkeypatch):
