@@ -4,6 +4,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # For tests/colab_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check nbclient==0.11.0 ipykernel==7.4.0
+# A browser that opens the report of an evaluation, for tests/report_test.py: Debian's.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0
+if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
+  install_chromium() {
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        chromium chromium-driver > /dev/null
+  }
+  install_chromium ||
+    echo "chromium cannot be installed here (that takes root and Debian): its tests are skipped"
+fi
 # The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. In a folder of its own: where
 # it is installed, every start of jax looks for a TPU.
 libtpu=0.0.52

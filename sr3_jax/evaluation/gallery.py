@@ -1,0 +1,192 @@
+"""The images that a report shows: which, and as what, the part where methods go wrong enlarged."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sr3_jax.evaluation import measures
+
+# ("input", "reference" or a method's name, number of the image) to the image
+Picture = Callable[[str, int], UInt8[np.ndarray, "h w 3"]]
+
+NUM_EXTREMES = 3
+NUM_MIDDLE = 2
+# Rows beyond this many pictures are left out: a page of them is 10 MB.
+_MOST_PICTURES = 160
+# By these images are chosen, those there are; the first one's middle is shown, too.
+_CHOSEN_BY = ("psnr", "lpips", "consistency")
+# The page shows pictures 192 or 160 pixels wide, whole multiples of both sides.
+_PATCH, _SMALL_PATCH = 32, 16
+_SMALL_IMAGE = 64
+# Larger pictures are shown smaller: twice the page's 192, for screens of two pixels to one.
+MOST_SHOWN = 384
+_JPEG = {"format": "JPEG", "quality": 90, "subsampling": 0}
+_STRIP_TILE, _STRIP_GAP = 192, 8
+
+
+class Choice(NamedTuple):
+    """An image to show.
+
+    Attributes:
+      index: of the image.
+      reasons: such as "worst by PSNR (dB), 1 of 3"; the first heads its group.
+      group: what it is shown under.
+    """
+
+    index: int
+    reasons: list[str]
+    group: str
+
+
+class Patch(NamedTuple):
+    """A square of the reference, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+def choose(
+    scores: Mapping[str, Sequence[float]], num_columns: int
+) -> tuple[list[Choice], list[str]]:
+    """Which images to show, each once, by the numbers of one method.
+
+    Of the first metric the three worst, the three best and two from the middle; of the others the
+    worst and best. All of them where there are no more than that.
+
+    Args:
+      scores: of the method, by metric.
+      num_columns: pictures in a row.
+
+    Returns:
+      The images, and what is to be said of those that were left out.
+    """
+    directed = [m for m in scores if measures.measure(m).best is not None]
+    metrics = [m for m in _CHOSEN_BY if m in directed] or directed[:1]
+    found: dict[int, Choice] = {}
+    notes = []
+    for metric in metrics:
+        measure = measures.measure(metric)
+        badness = np.array([measure.badness(value) for value in scores[metric]])
+        unknown = int(np.isnan(badness).sum())
+        if unknown:
+            notes.append(f"Without a rank by {measure.heading}, which is nan: {unknown}.")
+        # The worst first; of equals, the first.
+        order = np.argsort(-badness, kind="stable")[: len(badness) - unknown].tolist()
+        for group, indices in _groups(order, with_middle=metric == metrics[0]).items():
+            for i, index in enumerate(indices):
+                heading = f"{group} by {measure.heading}"
+                reason = f"{heading}, {i + 1} of {len(indices)}"
+                found.setdefault(index, Choice(index, [], heading)).reasons.append(reason)
+    kept = list(found.values())[: max(1, _MOST_PICTURES // num_columns)]
+    if len(kept) < len(found):
+        notes.append(
+            f"{len(found) - len(kept)} more images would be shown, but for the size of this page."
+        )
+    return kept, notes
+
+
+def _groups(order: list[int], *, with_middle: bool) -> dict[str, list[int]]:
+    """Of images from the worst to the best."""
+    if with_middle and len(order) <= 2 * NUM_EXTREMES + NUM_MIDDLE:
+        return {"From worst to best": order}
+    count = min(NUM_EXTREMES, len(order) // 2)
+    groups = {"Worst": order[:count], "Best": order[len(order) - count :][::-1]}
+    begin = (len(order) - NUM_MIDDLE) // 2
+    return groups | ({"Middle": order[begin : begin + NUM_MIDDLE]} if with_middle else {})
+
+
+def patch_of(
+    reference: UInt8[np.ndarray, "h w 3"],
+    outputs: Sequence[UInt8[np.ndarray, "h w 3"]],
+    factor: int | None,
+) -> Patch:
+    """The square where the methods differ most from the reference: mean square error of all.
+
+    Args:
+      reference: what it should be.
+      outputs: of the methods.
+      factor: of which its corners and side are multiples, so that it is whole pixels of the input.
+    """
+    height, width = reference.shape[:2]
+    wanted = _SMALL_PATCH if min(height, width) < _SMALL_IMAGE else _PATCH
+    step = factor or 1
+    side = min(max(wanted // step, 1) * step, min(height, width) // step * step)
+    error = np.zeros((height, width))
+    for output in outputs:
+        error += np.square(output.astype(np.float64) - reference).sum(axis=-1)
+    # Sums over all squares from the corners of one integral: exact, for they are whole numbers.
+    integral = np.pad(error.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    below, above = integral[side:], integral[:-side]
+    sums = below[:, side:] - below[:, :-side] - above[:, side:] + above[:, :-side]
+    of_corners = sums[::step, ::step]
+    top, left = np.unravel_index(int(np.argmax(of_corners)), of_corners.shape)
+    return Patch(int(top) * step, int(left) * step, side)
+
+
+def factor_between(small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
+    """By which whole number the one shape is larger in both directions; None if by none."""
+    (h, w), (height, width) = small[:2], large[:2]
+    factor = max(1, height // h)
+    return factor if (factor * h, factor * w) == (height, width) else None
+
+
+def cut(
+    image: UInt8[np.ndarray, "h w 3"], patch: Patch, factor: int = 1
+) -> UInt8[np.ndarray, "side side 3"]:
+    """A patch of an image; of an input, the part that `factor` times enlarged is the patch."""
+    top, left, side = (n // factor for n in patch)
+    return image[top : top + side, left : left + side]
+
+
+def uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    """An image as a `data:` URI: PNG, without loss; one larger than `MOST_SHOWN` smaller, JPEG."""
+    data = io.BytesIO()
+    picture, kind = Image.fromarray(image), "png"
+    if max(picture.size) > MOST_SHOWN:
+        scale = MOST_SHOWN / max(picture.size)
+        size = tuple(max(1, round(n * scale)) for n in picture.size)
+        picture, kind = picture.resize(size, Image.Resampling.BOX, reducing_gap=None), "jpeg"
+        picture.save(data, **_JPEG)
+    else:
+        picture.save(data, format="PNG", optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def strip(
+    pictures: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    patches: Sequence[UInt8[np.ndarray, "_h2 _w2 3"] | None],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Pictures side by side, the patch of each below: small ones enlarged by pixels.
+
+    The first picture may be small: it is enlarged to the others' size.
+    """
+    height, width = pictures[-1].shape[:2]
+    scale = _STRIP_TILE / width
+    scale = float(max(1, math.floor(scale))) if scale >= 1 else scale
+    tile = (max(1, round(scale * width)), max(1, round(scale * height)))  # width, height
+    sheet = Image.new(
+        "RGB",
+        (
+            len(pictures) * (tile[0] + _STRIP_GAP) - _STRIP_GAP,
+            tile[1] + _STRIP_GAP + tile[0],
+        ),
+        "white",
+    )
+    for i, (picture, patch) in enumerate(zip(pictures, patches, strict=True)):
+        left = i * (tile[0] + _STRIP_GAP)
+        grows = picture.shape[0] <= tile[1]
+        how = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
+        sheet.paste(Image.fromarray(picture).resize(tile, how), (left, 0))
+        if patch is not None:
+            square = Image.fromarray(patch).resize((tile[0],) * 2, Image.Resampling.NEAREST)
+            sheet.paste(square, (left, tile[1] + _STRIP_GAP))
+    return np.array(sheet)

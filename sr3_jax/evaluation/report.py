@@ -1,0 +1,218 @@
+"""The report of an evaluation: one page for a browser, and the same for GitHub.
+
+`report.html` needs nothing besides itself: style, drawings and pictures are in it. What is written
+there is made here; how it looks is in `templates/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from sr3_jax.data import storage
+from sr3_jax.data.image_file import write_image
+from sr3_jax.evaluation import gallery, histograms, intervals, measures, tables
+from sr3_jax.evaluation.tables import Results
+
+_COLOURS = 8
+_MARKDOWN_PICTURES = 2 * gallery.NUM_EXTREMES + gallery.NUM_MIDDLE
+
+
+def write(
+    folder: epath.PathLike,
+    results: Results,
+    *,
+    title: str,
+    picture: Callable[[str, int], UInt8[np.ndarray, "h w 3"]],
+    provenance: Mapping[str, str],
+    protocol: Sequence[str],
+    paper_table: str = "",
+    with_input: bool = True,
+) -> None:
+    """Writes `report.html`, `report.md`, and in `report/` the pictures of the latter.
+
+    The last method is the main one: its best and worst images are shown, and it is compared with
+    each other one.
+
+    Args:
+      folder: where to; local or in a bucket.
+      results: of at least one method.
+      title: of the report.
+      picture: the image of ("input", "reference" or a method, number of the image). Outputs are of
+        their reference's size.
+      provenance: what produced the results (`provenance.collect`); of several lines, folded.
+      protocol: how it was measured: data, number of images, sizes; a statement each.
+      paper_table: "1" to "5", the paper's table of the same task; "" for none.
+      with_input: whether there are low resolutions.
+
+    Raises:
+      ImportError: without jinja2.
+      ValueError: results or pictures that do not fit together.
+    """
+    results = tables.checked(results)
+    environment = _environment()
+    main = list(results.means)[-1]
+    columns = [*(["input"] if with_input else []), *results.means, "reference"]
+    rows, table_notes = tables.mean_rows(results)
+    values = {
+        "title": title,
+        "main": main,
+        "methods": list(results.means),
+        "num_images": len(results.names),
+        "num_resamples": intervals.NUM_RESAMPLES,
+        "level": f"{intervals.LEVEL:.0%}",
+        "columns": [measures.measure(m) for m in tables.metric_names(results)],
+        "rows": rows,
+        "table_notes": table_notes,
+        "differences": tables.differences(results, main),
+        "protocol": list(protocol),
+        "paper": tables.paper_rows(paper_table) if paper_table else None,
+        "histograms": _histograms(results),
+        "svg_width": histograms.WIDTH,
+        "colours": {name: i % _COLOURS for i, name in enumerate(results.means)},
+        "gallery_columns": columns,
+        "most_shown": gallery.MOST_SHOWN,
+        "provenance": dict(provenance),
+    }
+    choices, values["gallery_notes"] = _choose(results, main, len(columns))
+    values["gallery"] = []
+    strips = {}
+    for i, choice in enumerate(choices):
+        images = _images(results.names[choice.index], choice.index, columns, picture)
+        row, strip = _row(results, choice, images)
+        if i < _MARKDOWN_PICTURES:
+            # Names of images are not names of files.
+            row["file"] = f"report/{i + 1:02d}.png"
+            strips[row["file"]] = strip
+        values["gallery"].append(row)
+    target = epath.Path(folder)
+    for name, strip in strips.items():
+        write_image(strip, target / name)
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.j2").render(values)
+        storage.write_whole(target / name, text.encode())
+
+
+def markdown_safe(text: object) -> str:
+    """Text that GitHub shows as it is, in a table's cell, too: neither markup nor HTML."""
+    words = " ".join(str(text).split())
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Behind an @ GitHub looks for people.
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", words).replace("@", "&#64;")
+
+
+def _fenced(text: str) -> str:
+    """Text as a block of code, which ends where it should whatever is in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _environment() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report needs jinja2: pip install 'jinja2>=3.1'") from error
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sr3_jax.evaluation"),
+        autoescape=lambda name: name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": markdown_safe, "fenced": _fenced}
+    return environment
+
+
+def _histograms(results: Results) -> list[dict[str, Any]]:
+    """A panel for each metric that images have."""
+    metrics = {metric for by_metric in results.of_images.values() for metric in by_metric}
+    found = []
+    for metric in measures.in_order(metrics - set(measures.OF_THE_RUN)):
+        values = {
+            method: results.of_images[method][metric]
+            for method in results.means
+            if metric in results.of_images.get(method, {})
+        }
+        panel = histograms.panel(values)
+        if panel is not None:
+            found.append({"measure": measures.measure(metric), "panel": panel})
+    return found
+
+
+def _choose(
+    results: Results, main: str, num_columns: int
+) -> tuple[list[gallery.Choice], list[str]]:
+    scores = tables.scores_of(results, main)
+    if not results.names or not scores:
+        return [], []
+    return gallery.choose(scores, num_columns)
+
+
+def _images(
+    name: str, index: int, columns: Sequence[str], picture: gallery.Picture
+) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
+    """The pictures of one image.
+
+    Raises:
+      ValueError: where a method's is of another size than the reference.
+    """
+    images = {column: picture(column, index) for column in columns}
+    wanted = images["reference"].shape
+    for column, image in images.items():
+        if column != "input" and image.shape != wanted:
+            raise ValueError(
+                f"{name}: {column!r} is {image.shape}, where the reference is {wanted}"
+            )
+    return images
+
+
+def _row(
+    results: Results, choice: gallery.Choice, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
+) -> tuple[dict[str, Any], UInt8[np.ndarray, "h w 3"]]:
+    """One image's row of the gallery, and its strip for Markdown."""
+    reference = images["reference"]
+    height, width = reference.shape[:2]
+    outputs = [image for column, image in images.items() if column not in ("input", "reference")]
+    factor = None
+    if "input" in images:
+        factor = gallery.factor_between(images["input"].shape, reference.shape)
+    patch = gallery.patch_of(reference, outputs, factor)
+    patches, cells = [], []
+    for column, image in images.items():
+        scale = factor if column == "input" else 1
+        piece = None if scale is None else gallery.cut(image, patch, scale)
+        patches.append(piece)
+        numbers = {
+            measures.measure(m): measures.write(v[choice.index], measures.measure(m).digits)
+            for m, v in tables.scores_of(results, column).items()
+            if m not in measures.OF_THE_RUN
+        }
+        cells.append(
+            {
+                "column": column,
+                "uri": gallery.uri(image),
+                "patch_uri": None if piece is None else gallery.uri(piece),
+                "size": f"{image.shape[1]}x{image.shape[0]}",
+                "numbers": numbers,
+            }
+        )
+    row = {
+        "name": results.names[choice.index],
+        "index": choice.index,
+        "reasons": choice.reasons,
+        "group": choice.group,
+        "width": width,
+        "height": height,
+        "is_smaller": max(height, width) > gallery.MOST_SHOWN,
+        "patch": patch,
+        "cells": cells,
+    }
+    return row, gallery.strip(list(images.values()), patches)

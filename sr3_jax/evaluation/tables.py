@@ -1,0 +1,201 @@
+"""What was measured, and the tables of it: means, differences, the paper's figures; as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sr3_jax.evaluation import intervals, measures, paper
+
+# A mean of float32 numbers that was taken otherwise is still the same mean.
+_SAME_MEAN = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes:
+      means: by method and metric; see `measures` for those that are known.
+      names: of the images, in order.
+      of_images: by method and metric, one number for each image. Metrics of whole sets, such as
+        FID, are in `means` alone.
+    """
+
+    means: Mapping[str, Mapping[str, float | int]]
+    names: list[str]
+    of_images: Mapping[str, Mapping[str, Sequence[float | int]]]
+
+
+def checked(results: Results) -> Results:
+    """The same, all of it floats.
+
+    Raises:
+      ValueError: where it does not fit together.
+    """
+    if not results.means:
+        raise ValueError("results of no method: there is nothing to report")
+    for reserved in {"input", "reference"} & results.means.keys():
+        raise ValueError(f"a method called {reserved!r}: that is what the picture is called")
+    for method, by_metric in results.of_images.items():
+        for metric, values in by_metric.items():
+            if metric not in results.means.get(method, {}):
+                raise ValueError(
+                    f"{metric} of {method!r} is there for each image, but its mean is not in means"
+                )
+            if len(values) != len(results.names):
+                raise ValueError(
+                    f"{metric} of {method!r} has {len(values)} numbers for "
+                    f"{len(results.names)} images"
+                )
+    means = {m: {k: float(v) for k, v in row.items()} for m, row in results.means.items()}
+    of_images = {
+        method: {metric: [float(v) for v in values] for metric, values in by_metric.items()}
+        for method, by_metric in results.of_images.items()
+    }
+    return Results(means, results.names, of_images)
+
+
+def metric_names(results: Results) -> list[str]:
+    """All that there are a mean of, in the order of tables."""
+    return measures.in_order({metric for row in results.means.values() for metric in row})
+
+
+def scores_of(results: Results, method: str) -> dict[str, Sequence[float]]:
+    """One method's numbers of each image, by metric in the order of tables."""
+    by_metric = results.of_images.get(method, {})
+    return {m: by_metric[m] for m in measures.in_order(set(by_metric))}
+
+
+def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the table of means, and what is to be said of single cells."""
+    notes: list[str] = []
+    rows = [{"method": method, "cells": []} for method in results.means]
+    for metric in metric_names(results):
+        best = _best(results, metric)
+        for row, (method, own) in zip(rows, results.means.items(), strict=True):
+            if metric not in own:
+                row["cells"].append({"mean": "", "interval": "", "best": False})
+                continue
+            measure = measures.measure(metric)
+            found = results.of_images.get(method, {}).get(metric)
+            interval = ""
+            if found is not None and metric not in measures.OF_THE_RUN:
+                interval, said = _interval(found, own[metric], measure.digits)
+                notes += [f"{method}, {measure.heading}: {s}." for s in said]
+            row["cells"].append(
+                {
+                    "mean": measures.write(own[metric], measure.digits),
+                    "interval": interval,
+                    "best": method in best,
+                }
+            )
+    return rows, notes
+
+
+def _interval(values: Sequence[float], mean: float, digits: str) -> tuple[str, list[str]]:
+    """The interval as text, and what is to be said of it."""
+    found = intervals.of_mean(values)
+    said = []
+    left_out = found.num_infinite + found.num_nan
+    if left_out:
+        kinds = {"infinite": found.num_infinite, "nan": found.num_nan}
+        which = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        of_rest = measures.write(found.mean, digits)
+        said.append(
+            f"of {len(values)} numbers {which}; the interval is of the other {found.num_finite}, "
+            f"whose mean is {of_rest}"
+        )
+    elif not math.isclose(found.mean, mean, rel_tol=_SAME_MEAN, abs_tol=1e-9):
+        return "", ["no interval, since it is not the mean of the images' numbers"]
+    if math.isnan(found.low):
+        return "", [*said, "no interval from fewer than two numbers"]
+    return f"{measures.write(found.low, digits)} to {measures.write(found.high, digits)}", said
+
+
+def _best(results: Results, metric: str) -> set[str]:
+    """The methods with the best mean; none where one has no competitor.
+
+    None either where a mean is not finite: one image that equals its reference makes the PSNR of
+    all infinite, and says nothing of the others.
+    """
+    measure = measures.measure(metric)
+    found = {m: row[metric] for m, row in results.means.items() if metric in row}
+    if measure.best is None or len(found) < 2 or not all(map(math.isfinite, found.values())):
+        return set()
+    badness = {method: measure.badness(value) for method, value in found.items()}
+    return {method for method, value in badness.items() if value == min(badness.values())}
+
+
+def differences(results: Results, main: str) -> dict[str, Any] | None:
+    """The main method minus each other one, on the same images."""
+    own = {
+        metric: values
+        for metric, values in scores_of(results, main).items()
+        if metric not in measures.OF_THE_RUN
+    }
+    others = [
+        method
+        for method in results.means
+        if method != main and own.keys() & results.of_images.get(method, {}).keys()
+    ]
+    if not own or not others:
+        return None
+    rows = []
+    for method in others:
+        theirs = results.of_images[method]
+        cells = [
+            _difference(metric, values, theirs[metric]) if metric in theirs else None
+            for metric, values in own.items()
+        ]
+        rows.append({"method": method, "cells": cells})
+    return {"columns": [measures.measure(metric) for metric in own], "rows": rows}
+
+
+def _difference(metric: str, values: Sequence[float], others: Sequence[float]) -> dict[str, str]:
+    measure = measures.measure(metric)
+    found = intervals.of_difference(values, others)
+    low, high = found.interval.low, found.interval.high
+    cell = {
+        "mean": measures.write(found.interval.mean, measure.digits, signed=True),
+        "interval": "",
+        "verdict": "",
+        "count": f"higher in {found.num_higher} of {len(values)}",
+        "left_out": "",
+    }
+    if not math.isnan(low):
+        ends = (measures.write(x, measure.digits, signed=True) for x in (low, high))
+        cell["interval"] = " to ".join(ends)
+    if measure.best is not None and math.isinf(measure.best):
+        wins = found.num_higher if measure.best > 0 else found.num_lower
+        cell["count"] = f"better in {wins} of {len(values)}"
+        if not math.isnan(low):
+            gain = (low, high) if measure.best > 0 else (-high, -low)
+            cell["verdict"] = "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "not decided"
+    if found.interval.num_finite < len(values):
+        cell["left_out"] = f"mean of {found.interval.num_finite} finite ones"
+    return cell
+
+
+def paper_rows(number: str) -> dict[str, Any]:
+    """One of the paper's tables, with the digits as printed.
+
+    Raises:
+      ValueError: for a table that is not known.
+    """
+    table = paper.table(number)
+    metrics = measures.in_order({metric for row in table.rows.values() for metric in row})
+    return {
+        "number": number,
+        "task": table.task,
+        "link": paper.LINK,
+        "name": paper.NAME,
+        "protocol": table.protocol,
+        "columns": [measures.measure(metric) for metric in metrics],
+        "rows": [
+            {"method": method, "cells": [printed.get(metric, "") for metric in metrics]}
+            for method, printed in table.rows.items()
+        ],
+    }
