@@ -29,7 +29,8 @@ _SMALL_IMAGE = 64
 # Larger pictures are shown smaller: twice the page's 192, for screens of two pixels to one.
 MOST_SHOWN = 384
 _JPEG = {"format": "JPEG", "quality": 90, "subsampling": 0}
-_STRIP_TILE, _STRIP_GAP = 192, 8
+STRIP_TILE = 192  # pixels; wider pictures are made this wide
+_STRIP_GAP = 8
 
 
 class Choice(NamedTuple):
@@ -170,7 +171,7 @@ def strip(
     The first picture may be small: it is enlarged to the others' size.
     """
     height, width = pictures[-1].shape[:2]
-    scale = _STRIP_TILE / width
+    scale = STRIP_TILE / width
     scale = float(max(1, math.floor(scale))) if scale >= 1 else scale
     tile = (max(1, round(scale * width)), max(1, round(scale * height)))  # width, height
     sheet = Image.new(

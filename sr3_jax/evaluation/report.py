@@ -77,6 +77,7 @@ def write(
         "colours": {name: i % _COLOURS for i, name in enumerate(results.means)},
         "gallery_columns": columns,
         "most_shown": gallery.MOST_SHOWN,
+        "strip_tile": gallery.STRIP_TILE,
         "provenance": dict(provenance),
     }
     choices, values["gallery_notes"] = _choose(results, main, len(columns))
