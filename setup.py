@@ -19,6 +19,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]),
+    package_data={"sr3_jax.evaluation": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",
@@ -30,6 +31,7 @@ setuptools.setup(
         # TFDS 4.9.10 needs it to prepare a data set, and does not say so.
         "importlib_resources>=6.0",
         "jax>=0.10,<0.13",
+        "jinja2>=3.1",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
         "numpy>=2.0",
@@ -37,7 +39,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11.0",
         "scikit-image>=0.25",
-        "scipy>=1.13",
+        "scipy>=1.15",
         # clu's writers import TensorBoard's summary protos and fail without it.
         "tensorboard>=2.20",
         # Only for clu's writers and TFDS; the CPU build is a third of the size and cannot take an
@@ -50,6 +52,8 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        # FID, Inception score and LPIPS bring torch: several GB.
+        "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         "dev": [
             "beartype>=0.21",
             "gcp-storage-emulator>=2024.8",

@@ -6,13 +6,14 @@ import dataclasses
 import os
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 import tqdm
 from etils import epath
+from jaxtyping import UInt8
 from ml_collections import config_dict
 
 from sr3_jax.data import archives, folders, index_file, sources, storage
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 
 ConfigDict = config_dict.ConfigDict
 
+_ROWS = 64  # read together where no batch is made of them
 _SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
 
@@ -76,8 +78,23 @@ def evaluation_pipeline(
     Where `split`, each process gets rows of its own.
     """
     source = evaluation_source(config, index_dir)[:num_images]
-    size = config.evaluation.image_size or config.data.image_size
-    return make_pipeline(config, source, batch_size, size, split)
+    return make_pipeline(config, source, batch_size, evaluation_size(config), split)
+
+
+def evaluation_size(config: ConfigDict) -> int:
+    """Of held-out images, in pixels."""
+    return config.evaluation.image_size or config.data.image_size
+
+
+def central_training_images(
+    config: ConfigDict, index_dir: epath.PathLike | None = None
+) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+    """The largest central square of every usable training image, at the size of evaluation."""
+    source = training_source(config, index_dir)
+    size = evaluation_size(config)
+    batches = make_pipeline(config, source, _ROWS, size, split=False).evaluation_batches()
+    for batch in batches:
+        yield from batch["high_resolution"][batch["weight"] > 0]
 
 
 def make_pipeline(

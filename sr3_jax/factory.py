@@ -185,6 +185,25 @@ def network_input(config: ConfigDict) -> int:
     return size
 
 
+def feature_options(config: ConfigDict) -> dict[str, Any]:
+    """Metrics of pretrained networks: arguments `metrics` and `weights` of `evaluation.judged`."""
+    c = config.evaluation
+    metrics = tuple(c.get("feature_metrics", ()))  # older workdirs have no such keys
+    keys = {"fid": "inception_weights", "lpips": "lpips_weights", "resnet50": "resnet50_weights"}
+    for metric in metrics:
+        _choice("config.evaluation.feature_metrics", metric, keys)
+    return {
+        "metrics": metrics,
+        "weights": {metric: c.get(key, "") or None for metric, key in keys.items()},
+    }
+
+
+def paper_table(config: ConfigDict) -> str:
+    """The paper's table whose figures a report shows beside ours; empty for none."""
+    number = config.evaluation.get("paper_table", "")  # older workdirs have no such key
+    return _choice("config.evaluation.paper_table", number, {n: n for n in ("", *"12345")})
+
+
 def learning_rate(config: ConfigDict) -> optax.Schedule:
     """Linear warm-up, then constant, then (where asked for) linear to zero."""
     c = config.train

@@ -25,6 +25,8 @@ from ml_collections import config_flags
 # when it starts is of no use to anyone. That it uses oneDNN it says whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# TensorFlow imports Keras, which takes its backend then; ours is for ResNet-50.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
@@ -37,8 +39,8 @@ _WORKDIR = flags.DEFINE_string(
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file, for train; for evaluate, in place of the workdir's config.json. Any key can be "
-    "set: --config.train.batch_size=64.",
+    "Config file, for train; for evaluate, in place of the workdir's config.json; for score, its "
+    "section evaluation. Any key can be set: --config.train.batch_size=64.",
     lock_config=True,
 )
 _INPUT = flags.DEFINE_string("input", None, "upscale: an image, or a folder of them.")
@@ -54,10 +56,6 @@ _LOW_RESOLUTION = flags.DEFINE_string(
 )
 _OUTPUTS = flags.DEFINE_list(
     "outputs", [], "score: NAME=FOLDER of each method, with images of the reference's names."
-)
-_LUMINANCE = flags.DEFINE_bool("luminance", False, "score: PSNR and SSIM of Y instead of RGB.")
-_CROP_BORDER = flags.DEFINE_integer(
-    "crop_border", 0, "score: pixels at each side that PSNR and SSIM leave out.", lower_bound=0
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -103,14 +101,7 @@ def main(argv: list[str]) -> None:
         elif _MODE.value == "evaluate":
             jobs.evaluate(_CONFIG.value or config_file.load(workdir / "config.json"), workdir)
         elif _MODE.value == "score":
-            jobs.score(
-                workdir,
-                _REFERENCE.value,
-                outputs,
-                _LOW_RESOLUTION.value,
-                luminance=_LUMINANCE.value,
-                border=_CROP_BORDER.value,
-            )
+            jobs.score(_CONFIG.value, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
         else:
             num_failed = jobs.upscale(
                 workdir,

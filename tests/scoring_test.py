@@ -62,6 +62,9 @@ def test_the_command_scores_each_folder_as_skimage_does(made, tmp_path):
     each = json.loads((tmp_path / "report" / "images.json").read_text())
     assert each["names"] == [f"a/{i}.png" for i in range(4)]
     assert np.mean(each["scores"]["POOR"]["ssim"]) == pytest.approx(scores["POOR"]["ssim"])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "GOOD" in page and f"{scores['GOOD']['psnr']:.2f}" in page
+    assert f"{scores['POOR']['psnr']:.2f}" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_without_low_resolutions_there_is_no_consistency(made):

@@ -18,27 +18,12 @@ from jaxtyping import Float64, Int, UInt8
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
 from sr3_jax.data import storage
+from sr3_jax.evaluation import measures
 from sr3_jax.training.step import Batch
 
 METRICS = ("psnr", "ssim", "consistency", "detail")
 # Of several samples of one image, which is the best; detail has its best in the middle.
 _BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
-# Of the table: heading, and how numbers are written.
-_COLUMNS = {
-    "psnr": ("PSNR (dB)", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "consistency": ("consistency", ".2f"),
-    "detail": ("detail", ".2f"),
-    "diversity": ("diversity", ".2f"),
-    "lpips": ("LPIPS", ".3f"),
-    "fid": ("FID", ".1f"),
-    "is": ("IS", ".1f"),
-    "top_1": ("top-1", ".3f"),
-    "top_5": ("top-5", ".3f"),
-    "n": ("n", "d"),
-    "seconds_per_image": ("seconds per image", ".3g"),
-}
-
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
 # each, and the seconds that they took altogether.
 Run = Callable[
@@ -245,9 +230,10 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> str:
     Where there are several samples, with their standard deviation, and beneath each method a row of
     each image's best sample.
     """
-    columns = [c for c in _COLUMNS if any(c in row for row in scores.values())]
+    known = {name for name in measures.ALL if any(name in row for row in scores.values())}
+    columns = measures.in_order(known)
     lines = [
-        "| method | " + " | ".join(_COLUMNS[c][0] for c in columns) + " |",
+        "| method | " + " | ".join(measures.measure(c).heading for c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, row in scores.items():
@@ -265,9 +251,9 @@ def _line(name: str, cells: list[str]) -> str:
 def _cell(row: Mapping[str, float], column: str) -> str:
     if column not in row:
         return ""
-    how = _COLUMNS[column][1]
-    std = f" ± {row[f'{column}_std']:{how}}" if f"{column}_std" in row else ""
-    return format(row[column], how) + std
+    digits = measures.measure(column).digits
+    std = row.get(f"{column}_std")
+    return measures.write(float(row[column]), digits) + (f" ± {std:{digits}}" if std is not None else "")
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:

@@ -41,7 +41,7 @@ class Statistics(NamedTuple):
 
 def fid_and_is(
     images: pretrained.Images,
-    reference: pretrained.Images | epath.PathLike | None = None,
+    reference: Iterable[UInt8[np.ndarray, "_h _w 3"]] | epath.PathLike | None = None,
     *,
     weights: epath.PathLike | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -111,7 +111,7 @@ def fid_and_is(
 
 
 def write_statistics(
-    images: pretrained.Images,
+    images: Iterable[UInt8[np.ndarray, "_h _w 3"]],
     path: epath.PathLike,
     *,
     weights: epath.PathLike | None = None,
@@ -167,7 +167,7 @@ def _batches(images: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "_n _h 
 
 
 def _features(
-    network: Any, images: pretrained.Images, progress: Callable[[], None]
+    network: Any, images: Iterable[np.ndarray], progress: Callable[[], None]
 ) -> Iterator[tuple[Float[np.ndarray, "_n _c"], ...]]:
     """For each batch what the network's layers give."""
     device = pretrained.device()
@@ -206,13 +206,13 @@ class _Moments:
 
 
 def _statistics(
-    network: Any, weights: str, images: pretrained.Images, progress: Callable[[], None]
+    network: Any, weights: str, images: Iterable[np.ndarray], progress: Callable[[], None]
 ) -> Statistics:
-    if len(images) < 2:
-        raise ValueError(f"{len(images)} reference images have no covariance; give at least two")
     moments = _Moments()
     for features, *_ in _features(network, images, progress):
         moments.add(features)
+    if moments.n < 2:
+        raise ValueError(f"{moments.n} reference images have no covariance; give at least two")
     return moments.statistics(weights)
 
 

@@ -106,7 +106,8 @@ _MEASURES = {
         "diversity",
         ".3g",
         None,
-        "How far several outputs for one input lie apart. More is not better by itself: 0 is a "
+        "How far several outputs for one input lie apart: their standard deviation, in levels of "
+        "255, averaged over pixels. More is not better by itself: 0 is a "
         "method that always gives the same answer.",
     ),
     "n": Measure("n", ".0f", None, "Number of images."),
@@ -117,12 +118,24 @@ _MEASURES = {
         "Time to make an image, on the hardware named below; without compilation.",
     ),
 }
+ALL = tuple(_MEASURES)
 # Not about the images: no interval, no differences, no best.
 OF_THE_RUN = ("n", "seconds_per_image")
 
 
 def measure(name: str) -> Measure:
-    """Of a metric's name; one that is not known has its name as heading, and no direction."""
+    """Of a metric's name; one that is not known has its name as heading, and no direction.
+
+    Of several samples of each image there are METRIC_best and METRIC_std (`evaluator.Evaluation`).
+    """
+    base, _, kind = name.rpartition("_")
+    if base in _MEASURES and kind == "best":
+        heading = f"{_MEASURES[base].heading}, best sample"
+        return _MEASURES[base]._replace(heading=heading, meaning="Of each image's best sample.")
+    if base in _MEASURES and kind == "std":
+        heading = f"{_MEASURES[base].heading}, ± samples"
+        meaning = "Standard deviation between samples of the mean over images."
+        return Measure(heading, _MEASURES[base].digits, None, meaning)
     return _MEASURES.get(name, Measure(name, ".4g"))
 
 

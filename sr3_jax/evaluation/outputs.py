@@ -20,6 +20,7 @@ from jaxtyping import Int, UInt8
 
 from sr3_jax.data import image_file
 from sr3_jax.evaluation import evaluator
+from sr3_jax.evaluation.pretrained import Images
 from sr3_jax.training.step import Batch
 
 
@@ -35,6 +36,20 @@ class Files(Sequence):
 
     def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
         return image_file.read_file(str(self._folder / file_of(self._numbers[position])))
+
+
+class Upsampled(Sequence):
+    """Inputs, upsampled by bicubic to the sizes of their references."""
+
+    def __init__(self, inputs: Images, references: Images) -> None:
+        self._inputs, self._references = inputs, references
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        size = self._references[position].shape[:2]
+        return evaluator.resize(self._inputs[position], size)
 
 
 def file_of(number: int) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,21 +19,22 @@ from sr3_jax.data import storage
 
 @runtime_checkable
 class Images(Protocol):
-    """8-bit RGB images, each read as it is asked for."""
+    """8-bit RGB images, each read as it is asked for; IndexError after the last."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]: ...
 
 
-def checked(images: Images) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+def checked(
+    images: Images | Iterable[UInt8[np.ndarray, "_h _w 3"]],
+) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
     """Each image.
 
     Raises:
       ValueError: one that is not 8-bit RGB.
     """
-    for i in range(len(images)):
-        image = images[i]
+    for i, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image {i} is {image.dtype} {image.shape}, not uint8 [h, w, 3]")
         yield image

@@ -57,7 +57,8 @@ def write(
     results = tables.checked(results)
     environment = _environment()
     main = list(results.means)[-1]
-    columns = [*(["input"] if with_input else []), *results.means, "reference"]
+    methods = [method for method in results.means if method != "reference"]
+    columns = [*(["input"] if with_input else []), *methods, "reference"]
     rows, table_notes = tables.mean_rows(results)
     values = {
         "title": title,

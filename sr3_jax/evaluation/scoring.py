@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
-from sr3_jax.data import folders, image_file
+from sr3_jax.data import folders, image_file, sources
 from sr3_jax.evaluation import evaluator
+from sr3_jax.evaluation.outputs import Upsampled
+from sr3_jax.evaluation.pretrained import Images
 
 _MOST_NAMED = 100
 
@@ -20,11 +23,28 @@ class Scores(NamedTuple):
       means: by method and metric (`psnr`, `ssim`, `consistency`), and `n`, the number of images.
       names: of the images, in order.
       of_images: by method and metric, one number for each image.
+      images: `reference`, `input` (with low resolutions) and each method's, read when asked for.
+      labels: of the references' classes; `data.sources.NO_LABEL` where there is none.
     """
 
     means: dict[str, dict[str, float]]
     names: list[str]
     of_images: dict[str, dict[str, list[float]]]
+    images: dict[str, Images]
+    labels: list[int]
+
+
+class Read(Sequence):
+    """Images of a source."""
+
+    def __init__(self, source: sources.Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._source[position].read().image
 
 
 def score_folders(
@@ -53,24 +73,25 @@ def score_folders(
     """
     if low_resolution is not None and "bicubic" in outputs:
         raise ValueError("'bicubic' is made from the low resolutions; call the method otherwise")
+    for reserved in {"input", "reference"} & outputs.keys():
+        raise ValueError(f"{reserved!r} is what the pictures are called; call the method otherwise")
     given = {"reference": reference, **outputs}
     if low_resolution is not None:
-        given["low resolution"] = low_resolution
+        given["input"] = low_resolution
     matched = dict(zip(given, folders.match(*given.values()), strict=True))
     methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
     metrics = [m for m in evaluator.METRICS if low_resolution is not None or m != "consistency"]
     of_images: dict[str, dict[str, list[float]]] = {
         method: {metric: [] for metric in metrics} for method in methods
     }
-    names, wrong = [], []
+    names, labels, wrong = [], [], []
     for i in range(len(reference)):
         names.append(reference[i].name)
         try:
-            scores = _score_image(
-                {name: images[i].read().image for name, images in matched.items()},
-                luminance,
-                border,
-            )
+            pictures = {name: images[i].read() for name, images in matched.items()}
+            labels.append(pictures["reference"].label)
+            images = {name: picture.image for name, picture in pictures.items()}
+            scores = _score_image(images, luminance, border)
         except ValueError as error:
             wrong.append(f"{names[-1]}: {error}")
         else:
@@ -89,13 +110,16 @@ def score_folders(
         | {"n": len(names)}
         for method, by_metric in of_images.items()
     }
-    return Scores(means, names, of_images)
+    images = {name: Read(source) for name, source in matched.items()}
+    if low_resolution is not None:
+        images["bicubic"] = Upsampled(images["input"], images["reference"])
+    return Scores(means, names, of_images, images, labels)
 
 
 def _score_image(
     images: dict[str, np.ndarray], luminance: bool, border: int
 ) -> dict[str, dict[str, float]]:
-    reference, low = images.pop("reference"), images.pop("low resolution", None)
+    reference, low = images.pop("reference"), images.pop("input", None)
     for name, image in images.items():
         if image.shape != reference.shape:
             raise image_file.BadImageError(

@@ -18,7 +18,8 @@ class Results:
     """What was measured.
 
     Attributes:
-      means: by method and metric; see `measures` for those that are known.
+      means: by method and metric; see `measures` for those that are known. A row `reference` is of
+        the references themselves.
       names: of the images, in order.
       of_images: by method and metric, one number for each image. Metrics of whole sets, such as
         FID, are in `means` alone.
@@ -37,8 +38,8 @@ def checked(results: Results) -> Results:
     """
     if not results.means:
         raise ValueError("results of no method: there is nothing to report")
-    for reserved in {"input", "reference"} & results.means.keys():
-        raise ValueError(f"a method called {reserved!r}: that is what the picture is called")
+    if "input" in results.means:
+        raise ValueError("a method called 'input': that is what the picture is called")
     for method, by_metric in results.of_images.items():
         for metric, values in by_metric.items():
             if metric not in results.means.get(method, {}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,7 +15,18 @@ from etils import epath
 
 from sr3_jax import data_factory, factory, parallel
 from sr3_jax.data import folders
-from sr3_jax.evaluation import evaluator, outputs, pictures, scoring
+from sr3_jax.evaluation import (
+    evaluator,
+    features,
+    judged,
+    outputs,
+    pictures,
+    pretrained,
+    provenance,
+    report,
+    scoring,
+    tables,
+)
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.training.step import Batch
@@ -42,7 +53,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     pipeline = data_factory.evaluation_pipeline(
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
-    name = factory.method(config)
+    name, (size, low) = factory.method(config), pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
         method = outputs.kept(
             _method(config, resolver, bar, folder), name, images, _recipe(config, resolver)
@@ -55,22 +66,96 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             share=parallel.of_all_processes,
         )
     shared.count_unusable(pipeline)
-    if jax.process_index() != 0:
-        return
-    evaluator.write_json(evaluation.means, folder / "metrics.json")
-    names = [pipeline.name(int(number)) for number in evaluation.index]
-    each = {
-        "names": names,
-        "files": [outputs.file_of(int(number)) for number in evaluation.index],
-        "scores": evaluation.of_images,
-    }
-    evaluator.write_json(each, folder / "images.json")
-    shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
-    pictures.save(pictures.grid(shown), folder / "samples.png")
-    for skipped, reason in pipeline.skipped.items():
-        logging.warning("not scored: %s: %s", skipped, reason)
-    print(evaluator.table(evaluation.means))
-    print("results:", folder)
+    if jax.process_index() == 0:
+        for skipped, reason in pipeline.skipped.items():
+            logging.warning("not scored: %s: %s", skipped, reason)
+        shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
+        pictures.save(pictures.grid(shown), folder / "samples.png")
+        _conclude(
+            folder,
+            config,
+            tables.Results(
+                evaluation.means,
+                [pipeline.name(int(number)) for number in evaluation.index],
+                evaluation.of_images,
+            ),
+            _images_of(images, evaluation, name),
+            labels=evaluation.labels.tolist(),
+            fid_reference=_fid_reference(config, workdir),
+            title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
+            protocol=_protocol(config, pipeline.sizes, resolver.num_refinements(1)),
+            checkpoint_step=resolver.checkpoint_step,
+            files=[outputs.file_of(int(number)) for number in evaluation.index],
+        )
+    parallel.wait_for_all()
+
+
+def _conclude(
+    folder: epath.Path,
+    config: factory.ConfigDict,
+    results: tables.Results,
+    images: Mapping[str, pretrained.Images],
+    *,
+    labels: Sequence[int],
+    fid_reference: judged.FidReference | None,
+    title: str,
+    protocol: list[str],
+    checkpoint_step: int | None = None,
+    files: Sequence[str] | None = None,
+) -> None:
+    """Asks pretrained networks, writes numbers and report, and prints the table."""
+    said = _judge(config, images, [*results.means], labels, fid_reference)
+    rows = [*(["reference"] if "reference" in said.means else []), *results.means]
+    means, of_images = (
+        {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
+        for ours, theirs in (
+            (results.means, said.means),
+            (results.of_images, said.of_images),
+        )
+    )
+    evaluator.write_json(means, folder / "metrics.json")
+    each = {"names": results.names} | ({"files": list(files)} if files else {})
+    evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
+    seen = factory.metric_options(config)
+    report.write(
+        folder,
+        tables.Results(means, results.names, of_images),
+        title=title,
+        picture=lambda name, i: images[name][i],
+        provenance=provenance.collect(config=config, checkpoint_step=checkpoint_step),
+        protocol=[
+            *protocol,
+            f"PSNR and SSIM: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
+            f"{seen['border']} pixels left out at each side.",
+            *said.protocol,
+        ],
+        paper_table=factory.paper_table(config),
+        with_input="input" in images,
+    )
+    print(evaluator.table(means))
+    print(f"report: {folder / 'report.html'}")
+
+
+def _judge(
+    config: factory.ConfigDict,
+    images: Mapping[str, pretrained.Images],
+    methods: Sequence[str],
+    labels: Sequence[int],
+    fid_reference: judged.FidReference | None,
+) -> judged.Judged:
+    options = factory.feature_options(config)
+    if not options["metrics"]:
+        return judged.Judged({}, {}, [])
+    total = judged.num_steps(options["metrics"], len(methods), len(images["reference"]))
+    with shared.progress_bar(", ".join(options["metrics"]), total) as bar:
+        return judged.judge(
+            methods={name: images[name] for name in methods},
+            reference=images["reference"],
+            labels=labels,
+            fid_reference=fid_reference,
+            progress=lambda: shared.advance(bar, 1.0),
+            **options,
+        )
 
 
 def _method(
@@ -132,35 +217,103 @@ def _recipe(config: factory.ConfigDict, resolver: SuperResolver) -> str:
     return json.dumps([weights.hexdigest(), how], sort_keys=True)
 
 
+def _images_of(
+    folder: epath.Path, evaluation: evaluator.Evaluation, method: str
+) -> dict[str, pretrained.Images]:
+    """The pictures of an evaluation, read when they are asked for."""
+    numbers = evaluation.index.tolist()
+    images = {
+        name: outputs.Files(folder / name, numbers) for name in ("input", "reference", method)
+    }
+    return images | {"bicubic": outputs.Upsampled(images["input"], images["reference"])}
+
+
+def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) -> list[str]:
+    """What was done, a statement each."""
+    c, (size, low) = config.data, sizes
+    held_out = c.eval_path or f"held out of {c.path or c.source}"
+    said = [
+        f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
+        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in 8 bits.",
+    ]
+    if side := factory.network_input(config):
+        said.append(
+            f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
+            f"{size}x{size}."
+        )
+    if not factory.predicts_image(config):
+        said.append(
+            f"Sampling: {steps} refinement steps, noise schedule {config.sampling.schedule!r}, "
+            f"variance {config.sampling.variance!r}, seed {config.seed}."
+        )
+    if factory.num_samples(config) > 1:
+        said.append(f"Samples: {factory.num_samples(config)} of each image; means are over all.")
+    if factory.sampling_options(config).consistent:
+        said.append("Outputs were moved to the nearest image whose downsampling is the input.")
+    return said
+
+
+def _fid_reference(config: factory.ConfigDict, workdir: epath.Path) -> judged.FidReference | None:
+    """What FID compares with; the training images' statistics are computed once and kept."""
+    given = config.evaluation.get("fid_reference", "")  # older workdirs have none
+    options = factory.feature_options(config)
+    if not given or "fid" not in options["metrics"]:
+        return None
+    if given.endswith(".npz"):
+        return given
+    if given != "train":
+        return scoring.Read(folders.folder(given))
+    weights = options["weights"]["fid"]
+    data = [config.data.source, config.data.path, data_factory.evaluation_size(config), weights]
+    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+    path = workdir / shared.INDEX / f"inception_{digest}.npz"
+    if not path.exists():
+        images = data_factory.central_training_images(config, workdir / shared.INDEX)
+        total = len(data_factory.training_source(config, workdir / shared.INDEX))
+        with shared.progress_bar("statistics of the training images", total) as bar:
+            features.write_statistics(
+                images, path, weights=weights, progress=lambda: shared.advance(bar, 1.0)
+            )
+    return path
+
+
 def score(
+    config: factory.ConfigDict | None,
     workdir: epath.Path,
     reference: str,
     outputs: Mapping[str, str],
     low_resolution: str | None = None,
-    *,
-    luminance: bool = False,
-    border: int = 0,
 ) -> None:
     """Scores folders of images that any program made; prints the table.
 
-    Writes `metrics.json` (means by method) and `images.json` (every number) in `workdir`.
+    Writes `metrics.json` (means by method), `images.json` (every number), `report.html` and
+    `report.md` in `workdir`. Of the config its section `evaluation` says what is measured.
     """
     if jax.process_index() != 0:
         return
+    config = config or factory.ConfigDict({"evaluation": {}})
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
         scores = scoring.score_folders(
             target,
             {name: folders.folder(path) for name, path in outputs.items()},
             folders.folder(low_resolution) if low_resolution else None,
-            luminance=luminance,
-            border=border,
+            **factory.metric_options(config),
             progress=functools.partial(bar.update, 1),
         )
-    evaluator.write_json(scores.means, workdir / "metrics.json")
-    evaluator.write_json(
-        {"names": scores.names, "scores": scores.of_images}, workdir / "images.json"
+    images = scores.images
+    inputs = [f"Inputs: {low_resolution}, matched by name."] if low_resolution else []
+    _conclude(
+        workdir,
+        config,
+        tables.Results(scores.means, scores.names, scores.of_images),
+        images,
+        labels=scores.labels,
+        fid_reference=_fid_reference(config, workdir),
+        title=f"{', '.join(outputs)}: {len(scores.names)} images",
+        protocol=[
+            f"Images: {reference}, as they are.",
+            *inputs,
+            *(f"{name}: {path}, matched by name." for name, path in outputs.items()),
+        ],
     )
-    print(evaluator.table(scores.means))
-    if luminance or border:
-        print(f"PSNR and SSIM of {'Y' if luminance else 'RGB'}, {border} pixels cut off each side")
