@@ -25,8 +25,6 @@ from ml_collections import config_flags
 # when it starts is of no use to anyone. That it uses oneDNN it says whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# TensorFlow imports Keras, which takes its backend then; ours is for ResNet-50.
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 

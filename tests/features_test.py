@@ -1,5 +1,6 @@
 """FID, Inception score, LPIPS and ResNet-50's accuracy, held against their libraries."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -8,8 +9,12 @@ import sys
 import fsspec
 import numpy as np
 import pytest
+import scipy.ndimage
+import small_run
+from etils import epath
 from PIL import Image
 
+from sr3_jax import data_factory
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -120,6 +125,45 @@ def test_statistics_of_many_batches_are_those_of_all_rows():
     np.testing.assert_allclose(statistics.sigma, np.cov(rows.astype(float).T), atol=1e-9)
 
 
+def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, vgg, tmp_path):
+    """Also where TensorFlow is loaded; FID is of the training images, whose statistics stay."""
+    from sr3_jax import jobs  # after torch
+
+    for level, name in ((0, "reference"), (20, "noisy"), (60, "train")):
+        _write(sets[level], tmp_path / name)
+    config = small_run.config()
+    config.data.update(source="folder", path=str(tmp_path / "train"))
+    config.data.update(eval_path=str(tmp_path / "reference"))
+    config.evaluation.update(
+        feature_metrics=("fid", "lpips"),
+        fid_reference="train",
+        inception_weights=str(inception),
+        lpips_weights=str(vgg),
+    )
+    workdir = epath.Path(tmp_path / "report")
+    folders = (str(tmp_path / "reference"), {"NOISY": str(tmp_path / "noisy")})
+    jobs.score(config, workdir, *folders)
+    scores = json.loads((workdir / "metrics.json").read_text())
+    assert list(scores) == ["reference", "NOISY"]
+    assert scores["reference"].keys() == {"fid", "is"}
+    train = list(data_factory.central_training_images(config))
+    assert [image.shape for image in train] == 12 * [(32, 32, 3)]
+    direct = features.fid_and_is(sets[20], train, weights=inception)
+    assert scores["NOISY"]["fid"] == pytest.approx(direct["fid"], rel=1e-6)
+    assert scores["NOISY"]["is"] == pytest.approx(direct["is"], rel=1e-6)
+    each = json.loads((workdir / "images.json").read_text())["scores"]["NOISY"]["lpips"]
+    assert each == pytest.approx(perceptual.lpips(sets[20], sets[0], weights=vgg))
+    assert scores["NOISY"]["lpips"] == pytest.approx(np.mean(each))
+    page = (workdir / "report.html").read_text()
+    assert "random.pth" in page and "biased: 12 images" in page and "LPIPS" in page
+    (kept,) = (workdir / "index").glob("inception_*.npz")
+    before = kept.stat().mtime
+    config.evaluation.feature_metrics = ()
+    jobs.score(config, workdir, *folders)
+    assert kept.stat().mtime == before
+    assert list(json.loads((workdir / "metrics.json").read_text())) == ["NOISY"]
+
+
 def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, inception, tmp_path):
     images = sets[0]
 
@@ -191,6 +235,15 @@ def test_lpips_is_torch_fidelitys(fidelity, sets, vgg, tmp_path):
     none, some, much = found[:12], found[12:24], found[24:]
     assert none == [0.0] * 12
     assert all(0 < a < b for a, b in zip(some, much, strict=True))
+    # Blurred or shifted, each the more the farther.
+    clean = sets[0][:6]
+    for worsen in (
+        lambda image, much: scipy.ndimage.gaussian_filter(image, (much, much, 0)),
+        lambda image, much: np.roll(image, much, axis=1),
+    ):
+        worse = [worsen(image, much) for much in (1, 3) for image in clean]
+        distances = perceptual.lpips(worse, 2 * clean, weights=vgg)
+        assert 0 < np.mean(distances[:6]) < np.mean(distances[6:])
 
     (tmp_path / "checkpoints").symlink_to(vgg)
     torch.hub.set_dir(str(tmp_path))
@@ -284,6 +337,27 @@ def test_resnet50_is_keras_own_with_an_exact_last_batch(resnet):
         "top_5": (wanted < 5).astype(float).tolist(),
     }
     assert len(steps) == len(images)
+
+
+def test_score_knows_classes_by_their_folders(resnet, tmp_path):
+    from sr3_jax import jobs  # after torch
+
+    images, path, scores = resnet
+    for i, image in enumerate(images[:4]):
+        for name in ("reference", "same"):
+            (tmp_path / name / f"class_{i}").mkdir(parents=True)
+            Image.fromarray(image).save(tmp_path / name / f"class_{i}" / "x.png")
+    config = small_run.config()
+    config.evaluation.update(feature_metrics=("resnet50",), resnet50_weights=str(path))
+    config.evaluation.paper_table = "3"
+    workdir = epath.Path(tmp_path / "report")
+    jobs.score(config, workdir, str(tmp_path / "reference"), {"SAME": str(tmp_path / "same")})
+    ranks = np.argsort(np.argsort(-scores[:4], axis=1, kind="stable"), axis=1)
+    top_5 = np.mean([row[i] < 5 for i, row in enumerate(ranks)])
+    found = json.loads((workdir / "metrics.json").read_text())
+    assert found["reference"]["top_5"] == found["SAME"]["top_5"] == top_5
+    # The paper's baseline is in the report, not among what was measured.
+    assert ".748" in (workdir / "report.html").read_text()
 
 
 def test_what_resnet50_cannot_use_is_named(resnet, tmp_path):

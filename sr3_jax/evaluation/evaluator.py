@@ -253,7 +253,9 @@ def _cell(row: Mapping[str, float], column: str) -> str:
         return ""
     digits = measures.measure(column).digits
     std = row.get(f"{column}_std")
-    return measures.write(float(row[column]), digits) + (f" ± {std:{digits}}" if std is not None else "")
+    return measures.write(float(row[column]), digits) + (
+        f" ± {std:{digits}}" if std is not None else ""
+    )
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from concurrent import futures
 
+import jax
 import numpy as np
-from etils import epath
+import tqdm
 from jaxtyping import UInt8
 
+from sr3_jax.data import storage
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 
-Metric = Literal["fid", "lpips", "resnet50"]
-# What FID compares with: images, or a file of their statistics.
-FidReference = Iterable[UInt8[np.ndarray, "_h _w 3"]] | epath.PathLike
-METRICS: tuple[str, ...] = get_args(Metric)
+METRICS = ("fid", "lpips", "resnet50")
+MakeImages = Callable[[], Iterable[UInt8[np.ndarray, "_h _w 3"]]]
 
 
 @dataclasses.dataclass
@@ -42,20 +42,25 @@ def judge(
     reference: pretrained.Images,
     *,
     labels: Sequence[int] = (),
-    fid_reference: FidReference | None = None,
+    fid_reference: pretrained.Images | str | None = None,
+    make_fid_reference: MakeImages | None = None,
     weights: Mapping[str, str | None] | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> Judged:
-    """Scores each method's images, and the references themselves.
+    """Scores each method's images, and the references themselves; shows a bar.
+
+    It runs in a process of its own, on the CPU and what torch finds: torch cannot be loaded after
+    TensorFlow, which training loads for TensorBoard, and the devices here are taken. So arguments
+    must be such that can be pickled.
 
     Args:
       metrics: some of METRICS.
       methods: the images by name.
       reference: what each should be.
       labels: for `resnet50`; see `classifier.resnet50`.
-      fid_reference: what `fid` compares with; None for `reference`. See `features.fid_and_is`.
+      fid_reference: what `fid` compares with: images, or a file of their statistics; None for
+        `reference`.
+      make_fid_reference: gives the images of that file where it does not exist yet.
       weights: files of weights, by metric; those that are missing or None are downloaded.
-      progress: called after each image of each metric.
 
     Raises:
       ImportError: a library is not installed.
@@ -63,55 +68,75 @@ def judge(
       OSError: weights could not be downloaded.
       ValueError: what does not fit; see the metrics.
     """
-    weights = weights or {}
+    # Not forked: the child must not have what this process has loaded.
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(1, context, _leave_devices) as pool:
+        arguments = (metrics, methods, reference, labels, fid_reference, make_fid_reference)
+        return pool.submit(_judge, *arguments, weights or {}).result()
+
+
+def _leave_devices() -> None:
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _judge(
+    metrics: Sequence[str],
+    methods: Mapping[str, pretrained.Images],
+    reference: pretrained.Images,
+    labels: Sequence[int],
+    fid_reference: pretrained.Images | str | None,
+    make_fid_reference: MakeImages | None,
+    weights: Mapping[str, str | None],
+) -> Judged:
     rows = {"reference": reference, **methods}
     judged = Judged({name: {} for name in rows}, {name: {} for name in rows}, [])
     if "fid" in metrics:
-        with tempfile.TemporaryDirectory() as folder:
-            kept = fid_reference
-            if not isinstance(kept, str | os.PathLike):
-                # Once, for all methods.
-                kept = os.path.join(folder, "references.npz")
-                images = reference if fid_reference is None else fid_reference
-                features.write_statistics(
-                    images, kept, weights=weights.get("fid"), progress=progress
-                )
-            for name, images in rows.items():
-                # Of the references with themselves it is 0.
-                target = None if fid_reference is None and name == "reference" else kept
-                found = features.fid_and_is(
-                    images, target, weights=weights.get("fid"), progress=progress
-                )
-                judged.means[name] |= {key: found[key] for key in ("fid", "is") if key in found}
-                judged.protocol += _said(found, name)
+        _add_fid(judged, rows, fid_reference, make_fid_reference, weights.get("fid"))
     if "lpips" in metrics:
         for name, images in methods.items():
-            _add(
-                judged,
-                name,
-                lpips=perceptual.lpips(
-                    images, reference, weights=weights.get("lpips"), progress=progress
-                ),
-            )
+            with _bar(f"LPIPS of {name}", len(images)) as bar:
+                distances = perceptual.lpips(
+                    images, reference, weights=weights.get("lpips"), progress=bar.update
+                )
+            _add(judged, name, lpips=distances)
         judged.protocol.append("LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size.")
     if "resnet50" in metrics:
         for name, images in rows.items():
-            found = classifier.resnet50(
-                images, labels, weights=weights.get("resnet50"), progress=progress
-            )
+            with _bar(f"ResNet-50 of {name}", len(images)) as bar:
+                found = classifier.resnet50(
+                    images, labels, weights=weights.get("resnet50"), progress=bar.update
+                )
             _add(judged, name, **found)
         judged.protocol.append("ResNet-50: keras.applications, on the images as they are, 224x224.")
     return dataclasses.replace(judged, means={k: row for k, row in judged.means.items() if row})
 
 
-def num_steps(metrics: Sequence[str], num_methods: int, num_images: int) -> int:
-    """How often `judge` calls its `progress`, where FID's references are the images' own."""
-    each = {
-        "fid": (num_methods + 2) * num_images,
-        "lpips": num_methods * num_images,
-        "resnet50": (num_methods + 1) * num_images,
-    }
-    return sum(each[metric] for metric in metrics)
+def _add_fid(
+    judged: Judged,
+    rows: Mapping[str, pretrained.Images],
+    fid_reference: pretrained.Images | str | None,
+    make_fid_reference: MakeImages | None,
+    weights: str | None,
+) -> None:
+    pretrained.libraries()  # torch comes first: images may be read by what loads TensorFlow
+    with tempfile.TemporaryDirectory() as folder:
+        kept = fid_reference if isinstance(fid_reference, str) else f"{folder}/references.npz"
+        if kept is not fid_reference or (make_fid_reference and not storage.exists(kept)):
+            # Once, for all methods.
+            images = rows["reference"] if fid_reference is None else fid_reference
+            images = make_fid_reference() if make_fid_reference else images
+            with _bar("statistics of FID's references", None) as bar:
+                features.write_statistics(images, kept, weights=weights, progress=bar.update)
+        for name, images in rows.items():
+            # Of the references with themselves it is 0.
+            target = None if fid_reference is None and name == "reference" else kept
+            with _bar(f"FID of {name}", len(images)) as bar:
+                found = features.fid_and_is(images, target, weights=weights, progress=bar.update)
+            judged.means[name] |= {key: found[key] for key in ("fid", "is") if key in found}
+            how = "; ".join(f"{key}: {value}" for key, value in found["protocol"].items())
+            judged.protocol.append(f"FID and IS of {name}: {how}.")
+            if "warning" in found:
+                judged.protocol.append(f"FID and IS of {name} are {found['warning']}.")
 
 
 def _add(judged: Judged, name: str, **of_images: list[float]) -> None:
@@ -120,8 +145,5 @@ def _add(judged: Judged, name: str, **of_images: list[float]) -> None:
         judged.means[name][metric] = float(np.mean(values))
 
 
-def _said(found: Mapping[str, Any], name: str) -> list[str]:
-    said = [
-        f"FID and IS of {name}: " + "; ".join(f"{k}: {v}" for k, v in found["protocol"].items())
-    ]
-    return said + ([f"FID and IS of {name} are {found['warning']}."] if "warning" in found else [])
+def _bar(name: str, total: int | None) -> tqdm.tqdm:
+    return tqdm.tqdm(desc=name, total=total, unit="image", dynamic_ncols=True)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,6 @@ from sr3_jax import data_factory, factory, parallel
 from sr3_jax.data import folders
 from sr3_jax.evaluation import (
     evaluator,
-    features,
     judged,
     outputs,
     pictures,
@@ -72,6 +72,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
         pictures.save(pictures.grid(shown), folder / "samples.png")
         _conclude(
+            workdir,
             folder,
             config,
             tables.Results(
@@ -81,7 +82,6 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             ),
             _images_of(images, evaluation, name),
             labels=evaluation.labels.tolist(),
-            fid_reference=_fid_reference(config, workdir),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
             protocol=_protocol(config, pipeline.sizes, resolver.num_refinements(1)),
             checkpoint_step=resolver.checkpoint_step,
@@ -91,20 +91,20 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
 
 
 def _conclude(
+    workdir: epath.Path,
     folder: epath.Path,
     config: factory.ConfigDict,
     results: tables.Results,
     images: Mapping[str, pretrained.Images],
     *,
     labels: Sequence[int],
-    fid_reference: judged.FidReference | None,
     title: str,
     protocol: list[str],
     checkpoint_step: int | None = None,
     files: Sequence[str] | None = None,
 ) -> None:
     """Asks pretrained networks, writes numbers and report, and prints the table."""
-    said = _judge(config, images, [*results.means], labels, fid_reference)
+    said = _judge(config, workdir, images, [*results.means], labels)
     rows = [*(["reference"] if "reference" in said.means else []), *results.means]
     means, of_images = (
         {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
@@ -138,24 +138,36 @@ def _conclude(
 
 def _judge(
     config: factory.ConfigDict,
+    workdir: epath.Path,
     images: Mapping[str, pretrained.Images],
     methods: Sequence[str],
     labels: Sequence[int],
-    fid_reference: judged.FidReference | None,
 ) -> judged.Judged:
+    """What the pretrained networks of the config say, if any."""
     options = factory.feature_options(config)
     if not options["metrics"]:
         return judged.Judged({}, {}, [])
-    total = judged.num_steps(options["metrics"], len(methods), len(images["reference"]))
-    with shared.progress_bar(", ".join(options["metrics"]), total) as bar:
-        return judged.judge(
-            methods={name: images[name] for name in methods},
-            reference=images["reference"],
-            labels=labels,
-            fid_reference=fid_reference,
-            progress=lambda: shared.advance(bar, 1.0),
-            **options,
-        )
+    given = config.evaluation.get("fid_reference", "")  # older workdirs have no such key
+    of_fid: dict[str, Any] = {}
+    if given == "train":
+        # Taken once and kept: for ImageNet that takes hours.
+        index = workdir / shared.INDEX
+        sizes = [data_factory.evaluation_size(config), options["weights"]["fid"]]
+        data = json.dumps([config.data.source, config.data.path, *sizes])
+        kept = index / f"inception_{hashlib.sha256(data.encode()).hexdigest()[:12]}.npz"
+        make = functools.partial(data_factory.central_training_images, config, index)
+        of_fid = {"fid_reference": str(kept), "make_fid_reference": make}
+    elif given.endswith(".npz"):
+        of_fid = {"fid_reference": given}
+    elif given:
+        of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
+    return judged.judge(
+        methods={name: images[name] for name in methods},
+        reference=images["reference"],
+        labels=labels,
+        **of_fid,
+        **options,
+    )
 
 
 def _method(
@@ -253,30 +265,6 @@ def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) ->
     return said
 
 
-def _fid_reference(config: factory.ConfigDict, workdir: epath.Path) -> judged.FidReference | None:
-    """What FID compares with; the training images' statistics are computed once and kept."""
-    given = config.evaluation.get("fid_reference", "")  # older workdirs have none
-    options = factory.feature_options(config)
-    if not given or "fid" not in options["metrics"]:
-        return None
-    if given.endswith(".npz"):
-        return given
-    if given != "train":
-        return scoring.Read(folders.folder(given))
-    weights = options["weights"]["fid"]
-    data = [config.data.source, config.data.path, data_factory.evaluation_size(config), weights]
-    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
-    path = workdir / shared.INDEX / f"inception_{digest}.npz"
-    if not path.exists():
-        images = data_factory.central_training_images(config, workdir / shared.INDEX)
-        total = len(data_factory.training_source(config, workdir / shared.INDEX))
-        with shared.progress_bar("statistics of the training images", total) as bar:
-            features.write_statistics(
-                images, path, weights=weights, progress=lambda: shared.advance(bar, 1.0)
-            )
-    return path
-
-
 def score(
     config: factory.ConfigDict | None,
     workdir: epath.Path,
@@ -305,11 +293,11 @@ def score(
     inputs = [f"Inputs: {low_resolution}, matched by name."] if low_resolution else []
     _conclude(
         workdir,
+        workdir,
         config,
         tables.Results(scores.means, scores.names, scores.of_images),
         images,
         labels=scores.labels,
-        fid_reference=_fid_reference(config, workdir),
         title=f"{', '.join(outputs)}: {len(scores.names)} images",
         protocol=[
             f"Images: {reference}, as they are.",
