@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_run
 
-from sr3_jax import config_file, diffusion, factory, models
+from sr3_jax import config_file, data_factory, diffusion, factory, models
 from sr3_jax.tools import aot_table
 
 NAMES = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
@@ -21,8 +21,9 @@ TABLE_A1 = {
 }
 
 
-def _config(name: str):
-    return importlib.import_module(f"configs.{name}").get_config()
+def _config(name: str, variant: str = ""):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    return get_config(variant) if variant else get_config()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,6 +64,27 @@ def test_table_a1(name):
 def test_configs_that_share_a_row_differ_in_their_pictures_alone(name, other):
     changed = config_file.changed_keys(_config(name), _config(other))
     assert all(key.startswith(("data.", "evaluation.paper_table")) for key in changed)
+
+
+def test_variants_measure_the_papers_tables():
+    arxiv, journal = (_config(name, "table_3") for name in ("imagenet_64_256", "imagenet_56_224"))
+    for config in (arxiv, journal):
+        assert factory.feature_options(config)["metrics"] == ("resnet50",)
+        assert factory.paper_table(config) == "3"
+        # 1000 images of 224 pixels, made from 56.
+        assert config.evaluation.num_images == 1000
+        factor = config.data.image_size // config.data.low_resolution
+        assert (data_factory.evaluation_size(config), factor) == (224, 4)
+    assert (factory.network_input(arxiv), factory.network_input(journal)) == (64, 0)
+    both = _config("imagenet_64_256", "regression,table_2")
+    assert factory.method(both) == "regression"
+    assert factory.feature_options(both)["metrics"] == ("fid",)
+    assert both.evaluation.fid_reference == "train"
+    with pytest.raises(ValueError, match="table_2 .* 64 to 256, and this config is 16 to 128"):
+        _config("ffhq_16_128", "table_2")
+    both.evaluation.feature_metrics = ("fdi",)
+    with pytest.raises(ValueError, match="'fdi' is unknown; use one of fid, lpips, resnet50"):
+        factory.feature_options(both)
 
 
 @pytest.mark.parametrize("name", NAMES)
