@@ -113,9 +113,6 @@ def _conclude(
             (results.of_images, said.of_images),
         )
     )
-    evaluator.write_json(means, folder / "metrics.json")
-    each = {"names": results.names} | ({"files": list(files)} if files else {})
-    evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
     seen = factory.metric_options(config)
     report.write(
         folder,
@@ -132,6 +129,10 @@ def _conclude(
         paper_table=factory.paper_table(config),
         with_input="input" in images,
     )
+    each = {"names": results.names} | ({"files": list(files)} if files else {})
+    evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
+    # Last: where it is, all of it is.
+    evaluator.write_json(means, folder / "metrics.json")
     print(evaluator.table(means))
     print(f"report: {folder / 'report.html'}")
 
