@@ -161,14 +161,18 @@ def test_process_0_alone_writes_and_scores_all_images(one, two):
 
     def table(text):
         """Without the times."""
-        return [line.split("|")[:6] for line in text.splitlines() if line.startswith("| ")]
+        return [line.split("|")[:7] for line in text.splitlines() if line.startswith("| ")]
 
     # Rounded to what is printed; weights differ by rounding.
     assert len(table(printed[0])) == 3
     for ours, theirs in zip(table(printed[0])[1:], table(one[1][0])[1:], strict=True):
-        assert ours[1] == theirs[1] and ours[5] == theirs[5] == " 4 "
-        ours, theirs = (np.array(row[2:5], float) for row in (ours, theirs))
+        assert ours[1] == theirs[1] and ours[6] == theirs[6] == " 4 "
+        ours, theirs = (np.array(row[2:6], float) for row in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-2)
+    # Each process leaves the images that it made.
+    made = [sorted((w / "evaluation" / "images" / "sr3").iterdir()) for w in (workdir, one[0])]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+    assert len(made[0]) == 4
     ours, theirs = (
         np.asarray(Image.open(w / "evaluation" / "samples.png"), int) for w in (workdir, one[0])
     )

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from sr3_jax import data_factory, jobs
+from sr3_jax.evaluation import evaluator
 from sr3_jax.training import checkpoint, loop
 
 COMMAND = [sys.executable, "-m", "sr3_jax.main"]
@@ -39,11 +40,12 @@ def test_what_a_run_leaves(workdir):
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert set(scores) == {"bicubic", "sr3"}
     for row in scores.values():
-        assert set(row) == {"psnr", "ssim", "consistency", "n", "seconds_per_image"}
+        assert set(row) == {*evaluator.METRICS, "n", "seconds_per_image"}
         assert row["n"] == 8 and all(math.isfinite(value) for value in row.values())
     samples = Image.open(workdir / "evaluation" / "samples.png")
     assert samples.width > 4 * 32 and samples.height > 3 * 32
     assert Image.open(workdir / "evaluation" / "refinement.png").width > 5 * 32
+    assert "sr3" in (workdir / "evaluation" / "report.html").read_text()
 
 
 def test_last_checkpoints_and_the_best_are_kept(workdir):
