@@ -31,6 +31,7 @@ PYTHON
 
 echo
 echo "Look at:"
+echo "  $workdir/evaluation/report.html      figures, worst and best images; opens in a browser"
 echo "  $workdir/evaluation/samples.png      input, bicubic, result and reference, side by side"
 [ ! -e "$workdir/evaluation/refinement.png" ] ||
   echo "  $workdir/evaluation/refinement.png   how SR3 gets from noise to an image"
