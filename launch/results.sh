@@ -13,18 +13,18 @@ data=$(realpath "$1")
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
 workdir=${WORKDIR:-runs/results}
-config=configs/bsds500_16_64.py
 malloc=glibc.malloc
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
 
-run() {
-  .venv/bin/python -m sr3_jax.main --config.data.path="$data/train" "$@"
+run() { # METHOD FLAGS
+  .venv/bin/python -m sr3_jax.main --config="configs/bsds500_16_64.py:$1" \
+    --config.data.path="$data/train" "${@:2}"
 }
 
 # Trained on train, the baseline's checkpoint chosen on val; both at once, a core each.
 for method in sr3 regression; do
   mkdir -p "$workdir/$method"
-  JAX_NUM_CPU_DEVICES=1 run --config="$config:$method" --workdir="$workdir/$method" \
+  JAX_NUM_CPU_DEVICES=1 run $method --workdir="$workdir/$method" \
     --config.data.eval_path="$data/val" --config.evaluation.num_images=32 \
     > "$workdir/$method/log.txt" 2>&1 &
 done
@@ -41,7 +41,7 @@ for consistent in False True; do
       mkdir -p "$workdir/$name"
       ln -sfn "../$method/checkpoints" "$workdir/$name/checkpoints"
     fi
-    run --mode=evaluate --config="$config:$method" --workdir="$workdir/$name" \
+    run $method --mode=evaluate --workdir="$workdir/$name" \
       --config.data.eval_path="$data/test" --config.sampling.consistent=$consistent
     outputs+="${outputs:+,}$name=$workdir/$name/evaluation/images/$method"
   done

@@ -15,6 +15,7 @@ import small_run
 from absl import flags
 from ml_collections import config_flags
 
+from configs import imagenet_64_256
 from sr3_jax.tools import ablate, ablation_plan, ablation_table
 
 FILENAME = "configs/quickstart.py"
@@ -263,6 +264,18 @@ def test_the_flags_of_a_run_give_it_its_values(given, expected, tmp_path):
 def test_wrong_keys_and_values_are_named(vary, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         runs_of(tmp_path, *vary)
+
+
+def test_the_files_of_ablations_work_together_with_a_config_of_the_paper(tmp_path):
+    files = sorted((small_run.ROOT / "configs" / "ablations").iterdir())
+    given = flags.FlagValues()
+    flags.DEFINE_multi_string("vary", [], "", flag_values=given)
+    given(["ablate", *(f"--flagfile={path}" for path in files)])
+    assert len(given.vary) == len(files) == 4
+    config, filename = imagenet_64_256.get_config(), "configs/imagenet_64_256.py"
+    runs = ablation_plan.combinations(config, filename, {}, given.vary, 1, tmp_path)
+    assert len(runs) == 2 * 2 * 4 * 5
+    ablation_plan.check({run.folder.name: run.config for run in runs})
 
 
 def test_what_is_varied_is_not_set_besides(tmp_path):

@@ -18,13 +18,9 @@ their values: the first combination's workdir holds the training, and in those o
 `evaluation.checkpoint` is `best`, images of another `evaluation.image_size` or `num_images` may
 choose another checkpoint, and each is trained.
 
-The ablations of the paper, and of what it leaves open:
+The ablations of the paper, and of what it leaves open, are in configs/ablations, with its figures:
 
-    --vary=train.loss=l1,l2                                 the loss (Table 5)
-    --vary=train.blur_probability=0,0.5                     blur augmentation (Table 5)
-    --vary=diffusion.schedule=linear,cosine,uniform_gamma   the noise in training
-    --vary=sampling.schedule=karras,respaced                the noise in sampling
-    --vary=sampling.num_steps=10,25,50,100                  the number of refinement steps
+    --flagfile=configs/ablations/loss.flags --flagfile=configs/ablations/blur.flags
 
 Exit status: 0 all is done; 1 a combination failed, and those that could be done are; 2 wrong use;
 75 or 130 it was stopped, by SIGTERM or Ctrl-C, and the same command goes on.
