@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -16,3 +17,7 @@ if _COMPILER.exists():
 # Two thirds of the time to compile; programs this small run as fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
+# those of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
