@@ -31,6 +31,15 @@ make_environment() {
   cp requirements.txt "$mark"
 }
 
+# Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
+# and memory that is kept instead of given back after every step.
+set_up_cpu() {
+  local cores malloc=glibc.malloc
+  cores=$(getconf _NPROCESSORS_ONLN)
+  export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores >= 8 ? 8 : cores >= 4 ? 4 : cores >= 2 ? 2 : 1))}
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
+}
+
 make_environment
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"

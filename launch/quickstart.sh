@@ -7,12 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 workdir=${WORKDIR:-runs/quickstart}
 
-# Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
-# and memory that is kept instead of given back after every step.
-cores=$(getconf _NPROCESSORS_ONLN)
-export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores >= 8 ? 8 : cores >= 4 ? 4 : cores >= 2 ? 2 : 1))}
-malloc=glibc.malloc
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
+set_up_cpu
 
 # Trains, and evaluates at the end.
 .venv/bin/python -m sr3_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"

@@ -14,9 +14,7 @@ data=$(realpath "$1")
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
 workdir=${WORKDIR:-runs/results}
-malloc=glibc.malloc
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
-
+set_up_cpu
 given=("${@:2}")
 run() { # METHOD FLAGS; takes the place of the shell
   exec .venv/bin/python -m sr3_jax.main --config="configs/bsds500_16_64.py:$1" \
@@ -40,22 +38,21 @@ echo "The regression baseline, whose training may take a little longer: tail -f 
 wait $baseline || { status=$?; tail -n 3 "$log"; exit $status; } >&2
 trap - EXIT
 
-# Evaluated on test, as they are and moved to the nearest consistent image.
+# Evaluated on test, as they are and moved to the nearest consistent image; in one report.
+test=$workdir/test
 outputs=
 for consistent in False True; do
   for method in regression sr3; do
     name=$method
-    if [ $consistent = True ]; then
-      name=${method}_consistent
-      mkdir -p "$workdir/$name"
-      ln -sfn "../$method/checkpoints" "$workdir/$name/checkpoints"
-    fi
-    (run $method --mode=evaluate --workdir="$workdir/$name" \
+    [ $consistent = False ] || name=${method}_consistent
+    mkdir -p "$test/$name"
+    ln -sfn "../../$method/checkpoints" "$test/$name/checkpoints"
+    (run $method --mode=evaluate --workdir="$test/$name" \
       --config.data.eval_path="$data/test" --config.sampling.consistent=$consistent)
-    outputs+="${outputs:+,}$name=$workdir/$name/evaluation/images/$method"
+    outputs+="${outputs:+,}$name=$test/$name/evaluation/images/$method"
   done
 done
-images="$workdir/sr3/evaluation/images"
+images=$test/sr3/evaluation/images
 .venv/bin/python -m sr3_jax.main --mode=score --workdir="$workdir/report" \
   --reference="$images/reference" --low_resolution="$images/input" --outputs="$outputs"
 

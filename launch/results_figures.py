@@ -2,8 +2,8 @@
 
     python launch/results_figures.py WORKDIR
 
-WORKDIR has the runs `sr3` and `regression`, trained and evaluated. Written beside them:
-figures.png, pictures.jpg, log.csv.
+WORKDIR has the trainings `sr3` and `regression`, and in `test` their evaluations. Written beside
+them: figures.png, pictures.jpg, log.csv.
 """
 
 import csv
@@ -29,9 +29,9 @@ def main(workdir: pathlib.Path) -> None:
     """Draws all of it."""
     logs = {method: _read_log(workdir / method) for method in ("regression", "sr3")}
     _write_log(logs, workdir / "log.csv")
-    made = workdir / "sr3" / "evaluation" / "images"
+    made = workdir / "test" / "sr3" / "evaluation" / "images"
     images = {name: _read_images(made / name) for name in ("input", "reference", "sr3")}
-    images["regression"] = _read_images(workdir / "regression/evaluation/images/regression")
+    images["regression"] = _read_images(workdir / "test/regression/evaluation/images/regression")
     size = images["reference"].shape[1:3]
     images["bicubic"] = evaluator.resize(images["input"], size)
     factor = size[0] // images["input"].shape[1]
