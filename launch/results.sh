@@ -56,5 +56,5 @@ images=$test/sr3/evaluation/images
 .venv/bin/python -m sr3_jax.main --mode=score --workdir="$workdir/report" \
   --reference="$images/reference" --low_resolution="$images/input" --outputs="$outputs"
 
-.venv/bin/python launch/results_figures.py "$workdir"
+.venv/bin/python -m launch.results_figures "$workdir"
 echo "Look at $workdir/report/report.html, $workdir/figures.png and $workdir/pictures.jpg"

@@ -1,6 +1,6 @@
 """Draws what launch/results.sh measured: curves, spectra and pictures, and the log as a table.
 
-    python launch/results_figures.py WORKDIR
+    python -m launch.results_figures WORKDIR
 
 WORKDIR has the trainings `sr3` and `regression`, and in `test` their evaluations. Written beside
 them: figures.png, pictures.jpg, log.csv.
