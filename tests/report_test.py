@@ -11,7 +11,15 @@ import pytest
 import report_example
 from PIL import Image
 
-from sr3_jax.evaluation import gallery, histograms, intervals, paper, provenance, report
+from sr3_jax.evaluation import (
+    gallery,
+    histograms,
+    intervals,
+    measures,
+    paper,
+    provenance,
+    report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,11 @@ def test_differences_are_paired():
     assert found.num_higher == (gain > 0).sum() and found.num_lower == (gain < 0).sum()
     with pytest.raises(ValueError, match="3 numbers of one method and 2"):
         intervals.of_difference([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_a_number_that_is_not_zero_is_not_written_as_zero():
+    texts = [measures.write(x, ".2f", signed=True) for x in (0.0018, -0.0018, 0.0, -0.0, -1.304)]
+    assert texts == ["+0.002", "−0.002", "+0.00", "+0.00", "−1.30"]
 
 
 def test_numbers_that_are_not_finite_are_counted_and_break_nothing():

@@ -147,7 +147,14 @@ def in_order(names: set[str]) -> list[str]:
 
 
 def write(value: float, digits: str, *, signed: bool = False) -> str:
-    """A number as people read it: a true minus, no negative zero, ∞, and nan as it is."""
+    """A number as people read it: a true minus, no negative zero, ∞, and nan as it is.
+
+    One that these digits would make 0 has one of its own: a difference that is plain is not 0.
+    """
     if math.isinf(value):
         return "−∞" if value < 0 else "+∞" if signed else "∞"
-    return format(float(value), ("+" if signed else "") + "z" + digits).replace("-", "−")
+    sign = "+" if signed else ""
+    text = format(float(value), f"{sign}z{digits}")
+    if value and float(text) == 0:
+        text = format(float(value), f"{sign}.1g")
+    return text.replace("-", "−")
