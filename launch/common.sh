@@ -27,7 +27,8 @@ make_environment() {
   python=$(find_python)
   echo "Installing into .venv with $("$python" --version) ..."
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  # Most modules are never imported; those that are, Python compiles when it first does.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
   cp requirements.txt "$mark"
 }
 

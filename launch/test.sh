@@ -30,7 +30,7 @@ fi
 torch_fidelity=0.4.0 torch=2.15.0 torchvision=0.29.2
 if [ ! -d ".venv/torch_fidelity/torch_fidelity-$torch_fidelity.dist-info" ]; then
   rm -rf .venv/torch_fidelity .venv/torch_fidelity.partial
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
     --target=.venv/torch_fidelity.partial --constraint=requirements.txt \
     "torch-fidelity==$torch_fidelity" "torch==$torch" "torchvision==$torchvision" &&
     mv .venv/torch_fidelity.partial .venv/torch_fidelity ||

@@ -1,5 +1,6 @@
 """The baselines: what SR3 is compared with, trained and scored by the same commands."""
 
+import functools
 import importlib
 import json
 
@@ -25,14 +26,17 @@ def _config(name, method):
     return importlib.import_module(f"configs.{name}").get_config(method)
 
 
+@functools.cache  # configs share networks
+def _shapes(model, size):
+    inputs = models.example_inputs(model, size)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_has_its_regression_baseline(name):
     ours, theirs = _config(name, ""), _config(name, "regression")
     size = ours.data.image_size
-    shapes = [
-        jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, size))["params"]
-        for model in map(factory.model, (ours, theirs))
-    ]
+    shapes = [_shapes(factory.model(config), size) for config in (ours, theirs)]
     flat = [
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in found}
         for found in map(lambda tree: jax.tree_util.tree_leaves_with_path(tree), shapes)
