@@ -15,7 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
 workdir=${WORKDIR:-runs/results}
 set_up_cpu
-given=("${@:2}") # of older shells, none is unset
+given=("${@:2}") # where it is empty, older shells take it for unset
 run() { # METHOD FLAGS; takes the place of the shell
   exec .venv/bin/python -m sr3_jax.main --config="configs/bsds500_16_64.py:$1" \
     --config.data.path="$data/train" "${@:2}" ${given[@]+"${given[@]}"}
