@@ -67,17 +67,23 @@ def get_config() -> config_dict.ConfigDict:
     diffusion.beta_end = 1e-2  # linear and quadratic
 
     config.sampling = sampling = config_dict.ConfigDict()
+    # `ancestral`: the paper's; `ddim`; `dpmpp_2m`: DPM-Solver++(2M); `heun`: two network calls a
+    # step. What each needs how many steps for: docs/sampling.md.
+    sampling.sampler = "ancestral"
+    sampling.eta = 0.0  # ddim, dpmpp_2m: 0 is deterministic, 1 draws as much noise as ancestral
     # `respaced`: num_steps evenly spaced times of the training schedule; `karras`: noise-to-signal
-    # ratios from sigma_max to sigma_min, evenly spaced in their rho-th root; `linear`: beta_start
-    # to beta_end.
+    # ratios from sigma_max to sigma_min, evenly spaced in their rho-th root; `log_snr`: in their
+    # logarithm; `noise_level`: noise levels from that of sigma_max to 1, evenly spaced; `linear`:
+    # beta_start to beta_end.
     sampling.schedule = "respaced"
     sampling.num_steps = 100
-    sampling.sigma_min = 0.02  # karras
-    sampling.sigma_max = 20.0  # karras: sqrt(1 / gamma - 1); 20 is a noise level of 0.05
+    sampling.sigma_min = 0.02  # karras, log_snr: of the last step
+    # karras, log_snr, noise_level: sqrt(1 / gamma - 1); 20 is a noise level of 0.05
+    sampling.sigma_max = 20.0
     sampling.rho = 7.0  # karras
     sampling.beta_start = 1e-4  # linear
     sampling.beta_end = 0.1  # linear
-    sampling.variance = "upper"  # `upper`: 1 - alpha_t, the paper's; `posterior`
+    sampling.variance = "upper"  # ancestral: 1 - alpha_t, the paper's; or `posterior`
     sampling.clip = True  # the estimate of y_0, to [-1, 1]
     # Move the result to the nearest image whose downsampling is the input; of baselines as well.
     sampling.consistent = False

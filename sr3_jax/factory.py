@@ -16,21 +16,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
 
-from sr3_jax import diffusion, models, parallel
+from sr3_jax import config_checks, diffusion, models, parallel
 
 ConfigDict = config_dict.ConfigDict
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """How images are drawn; the noise schedule comes from `inference_schedule`."""
-
-    num_steps: int
-    variance: diffusion.Variance
-    clip: bool
-    batch_size: int
-    tile_size: int
-    consistent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +39,7 @@ _PREDICTS_IMAGE = {"sr3": False, "regression": True, "srcnn": True}
 def method(config: ConfigDict) -> str:
     """What is trained: `sr3`, or the name of a baseline."""
     name = config.get("method", "sr3")  # older workdirs have no such key
-    _choice("config.method", name, _PREDICTS_IMAGE)
+    config_checks.choice("config.method", name, _PREDICTS_IMAGE)
     return name
 
 
@@ -62,7 +50,7 @@ def predicts_image(config: ConfigDict) -> bool:
 
 def model(config: ConfigDict) -> models.UNet | models.SRCNN:
     """The network of `config.method` and `config.model`, for `config.data.image_size`."""
-    dtype = _choice("config.model.dtype", config.model.dtype, _DTYPES)
+    dtype = config_checks.choice("config.model.dtype", config.model.dtype, _DTYPES)
     if method(config) == "srcnn":
         return models.SRCNN(dtype)
     c, image_size = config.model, config.data.image_size
@@ -74,7 +62,7 @@ def model(config: ConfigDict) -> models.UNet | models.SRCNN:
             f"stride of {len(c.multipliers)} levels; {' or '.join(map(str, near))} would do"
         )
     lanes = c.get("lanes", 0)  # older workdirs have no such key
-    _at_least("config.model.lanes", lanes, 0)
+    config_checks.at_least("config.model.lanes", lanes, 0)
     if c.residual_std < 0:
         raise ValueError(
             f"config.model.residual_std = {c.residual_std} is negative; use the root mean square "
@@ -103,85 +91,39 @@ def training_schedule(config: ConfigDict) -> diffusion.NoiseSchedule | None:
     if predicts_image(config):
         return None
     c = config.diffusion
-    make = _choice("config.diffusion.schedule", c.schedule, _TRAINING_SCHEDULES)
+    make = config_checks.choice("config.diffusion.schedule", c.schedule, _TRAINING_SCHEDULES)
     if c.schedule in ("linear", "quadratic"):
         make = functools.partial(make, beta_start=c.beta_start, beta_end=c.beta_end)
-    return _name_key("config.diffusion", make, c.num_steps)
-
-
-def inference_schedule(
-    config: ConfigDict, num_steps: int | None = None
-) -> diffusion.NoiseSchedule | None:
-    """The noise that sampling goes through, in `num_steps` or `config.sampling.num_steps`.
-
-    None for a baseline, which takes one step and no other number of them.
-    """
-    if predicts_image(config):
-        if num_steps not in (None, 1):
-            raise ValueError(
-                f"{num_steps} steps of config.method = {method(config)!r}, which gives its image "
-                "at once; leave the number out"
-            )
-        return None
-    c = config.sampling
-    num_steps = c.num_steps if num_steps is None else num_steps
-    make = {
-        "respaced": lambda n: diffusion.respace(training_schedule(config), n),
-        "karras": lambda n: diffusion.karras(n, c.sigma_min, c.sigma_max, c.rho),
-        "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
-    }
-    make = _choice("config.sampling.schedule", c.schedule, make)
-    return _name_key("config.sampling", make, num_steps)
-
-
-def sampling_options(config: ConfigDict) -> SamplingOptions:
-    """How to sample."""
-    c = config.sampling
-    _choice("config.sampling.variance", c.variance, {"upper": 0, "posterior": 0})
-    _at_least("config.sampling.batch_size", c.batch_size, 1)
-    tile_size = c.tile_size or config.data.image_size
-    stride = models.deepest_stride(config.model.multipliers)
-    if tile_size % stride:
-        raise ValueError(
-            f"config.sampling.tile_size = {tile_size} is not a multiple of {stride}, the deepest "
-            "stride of the network; use one"
-        )
-    num_steps = 1 if predicts_image(config) else c.num_steps
-    return SamplingOptions(
-        num_steps,
-        c.variance,
-        c.clip,
-        c.batch_size,
-        tile_size,
-        c.get("consistent", False),  # older workdirs have no such key
-    )
+    return config_checks.name_key("config.diffusion", make, c.num_steps)
 
 
 def checkpoint(config: ConfigDict) -> Literal["latest", "best"]:
     """Which checkpoint is evaluated and upscales."""
     which = config.evaluation.get("checkpoint", "latest")  # older workdirs have no such key
-    return _choice("config.evaluation.checkpoint", which, {n: n for n in ("latest", "best")})
+    return config_checks.choice(
+        "config.evaluation.checkpoint", which, {n: n for n in ("latest", "best")}
+    )
 
 
 def metric_options(config: ConfigDict) -> dict[str, Any]:
     """What PSNR and SSIM look at: arguments of `evaluation.evaluator.evaluate`."""
     c = config.evaluation
     border = c.get("crop_border", 0)  # older workdirs have no such keys
-    _at_least("config.evaluation.crop_border", border, 0)
+    config_checks.at_least("config.evaluation.crop_border", border, 0)
     return {"luminance": c.get("luminance", False), "border": border}
 
 
 def num_samples(config: ConfigDict) -> int:
     """Of each held-out image, with noise of its own; a baseline has but one."""
     count = config.evaluation.get("num_samples", 1)  # older workdirs have no such key
-    _at_least("config.evaluation.num_samples", count, 1)
+    config_checks.at_least("config.evaluation.num_samples", count, 1)
     return 1 if predicts_image(config) else count
 
 
 def network_input(config: ConfigDict) -> int:
     """Size to which inputs of an evaluation are brought before the network, in pixels; 0: none."""
     size = config.evaluation.get("network_input", 0)  # older workdirs have no such key
-    _at_least("config.evaluation.network_input", size, 0)
+    config_checks.at_least("config.evaluation.network_input", size, 0)
     return size
 
 
@@ -191,7 +133,7 @@ def feature_options(config: ConfigDict) -> dict[str, Any]:
     metrics = tuple(c.get("feature_metrics", ()))  # older workdirs have no such keys
     keys = {"fid": "inception_weights", "lpips": "lpips_weights", "resnet50": "resnet50_weights"}
     for metric in metrics:
-        _choice("config.evaluation.feature_metrics", metric, keys)
+        config_checks.choice("config.evaluation.feature_metrics", metric, keys)
     return {
         "metrics": metrics,
         "weights": {metric: c.get(key, "") or None for metric, key in keys.items()},
@@ -201,7 +143,9 @@ def feature_options(config: ConfigDict) -> dict[str, Any]:
 def paper_table(config: ConfigDict) -> str:
     """The paper's table whose figures a report shows beside ours; empty for none."""
     number = config.evaluation.get("paper_table", "")  # older workdirs have no such key
-    return _choice("config.evaluation.paper_table", number, {n: n for n in ("", *"12345")})
+    return config_checks.choice(
+        "config.evaluation.paper_table", number, {n: n for n in ("", *"12345")}
+    )
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -226,8 +170,8 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Adam on the clipped gradient."""
     c = config.train
-    _above("config.train.clip_norm", c.clip_norm, 0.0)
-    _above("config.train.learning_rate", c.learning_rate, 0.0)
+    config_checks.above("config.train.clip_norm", c.clip_norm, 0.0)
+    config_checks.above("config.train.learning_rate", c.learning_rate, 0.0)
     return optax.chain(
         optax.clip_by_global_norm(c.clip_norm),
         optax.adam(learning_rate(config), b1=c.adam_b1, b2=c.adam_b2),
@@ -237,8 +181,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def step_options(config: ConfigDict) -> dict[str, Any]:
     """Arguments of `training.step.StepOptions`."""
     c = config.train
-    _choice("config.train.loss", c.loss, {"l1": 0, "l2": 0})
-    _at_least("config.train.accumulate_steps", c.accumulate_steps, 1)
+    config_checks.choice("config.train.loss", c.loss, {"l1": 0, "l2": 0})
+    config_checks.at_least("config.train.accumulate_steps", c.accumulate_steps, 1)
     if c.batch_size % c.accumulate_steps:
         raise ValueError(
             f"config.train.accumulate_steps = {c.accumulate_steps} does not divide "
@@ -265,8 +209,8 @@ def loop_options(config: ConfigDict) -> LoopOptions:
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("checkpoint.keep_last", config.checkpoint.keep_last),
     ):
-        _at_least(f"config.{key}", value, 1)
-    _at_least("config.profile_steps", config.profile_steps, 0)
+        config_checks.at_least(f"config.{key}", value, 1)
+    config_checks.at_least("config.profile_steps", config.profile_steps, 0)
     return LoopOptions(
         num_steps=c.num_steps,
         batch_size=c.batch_size,
@@ -283,7 +227,7 @@ def layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> p
     devices = jax.devices() if devices is None else devices
     rows = config.train.batch_size // config.train.accumulate_steps
     spatial = c.spatial or _fewest_for_an_image(rows, len(devices) // max(c.model, 1))
-    mesh = _name_key(
+    mesh = config_checks.name_key(
         "config.parallel",
         functools.partial(parallel.make_mesh, model=c.model, spatial=spatial),
         devices,
@@ -295,7 +239,7 @@ def layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> p
             f"{height}; use a divisor, or a larger config.train.batch_size"
         )
     parallel.check_batch_size(rows, mesh, "config.train.batch_size / accumulate_steps")
-    name = _choice(
+    name = config_checks.choice(
         "config.parallel.layout", c.layout, {n: n for n in get_args(parallel.LayoutName)}
     )
     return parallel.Layout(mesh, name)
@@ -328,27 +272,3 @@ def _attention_levels(config: ConfigDict) -> tuple[int, ...]:
             )
         levels.append(sizes.index(resolution))
     return tuple(levels)
-
-
-def _choice(name: str, value: Any, choices: dict[str, Any]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r} is unknown; use one of {', '.join(choices)}")
-    return choices[value]
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} = {value}; it must be at least {least}")
-
-
-def _above(name: str, value: float, bound: float) -> None:
-    if not value > bound:
-        raise ValueError(f"{name} = {value}; it must be above {bound}")
-
-
-def _name_key(name: str, make: Any, *args: Any) -> Any:
-    """Runs `make`, adding the config's section to the message of a ValueError."""
-    try:
-        return make(*args)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_run
 
-from sr3_jax import config_file, data_factory, diffusion, factory, models
+from sr3_jax import config_file, data_factory, diffusion, factory, models, sampling_factory
 from sr3_jax.tools import aot_table
 
 NAMES = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
@@ -31,12 +31,12 @@ def test_a_config_describes_something_that_can_be_built(name):
     config = _config(name)
     model = factory.model(config)
     assert models.count_parameters(model, config.data.image_size) > 100_000
-    for schedule in (factory.training_schedule(config), factory.inference_schedule(config)):
+    for schedule in (factory.training_schedule(config), sampling_factory.schedule(config)):
         assert np.sqrt(schedule.gamma[-1]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
     factory.optimizer(config)
     factory.step_options(config)
     factory.loop_options(config)
-    factory.sampling_options(config)
+    sampling_factory.options(config)
     assert importlib.import_module(f"configs.{name}").__doc__
 
 

@@ -5,12 +5,16 @@ y_t: with C_t = gamma S + (1 - gamma) I, it is sqrt(1 - gamma) C_t^-1 (y_t - sqr
 A correct sampler with this denoiser must reproduce m and S.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 from sr3_jax import diffusion
+from sr3_jax.tools import sampler_benchmark
 
 COUNT = 20_000
 DIM = 4
@@ -54,9 +58,9 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
     """
     keys = jax.random.split(jax.random.key(7), COUNT)
     sample = jax.jit(
-        lambda keys: diffusion.ancestral_sample(
-            denoise, SCHEDULES[name], keys, (DIM,), variance=variance, clip=False
-        )[0]
+        lambda keys: diffusion.sample(
+            denoise, diffusion.ancestral(SCHEDULES[name], variance), keys, (DIM,), clip=False
+        )
     )
     y_0 = np.asarray(sample(keys), np.float64)
     spread = np.sqrt(np.diag(COVARIANCE))
@@ -67,16 +71,21 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
     assert error.max() < 0.05, error
 
 
-def test_clipped_step_equals_eq_11_where_nothing_is_clipped():
-    """Posterior mean given the estimate of y_0 = Eq. 11: same key, same result."""
-    keys = jax.random.split(jax.random.key(1), 50)
-    small = lambda y_t, gamma: diffusion.predict_eps(y_t, gamma, 0.5 * jnp.tanh(y_t))  # noqa: E731
+def test_ancestral_sampling_is_algorithm_2():
+    """Step by step as printed in the paper (Eq. 11), with the same noise."""
     schedule = diffusion.linear(200, 1e-4, 8e-2)
-    results = [
-        diffusion.ancestral_sample(small, schedule, keys, (3, 3), clip=clip)[0]
-        for clip in (True, False)
-    ]
-    np.testing.assert_allclose(*results, atol=2e-4)
+    estimate = lambda y_t, gamma: diffusion.predict_eps(y_t, gamma, 0.5 * jnp.tanh(y_t))  # noqa: E731
+    key = jax.random.key(1)
+    draw = lambda t: np.asarray(jax.random.normal(jax.random.fold_in(key, t), (3, 3)), np.float64)  # noqa: E731
+    y = draw(201)
+    for t in range(200, 0, -1):
+        alpha, gamma = 1 - float(schedule.beta[t]), float(schedule.gamma[t])
+        eps = estimate(jnp.asarray(y[None], jnp.float32), jnp.asarray([gamma]))[0]
+        eps = np.asarray(eps, np.float64)
+        z = draw(t) if t > 1 else 0.0
+        y = (y - (1 - alpha) / np.sqrt(1 - gamma) * eps) / np.sqrt(alpha) + np.sqrt(1 - alpha) * z
+    y_0 = diffusion.sample(estimate, diffusion.ancestral(schedule), key[None], (3, 3), clip=False)
+    np.testing.assert_allclose(y_0[0], y, atol=3e-4)
 
 
 def test_clipping_keeps_the_estimate_in_range():
@@ -85,80 +94,160 @@ def test_clipping_keeps_the_estimate_in_range():
     claim = lambda y_t, gamma: diffusion.predict_eps(y_t, gamma, jnp.full_like(y_t, 3.0))  # noqa: E731
     schedule = diffusion.linear(200, 1e-4, 8e-2)
     ends = [
-        float(diffusion.ancestral_sample(claim, schedule, keys, (2,), clip=clip)[0].mean())
+        float(diffusion.sample(claim, diffusion.ancestral(schedule), keys, (2,), clip=clip).mean())
         for clip in (True, False)
     ]
     np.testing.assert_allclose(ends, [1.0, 3.0], atol=1e-2)
 
 
-def test_a_sample_depends_on_its_own_key_alone():
-    schedule = diffusion.linear(20, 1e-3, 0.5)
+SAMPLERS = sampler_benchmark.SAMPLERS
+# Largest errors of the covariance, relative to it, with log-SNR evenly spaced: docs/sampling.md.
+STEPS = (5, 10, 20, 50, 100)
+COVARIANCE_ERRORS = {
+    "ancestral, posterior variance": (0.82, 0.56, 0.35, 0.18, 0.10),
+    "ddim": (0.69, 0.39, 0.22, 0.10, 0.06),
+    "ddim, eta 0.5": (0.71, 0.42, 0.25, 0.12, 0.07),
+    "dpmpp_2m": (0.32, 0.08, 0.04, 0.025, 0.022),
+    "dpmpp_2m, eta 1": (0.54, 0.11, 0.07, 0.022, 0.016),
+    "heun": (3.6, 0.33, 0.07, 0.028, 0.023),
+}
+# Deterministic samplers keep what is left of the mean at the strongest noise, a twentieth of it.
+MEAN_ERRORS = {"ddim": 0.045, "ddim, eta 0.5": 0.025, "dpmpp_2m": 0.055, "heun": 0.1}
+
+
+@pytest.mark.parametrize("name", COVARIANCE_ERRORS)
+def test_few_steps_err_as_little_as_stated(name):
+    for num_steps, bound in zip(STEPS, COVARIANCE_ERRORS[name], strict=True):
+        sampler = SAMPLERS[name](sampler_benchmark.GRIDS["uniform in log-SNR"](num_steps))
+        mean, covariance = sampler_benchmark.gaussian_errors(sampler, 40_000)
+        assert covariance < bound, num_steps
+        assert mean < MEAN_ERRORS.get(name, 0.015), num_steps
+
+
+def mixture(y_t, gamma):
+    """E[eps | y_t] for y_0 = -0.6 or 0.6 plus noise: not linear in y_t."""
+    gamma = gamma.reshape(-1, 1)
+    centres = jnp.array([-0.6, 0.6])
+    variance = gamma * 0.15**2 + 1 - gamma
+    score = [-((y_t - jnp.sqrt(gamma) * c) ** 2) / (2 * variance) for c in centres]
+    share = jax.nn.softmax(jnp.stack(score), axis=0)
+    mean = sum(s * jnp.sqrt(gamma) * c for s, c in zip(share, centres, strict=True))
+    return jnp.sqrt(1 - gamma) * (y_t - mean) / variance
+
+
+@pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, order):
+    """Against SciPy's solver, from y_T to the state before the last step; dx/dsigma = eps.
+
+    Halving the steps' length divides the error by 2 to the power of the order.
+    """
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    def slope(ratio, x):
+        gamma = 1 / (1 + ratio**2)
+        y = jnp.asarray(x.reshape(16, 1) * np.sqrt(gamma), jnp.float32)
+        return np.asarray(mixture(y, jnp.full(16, gamma)), np.float64).reshape(-1)
+
+    advance = jax.jit(functools.partial(diffusion.advance, mixture, clip=False))
+    errors = []
+    for num_steps in (40, 80):
+        schedule = diffusion.karras(num_steps, 0.05, 10.0, 7.0, max_terminal_noise_level=0.1)
+        sampler = SAMPLERS[name](schedule)
+        state = first = diffusion.begin(sampler, keys, (1,))
+        for row in range(sampler.num_calls - 1):
+            state = advance(sampler[row], state, keys)
+        gamma = np.asarray(schedule.gamma, np.float64)
+        begin = np.asarray(first.y_t, np.float64).reshape(-1) / np.sqrt(gamma[-1])
+        ratio = np.sqrt(1 / gamma[[-1, 1]] - 1)
+        exact = scipy.integrate.solve_ivp(slope, ratio, begin, rtol=1e-5, atol=1e-6).y[:, -1]
+        ours = np.asarray(state.y_t, np.float64).reshape(-1) / np.sqrt(gamma[1])
+        errors.append(np.sqrt(np.mean((ours - exact) ** 2)))
+    measured = np.log2(errors[0] / errors[1])
+    assert order - 0.35 < measured < order + 0.8, (measured, errors)
+
+
+def test_ddim_with_all_noise_is_ancestral_sampling_with_the_posterior():
+    schedule = diffusion.cosine(50)
+    ours, theirs = diffusion.ddim(schedule, 1.0), diffusion.ancestral(schedule, "posterior")
+    for name in ("state", "estimate", "noise"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=2e-6)
+
+
+def test_samplers_of_as_many_calls_share_a_program():
+    """Of one kind: what is compiled for one schedule runs with another."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    run = jax.jit(lambda sampler: diffusion.sample(denoise, sampler, keys, (DIM,)))
+    for make in (diffusion.karras, diffusion.uniform_log_snr):
+        for eta in (0.0, 1.0):
+            run(diffusion.dpmpp_2m(make(12), eta))
+    run(diffusion.ancestral(diffusion.cosine(12)))
+    run(diffusion.ddim(diffusion.karras(12), 1.0))
+    assert run._cache_size() == 3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sample_depends_on_its_own_key_alone(name):
+    sampler = SAMPLERS[name](diffusion.linear(20, 1e-3, 0.5))
     keys = jax.random.split(jax.random.key(3), 6)
-    together, _ = diffusion.ancestral_sample(denoise, schedule, keys, (DIM,))
-    reversed_, _ = diffusion.ancestral_sample(denoise, schedule, keys[::-1], (DIM,))
-    alone, _ = diffusion.ancestral_sample(denoise, schedule, keys[2:3], (DIM,))
+    draw = lambda keys: diffusion.sample(denoise, sampler, keys, (DIM,), clip=False)  # noqa: E731
+    together, reversed_, alone = draw(keys), draw(keys[::-1]), draw(keys[2:3])
     np.testing.assert_allclose(together, reversed_[::-1], atol=1e-5)
     np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
     assert len(np.unique(np.asarray(together)[:, 0])) == 6
 
 
-@pytest.mark.parametrize("count", [2, 3, 7, 21])
-def test_snapshots_are_states_of_the_one_chain(count):
-    """All states are recorded by the denoiser too; snapshots are an evenly spaced subset."""
-    schedule = diffusion.linear(20, 1e-3, 0.5)
+@pytest.mark.parametrize("name", ["ancestral", "dpmpp_2m", "heun"])
+def test_a_loop_over_part_of_the_rows_goes_on_where_another_ended(name):
+    sampler = SAMPLERS[name](diffusion.linear(20, 1e-3, 0.5))
     keys = jax.random.split(jax.random.key(3), 2)
-    seen = []
-
-    def recording(y_t, gamma):
-        jax.debug.callback(lambda y: seen.append(np.asarray(y)), y_t, ordered=True)
-        return denoise(y_t, gamma)
-
-    y_0, snapshots = diffusion.ancestral_sample(
-        recording, schedule, keys, (DIM,), num_snapshots=count
+    run = jax.jit(
+        lambda first, last, state: jax.lax.fori_loop(
+            first, last, lambda i, s: diffusion.advance(denoise, rows[i], s, keys), state
+        )
     )
-    jax.effects_barrier()
-    states = [*seen, np.asarray(y_0)]
-    kept = np.round(np.linspace(0, 20, count)).astype(int)
-    assert len(states) == 21
-    # Rounding halves may go either way in t = T - index.
-    for snapshot, index in zip(np.asarray(snapshots), kept, strict=True):
-        near = [np.abs(snapshot - states[i]).max() for i in (index - 1, index, index + 1) if i < 21]
-        assert min(near) < 1e-6
-    np.testing.assert_array_equal(snapshots[0], states[0])
-    np.testing.assert_array_equal(snapshots[-1], y_0)
-    assert len({s.tobytes() for s in np.asarray(snapshots)}) == count
+    rows = jax.tree.map(jnp.asarray, sampler)
+    state = diffusion.begin(sampler, keys, (DIM,))
+    for first, last in ((0, 7), (7, 8), (8, sampler.num_calls)):
+        state = run(first, last, state)
+    whole = diffusion.sample(denoise, sampler, keys, (DIM,))
+    np.testing.assert_allclose(state.y_t, whole, atol=1e-6)
 
 
-def test_one_network_call_a_step():
-    """The scan's body calls the denoiser once, and is run T times."""
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_network_call_a_step(name):
+    """The scan's body calls the denoiser once, and is run T times; of Heun's 2 T - 1."""
     calls = []
 
     def counting(y_t, gamma):
-        jax.debug.callback(lambda: calls.append(1), ordered=True)
+        jax.debug.callback(lambda g: calls.append(float(g)), gamma[0], ordered=True)
         return y_t
 
-    diffusion.ancestral_sample(
-        counting, diffusion.linear(13, 1e-3, 0.9), jax.random.split(jax.random.key(0), 2), (3,)
-    )
-    jax.effects_barrier()
-    assert len(calls) == 13
-
-
-def test_the_sampler_is_one_scan():
-    schedule = diffusion.linear(50, 1e-3, 0.3)
+    schedule = diffusion.linear(13, 1e-3, 0.9)
     keys = jax.random.split(jax.random.key(0), 2)
-    sample = lambda keys: diffusion.ancestral_sample(denoise, schedule, keys, (DIM,))  # noqa: E731
+    diffusion.sample(counting, SAMPLERS[name](schedule), keys, (3,))
+    jax.effects_barrier()
+    noisiest_first = schedule.gamma[:0:-1]
+    expected = noisiest_first
+    if name == "heun":  # T, then T - 1 as the end of one step and the start of the next, ...
+        expected = np.concatenate([noisiest_first[:1], np.repeat(noisiest_first[1:], 2)])
+    np.testing.assert_allclose(calls, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_one_scan(name):
+    sampler = SAMPLERS[name](diffusion.linear(50, 1e-3, 0.3))
+    keys = jax.random.split(jax.random.key(0), 2)
+    sample = lambda keys: diffusion.sample(denoise, sampler, keys, (DIM,))  # noqa: E731
     names = [equation.primitive.name for equation in jax.make_jaxpr(sample)(keys).eqns]
     assert names.count("scan") == 1 and "while" not in names
 
 
-@pytest.mark.parametrize("count", [1, -1, 22])
-def test_impossible_numbers_of_snapshots(count):
-    with pytest.raises(ValueError, match=f"num_snapshots = {count}"):
-        diffusion.ancestral_sample(
-            denoise,
-            diffusion.linear(20, 1e-3, 0.5),
-            jax.random.split(jax.random.key(0), 1),
-            (DIM,),
-            num_snapshots=count,
-        )
+def test_impossible_options_are_named():
+    schedule = diffusion.cosine(10)
+    for make in (diffusion.ddim, diffusion.dpmpp_2m):
+        with pytest.raises(ValueError, match=r"eta = 1\.5 is outside"):
+            make(schedule, 1.5)
+    with pytest.raises(ValueError, match=r"sigma_min = 3.* need 0 < sigma_min < sigma_max"):
+        diffusion.uniform_log_snr(10, 3.0, 2.0)
+    with pytest.raises(ValueError, match=r"end at noise level .* = 0\.316"):
+        diffusion.uniform_noise_level(10, 3.0)

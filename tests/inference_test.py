@@ -1,5 +1,6 @@
 """SuperResolver and the upscaling of files, with random weights."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,8 @@ from etils import epath
 from flax import linen as nn
 from PIL import Image
 
-from sr3_jax import SuperResolver, factory
-from sr3_jax.inference import files
+from sr3_jax import SuperResolver, factory, sampling_factory
+from sr3_jax.inference import files, refinement
 from sr3_jax.training.state import init_state
 
 
@@ -63,11 +64,80 @@ def test_any_size(resolver):
         assert resolver.upscale(image).shape == (1, 4 * height, 4 * width, 3)
 
 
+def test_sizes_share_programs_and_steps_do_too(resolver):
+    """Neither a size whose array is the same, nor another number of steps, compiles anew."""
+    image = lambda h, w: np.random.default_rng(h).integers(0, 256, (h, w, 3), dtype=np.uint8)  # noqa: E731
+    resolver.upscale(image(9, 21))
+    compiled = resolver._refiner.compile_seconds
+    resolver.upscale(image(9, 21), steps=7)
+    resolver.upscale(image(9, 22), steps=3)
+    assert resolver._refiner.compile_seconds == compiled
+
+
+def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
+    """And with as many tiles at once as there are devices, or all of them."""
+    image = np.random.default_rng(1).integers(0, 256, (1, 20, 26, 3), dtype=np.uint8)
+    results = []
+    for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
+        options = dataclasses.replace(resolver._options, batch_size=batch_size)
+        refiner = refinement.Refiner(
+            resolver._refiner._model,
+            options,
+            factor=4,
+            stride=1,
+            devices=jax.local_devices()[:devices],
+        )
+        refiner.set_params(resolver.params)
+        keys = jax.random.split(jax.random.key(0), 1)
+        (made,) = refiner.refine(image, keys, resolver._make_sampler(2))
+        results.append(made())
+    assert results[0].shape == (1, 80, 104, 3)
+    for other in results[1:]:
+        _close(results[0], other)
+
+
+def test_16_bits_stay_16_bits(resolver, images):
+    """The same picture in finer levels, up to the rounding of the input's."""
+    deep = resolver.upscale(images.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16 and len(np.unique(deep)) > 256
+    assert np.abs(deep / 257 - resolver.upscale(images)).max() <= 1.0
+
+
+def test_other_factors(resolver, images):
+    """By resizing first, so that a plain image stays where it was."""
+    for factor, size in ((8, 64), (2.5, 20), (1.3, 10)):
+        assert resolver.upscale(images[0], factor=factor).shape == (size, size, 3)
+    ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
+    resized = resolver.before_network(ramp[None], 6.0)[0].astype(float)
+    where = (np.arange(36) + 0.5) / 1.5 - 0.5
+    np.testing.assert_allclose(resized[18, 3:-3, 0], 10 * where[3:-3], atol=0.6)
+    with pytest.raises(ValueError, match="factor = 0"):
+        resolver.upscale(images[0], factor=0.0)
+
+
+def test_samples_of_one_image_differ(resolver, images):
+    samples = resolver.sample_many(images[0], 3)
+    assert samples.shape == (3, 32, 32, 3)
+    assert (samples[0] != samples[1]).mean() > 0.5
+    np.testing.assert_array_equal(samples, resolver.sample_many(images[0], 3))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
+def test_other_samplers(resolver, images, sampler):
+    config = small_run.config()
+    config.sampling.sampler, config.sampling.num_steps = sampler, 3
+    other = SuperResolver.from_params(config, resolver.params)
+    calls = []
+    made = other.upscale(images[:1], progress=lambda: calls.append(1))
+    assert len(calls) == other.num_calls() == (5 if sampler == "heun" else 3)
+    assert (made != resolver.upscale(images[:1], steps=3)).mean() > 0.3
+
+
 def test_progress_counts_every_step(resolver, images):
     calls = []
     resolver.upscale(images, steps=3, progress=lambda: calls.append(1))
     jax.effects_barrier()
-    assert len(calls) == resolver.num_refinements(6, 3) == 6
+    assert len(calls) == resolver.num_refinements(images.shape, 3) == 6
 
 
 def test_no_image_is_sampled_twice(images):
@@ -84,8 +154,8 @@ def test_no_image_is_sampled_twice(images):
     resolver = SuperResolver(
         Recorder(),
         {},
-        functools.partial(factory.inference_schedule, config),
-        factory.sampling_options(config),
+        functools.partial(sampling_factory.sampler, config),
+        sampling_factory.options(config),
         factor=4,
         stride=1,
     )
@@ -93,7 +163,7 @@ def test_no_image_is_sampled_twice(images):
     for count, expected, batches in ((1, 1, 1), (3, 3, 1), (5, 8, 1), (6, 8, 1)):
         assert len(resolver.upscale(images[:count], steps=2)) == count
         assert sizes[-1] == expected
-        assert resolver.num_refinements(count, 2) == 2 * batches
+        assert resolver.num_refinements(images[:count].shape, 2) == 2 * batches
 
 
 def test_refinement_ends_in_the_image(resolver, images):
@@ -104,7 +174,7 @@ def test_refinement_ends_in_the_image(resolver, images):
 
 
 def test_wrong_images_are_named(resolver, images):
-    for wrong in (images[0], images.astype(np.float32), images[..., :1], images[:0]):
+    for wrong in (images[0, 0], images.astype(np.float32), images[..., :1], images[:0]):
         with pytest.raises((ValueError, TypeError), match="(?s)images|image"):
             resolver.upscale(wrong)
     with pytest.raises(ValueError, match="steps = 0"):

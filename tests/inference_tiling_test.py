@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr3_jax.inference.tiling import tiled_denoise
+from sr3_jax.inference import tiling
 
 _KERNEL = jax.random.normal(jax.random.key(0), (5, 5, 6, 3)) / 10
 
@@ -15,24 +15,37 @@ def local_network(x, y_t, gamma):
     return jax.lax.conv_general_dilated(both, _KERNEL, (1, 1), "SAME", dimension_numbers=dims)
 
 
-@pytest.mark.parametrize("shape", [(40, 56), (16, 100), (37, 33), (16, 16), (17, 16)])
-def test_estimates_that_do_not_depend_on_the_tile_come_back_exactly(shape):
-    """Weights add up to 1 everywhere, whatever the size: an estimate of x itself returns x."""
-    x = jax.random.normal(jax.random.key(1), (2, *shape, 3))
-    denoise = tiled_denoise(lambda x, y_t, gamma: x + 2 * y_t, x, 16, 4)
+def denoise(network, x, y_t, tile_size, overlap, size=3, stride=4):
+    """Of an image, in an array as large as it takes."""
+    height, width = x.shape[1:3]
+    grid = tiling.make_grid((height, width), tile_size, overlap, stride)
+    assert grid.is_cut
+    rest = [(0, 0), (0, grid.canvas[0] - height), (0, grid.canvas[1] - width), (0, 0)]
+    # What is beyond the image must not matter.
+    x, y_t = (jnp.pad(a, rest, constant_values=np.nan) for a in (x, y_t))
+    groups = tiling.groups_of_tiles(grid, overlap, size)
+    made = tiling.tiled_denoise(network, x, grid.tile, overlap, *groups)(y_t, jnp.ones(1))
+    return made[:, :height, :width]
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("shape", [(40, 56), (16, 100), (36, 33), (20, 16)])
+def test_estimates_that_do_not_depend_on_the_tile_come_back_exactly(shape, size):
+    """Weights add up to 1 everywhere, whatever the sizes: an estimate of x itself returns x."""
+    x = jax.random.normal(jax.random.key(1), (1, *shape, 3))
     y_t = jax.random.normal(jax.random.key(2), x.shape)
-    np.testing.assert_allclose(denoise(y_t, jnp.ones(2)), x + 2 * y_t, atol=1e-5)
+    made = denoise(lambda x, y_t, gamma: x + 2 * y_t, x, y_t, 16, 4, size)
+    np.testing.assert_allclose(made, x + 2 * y_t, atol=1e-5)
 
 
 def test_every_pixel_is_blended_from_the_tiles_that_hold_it():
     """With one constant for each tile, values change gradually and stay between the constants."""
-    x = jnp.zeros((1, 16, 64, 3))
 
     def network(x, y_t, gamma):
-        return jnp.mean(y_t) * jnp.ones_like(y_t)
+        return jnp.broadcast_to(jnp.mean(y_t, (1, 2, 3), keepdims=True), y_t.shape)
 
     ramp = jnp.broadcast_to(jnp.arange(64.0)[None, None, :, None], (1, 16, 64, 3))
-    blended = np.asarray(tiled_denoise(network, x, 16, 8)(ramp, jnp.ones(1)))[0, 0, :, 0]
+    blended = np.asarray(denoise(network, jnp.zeros_like(ramp), ramp, 16, 8))[0, 0, :, 0]
     assert np.all(np.diff(blended) >= -1e-4)
     # Neighbouring tiles differ by 8: unblended, that would be the step between two pixels.
     assert np.diff(blended).max() < 2.0
@@ -43,8 +56,7 @@ def test_only_the_rims_of_tiles_differ_from_the_whole():
     x = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
     y_t = jax.random.normal(jax.random.key(2), x.shape)
     whole = local_network(x, y_t, None)
-    tiled = tiled_denoise(local_network, x, 16, 8)(y_t, jnp.ones(1))
-    error = np.abs(np.asarray(whole - tiled)).max(axis=(0, 3))
+    error = np.abs(np.asarray(whole - denoise(local_network, x, y_t, 16, 8))).max(axis=(0, 3))
     # Tiles begin at 0, 8, 16, 24: a pixel two or more from every tile's edge sees all it needs.
     starts = np.arange(0, 25, 8)
     near = np.zeros(40, bool)
@@ -56,18 +68,35 @@ def test_only_the_rims_of_tiles_differ_from_the_whole():
 
 
 def test_small_images_are_not_cut():
-    calls = []
+    for size in ((12, 16), (16, 16), (1, 3)):
+        grid = tiling.make_grid(size, 16, 4, 4)
+        assert not grid.is_cut and grid.starts == ((0, 0),)
+        assert all(a <= b <= 16 and b % 4 == 0 for a, b in zip(size, grid.canvas, strict=True))
 
-    def network(x, y_t, gamma):
-        calls.append(y_t.shape)
-        return y_t
 
-    x = jnp.zeros((2, 12, 16, 3))
-    tiled_denoise(network, x, 16, 4)(x, jnp.ones(2))
-    assert calls == [(2, 12, 16, 3)]
+@pytest.mark.parametrize("stride", [4, 8, 64])
+def test_arrays_are_hardly_larger_than_images_and_of_few_sizes(stride):
+    canvases = set()
+    for length in range(1, 40 * stride * 8):
+        (canvas, _) = tiling.make_grid((length, stride), 2**30, 0, stride).canvas
+        assert length <= canvas < length * 1.125 + stride and canvas % stride == 0
+        canvases.add(canvas)
+    assert len(canvases) <= 16 + 8 * 6
+
+
+def test_tiles_cover_every_image_of_an_array():
+    """As many tiles as `most_tiles` says, however large the image within it is."""
+    for length in range(17, 200):
+        grid = tiling.make_grid((length, 40), 16, 4, 4)
+        covered = np.zeros((length, 40), bool)
+        for top, left in grid.starts:
+            covered[top : top + 16, left : left + 16] = True
+            assert top + 16 <= length and left + 16 <= 40
+        assert covered.all()
+        assert len(grid.starts) <= tiling.most_tiles(grid, 4)
 
 
 @pytest.mark.parametrize("overlap", [16, -1])
 def test_impossible_overlap(overlap):
     with pytest.raises(ValueError, match=f"overlap = {overlap}"):
-        tiled_denoise(local_network, jnp.zeros((1, 40, 40, 3)), 16, overlap)
+        tiling.make_grid((40, 40), 16, overlap, 4)

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -148,15 +149,22 @@ def test_value_ranges_round_trip():
     np.testing.assert_array_equal(images.to_uint8(3 * signed)[0, 0, 0], [0])
 
 
-@pytest.mark.parametrize("low_size", [(16, 24), (24, 16)])
-def test_the_nearest_consistent_image_is_consistent_and_nearest(low_size):
-    """Also where the factor is not the same for height and width, and no whole number."""
-    photo = skimage.data.chelsea()[100:164, 100:164][None]
-    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), low_size)))
+@pytest.mark.parametrize("room", [0, 5])
+def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
+    """Also within an array that is larger than the image."""
+    photo = skimage.data.chelsea()[100:164, 100:196][None]
+    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), (16, 24))))
     rng = np.random.default_rng(0)
     off = scipy.ndimage.gaussian_filter(rng.normal(size=photo.shape), (0, 4, 4, 0)) * 60
     worse = np.clip(photo + off + 10 * rng.normal(size=photo.shape), 0, 255).astype(np.uint8)
-    better = images.make_consistent(images.to_signed(worse), low)
+    extent = images.make_extent((16, 24), (16 + room, 24 + room), 4)
+    pad = lambda image, n: jnp.pad(image, [(0, 0), (0, n), (0, n), (0, 0)], constant_values=0.7)  # noqa: E731
+
+    def improve(image):
+        source = pad(images.to_signed(low), room)
+        return images.make_consistent(pad(image, 4 * room), source, extent)[:, :64, :96]
+
+    better = improve(images.to_signed(worse))
     made = np.asarray(images.to_uint8(better))
     assert metrics.consistency(worse, low)[0] > 10
     assert metrics.consistency(made, low)[0] < 0.05
@@ -165,8 +173,27 @@ def test_the_nearest_consistent_image_is_consistent_and_nearest(low_size):
     before, after = (float(metrics.detail(each, photo)[0]) for each in (worse, made))
     assert after == pytest.approx(before, rel=0.1)
     # What is consistent already stays where it is.
-    again = images.make_consistent(better, low)
-    np.testing.assert_allclose(np.asarray(again), np.asarray(better), atol=1e-3)
+    np.testing.assert_allclose(np.asarray(improve(better)), np.asarray(better), atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_resizing_within_an_array_is_resizing(factor):
+    """As `resize_bicubic`, both ways, whatever lies beyond the image; a ramp stays a ramp."""
+    rng = np.random.default_rng(factor)
+    low = rng.normal(size=(2, 17, 22, 3)).astype(np.float32)
+    extent = images.make_extent((13, 20), (17, 22), factor)
+    up = images.upsample_within(low, extent, factor)
+    expected = images.resize_bicubic(low[:, :13, :20], (13 * factor, 20 * factor))
+    np.testing.assert_allclose(up[:, : 13 * factor, : 20 * factor], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        up[:, 13 * factor :, : 20 * factor],
+        np.broadcast_to(expected[:, -1:], (2, 4 * factor, 20 * factor, 3)),
+        atol=1e-5,
+    )
+    high = rng.normal(size=(2, 17 * factor, 22 * factor, 3)).astype(np.float32)
+    down = images.downsample_within(high, extent, factor)[:, :13, :20]
+    expected = images.resize_bicubic(high[:, : 13 * factor, : 20 * factor], (13, 20))
+    np.testing.assert_allclose(down, expected, atol=1e-5)
 
 
 def test_upsampling_does_not_shift():

@@ -1,10 +1,12 @@
 """Image files to 8-bit RGB and back; needs no TensorFlow."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps, PngImagePlugin
 
 from sr3_jax.data import storage
@@ -18,10 +20,13 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # In others (a phone's JPEG, TIFF) what follows the first image is a preview or another page.
 _ANIMATED = ("GIF", "PNG", "WEBP")
 
+# Why floating-point pixels are refused.
+FLOATS = "floating-point pixels have no defined range; save it as 8-bit"
+
 _COMMENT = "Comment"  # the keyword of the PNG specification
 
 # Images of other formats come back as PNG, under their name with .png appended.
-_WRITERS = {
+WRITERS = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".png": {"format": "PNG"},
@@ -48,11 +53,7 @@ def read_file(path: str, box: Box | None = None) -> UInt8[np.ndarray, "height wi
         OSError: reading failed for another reason (permissions, network), which says nothing
             about the image.
     """
-    try:
-        data = storage.read(path)
-    except FileNotFoundError as e:
-        raise BadImageError(f"no such file: {path}") from e
-    image = decode(data)
+    image = decode(content(path))
     if box is None:
         return image
     left, top, right, bottom = box
@@ -79,14 +80,44 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
             larger than Pillow's decompression bomb limit, animated, or of a pixel type without
             a range.
     """
+    with opened(data) as file:
+        return _to_rgb(ImageOps.exif_transpose(file))
+
+
+def content(path: str) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        BadImageError: there is no such file.
+        OSError: see `read_file`.
+    """
+    try:
+        return storage.read(path)
+    except FileNotFoundError as e:
+        raise BadImageError(f"no such file: {path}") from e
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """Opens and loads an image file; what fails inside is told by `reasons`.
+
+    Raises:
+        BadImageError: see `decode`.
+    """
     if not data:
         raise BadImageError("empty file (0 bytes)")
+    with reasons(), Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+        if file.format in _ANIMATED and getattr(file, "n_frames", 1) > 1:
+            raise BadImageError(f"an animation of {file.n_frames} frames; save one of them")
+        file.load()
+        yield file
+
+
+@contextlib.contextmanager
+def reasons() -> Iterator[None]:
+    """Makes a BadImageError with a short reason of whatever a decoder raises."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-            if file.format in _ANIMATED and getattr(file, "n_frames", 1) > 1:
-                raise BadImageError(f"an animation of {file.n_frames} frames; save one of them")
-            file.load()
-            return _to_rgb(ImageOps.exif_transpose(file))
+        yield
     except (BadImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as e:
@@ -103,22 +134,32 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.mode.startswith("I"):
-        # Also mode "I" (32-bit), as which some versions of Pillow open 16-bit grey. Pillow's own
-        # conversion to 8 bits would clip.
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise BadImageError(
-                f"integer pixels from {grey.min()} to {grey.max()}; at most 16 bits are supported"
-            )
-        grey = np.rint(grey / 257).astype(np.uint8)
+        # Pillow's own conversion to 8 bits would clip.
+        grey = np.rint(grey_16_bit(image) / 257).astype(np.uint8)
         return np.repeat(grey[..., np.newaxis], 3, axis=-1)
     if image.mode == "F":
-        raise BadImageError("floating-point pixels have no defined range; save it as 8-bit")
+        raise BadImageError(FLOATS)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
+
+
+def grey_16_bit(image: Image.Image) -> UInt16[np.ndarray, "height width"]:
+    """The pixels of an image of 16-bit grey.
+
+    Also of mode "I" (32-bit), as which some versions of Pillow open it.
+
+    Raises:
+        BadImageError: pixels outside of [0, 65535].
+    """
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise BadImageError(
+            f"integer pixels from {grey.min()} to {grey.max()}; at most 16 bits are supported"
+        )
+    return grey.astype(np.uint16)
 
 
 def read_with_comment(path: str) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
@@ -128,10 +169,7 @@ def read_with_comment(path: str) -> tuple[UInt8[np.ndarray, "height width 3"], s
         BadImageError: missing file, or see `decode`.
         OSError: see `read_file`.
     """
-    try:
-        data = storage.read(path)
-    except FileNotFoundError as e:
-        raise BadImageError(f"no such file: {path}") from e
+    data = content(path)
     image = decode(data)
     with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
         return image, file.info.get(_COMMENT, "")
@@ -142,12 +180,10 @@ def write_image(
 ) -> epath.Path:
     """Writes an 8-bit RGB image in the format of its suffix, whole or not at all.
 
-    Suffixes that Pillow is not asked to write get `.png` appended; `comment` is kept by PNG alone.
-    Returns the path written.
+    `comment` is kept by PNG alone. Returns the path written, see `output_path`.
     """
-    options = _WRITERS.get(path.suffix.lower())
-    if options is None:
-        path, options = path.with_name(path.name + ".png"), _WRITERS[".png"]
+    path = output_path(path)
+    options = WRITERS[path.suffix.lower()]
     if comment:
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(_COMMENT, comment)
@@ -156,3 +192,10 @@ def write_image(
     Image.fromarray(image).save(data, **options)
     storage.write_whole(path, data.getvalue())
     return path
+
+
+def output_path(path: epath.Path) -> epath.Path:
+    """Where an image of this name is written: with `.png` behind other suffixes than `WRITERS`."""
+    if path.suffix.lower() in WRITERS:
+        return path
+    return path.with_name(path.name + ".png")

@@ -11,7 +11,8 @@ from sr3_jax.diffusion.process import (
     predict_eps,
     predict_y_0,
 )
-from sr3_jax.diffusion.sampling import Denoise, Variance, ancestral_sample
+from sr3_jax.diffusion.samplers import Sampler, Variance, ancestral, ddim, dpmpp_2m, heun
+from sr3_jax.diffusion.sampling import Denoise, State, advance, begin, sample
 from sr3_jax.diffusion.schedule import (
     MAX_TERMINAL_NOISE_LEVEL,
     NoiseSchedule,
@@ -22,6 +23,8 @@ from sr3_jax.diffusion.schedule import (
     quadratic,
     respace,
     uniform_gamma,
+    uniform_log_snr,
+    uniform_noise_level,
 )
 
 __all__ = [
@@ -29,13 +32,20 @@ __all__ = [
     "Denoise",
     "LossName",
     "NoiseSchedule",
+    "Sampler",
+    "State",
     "Variance",
-    "ancestral_sample",
+    "advance",
+    "ancestral",
+    "begin",
     "cosine",
+    "ddim",
     "denoising_loss",
     "diffuse",
+    "dpmpp_2m",
     "estimate_eps_linearly",
     "from_betas",
+    "heun",
     "karras",
     "linear",
     "posterior",
@@ -43,6 +53,9 @@ __all__ = [
     "predict_y_0",
     "quadratic",
     "respace",
+    "sample",
     "sample_gamma",
     "uniform_gamma",
+    "uniform_log_snr",
+    "uniform_noise_level",
 ]

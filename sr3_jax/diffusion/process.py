@@ -6,6 +6,7 @@ Shapes: images are `[batch, ...]`; `gamma` is one number for each example, in (0
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sr3_jax.diffusion.schedule import NoiseSchedule
@@ -73,21 +74,22 @@ def posterior(
     y_t: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
     """Mean and variance of q(y_{t-1} | y_0, y_t), 1 <= t <= T (Eq. 5 of SR3)."""
-    from_y_0, from_y_t, variance = posterior_coefficients(schedule)
+    from_y_0, from_y_t, variance = map(jnp.asarray, posterior_coefficients(schedule))
     return from_y_0[t] * y_0 + from_y_t[t] * y_t, variance[t]
 
 
 def posterior_coefficients(
     schedule: NoiseSchedule,
-) -> tuple[Float[Array, " knots"], Float[Array, " knots"], Float[Array, " knots"]]:
+) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, " knots"], Float[np.ndarray, " knots"]]:
     """For each t: the weights of y_0 and y_t in the posterior mean, and its variance (Eq. 5).
 
-    Entry 0 is meaningless and set to 0. At t = 1 the posterior is y_0 itself.
+    Of a schedule whose arrays are concrete. Entry 0 is meaningless and set to 0. At t = 1 the
+    posterior is y_0 itself.
     """
-    beta, gamma = jnp.asarray(schedule.beta), jnp.asarray(schedule.gamma)
-    noise = jnp.asarray(schedule.one_minus_gamma)
-    from_y_0 = jnp.sqrt(gamma[:-1]) * beta[1:] / noise[1:]
-    from_y_t = jnp.sqrt(1.0 - beta[1:]) * noise[:-1] / noise[1:]
+    beta, gamma, noise = (
+        np.asarray(a, np.float64) for a in (schedule.beta, schedule.gamma, schedule.one_minus_gamma)
+    )
+    from_y_0 = np.sqrt(gamma[:-1]) * beta[1:] / noise[1:]
+    from_y_t = np.sqrt(1.0 - beta[1:]) * noise[:-1] / noise[1:]
     variance = noise[:-1] * beta[1:] / noise[1:]
-    zero = jnp.zeros((1,), beta.dtype)
-    return tuple(jnp.concatenate([zero, c]) for c in (from_y_0, from_y_t, variance))
+    return tuple(np.append(0.0, c).astype(np.float32) for c in (from_y_0, from_y_t, variance))

@@ -26,10 +26,9 @@ MAX_TERMINAL_NOISE_LEVEL = 0.05
 class NoiseSchedule:
     """A discrete variance-preserving noise schedule; immutable and a pytree.
 
-    Make one with `linear`, `quadratic`, `cosine`, `uniform_gamma`, `karras` or `from_betas`, which
-    check it. The arrays are kept apart, each rounded once from float64, because in float32
-    `1 - gamma` near t = 1 has lost most of its digits (1 - gamma_1 is 1e-6 in SR3). Each has
-    T + 1 entries, t = 0..T.
+    Make one with the functions of this module, which check it. The arrays are kept apart, each
+    rounded once from float64, because in float32 `1 - gamma` near t = 1 has lost most of its digits
+    (1 - gamma_1 is 1e-6 in SR3). Each has T + 1 entries, t = 0..T.
 
     Attributes (`[T + 1]` each):
       beta: variance of each forward step; `beta[0] = 0`.
@@ -158,13 +157,52 @@ def karras(
     for any number of steps it ends at the same, least sufficient noise (20 is a noise level of
     0.05), above which a network's errors are amplified most and its estimates tell least.
     """
+    _check_sigmas(sigma_min, sigma_max)
+    grid = _from_to(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_steps)
+    return _from_gammas(np.concatenate([[1.0], 1 / (1 + grid ** (2 * rho))]), **limits)
+
+
+def uniform_log_snr(
+    num_steps: int = 100, sigma_min: float = 0.02, sigma_max: float = 20.0, **limits: float
+) -> NoiseSchedule:
+    """log(gamma_t / (1 - gamma_t)) evenly spaced from T to 1: the limit of `karras` in rho.
+
+    Args:
+      num_steps: T.
+      sigma_min: sqrt(1/gamma_1 - 1); the last step leads from there to the clean image.
+      sigma_max: sqrt(1/gamma_T - 1).
+      **limits: passed to `from_betas`.
+    """
+    _check_sigmas(sigma_min, sigma_max)
+    grid = np.exp(_from_to(np.log(sigma_min), np.log(sigma_max), num_steps))
+    return _from_gammas(np.concatenate([[1.0], 1 / (1 + grid**2)]), **limits)
+
+
+def uniform_noise_level(
+    num_steps: int = 100, sigma_max: float = 20.0, **limits: float
+) -> NoiseSchedule:
+    """sqrt(gamma_t) evenly spaced from 1 down to the noise level of `sigma_max`.
+
+    Few of its steps are at little noise: with 20 of them, the last begins at a noise-to-signal
+    ratio of 0.32.
+    """
+    if not sigma_max > 0:
+        raise ValueError(f"sigma_max = {sigma_max}; it must be above 0, such as 20")
+    return _from_gammas(
+        np.linspace(1.0, 1 / np.sqrt(1 + sigma_max**2), _checked(num_steps) + 1) ** 2, **limits
+    )
+
+
+def _from_to(low: float, high: float, num_steps: int) -> Float[np.ndarray, " T"]:
+    """Evenly spaced; a single step begins at `high`."""
+    return np.linspace(low, high, num_steps) if _checked(num_steps) > 1 else np.array([high])
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max:
         raise ValueError(
             f"sigma_min = {sigma_min} and sigma_max = {sigma_max}; need 0 < sigma_min < sigma_max"
         )
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    grid = np.linspace(low, high, num_steps) if _checked(num_steps) > 1 else np.array([high])
-    return _from_gammas(np.concatenate([[1.0], 1 / (1 + grid ** (2 * rho))]), **limits)
 
 
 def respace(schedule: NoiseSchedule, num_steps: int, **limits: float) -> NoiseSchedule:

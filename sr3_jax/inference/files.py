@@ -67,7 +67,7 @@ def upscale_files(
         refs = [ref for ref, _ in group]
         images = np.stack([image for _, image in group])
         seeds = [zlib.crc32(f"{seed}/{ref.name}".encode()) for ref in refs]
-        share = len(refs) / resolver.num_refinements(len(refs), steps)
+        share = len(refs) / resolver.num_refinements(images.shape, steps)
         try:
             results = resolver.upscale(images, steps, seeds, progress=lambda s=share: progress(s))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8, UInt16
 
-from sr3_jax import config_file, diffusion, factory, models, parallel
+from sr3_jax import config_file, diffusion, factory, models, parallel, sampling_factory
 from sr3_jax import images as image_ops
-from sr3_jax.inference import tiling
+from sr3_jax.inference import refinement
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
 Progress = Callable[[], None]
+# One image or several, and what becomes of them.
+Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
+Made = (
+    UInt8[np.ndarray, "*n new_height new_width 3"] | UInt16[np.ndarray, "*n new_height new_width 3"]
+)
+
+# In a workdir: keys of `config.sampling` that upscaling uses instead; by --mode=tune_schedule.
+INFERENCE = "inference.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,30 +38,42 @@ class Upscaled:
     """What one call made.
 
     Attributes:
-      images: `[n, h * factor, w * factor, 3]` 8-bit.
-      refinement: `[k, n, h * factor, w * factor, 3]` 8-bit, y_T to y_0; empty where not asked.
+      images: `[n, h * factor, w * factor, 3]`, of the input's type.
+      refinement: `[k, n, h * factor, w * factor, 3]`, y_T to y_0; empty where not asked.
       seconds: spent sampling, compilation not counted.
     """
 
-    images: UInt8[np.ndarray, "n height width 3"]
-    refinement: UInt8[np.ndarray, "k n height width 3"]
+    images: (
+        UInt8[np.ndarray, "n new_height new_width 3"]
+        | UInt16[np.ndarray, "n new_height new_width 3"]
+    )
+    refinement: (
+        UInt8[np.ndarray, "k n new_height new_width 3"]
+        | UInt16[np.ndarray, "k n new_height new_width 3"]
+    )
     seconds: float
 
 
 class SuperResolver:
-    """Upscales images by a fixed factor by SR3's iterative refinement, or a baseline's one step.
+    """Upscales images by SR3's iterative refinement, or a baseline's one step.
 
-    The sampler is compiled once for each combination of image size, batch size and number of
-    steps. The devices share each batch; where there are fewer images than devices, the others stay
-    idle. Of several processes, each has images and devices of its own.
+        resolver = SuperResolver.from_workdir("runs/quickstart")
+        large = resolver.upscale(small)  # uint8 or uint16 [height, width, 3], or [n, ...]
+        large = resolver.upscale(small, steps=20, seed=1)
+        samples = resolver.sample_many(small, 8)  # what else it could have been
+
+    Programs are compiled once for each size of array, of which there are few (see
+    `inference.tiling`), whatever the number of steps. The devices share each batch, and the tiles
+    of an image larger than `tile_size`. Of several processes, each has images and devices of its
+    own.
     """
 
     def __init__(
         self,
         model: nn.Module,
         params: Params,
-        make_schedule: Callable[[int], diffusion.NoiseSchedule | None],
-        options: factory.SamplingOptions,
+        make_sampler: Callable[[int], diffusion.Sampler | None],
+        options: sampling_factory.Options,
         *,
         factor: int,
         stride: int,
@@ -62,38 +84,70 @@ class SuperResolver:
           model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`; or, of a
             baseline, the image: `model.apply({"params": params}, x)`.
           params: its weights; for the best pictures the averaged ones.
-          make_schedule: the inference schedule of a number of steps; of a baseline None.
+          make_sampler: the sampler of a number of steps; of a baseline None.
           options: of sampling; its `num_steps` and `batch_size` are the defaults.
-          factor: by how much images grow.
+          factor: by how much the network makes images grow.
           stride: sizes that the model takes are multiples of it; others are padded, and images
             larger than `options.tile_size` refined in tiles.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
-        self._devices = jax.local_devices()
-        self._model, self._make_schedule, self._options = model, make_schedule, options
-        self.factor, self._stride = factor, stride
-        self._compiled: dict[tuple, Callable] = {}
-        self._progress: Progress | None = None
+        self.factor = factor
+        self._make_sampler, self._options = make_sampler, options
+        self._refiner = refinement.Refiner(
+            model, options, factor=factor, stride=stride, devices=jax.local_devices()
+        )
         self.set_params(params)
 
     @classmethod
     def from_workdir(
-        cls, workdir: epath.PathLike, which: checkpoint.Which | None = None
+        cls,
+        workdir: epath.PathLike,
+        which: checkpoint.Which | None = None,
+        **sampling: Any,
     ) -> SuperResolver:
         """Loads what a training run left: its config and the averaged weights.
+
+        It samples as the run's config says, or as `inference.json` does, which
+        `--mode=tune_schedule` writes there.
 
         Args:
           workdir: the `--workdir` of the run.
           which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
             checkpoint; None for what `config.evaluation.checkpoint` says.
+          **sampling: keys of `config.sampling` to use instead, such as `sampler="dpmpp_2m"`,
+            `num_steps=20`, `consistent=True`; see configs/default.py.
 
         Raises:
           FileNotFoundError: where the folder holds no config or no such checkpoint.
-          ValueError: where the two do not fit together.
+          ValueError: where the two do not fit together, or for an unknown key.
         """
         workdir = epath.Path(workdir)
         config = config_file.load(workdir / "config.json")
-        return cls.from_config(config, workdir / "checkpoints", which)
+        return cls.from_config(
+            config, workdir / "checkpoints", which, **(tuned_sampling(workdir) | sampling)
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: epath.PathLike, config: factory.ConfigDict, **sampling: Any
+    ) -> SuperResolver:
+        """Loads one checkpoint wherever it is, with the config of the network it is of.
+
+        Args:
+          path: a checkpoint's folder, `.../STEP`.
+          config: as `get_config()` of a config file returns.
+          **sampling: see `from_workdir`.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: the name is no number, or the config is of another network.
+        """
+        path = epath.Path(path)
+        if not path.name.isdigit():
+            raise ValueError(
+                f"{path} is no checkpoint; give its folder, named by its step, as 5000"
+            )
+        return cls.from_config(config, path.parent, int(path.name), **sampling)
 
     @classmethod
     def from_config(
@@ -101,10 +155,12 @@ class SuperResolver:
         config: factory.ConfigDict,
         checkpoints: epath.PathLike,
         which: checkpoint.Which | None = None,
+        **sampling: Any,
     ) -> SuperResolver:
         """As `from_workdir`, with a config that need not lie beside the checkpoints."""
         if not epath.Path(checkpoints).is_dir():
             raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
+        config = sampling_factory.changed(config, sampling)
         model = factory.model(config)
         inputs = models.example_inputs(model, config.data.image_size)
         shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -126,199 +182,201 @@ class SuperResolver:
         return cls(
             factory.model(config),
             params,
-            functools.partial(factory.inference_schedule, config),
-            factory.sampling_options(config),
+            functools.partial(sampling_factory.sampler, config),
+            sampling_factory.options(config),
             factor=config.data.image_size // config.data.low_resolution,
             stride=models.deepest_stride(config.model.multipliers),
         )
 
     def set_params(self, params: Params) -> None:
         """Changes the weights; what was compiled stays."""
-        mesh = parallel.make_mesh(self._devices)
-        self._params = jax.device_put(params, parallel.replicated(mesh))
-        self._placed: dict[int, Params] = {len(self._devices): self._params}
+        self._refiner.set_params(params)
 
     @property
     def params(self) -> Params:
-        """The weights, on all devices."""
-        return self._params
+        """The weights, in the type they are computed with, on all devices."""
+        return self._refiner.params
 
     @property
     def batch_size(self) -> int:
         """Images sampled at once (the next multiple of the devices, where they share it)."""
         return self._options.batch_size
 
+    def num_calls(self, steps: int | None = None) -> int:
+        """How often the network is called for one image: `steps`, but of Heun's method more."""
+        sampler = self._sampler(steps)
+        return 1 if sampler is None else sampler.num_calls
+
+    def num_refinements(self, shape: tuple[int, ...], steps: int | None = None) -> int:
+        """How often `upscale` will call its `progress` for images of `shape`."""
+        return self._refiner.num_batches(shape[0], shape[1:3]) * self.num_calls(steps)
+
     def upscale(
         self,
-        images: UInt8[np.ndarray, "n height width 3"],
+        images: Images,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         progress: Progress | None = None,
-    ) -> UInt8[np.ndarray, "n new_height new_width 3"]:
-        """Super-resolves images of one size.
+        *,
+        factor: int | float | None = None,
+    ) -> Made:
+        """Super-resolves an image, or images of one size.
 
         Args:
-          images: 8-bit RGB.
+          images: RGB, of 8 or 16 bits, of any size.
           steps: refinement steps; None for the config's.
           seed: one number for all, of which image i takes the i-th stream, or one number for
             each image. An image's result depends on its pixels and its seed alone, not on the
             batch it is in.
           progress: called after each refinement step of each batch.
+          factor: by how much images grow; None for what the network was trained for. For another,
+            they are first resized, so that the network makes the rest (see `before_network`).
 
         Returns:
-          8-bit RGB, `factor` times as high and wide.
+          RGB of the same type, `factor` times as high and wide.
 
         Raises:
           ValueError: for images of another type or shape, or steps the schedule cannot do.
         """
-        return self.sample(images, steps, seed, progress=progress).images
+        images = np.asarray(images)
+        if images.ndim == 3:
+            return self.upscale(images[None], steps, seed, progress, factor=factor)[0]
+        if factor is None or factor == self.factor:
+            return self.sample(images, steps, seed, progress=progress).images
+        images = _check_images(images)
+        wanted = output_size(images.shape[1:3], factor)
+        resized = self.before_network(images, factor)
+        made = self.sample(resized, steps, seed, progress=progress).images
+        return made[:, : wanted[0], : wanted[1]]
 
-    def num_refinements(self, num_images: int, steps: int | None = None) -> int:
-        """How often `upscale` will call its `progress`."""
-        steps = self._options.num_steps if steps is None else steps
-        _, size = self._share(num_images)
-        return -(-num_images // size) * steps
+    def before_network(self, images: Images, factor: int | float) -> Made:
+        """Images resized by `factor / self.factor`, which the network then makes `factor` times."""
+        if not factor > 0:
+            raise ValueError(f"factor = {factor}; it must be above 0")
+        size = tuple(-(-n // self.factor) for n in output_size(images.shape[1:3], factor))
+        resized = _rescale(images, factor / self.factor, size)
+        return np.asarray(image_ops.to_levels(resized, images.dtype))
+
+    def sample_many(
+        self,
+        image: Images,
+        num_samples: int,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> (
+        UInt8[np.ndarray, "k new_height new_width 3"]
+        | UInt16[np.ndarray, "k new_height new_width 3"]
+    ):
+        """Several results for one image, with noise of their own: what else it could have been.
+
+        Their mean is nearer to the truth in PSNR than each, and blurred; their deviation says where
+        the result is a guess (`inference.uncertainty`).
+
+        Returns:
+          `[num_samples, height * factor, width * factor, 3]`.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
+        images = np.repeat(_check_images(np.asarray(image)[None]), num_samples, axis=0)
+        return self.upscale(images, steps, seed, progress)
 
     def sample(
         self,
-        images: UInt8[np.ndarray, "n height width 3"],
+        images: Images,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         *,
         num_snapshots: int = 0,
         progress: Progress | None = None,
     ) -> Upscaled:
-        """As `upscale`; also returns `num_snapshots` of y_t from noise to image, and the time."""
+        """As `upscale`; also returns `num_snapshots` of y_t from noise to image, and the time.
+
+        Snapshots are evenly spaced in network calls; the last is the result.
+        """
         images = _check_images(images)
+        stops = self._stops(steps, num_snapshots)
+        parts, snapshots = [], []
+        begin = time.perf_counter() - self._refiner.compile_seconds
+        for results in self.batches(images, steps, seed, stops=stops, progress=progress):
+            *kept, made = [result() for result in results]
+            parts.append(made)
+            snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
+        seconds = time.perf_counter() - self._refiner.compile_seconds - begin
+        return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
+
+    def batches(
+        self,
+        images: Images,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        *,
+        stops: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[list[Callable[[], Made]]]:
+        """Refines batch after batch; for jobs that meanwhile do something else.
+
+        Yields:
+          For each batch, when it is under way: functions that wait for y_t after each of `stops`
+          network calls, and one for the result.
+        """
+        sampler, keys = self._sampler(steps), _keys(seed, len(images))
+        _, size = self._refiner.share(len(images), images.shape[1:3])
+        for first in range(0, len(images), size):
+            # The last batch is filled up with repeats, so that nothing is compiled anew.
+            rows = np.minimum(np.arange(first, first + size), len(images) - 1)
+            count = min(size, len(images) - first)
+            made = self._refiner.refine(images[rows], keys[rows], sampler, stops, progress)
+            yield [lambda result=result, count=count: result()[:count] for result in made]
+
+    def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
         steps = self._options.num_steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps = {steps}; it must be at least 1")
-        keys = _keys(seed, len(images))
-        devices, size = self._share(len(images))
-        params = self._params_on(devices)
-        run = self._sampler(
-            devices, size, images.shape[1:3], steps, num_snapshots, progress is not None
-        )
-        parts, snapshots, seconds = [], [], 0.0
-        self._progress = progress
-        try:
-            for first in range(0, len(images), size):
-                rows = np.arange(first, first + size)
-                # The last batch is filled up with repeats, so that nothing is compiled anew.
-                rows = np.minimum(rows, len(images) - 1)
-                begin = time.perf_counter()
-                y_0, kept = jax.device_get(run(params, images[rows], keys[rows]))
-                seconds += time.perf_counter() - begin
-                count = min(size, len(images) - first)
-                parts.append(y_0[:count])
-                snapshots.append(kept[:, :count])
-        finally:
-            self._progress = None
-        return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
+        return self._make_sampler(steps)
 
-    def _share(self, num_images: int) -> tuple[int, int]:
-        """How many devices sample so many images, and how many images they take at once."""
-        largest = min(num_images, self._options.batch_size)
-        devices = min(largest, len(self._devices))
-        return devices, -(-largest // devices) * devices
-
-    def _mesh(self, devices: int) -> jax.sharding.Mesh:
-        return parallel.make_mesh(self._devices[:devices])
-
-    def _params_on(self, devices: int) -> Params:
-        """The parameters on the first few devices."""
-        if devices not in self._placed:
-            where = parallel.replicated(self._mesh(devices))
-            self._placed[devices] = jax.device_put(self._params, where)
-        return self._placed[devices]
-
-    def _sampler(
-        self,
-        devices: int,
-        batch: int,
-        size: tuple[int, int],
-        steps: int,
-        num_snapshots: int,
-        report: bool,
-    ) -> Callable:
-        """The compiled sampler of one shape."""
-        signature = (devices, batch, *size, steps, num_snapshots, report)
-        if signature not in self._compiled:
-            mesh = self._mesh(devices)
-            split = parallel.split_batch(mesh)
-            program = jax.jit(
-                functools.partial(
-                    self._sample,
-                    schedule=self._make_schedule(steps),
-                    num_snapshots=num_snapshots,
-                    report=report,
-                ),
-                in_shardings=(parallel.replicated(mesh), split, split),
+    def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
+        """After how many calls to look, the end apart."""
+        calls = self.num_calls(steps)
+        if num_snapshots == 1 or num_snapshots < 0 or num_snapshots > calls + 1:
+            raise ValueError(
+                f"num_snapshots = {num_snapshots}: use 0, or 2 (first and last) to {calls + 1} "
+                f"(all) for {calls} network calls"
             )
-            images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-            self._compiled[signature] = parallel.compile_for(
-                mesh.devices.flat[0], program.lower(self._params_on(devices), images, keys)
-            )
-        return self._compiled[signature]
+        return np.round(np.linspace(0, calls, num_snapshots)).astype(int)[:-1].tolist()
 
-    def _sample(
-        self,
-        params: Params,
-        images: UInt8[Array, "b h w 3"],
-        keys: Key[Array, " b"],
-        *,
-        schedule: diffusion.NoiseSchedule | None,
-        num_snapshots: int,
-        report: bool,
-    ) -> tuple[UInt8[Array, "b h2 w2 3"], UInt8[Array, "k b h2 w2 3"]]:
-        height, width = (n * self.factor for n in images.shape[1:3])
-        x = image_ops.upsample_source(images, (height, width))
-        padding = [(0, 0), *((0, -n % self._stride) for n in (height, width)), (0, 0)]
-        x = jnp.pad(x, padding, mode="edge")
 
-        def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
-            inputs = (x,) if schedule is None else (x, y_t, gamma)
-            return self._model.apply({"params": params}, *inputs)
+def tuned_sampling(workdir: epath.PathLike) -> dict[str, Any]:
+    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none."""
+    path = epath.Path(workdir) / INFERENCE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["sampling"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
+            "remove it to sample as the config says"
+        ) from error
 
-        tile_size = self._options.tile_size
-        estimate = tiling.tiled_denoise(network, x, tile_size, tile_size // 4)
 
-        def denoise(y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
-            if report:
-                # Tied to y_t, so that it runs when the step before is done.
-                jax.debug.callback(self._report, y_t[0, 0, 0, 0], ordered=False)
-            return estimate(y_t, gamma)
+def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
+    """Height and width of what an image becomes, in whole pixels."""
+    return tuple(max(1, round(n * factor)) for n in size)
 
-        if schedule is None:
-            y_0 = denoise(x, jnp.zeros(len(x)))
-            snapshots = jnp.zeros((0, *y_0.shape))
-        else:
-            y_0, snapshots = diffusion.ancestral_sample(
-                denoise,
-                schedule,
-                keys,
-                x.shape[1:],
-                variance=self._options.variance,
-                clip=self._options.clip,
-                num_snapshots=num_snapshots,
-            )
-        y_0, snapshots = y_0[:, :height, :width], snapshots[:, :, :height, :width]
-        if self._options.consistent:
-            y_0 = image_ops.make_consistent(y_0, images)
-        return image_ops.to_uint8(y_0), image_ops.to_uint8(snapshots)
 
-    def _report(self, _: object) -> None:
-        if self._progress is not None:
-            self._progress()
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _rescale(images: Array, scale: float, size: tuple[int, int]) -> Float[Array, "n h w 3"]:
+    return image_ops.rescale(image_ops.to_signed(images), scale, size)
 
 
 def _check_images(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+    is_levels = images.dtype in (np.uint8, np.uint16)
+    if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 RGB of shape "
-            "[n, height, width, 3] (a single image: image[None])"
+            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
+            "of shape [n, height, width, 3], or a single image of [height, width, 3]"
         )
     return images
 

@@ -14,7 +14,7 @@ import tqdm
 from absl import logging
 from etils import epath
 
-from sr3_jax import data_factory, factory, parallel
+from sr3_jax import data_factory, factory, parallel, sampling_factory
 from sr3_jax.data import folders
 from sr3_jax.evaluation import (
     evaluator,
@@ -83,7 +83,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             _images_of(images, evaluation, name),
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
-            protocol=_protocol(config, pipeline.sizes, resolver.num_refinements(1)),
+            protocol=_protocol(config, pipeline.sizes, resolver.num_calls()),
             checkpoint_step=resolver.checkpoint_step,
             files=[outputs.file_of(int(number)) for number in evaluation.index],
         )
@@ -176,7 +176,7 @@ def _method(
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Draws `refinement.png` of its first images."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
-    steps = resolver.num_refinements(1)
+    steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     wanted = not factory.predicts_image(config) and jax.process_index() == 0
 
@@ -184,7 +184,8 @@ def _method(
         nonlocal wanted
         size = tuple(resolver.factor * n for n in low.shape[1:3])
         inputs = evaluator.resize(low, (side, side)) if side else low
-        share = len(low) * jax.process_count() / resolver.num_refinements(len(low)) / num_samples
+        calls = resolver.num_refinements(inputs.shape) * num_samples
+        share = len(low) * jax.process_count() / calls
         samples, seconds = [], 0.0
         for k in range(num_samples):
             result = resolver.sample(
@@ -256,12 +257,12 @@ def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) ->
         )
     if not factory.predicts_image(config):
         said.append(
-            f"Sampling: {steps} refinement steps, noise schedule {config.sampling.schedule!r}, "
-            f"variance {config.sampling.variance!r}, seed {config.seed}."
+            f"Sampling: {sampling_factory.name(config)}, {steps} network calls, noise schedule "
+            f"{config.sampling.schedule!r}, seed {config.seed}."
         )
     if factory.num_samples(config) > 1:
         said.append(f"Samples: {factory.num_samples(config)} of each image; means are over all.")
-    if factory.sampling_options(config).consistent:
+    if sampling_factory.options(config).consistent:
         said.append("Outputs were moved to the nearest image whose downsampling is the input.")
     return said
 

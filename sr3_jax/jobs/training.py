@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers
 from etils import epath
 
-from sr3_jax import config_file, data_factory, factory, models, parallel
+from sr3_jax import config_file, data_factory, factory, models, parallel, sampling_factory
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
@@ -37,7 +37,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     step_options = training_step.StepOptions(**factory.step_options(config))
     layout = factory.layout(config)
     mesh = layout.mesh
-    factory.inference_schedule(config)  # an unusable one should fail now, not after training
+    sampling_factory.schedule(config)  # an unusable one should fail now, not after training
     shared.list_images(config, workdir, training=True)
     pipeline = data_factory.training_pipeline(config, workdir / shared.INDEX)
     _keep_config(config, workdir)

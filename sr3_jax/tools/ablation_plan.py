@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from absl import flags
 
-from sr3_jax import config_file, data_factory, factory
+from sr3_jax import config_file, data_factory, factory, sampling_factory
 from sr3_jax.data import sources, storage
 from sr3_jax.tools.ablation_table import text
 
@@ -151,8 +151,8 @@ def check(configs: Mapping[str, factory.ConfigDict]) -> None:
         try:
             factory.model(config)
             factory.training_schedule(config)
-            factory.inference_schedule(config)
-            factory.sampling_options(config)
+            sampling_factory.schedule(config)
+            sampling_factory.options(config)
             factory.checkpoint(config)
             factory.metric_options(config)
             factory.num_samples(config)

@@ -98,12 +98,12 @@ def make_runs(
         return optax.apply_updates(params, updates), opt_state, value
 
     def sample(params, keys, x):
-        return diffusion.ancestral_sample(
+        return diffusion.sample(
             lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
-            diffusion.respace(diffusion.linear(2000, 1e-6, 1e-2), sample_steps),
+            diffusion.ancestral(diffusion.respace(diffusion.linear(), sample_steps)),
             keys,
             shape[1:],
-        )[0]
+        )
 
     state = [params, opt_state]
     lowered = jax.jit(forward).lower(params, *batch)

@@ -59,18 +59,18 @@ def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
         lambda: training_step.narrow(model.init(jax.random.key(0), *inputs)["params"], model.dtype)
     )
     params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
-    schedule = diffusion.linear(1, 0.999, 0.999)
+    sampler = diffusion.ancestral(diffusion.linear(1, 0.999, 0.999))
 
     def step(params, low_resolution, keys):
         x = images.upsample_source(low_resolution, (size, size))
         if model.predicts == "y_0":
             return model.apply({"params": params}, x)
-        return diffusion.ancestral_sample(
+        return diffusion.sample(
             lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
-            schedule,
+            sampler,
             keys,
             (size, size, 3),
-        )[0]
+        )
 
     sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))

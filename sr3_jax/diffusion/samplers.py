@@ -1,0 +1,220 @@
+"""Samplers as numbers: what each makes of the network's estimates, from a schedule alone.
+
+Every sampler here is linear in what the network returns, so that its coefficients can be worked out
+beforehand, in float64, and one loop (`sampling.sample`) runs them all. Samplers of as many network
+calls share one compiled program, which is what a search among them needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from sr3_jax.diffusion import process
+from sr3_jax.diffusion.schedule import NoiseSchedule
+
+Variance = Literal["upper", "posterior"]
+# `[calls]`, or of one row `[]`. Not checked, as jax puts other things there while it compiles.
+_Floats = Any
+_Ints = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """One row for each call of the network, from noise to image; immutable and a pytree.
+
+    Row k calls the network on the state y and turns its estimate of y_0 into the next state
+
+        state y + estimate y_0 + previous_state y' + previous_estimate y_0' + noise z
+
+    with y' and y_0' those of row k - 1 and z standard normal.
+
+    Attributes (`[calls]` each):
+      gamma: what the network is told: the share of signal variance in y.
+      noise_std: sqrt(1 - gamma), of the noise in y.
+      time: t of the state that the row makes, T - 1 to 0; equal where a step takes several calls.
+      state, estimate, previous_state, previous_estimate, noise: weights, see above.
+      is_stochastic: whether any weight of z is above 0; drawing it costs time.
+      looks_back: whether any row uses what the row before saw.
+    """
+
+    gamma: _Floats
+    noise_std: _Floats
+    time: _Ints
+    state: _Floats
+    estimate: _Floats
+    previous_state: _Floats
+    previous_estimate: _Floats
+    noise: _Floats
+    is_stochastic: bool = dataclasses.field(metadata={"static": True})
+    looks_back: bool = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, index: object) -> Sampler:
+        """The row of an index, which may be traced, or rows of a slice."""
+        return jax.tree.map(lambda weights: weights[index, ...], self)
+
+    @property
+    def num_steps(self) -> int:
+        """T of the schedule; of arrays that are concrete."""
+        return int(self.time[0]) + 1
+
+    @property
+    def num_calls(self) -> int:
+        """How often the network is called."""
+        return self.gamma.shape[0]
+
+
+def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
+    """Iterative refinement (Algorithm 2 of SR3): draws from p(y_{t-1} | y_t), step by step.
+
+    The mean is that of q(y_{t-1} | y_0, y_t) given the estimate of y_0; where nothing clips the
+    estimate, that is Eq. 11 of SR3. One call a step.
+
+    Args:
+      schedule: its T is the number of refinement steps.
+      variance: `upper` is 1 - alpha_t, SR3's choice (section 2.3); `posterior` is that of
+        q(y_{t-1} | y_0, y_t).
+
+    Raises:
+      ValueError: for an unknown variance.
+    """
+    if variance not in get_args(Variance):
+        raise ValueError(f"variance = {variance!r} is unknown; use 'upper' or 'posterior'")
+    from_y_0, from_y_t, posterior = process.posterior_coefficients(schedule)
+    spread = np.sqrt(schedule.beta if variance == "upper" else posterior)
+    # The last step returns the mean: z = 0 at t = 1.
+    spread = np.where(np.arange(len(spread)) > 1, spread, 0.0)
+    return _one_call_a_step(schedule, state=from_y_t[1:], estimate=from_y_0[1:], noise=spread[1:])
+
+
+def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
+    """DDIM (Song, Meng and Ermon 2021, Eq. 12 and 16). One call a step.
+
+    Args:
+      schedule: the noise that it goes through.
+      eta: share of the posterior's standard deviation that is drawn anew: 0 is deterministic
+        (Euler's method for the probability flow), 1 is ancestral sampling with the posterior's
+        variance.
+
+    Raises:
+      ValueError: for eta outside [0, 1].
+    """
+    _check_eta(eta)
+    alpha, sigma = _alpha_sigma(schedule)
+    drawn = eta * np.sqrt(process.posterior_coefficients(schedule)[2][1:])
+    kept = np.sqrt(np.maximum(sigma[:-1] ** 2 - drawn**2, 0.0)) / sigma[1:]
+    return _one_call_a_step(
+        schedule, state=kept, estimate=alpha[:-1] - kept * alpha[1:], noise=drawn
+    )
+
+
+def dpmpp_2m(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
+    """DPM-Solver++(2M) (Lu et al. 2022, section 4.2), of second order in one call a step.
+
+    It looks back on the estimate of the step before; the first step, and the last one to gamma = 1,
+    are of first order.
+
+    Args:
+      schedule: the noise that it goes through.
+      eta: 0 solves the probability flow's ODE; 1 the reverse SDE, which is SDE-DPM-Solver++(2M)
+        (their section 5); between, the noise's rate is eta^2 times the SDE's.
+
+    Raises:
+      ValueError: for eta outside [0, 1].
+    """
+    _check_eta(eta)
+    alpha, sigma = _alpha_sigma(schedule)
+    with np.errstate(divide="ignore"):
+        half_log_snr = np.log(alpha) - np.log(sigma)  # their lambda; infinite at t = 0
+    h = half_log_snr[:-1] - half_log_snr[1:]  # of the step from t to t - 1, t = 1..T
+    reach = (1 + eta**2) * h
+    estimate = -alpha[:-1] * np.expm1(-reach)
+    # Half the slope of the estimate between the step before, from t + 1, and this one.
+    slope = np.zeros_like(h)
+    slope[1:-1] = 0.5 * h[1:-1] / h[2:]
+    return _one_call_a_step(
+        schedule,
+        state=sigma[:-1] / sigma[1:] * np.exp(-(eta**2) * np.minimum(h, 700.0)),
+        estimate=estimate * (1 + slope),
+        previous_estimate=-estimate * slope,
+        noise=sigma[:-1] * np.sqrt(-np.expm1(-2 * eta**2 * h)) if eta else np.zeros_like(h),
+    )
+
+
+def heun(schedule: NoiseSchedule) -> Sampler:
+    """Heun's method for the probability flow (Karras et al. 2022, Algorithm 1, without churn).
+
+    Of second order, in two calls a step and one for the last, 2 T - 1 in all: the first call makes
+    Euler's step, the second takes the mean of the slopes at both of its ends, in y / sqrt(gamma)
+    over the noise-to-signal ratio.
+    """
+    alpha, sigma = _alpha_sigma(schedule)
+    ratio = sigma / alpha
+    rows = []
+    for t in range(schedule.num_steps, 0, -1):
+        euler = sigma[t - 1] / sigma[t]
+        rows.append((t, t - 1, euler, alpha[t - 1] - euler * alpha[t], 0.0, 0.0))
+        if t > 1:
+            # y / alpha moves by the step's length times the mean of (y / alpha - y_0) / ratio.
+            length = ratio[t - 1] - ratio[t]
+            here, there = (alpha[t - 1] * length / (2 * ratio[s]) for s in (t, t - 1))
+            previous_state = (alpha[t - 1] + here) / alpha[t]
+            rows.append((t - 1, t - 1, there / alpha[t - 1], -there, previous_state, -here))
+    at, time, state, estimate, previous_state, previous_estimate = map(
+        np.array, zip(*rows, strict=True)
+    )
+    return _sampler(
+        schedule,
+        at,
+        time,
+        state=state,
+        estimate=estimate,
+        previous_state=previous_state,
+        previous_estimate=previous_estimate,
+        noise=np.zeros(len(at)),
+    )
+
+
+def _one_call_a_step(schedule: NoiseSchedule, **weights: Float[np.ndarray, " T"]) -> Sampler:
+    """From weights in the order t = 1..T."""
+    at = np.arange(schedule.num_steps, 0, -1)
+    zero = np.zeros(schedule.num_steps)
+    weights = {"previous_state": zero, "previous_estimate": zero} | weights
+    return _sampler(schedule, at, at - 1, **{name: w[::-1] for name, w in weights.items()})
+
+
+def _sampler(
+    schedule: NoiseSchedule,
+    at: Int[np.ndarray, " calls"],
+    time: Int[np.ndarray, " calls"],
+    **weights: Float[np.ndarray, " calls"],
+) -> Sampler:
+    """Rows that call the network at t = `at` and lead to t = `time`."""
+    weights = {name: np.asarray(w, np.float32) for name, w in weights.items()}
+    return Sampler(
+        gamma=np.asarray(schedule.gamma, np.float32)[at],
+        noise_std=np.sqrt(np.asarray(schedule.one_minus_gamma, np.float32))[at],
+        time=time.astype(np.int32),
+        **weights,
+        is_stochastic=bool(weights["noise"].any()),
+        looks_back=bool((weights["previous_state"] != 0).any())
+        or bool((weights["previous_estimate"] != 0).any()),
+    )
+
+
+def _alpha_sigma(
+    schedule: NoiseSchedule,
+) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, " knots"]]:
+    """Shares of signal and noise in y_t, in float64: sqrt(gamma) and sqrt(1 - gamma)."""
+    gamma = np.asarray(schedule.gamma, np.float64)
+    return np.sqrt(gamma), np.sqrt(np.asarray(schedule.one_minus_gamma, np.float64))
+
+
+def _check_eta(eta: float) -> None:
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta = {eta} is outside [0, 1]; 0 is deterministic")

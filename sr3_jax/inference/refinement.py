@@ -1,0 +1,289 @@
+"""The programs that refine images on devices, compiled once for each size of array.
+
+There are three, between which nothing leaves the devices: from low resolution to source and noise;
+any number of network calls; from the last state to levels. How many calls there are and what is
+made of them are arguments (`diffusion.Sampler`), and so are the size of the image within the array
+and its tiles: neither another number of steps nor another size of picture compiles anew, as long as
+the array is of the same size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, UInt8, UInt16
+
+from sr3_jax import diffusion, parallel, sampling_factory
+from sr3_jax import images as image_ops
+from sr3_jax.inference import tiling
+from sr3_jax.training import step as training_step
+from sr3_jax.training.state import Params
+
+_MAX_OVERLAP = 64  # of tiles, in pixels: wider than what a network without attention looks
+
+Levels = UInt8[np.ndarray, "n height width 3"] | UInt16[np.ndarray, "n height width 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What programs are compiled for."""
+
+    devices: int
+    rows: int  # images, of which each device has its share; where images are cut one, all have it
+    low: tuple[int, int]  # of the input's array
+    dtype: str
+    tile: tuple[int, int]
+    num_tiles: int  # at once; 0: images are not cut
+    num_groups: int  # of tiles at most
+
+
+class Refiner:
+    """Refines batches of images of one size: the part of `SuperResolver` that knows devices."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: sampling_factory.Options,
+        *,
+        factor: int,
+        stride: int,
+        devices: Sequence[jax.Device],
+    ) -> None:
+        """Takes the network; its weights come with `set_params`."""
+        self._model, self._options = model, options
+        self._factor, self._devices = factor, list(devices)
+        # Of arrays: inputs are whole pixels, too.
+        self._stride = int(np.lcm(stride, factor))
+        self._tile_size = -(-options.tile_size // self._stride) * self._stride
+        self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
+        self.compile_seconds = 0.0  # so far
+        self._compiled: dict[tuple, Callable] = {}
+        self._placed: dict[int, Params] = {}
+
+    def set_params(self, params: Params) -> None:
+        """Changes the weights, which are kept in the network's type; what was compiled stays."""
+        everywhere = parallel.replicated(self._mesh(len(self._devices)))
+        narrow = functools.partial(training_step.narrow, dtype=self._model_dtype())
+        self.params = jax.jit(narrow)(jax.device_put(params, everywhere))
+        self._placed = {}
+        self._placed[len(self._devices)] = self.params
+
+    def share(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
+        """How many devices refine so many images of a size, and how many they take at once."""
+        if self._grid(size).is_cut:
+            return len(self._devices), 1
+        largest = min(num_images, self._options.batch_size)
+        devices = min(largest, len(self._devices))
+        return devices, -(-largest // devices) * devices
+
+    def num_batches(self, num_images: int, size: tuple[int, int]) -> int:
+        """How often `refine` is called for so many images of a size."""
+        return -(-num_images // self.share(num_images, size)[1])
+
+    def refine(
+        self,
+        images: Levels,
+        keys: Key[Array, " n"],
+        sampler: diffusion.Sampler | None,
+        stops: Sequence[int] = (),
+        progress: Callable[[], None] | None = None,
+    ) -> Iterator[Callable[[], Levels]]:
+        """Refines one batch, on devices that meanwhile go on with what else is asked of them.
+
+        Args:
+          images: as many as `share` says.
+          keys: of their noise.
+          sampler: what to do in each call; None of a baseline.
+          stops: after how many calls to yield y_t; 0 is pure noise.
+          progress: called when a call is done. Without it, calls are not waited for.
+
+        Yields:
+          For each stop, then for the result: a function that waits for it.
+        """
+        height, width = images.shape[1:3]
+        shape, grid = self._shape(images)
+        low = np.pad(
+            images,
+            [
+                (0, 0),
+                *((0, a - b) for a, b in zip(shape.low, (height, width), strict=True)),
+                (0, 0),
+            ],
+        )
+        extent = image_ops.make_extent((height, width), shape.low, self._factor)
+        if not self._options.consistent:
+            extent = extent._replace(inverses=tuple(np.zeros((1, 1), np.float32) for _ in "hw"))
+        tiles = ()
+        if shape.num_tiles:
+            tiles = tiling.groups_of_tiles(grid, self._overlap, shape.num_tiles)
+        rows = None if sampler is None else _with_room(sampler)
+        call = functools.partial(self._call, shape, rows)
+        x, state = call("begin", low, extent, keys, rows)
+
+        def fetch() -> Callable[[], Levels]:
+            levels = call("finish", state.y_t, low, extent)
+            levels.copy_to_host_async()
+            return lambda: np.asarray(levels)[:, : height * self._factor, : width * self._factor]
+
+        num_calls = 1 if sampler is None else sampler.num_calls
+        params, ticks, first = self._params_on(shape.devices), [], 0
+        while first < num_calls:
+            if first in stops:
+                yield fetch()
+            last = min(stop for stop in (*stops, num_calls) if stop > first)
+            last = first + 1 if progress else last
+            bounds = (np.int32(first), np.int32(last))
+            state, tick = call("advance", params, x, state, keys, rows, bounds, tiles)
+            if progress:
+                # One call ahead, so that devices need not wait for this process.
+                ticks.append(tick)
+                if len(ticks) > 1:
+                    ticks.pop(0).block_until_ready()
+                    progress()
+            first = last
+        result = fetch()
+        for tick in ticks:
+            tick.block_until_ready()
+            progress()
+        yield result
+
+    def _shape(self, images: Levels) -> tuple[_Shape, tiling.Grid]:
+        size = images.shape[1:3]
+        grid = self._grid(size)
+        devices, rows = self.share(len(images), size)
+        num_tiles = num_groups = 0
+        if grid.is_cut:
+            most = tiling.most_tiles(grid, self._overlap)
+            num_tiles = -(-min(most, self._options.batch_size) // devices) * devices
+            num_groups = -(-most // num_tiles)
+        low = tuple(n // self._factor for n in grid.canvas)
+        shape = _Shape(devices, rows, low, str(images.dtype), grid.tile, num_tiles, num_groups)
+        return shape, grid
+
+    def _grid(self, size: tuple[int, int]) -> tiling.Grid:
+        size = tuple(n * self._factor for n in size)
+        return tiling.make_grid(size, self._tile_size, self._overlap, self._stride)
+
+    def _mesh(self, devices: int) -> jax.sharding.Mesh:
+        return parallel.make_mesh(self._devices[:devices])
+
+    def _model_dtype(self) -> DTypeLike:
+        return getattr(self._model, "dtype", jnp.float32)
+
+    def _params_on(self, devices: int) -> Params:
+        """The parameters on the first few devices."""
+        if devices not in self._placed:
+            where = parallel.replicated(self._mesh(devices))
+            self._placed[devices] = jax.device_put(self.params, where)
+        return self._placed[devices]
+
+    def _call(
+        self, shape: _Shape, rows: diffusion.Sampler | None, name: str, *arguments: Any
+    ) -> Any:
+        """Runs one of the three programs, compiling it where that was not done."""
+        kind = None
+        if name != "finish" and rows is not None:
+            kind = (rows.num_calls, jax.tree.structure(rows))
+        signature = (name, shape, kind)
+        if signature not in self._compiled:
+            mesh = self._mesh(shape.devices)
+            whole = parallel.replicated(mesh)
+            # An image that is cut is on all devices, and they share its tiles.
+            each = whole if shape.num_tiles else parallel.split_batch(mesh)
+            spread = parallel.split_batch(mesh)
+            program = {
+                "begin": jax.jit(
+                    self._begin, in_shardings=(each, whole, each, whole), out_shardings=each
+                ),
+                "advance": jax.jit(
+                    functools.partial(self._advance, shape=shape, spread=spread),
+                    in_shardings=(whole, each, each, each, whole, whole, whole),
+                    out_shardings=(each, whole),
+                    donate_argnums=2,
+                ),
+                "finish": jax.jit(
+                    self._finish, in_shardings=(each, each, whole), out_shardings=each
+                ),
+            }[name]
+            device, start = mesh.devices.flat[0], time.perf_counter()
+            self._compiled[signature] = parallel.compile_for(device, program.lower(*arguments))
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[signature](*arguments)
+
+    def _begin(
+        self,
+        low: Array,
+        extent: image_ops.Extent,
+        keys: Key[Array, " b"],
+        rows: diffusion.Sampler | None,
+    ) -> tuple[Float[Array, "b h w 3"], diffusion.State]:
+        """The network's x, and y_T."""
+        x = image_ops.upsample_within(image_ops.to_signed(low), extent, self._factor)
+        state = (
+            diffusion.State(x, None) if rows is None else diffusion.begin(rows, keys, x.shape[1:])
+        )
+        return x, state
+
+    def _advance(
+        self,
+        params: Params,
+        x: Float[Array, "b h w 3"],
+        state: diffusion.State,
+        keys: Key[Array, " b"],
+        rows: diffusion.Sampler | None,
+        bounds: tuple[Array, Array],
+        tiles: tuple,
+        *,
+        shape: _Shape,
+        spread: jax.sharding.Sharding,
+    ) -> tuple[diffusion.State, Float[Array, ""]]:
+        """Calls the network for some rows; also a number that is there when that is done."""
+
+        def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
+            inputs = (x,) if rows is None else (x, y_t, gamma)
+            return self._model.apply({"params": params}, *inputs)
+
+        if shape.num_tiles:
+            denoise = tiling.tiled_denoise(
+                network,
+                x,
+                shape.tile,
+                self._overlap,
+                *tiles,
+                lambda tiles: jax.lax.with_sharding_constraint(tiles, spread),
+            )
+        else:
+            denoise = functools.partial(network, x)
+        if rows is None:
+            y_0 = denoise(x, jnp.zeros(len(x)))
+            state = diffusion.State(y_0.astype(x.dtype), None)
+        else:
+            state = jax.lax.fori_loop(
+                *bounds,
+                lambda i, state: diffusion.advance(
+                    denoise, rows[i], state, keys, clip=self._options.clip
+                ),
+                state,
+            )
+        return state, state.y_t[0, 0, 0, 0]
+
+    def _finish(self, y_0: Float[Array, "b h w 3"], low: Array, extent: image_ops.Extent) -> Array:
+        """To levels, and to the nearest consistent image where asked for."""
+        if self._options.consistent:
+            y_0 = image_ops.make_consistent(y_0, image_ops.to_signed(low), extent)
+        return image_ops.to_levels(y_0, low.dtype)
+
+
+def _with_room(sampler: diffusion.Sampler) -> diffusion.Sampler:
+    """Rows for at least 64 calls, so that few programs are compiled; what is added is not run."""
+    room = max(64, 1 << (sampler.num_calls - 1).bit_length())
+    return jax.tree.map(lambda a: np.pad(a, (0, room - len(a)), mode="edge"), sampler)

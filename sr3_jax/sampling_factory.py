@@ -1,0 +1,126 @@
+"""From a ConfigDict's section `sampling` to samplers and options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sr3_jax import config_checks, diffusion, factory, models
+
+# Keys that older workdirs do not have.
+_SINCE = ("sampler", "eta", "consistent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are drawn; what is done with the noise comes from `sampler`."""
+
+    num_steps: int
+    clip: bool
+    batch_size: int
+    tile_size: int
+    consistent: bool = False
+
+
+def sampler(config: factory.ConfigDict, num_steps: int | None = None) -> diffusion.Sampler | None:
+    """`config.sampling.sampler` in `num_steps`, or `config.sampling.num_steps`.
+
+    None for a baseline, which takes one step and no other number of them.
+    """
+    noise = schedule(config, num_steps)
+    if noise is None:
+        return None
+    c = config.sampling
+    eta = c.get("eta", 0.0)  # older workdirs have no such keys
+    make = {
+        "ancestral": lambda: diffusion.ancestral(noise, c.variance),
+        "ddim": lambda: diffusion.ddim(noise, eta),
+        "dpmpp_2m": lambda: diffusion.dpmpp_2m(noise, eta),
+        "heun": lambda: diffusion.heun(noise),
+    }
+    return config_checks.name_key(
+        "config.sampling",
+        config_checks.choice("config.sampling.sampler", c.get("sampler", "ancestral"), make),
+    )
+
+
+def name(config: factory.ConfigDict) -> str:
+    """The sampler with its option, for people to read: `ancestral (variance upper)`."""
+    c = config.sampling
+    used = c.get("sampler", "ancestral")
+    option = {
+        "ancestral": f" (variance {c.variance})",
+        "ddim": f" (eta {c.get('eta', 0.0):g})",
+        "dpmpp_2m": f" (eta {c.get('eta', 0.0):g})",
+    }
+    return used + option.get(used, "")
+
+
+def schedule(
+    config: factory.ConfigDict, num_steps: int | None = None
+) -> diffusion.NoiseSchedule | None:
+    """The noise that sampling goes through, in `num_steps` or `config.sampling.num_steps`.
+
+    None for a baseline, which takes one step and no other number of them.
+    """
+    if factory.predicts_image(config):
+        if num_steps not in (None, 1):
+            raise ValueError(
+                f"{num_steps} steps of config.method = {factory.method(config)!r}, which gives its "
+                "image at once; leave the number out"
+            )
+        return None
+    c = config.sampling
+    num_steps = c.num_steps if num_steps is None else num_steps
+    make = {
+        "respaced": lambda n: diffusion.respace(factory.training_schedule(config), n),
+        "karras": lambda n: diffusion.karras(n, c.sigma_min, c.sigma_max, c.rho),
+        "log_snr": lambda n: diffusion.uniform_log_snr(n, c.sigma_min, c.sigma_max),
+        "noise_level": lambda n: diffusion.uniform_noise_level(n, c.sigma_max),
+        "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
+    }
+    make = config_checks.choice("config.sampling.schedule", c.schedule, make)
+    return config_checks.name_key("config.sampling", make, num_steps)
+
+
+def changed(config: factory.ConfigDict, sampling: Mapping[str, Any]) -> factory.ConfigDict:
+    """A copy of the config with other values of `config.sampling`.
+
+    Raises:
+      ValueError: for an unknown key, or a value of another type.
+    """
+    config = factory.ConfigDict(config)
+    for key, value in sampling.items():
+        if key not in _SINCE and key not in config.sampling:
+            raise ValueError(
+                f"sampling has no key {key!r}; use {', '.join(sorted({*config.sampling}))}"
+            )
+        with config.unlocked():
+            try:
+                config.sampling[key] = value
+            except TypeError as error:
+                raise ValueError(f"sampling.{key} = {value!r}: {error}") from error
+    return config
+
+
+def options(config: factory.ConfigDict) -> Options:
+    """How to sample."""
+    c = config.sampling
+    config_checks.choice("config.sampling.variance", c.variance, {"upper": 0, "posterior": 0})
+    config_checks.at_least("config.sampling.batch_size", c.batch_size, 1)
+    tile_size = c.tile_size or config.data.image_size
+    stride = models.deepest_stride(config.model.multipliers)
+    if tile_size % stride:
+        raise ValueError(
+            f"config.sampling.tile_size = {tile_size} is not a multiple of {stride}, the deepest "
+            "stride of the network; use one"
+        )
+    num_steps = 1 if factory.predicts_image(config) else c.num_steps
+    return Options(
+        num_steps,
+        c.clip,
+        c.batch_size,
+        tile_size,
+        c.get("consistent", False),  # older workdirs have no such key
+    )

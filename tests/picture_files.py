@@ -1,0 +1,102 @@
+"""Picture files, made by Pillow, tifffile and by hand, for the tests of sr3_jax.data.picture."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image
+
+from sr3_jax.data.picture import Picture
+
+
+def noise(channels: int, dtype: type, height: int = 9, width: int = 14) -> np.ndarray:
+    rng = np.random.default_rng(channels)
+    values = rng.integers(0, np.iinfo(dtype).max + 1, (height, width, channels)).astype(dtype)
+    # Both ends, and neighbours that differ in the low byte alone.
+    values[0, 0], values[0, 1], values[0, 2] = 0, np.iinfo(dtype).max, np.iinfo(dtype).max - 1
+    return values
+
+
+def make(channels: int, dtype: type, **others) -> Picture:
+    values = noise(channels, dtype)
+    return Picture(
+        pixels=np.repeat(values[..., :1], 3, axis=2) if channels < 3 else values[..., :3],
+        alpha=values[..., -1] if channels % 2 == 0 else None,
+        is_grey=channels < 3,
+        **others,
+    )
+
+
+def exif_block(little: bool = False, **tags) -> bytes:
+    exif = Image.Exif()
+    exif.endian = "<" if little else ">"
+    for name, value in {"Make": "Cämera".encode(), "DateTime": "2024:01:02 03:04:05"}.items():
+        exif[ExifTags.Base[name]] = value
+    for name, value in tags.items():
+        exif[ExifTags.Base[name]] = value
+    exif[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ExposureTime: 0.25,
+        ExifTags.Base.UserComment: b"ASCII\0\0\0as it was",
+        ExifTags.Base.ExifImageWidth: 14,
+        ExifTags.Base.ExifImageHeight: 9,
+    }
+    exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N", 2: (52.0, 30.0, 1.5)}
+    return exif.tobytes()
+
+
+def saved(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=file_format, **options)
+    return file.getvalue()
+
+
+def png(values: np.ndarray, *chunks: tuple[bytes, bytes], depth: int = 16) -> bytes:
+    """Written by hand, so that nothing of what is tested is in it."""
+    height, width, channels = values.shape
+    rows = values.astype(">u2").tobytes() if depth == 16 else values.astype(np.uint8).tobytes()
+    rows = np.frombuffer(rows, np.uint8).reshape(height, -1)
+    colours = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    if depth < 8:
+        bits = np.unpackbits(rows[..., np.newaxis], axis=-1)[..., -depth:]
+        rows = np.packbits(bits.reshape(height, -1), axis=-1)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)),
+        *chunks,
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in parts:
+        check = struct.pack(">I", zlib.crc32(name + content))
+        data += struct.pack(">I", len(content)) + name + content + check
+    return data
+
+
+def tiff_file(values: np.ndarray, **options) -> bytes:
+    """Written by tifffile."""
+    channels = values.shape[2]
+    options = {"photometric": "rgb" if channels > 2 else "minisblack"} | options
+    if channels % 2 == 0:
+        options = {"extrasamples": ["unassalpha"], "planarconfig": "contig"} | options
+    file = io.BytesIO()
+    head = {key: options.pop(key) for key in ("byteorder", "bigtiff") if key in options}
+    tifffile.imwrite(file, values[..., 0] if channels == 1 else values, **head, **options)
+    return file.getvalue()
+
+
+def png_values(data: bytes) -> np.ndarray:
+    """The pixels of a PNG of 16 bits whose rows are differences to the row above."""
+    width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
+    assert depth == 16
+    compressed, place = b"", 8
+    while place < len(data):
+        (size,) = struct.unpack_from(">I", data, place)
+        if data[place + 4 : place + 8] == b"IDAT":
+            compressed += data[place + 8 : place + 8 + size]
+        place += size + 12
+    rows = np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(height, -1)
+    assert (rows[:, 0] == 2).all()
+    rows = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
+    return rows.view(">u2").reshape(height, width, -1)
