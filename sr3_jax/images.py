@@ -68,8 +68,8 @@ class Extent(NamedTuple):
       inverses: see `make_extent`.
     """
 
-    height: Int[Array | np.ndarray, ""]
-    width: Int[Array | np.ndarray, ""]
+    height: Int[Array | np.ndarray, ""] | np.integer
+    width: Int[Array | np.ndarray, ""] | np.integer
     inverses: tuple[Float[Array | np.ndarray, "h h"], Float[Array | np.ndarray, "w w"]]
 
 
@@ -148,7 +148,7 @@ def make_consistent(
 _Taps = tuple[Int[Array, "n k"], Float[Array, "n k"]]
 
 
-def _taps(count: int, size: Int[Array | np.ndarray, ""], scale: float) -> _Taps:
+def _taps(count: int, size: Int[Array | np.ndarray, ""] | np.integer, scale: float) -> _Taps:
     """Bicubic resizing by `scale` of one axis of `size` to `count` outputs, or fewer.
 
     Outputs beyond the resized axis repeat its last.

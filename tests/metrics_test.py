@@ -180,7 +180,7 @@ def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
 def test_resizing_within_an_array_is_resizing(factor):
     """As `resize_bicubic`, both ways, whatever lies beyond the image; a ramp stays a ramp."""
     rng = np.random.default_rng(factor)
-    low = rng.normal(size=(2, 17, 22, 3)).astype(np.float32)
+    low = jnp.asarray(rng.normal(size=(2, 17, 22, 3)), jnp.float32)
     extent = images.make_extent((13, 20), (17, 22), factor)
     up = images.upsample_within(low, extent, factor)
     expected = images.resize_bicubic(low[:, :13, :20], (13 * factor, 20 * factor))
@@ -190,7 +190,7 @@ def test_resizing_within_an_array_is_resizing(factor):
         np.broadcast_to(expected[:, -1:], (2, 4 * factor, 20 * factor, 3)),
         atol=1e-5,
     )
-    high = rng.normal(size=(2, 17 * factor, 22 * factor, 3)).astype(np.float32)
+    high = jnp.asarray(rng.normal(size=(2, 17 * factor, 22 * factor, 3)), jnp.float32)
     down = images.downsample_within(high, extent, factor)[:, :13, :20]
     expected = images.resize_bicubic(high[:, : 13 * factor, : 20 * factor], (13, 20))
     np.testing.assert_allclose(down, expected, atol=1e-5)
