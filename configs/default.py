@@ -154,6 +154,17 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.resnet50_weights = ""  # empty: Keras downloads them
     evaluation.paper_table = ""  # whose figures the report shows beside: `1` to `5`
     evaluation.num_pictures = 8  # rows of samples.png
+
+    config.tuning = tuning = config_dict.ConfigDict()  # --mode=tune_schedule
+    # What is to be best on held-out images: `fid`, `swd` (sliced Wasserstein distance between
+    # patches, which needs no weights), `psnr`, `ssim`. Empty: `fid` where
+    # evaluation.inception_weights names a file, else `swd`.
+    tuning.metric = ""
+    tuning.num_images = 64
+    tuning.calls = (5, 10, 20, 50)  # of the network for an image: budgets, searched one by one
+    tuning.num_trials = 24  # for each budget
+    # inference.json gets the fewest calls whose metric is within this share of the best.
+    tuning.tolerance = 0.05
     config.lock()
     return config
 

@@ -22,7 +22,7 @@ cat = Image.fromarray(skimage.data.chelsea())
 cat.resize((cat.width // 4, cat.height // 4), Image.BICUBIC).save(sys.argv[1])
 PYTHON
 .venv/bin/python -m sr3_jax.main --mode=upscale --workdir="$workdir" \
-  --input="$workdir/upscale/input" --output="$workdir/upscale/output"
+  --input="$workdir/upscale/input" --output="$workdir/upscale/output" --overwrite
 
 echo
 echo "Look at:"

@@ -1,7 +1,8 @@
-"""The one door: `python -m sr3_jax.main --mode=train|evaluate|upscale|score`.
+"""The one door: `python -m sr3_jax.main --mode=train|evaluate|tune_schedule|upscale|score`.
 
 python -m sr3_jax.main --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]
 python -m sr3_jax.main --mode=evaluate --workdir=DIR
+python -m sr3_jax.main --mode=tune_schedule --workdir=DIR [--steps=NETWORK_CALLS]
 python -m sr3_jax.main --mode=upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
 python -m sr3_jax.main --mode=score --workdir=DIR --reference=FOLDER [--low_resolution=FOLDER] \
     --outputs=NAME=FOLDER,NAME=FOLDER
@@ -10,6 +11,7 @@ Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and 
 was asked to stop by SIGTERM and has saved, or another process of the job was lost; 130 Ctrl-C.
 """
 
+import json
 import logging as std_logging
 import os
 import signal
@@ -28,7 +30,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
-_MODES = ("train", "evaluate", "upscale", "score")
+_MODES = ("train", "evaluate", "tune_schedule", "upscale", "score")
 
 _MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string(
@@ -44,7 +46,40 @@ _CONFIG = config_flags.DEFINE_config_file(
 _INPUT = flags.DEFINE_string("input", None, "upscale: an image, or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "upscale: the folder for the results.")
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "upscale: refinement steps; the config's where not given.", lower_bound=1
+    "steps",
+    None,
+    "upscale: refinement steps; the config's where not given. tune_schedule: network calls.",
+    lower_bound=1,
+)
+_FACTOR = flags.DEFINE_float(
+    "factor",
+    None,
+    "upscale: by how much pictures grow. Other than the trained one, they are resized first.",
+)
+_SAMPLER = flags.DEFINE_enum(
+    "sampler",
+    None,
+    ("ancestral", "ddim", "dpmpp_2m", "heun"),
+    "upscale: instead of the config's, or of inference.json's.",
+)
+_SAMPLING = flags.DEFINE_list(
+    "sampling",
+    [],
+    "upscale: KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true.",
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 1, "upscale: so many of each; writes their mean, and where they differ.", 1
+)
+_ANIMATE = flags.DEFINE_bool("animate", False, "upscale: also write a GIF from noise to picture.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "upscale: make outputs anew that are there.")
+_ENGINE = flags.DEFINE_enum(
+    "engine", "local", ("local", "ray"), "upscale: on this machine, or on a Ray cluster."
+)
+_RAY_ADDRESS = flags.DEFINE_string(
+    "ray_address", None, "--engine=ray: of the cluster, or `auto`; default this machine alone."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "--engine=ray: processes with a network; default one a host with devices.", 1
 )
 _REFERENCE = flags.DEFINE_string("reference", None, "score: folder of what images should be.")
 _LOW_RESOLUTION = flags.DEFINE_string(
@@ -89,6 +124,9 @@ def main(argv: list[str]) -> None:
     from jax.errors import JaxRuntimeError
 
     from sr3_jax import config_file, jobs, parallel
+    from sr3_jax.inference import files
+    from sr3_jax.jobs import shared
+    from sr3_jax.jobs.ray_engine import ActorError
     from sr3_jax.training.checkpoint import CheckpointError
     from sr3_jax.training.loop import NonFiniteError, StoppedError
 
@@ -98,6 +136,9 @@ def main(argv: list[str]) -> None:
             jobs.train(_CONFIG.value, workdir)
         elif _MODE.value == "evaluate":
             jobs.evaluate(_CONFIG.value or config_file.load(workdir / "config.json"), workdir)
+        elif _MODE.value == "tune_schedule":
+            config = _CONFIG.value or config_file.load(workdir / "config.json")
+            jobs.tune_schedule(config, workdir, _STEPS.value)
         elif _MODE.value == "score":
             jobs.score(_CONFIG.value, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
         else:
@@ -105,19 +146,26 @@ def main(argv: list[str]) -> None:
                 workdir,
                 epath.Path(_INPUT.value),
                 epath.Path(_OUTPUT.value),
-                _STEPS.value,
-                _SEED.value,
+                files.Options(
+                    _STEPS.value, _SEED.value, _FACTOR.value, _SAMPLES.value, _ANIMATE.value
+                ),
+                sampling=_sampling(),
+                engine=_ENGINE.value,
+                engine_options={"address": _RAY_ADDRESS.value, "num_workers": _WORKERS.value}
+                if _ENGINE.value == "ray"
+                else None,
+                overwrite=_OVERWRITE.value,
             )
             if num_failed:
                 _leave(_FAILED)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
-    except StoppedError as stopped:
+    except (StoppedError, shared.JobStoppedError) as stopped:
         _leave(_INTERRUPTED if stopped.signal == signal.SIGINT else _START_AGAIN, str(stopped))
-    except (NonFiniteError, CheckpointError) as error:
+    except (NonFiniteError, CheckpointError, ActorError) as error:
         logging.debug("traceback", exc_info=True)
         _leave(_FAILED, f"error: {error}")
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (ValueError, FileNotFoundError, NotADirectoryError, ImportError) as error:
         # Messages for users; the traceback is one flag away.
         logging.debug("traceback", exc_info=True)
         _leave(_WRONG_USE, f"error: {error}")
@@ -130,6 +178,20 @@ def main(argv: list[str]) -> None:
             why = "this process cannot go on, most likely because another one was lost"
             _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
         _leave(_FAILED, f"error: {error}")
+
+
+def _sampling() -> dict[str, object]:
+    """Keys of `config.sampling` on the command line."""
+    given = {} if _SAMPLER.value is None else {"sampler": _SAMPLER.value}
+    for pair in _SAMPLING.value:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise _WrongUseError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
+        try:
+            given[key] = json.loads(value)
+        except ValueError:
+            given[key] = value
+    return given
 
 
 def _outputs() -> dict[str, str]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+from ml_collections import config_dict
+
 from sr3_jax import config_checks, diffusion, factory, models
 
+# In a workdir: keys of `config.sampling` that upscaling uses instead; by --mode=tune_schedule.
+INFERENCE = "inference.json"
+_TUNING = config_dict.ConfigDict(
+    dict(metric="", num_images=64, calls=(5, 10, 20, 50), num_trials=24, tolerance=0.05)
+)
 # Keys that older workdirs do not have.
 _SINCE = ("sampler", "eta", "consistent")
 
@@ -21,6 +30,32 @@ class Options:
     batch_size: int
     tile_size: int
     consistent: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningOptions:
+    """How --mode=tune_schedule searches; see configs/default.py."""
+
+    metric: str
+    num_images: int
+    calls: tuple[int, ...]
+    num_trials: int
+    tolerance: float
+
+
+def tuning_options(config: factory.ConfigDict) -> TuningOptions:
+    """Of `config.tuning`; without a metric FID where its weights are at hand, else SWD."""
+    c = config.get("tuning", _TUNING)  # older workdirs have no such section
+    weights = factory.feature_options(config)["weights"]["fid"]
+    metric = c.metric or ("fid" if weights else "swd")
+    config_checks.choice(
+        "config.tuning.metric", metric, dict.fromkeys(("fid", "swd", "psnr", "ssim"))
+    )
+    config_checks.at_least("config.tuning.num_images", c.num_images, 1)
+    config_checks.at_least("config.tuning.num_trials", c.num_trials, 1)
+    for calls in c.calls:
+        config_checks.at_least("config.tuning.calls", calls, 1)
+    return TuningOptions(metric, c.num_images, tuple(c.calls), c.num_trials, c.tolerance)
 
 
 def sampler(config: factory.ConfigDict, num_steps: int | None = None) -> diffusion.Sampler | None:
@@ -124,3 +159,17 @@ def options(config: factory.ConfigDict) -> Options:
         tile_size,
         c.get("consistent", False),  # older workdirs have no such key
     )
+
+
+def tuned(workdir: epath.PathLike) -> dict[str, Any]:
+    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none."""
+    path = epath.Path(workdir) / INFERENCE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["sampling"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
+            "remove it to sample as the config says"
+        ) from error

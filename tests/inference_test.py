@@ -9,9 +9,10 @@ import pytest
 import small_run
 from etils import epath
 from flax import linen as nn
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sr3_jax import SuperResolver, factory, sampling_factory
+from sr3_jax.data import picture
 from sr3_jax.inference import files, refinement
 from sr3_jax.training.state import init_state
 
@@ -89,7 +90,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
         )
         refiner.set_params(resolver.params)
         keys = jax.random.split(jax.random.key(0), 1)
-        (made,) = refiner.refine(image, keys, resolver._make_sampler(2))
+        (made,) = refiner.refine(image, keys, resolver.make_sampler(2))
         results.append(made())
     assert results[0].shape == (1, 80, 104, 3)
     for other in results[1:]:
@@ -160,7 +161,7 @@ def test_no_image_is_sampled_twice(images):
         stride=1,
     )
     assert jax.device_count() == 4
-    for count, expected, batches in ((1, 1, 1), (3, 3, 1), (5, 8, 1), (6, 8, 1)):
+    for count, expected, batches in ((1, 1, 1), (3, 4, 1), (5, 8, 1), (6, 8, 1)):
         assert len(resolver.upscale(images[:count], steps=2)) == count
         assert sizes[-1] == expected
         assert resolver.num_refinements(images[:count].shape, 2) == 2 * batches
@@ -202,16 +203,27 @@ def folder(tmp_path, images):
     return root
 
 
+def _upscale(resolver, source, output, **options):
+    """Records by input."""
+    inputs = files.find_inputs(source)
+    records = list(files.upscale_files(resolver, inputs, output, files.Options(**options)))
+    assert len(records) == len(inputs)
+    return {record.input: record for record in records}
+
+
 def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path):
     output = epath.Path(tmp_path / "out")
     done = []
-    report = files.upscale_files(resolver, files.find_inputs(folder), output, progress=done.append)
+    inputs = files.find_inputs(folder)
+    records = list(files.upscale_files(resolver, inputs, output, progress=done.append))
     good = {"a.png", "b.JPG", "c.bmp", "d.tiff", "sub/a.png"}
     written = {str(p.relative_to(output)) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert written == good
-    assert set(report.failed) == {"bad.png", "empty.jpg", "cut.png"}
-    assert "0 bytes" in report.failed["empty.jpg"]
-    assert len(report.written) == 5
+    assert {r.input for r in records if r.status == "written"} == good
+    failed = {r.input: r.error for r in records if r.status == "failed"}
+    assert set(failed) == {"bad.png", "empty.jpg", "cut.png"}
+    assert "0 bytes" in failed["empty.jpg"]
+    assert len(records) == 8
     assert np.isclose(sum(done), 8)
     for name in good:
         before, after = Image.open(folder / name), Image.open(output / name)
@@ -221,10 +233,10 @@ def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path
 
 def test_a_picture_is_the_same_alone_and_in_a_folder(resolver, folder, tmp_path):
     for name, source in (("many", folder), ("one", folder / "a.png")):
-        files.upscale_files(resolver, files.find_inputs(source), tmp_path / name, seed=5)
+        _upscale(resolver, source, tmp_path / name, seed=5)
     many, one = (np.asarray(Image.open(tmp_path / n / "a.png")) for n in ("many", "one"))
     _close(many, one)
-    files.upscale_files(resolver, files.find_inputs(folder / "a.png"), tmp_path / "two", seed=6)
+    _upscale(resolver, folder / "a.png", tmp_path / "two", seed=6)
     assert (np.asarray(Image.open(tmp_path / "two" / "a.png")) != one).mean() > 0.5
 
 
@@ -232,15 +244,74 @@ def test_outputs_are_whole_or_absent(resolver, folder, tmp_path):
     """A picture that cannot be written fails alone, and leaves no half file."""
     output = tmp_path / "out"
     (output / "c.bmp").mkdir(parents=True)
-    report = files.upscale_files(resolver, files.find_inputs(folder), output)
-    assert "cannot write" in report.failed["c.bmp"]
-    assert len(report.written) == 4
+    records = _upscale(resolver, folder, output)
+    assert "cannot write" in records["c.bmp"].error
+    assert sum(r.status == "written" for r in records.values()) == 4
+
+
+def test_what_a_picture_carries_comes_out_again(resolver, images, tmp_path):
+    """Alpha, profile, EXIF without its turn, grey and 16 bits; noise is of the upright picture."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    alpha = np.zeros((8, 6), np.uint8)
+    alpha[:, 3:] = 255
+    turned = Image.fromarray(np.dstack([images[0, :, :6], alpha]))
+    source = tmp_path / "in"
+    source.mkdir()
+    turned.save(source / "turned.png", exif=exif, icc_profile=profile)
+    Image.fromarray(images[1, ..., 0]).save(source / "grey.png")
+    deep = picture.Picture(images[2].astype(np.uint16) * 256 + 7)
+    picture.write_picture(deep, epath.Path(source / "deep.tif"))
+    records = _upscale(resolver, source, tmp_path / "out")
+    assert all(r.status == "written" for r in records.values())
+    with Image.open(tmp_path / "out" / "turned.png") as file:
+        assert file.size == (32, 24) and file.mode == "RGBA"
+        assert file.info["icc_profile"] == profile
+        assert file.getexif()[0x010F] == "Maker" and 0x0112 not in file.getexif()
+        made = np.asarray(file)
+    # Turned clockwise, the transparent left half is above.
+    assert made[:8, :, 3].max() == 0 and made[-8:, :, 3].min() == 255
+    with Image.open(tmp_path / "out" / "grey.png") as file:
+        assert file.mode == "L"
+    read = picture.read_picture(str(tmp_path / "out" / "deep.tif"))
+    assert read.pixels.dtype == np.uint16 and len(np.unique(read.pixels)) > 300
+
+
+def test_several_samples_and_the_way_there(resolver, images, tmp_path):
+    """The mean of the samples, where they differ, and a GIF that ends in the first of them."""
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    records = _upscale(
+        resolver, tmp_path / "a.png", tmp_path / "out", num_samples=3, steps=6, animate=True
+    )
+    seed = records["a.png"].seed
+    seeds = [seed, seed + (1 << 24), seed + (2 << 24)]
+    samples = resolver.upscale(np.repeat(images[:1], 3, 0), 6, [s % 2**32 for s in seeds])
+    with Image.open(tmp_path / "out" / "a.png") as file:
+        np.testing.assert_allclose(np.asarray(file), samples.mean(0), atol=1.01)
+    with Image.open(tmp_path / "out" / "a.png.refinement.gif") as file:
+        assert file.n_frames == 7
+        file.seek(6)
+        last = np.asarray(file.convert("RGB"), float)
+    assert np.abs(last - samples[0]).mean() < 12  # 256 colours
+    with Image.open(tmp_path / "out" / "a.png.uncertainty.png") as file:
+        drawn = np.asarray(file.convert("L"), float)[:32]
+    expected = (samples / 255).std(0, ddof=1).mean(-1)
+    assert np.corrcoef(drawn.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_a_single_file(resolver, folder, tmp_path):
+    path = resolver.upscale_file(folder / "b.JPG", tmp_path / "out", factor=2.5)
+    with Image.open(path) as file:
+        assert file.size == (20, 20)
+    with pytest.raises(ValueError, match=r"bad\.png: not a"):
+        resolver.upscale_file(folder / "bad.png", tmp_path / "out")
+    with pytest.raises(ValueError, match="is a folder"):
+        resolver.upscale_file(folder, tmp_path / "out")
 
 
 def test_wrong_paths_are_named(resolver, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         files.find_inputs(tmp_path / "nowhere")
-    with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):
-        files.upscale_files(resolver, files.find_inputs(folder), folder / "a.png")
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         SuperResolver.from_workdir(tmp_path)

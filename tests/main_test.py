@@ -87,4 +87,4 @@ def test_train_evaluate_and_upscale(tmp_path):
     again(0, *upscale)
     assert Image.open(tmp_path / "out" / "good.png").size == (36, 24)
     (photos / "bad.png").write_text("text")
-    assert "failed: bad.png: not a JPEG" in again(1, *upscale, "--steps=2", "--seed=1")
+    assert "failed: bad.png: not a JPEG" in again(1, *upscale, "--steps=2", "--overwrite")

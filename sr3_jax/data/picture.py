@@ -113,7 +113,7 @@ def decode_picture(data: bytes) -> Picture:
         return _picture(np.array(image.convert(mode)), profile, exif)
 
 
-def check_writable(picture: Picture, path: epath.Path, scale: int = 1) -> None:
+def check_writable(picture: Picture, path: epath.Path, scale: int | float = 1) -> None:
     """Raises ValueError where the format of a path cannot hold all of a picture.
 
     Args:
@@ -123,7 +123,7 @@ def check_writable(picture: Picture, path: epath.Path, scale: int = 1) -> None:
     """
     path = output_path(path)
     kind = image_file.WRITERS[path.suffix.lower()]["format"]
-    height, width = (scale * size for size in picture.pixels.shape[:2])
+    height, width = (round(scale * size) for size in picture.pixels.shape[:2])
     profile = picture.icc_profile
     for refused, what in (
         (picture.pixels.dtype != np.uint8 and kind not in _KEEPS_16_BITS, "16 bits a channel"),

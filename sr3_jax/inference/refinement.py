@@ -81,13 +81,15 @@ class Refiner:
         """How many devices refine so many images of a size, and how many they take at once."""
         if self._grid(size).is_cut:
             return len(self._devices), 1
-        largest = min(num_images, self._options.batch_size)
+        # Powers of two: for the last few of many images nothing is compiled that was not before.
+        largest = min(1 << (num_images - 1).bit_length(), self._options.batch_size)
         devices = min(largest, len(self._devices))
         return devices, -(-largest // devices) * devices
 
     def num_batches(self, num_images: int, size: tuple[int, int]) -> int:
         """How often `refine` is called for so many images of a size."""
-        return -(-num_images // self.share(num_images, size)[1])
+        full = self.share(num_images, size)[1]
+        return -(-num_images // full)
 
     def refine(
         self,
@@ -287,3 +289,36 @@ def _with_room(sampler: diffusion.Sampler) -> diffusion.Sampler:
     """Rows for at least 64 calls, so that few programs are compiled; what is added is not run."""
     room = max(64, 1 << (sampler.num_calls - 1).bit_length())
     return jax.tree.map(lambda a: np.pad(a, (0, room - len(a)), mode="edge"), sampler)
+
+
+def check_images(images: np.ndarray) -> np.ndarray:
+    """Raises ValueError for what is no batch of images."""
+    images = np.asarray(images)
+    is_levels = images.dtype in (np.uint8, np.uint16)
+    if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise ValueError(
+            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
+            "of shape [n, height, width, 3], or a single image of [height, width, 3]"
+        )
+    return images
+
+
+def keys_of(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
+    """One key for each image; see `SuperResolver.upscale`."""
+    if np.ndim(seed) == 0:
+        key = jax.random.key(int(seed))
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
+    return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
+
+
+def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
+    """Height and width of what an image becomes, in whole pixels."""
+    return tuple(max(1, round(n * factor)) for n in size)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def rescale(images: Array, scale: float, size: tuple[int, int]) -> Float[Array, "n h2 w2 3"]:
+    """`images.rescale` of levels."""
+    return image_ops.rescale(image_ops.to_signed(images), scale, size)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, UInt8, UInt16
+from jaxtyping import UInt8, UInt16
 
-from sr3_jax import config_file, diffusion, factory, models, parallel, sampling_factory
+from sr3_jax import config_file, diffusion, factory, models, sampling_factory
 from sr3_jax import images as image_ops
-from sr3_jax.inference import refinement
+from sr3_jax.inference import files, loading, refinement
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
@@ -28,9 +26,6 @@ Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height 
 Made = (
     UInt8[np.ndarray, "*n new_height new_width 3"] | UInt16[np.ndarray, "*n new_height new_width 3"]
 )
-
-# In a workdir: keys of `config.sampling` that upscaling uses instead; by --mode=tune_schedule.
-INFERENCE = "inference.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +87,7 @@ class SuperResolver:
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         self.factor = factor
-        self._make_sampler, self._options = make_sampler, options
+        self.make_sampler, self._options = make_sampler, options
         self._refiner = refinement.Refiner(
             model, options, factor=factor, stride=stride, devices=jax.local_devices()
         )
@@ -124,7 +119,7 @@ class SuperResolver:
         workdir = epath.Path(workdir)
         config = config_file.load(workdir / "config.json")
         return cls.from_config(
-            config, workdir / "checkpoints", which, **(tuned_sampling(workdir) | sampling)
+            config, workdir / "checkpoints", which, **(sampling_factory.tuned(workdir) | sampling)
         )
 
     @classmethod
@@ -158,21 +153,9 @@ class SuperResolver:
         **sampling: Any,
     ) -> SuperResolver:
         """As `from_workdir`, with a config that need not lie beside the checkpoints."""
-        if not epath.Path(checkpoints).is_dir():
-            raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
         config = sampling_factory.changed(config, sampling)
-        model = factory.model(config)
-        inputs = models.example_inputs(model, config.data.image_size)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-        sharding = parallel.replicated(parallel.make_mesh(jax.local_devices()))
-        like = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes["params"]
-        )
-        checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
-        which = factory.checkpoint(config) if which is None else which
-        step, restored = checkpointer.restore_part({"ema_params": like}, which)
-        checkpointer.close()
-        resolver = cls.from_params(config, restored["ema_params"])
+        step, params = loading.restore(config, epath.Path(checkpoints), which)
+        resolver = cls.from_params(config, params)
         resolver.checkpoint_step = step
         return resolver
 
@@ -207,9 +190,16 @@ class SuperResolver:
         sampler = self._sampler(steps)
         return 1 if sampler is None else sampler.num_calls
 
-    def num_refinements(self, shape: tuple[int, ...], steps: int | None = None) -> int:
+    def num_refinements(
+        self,
+        shape: tuple[int, ...],
+        steps: int | None = None,
+        *,
+        factor: int | float | None = None,
+    ) -> int:
         """How often `upscale` will call its `progress` for images of `shape`."""
-        return self._refiner.num_batches(shape[0], shape[1:3]) * self.num_calls(steps)
+        size = self._network_size(shape[1:3], factor)
+        return self._refiner.num_batches(shape[0], size) * self.num_calls(steps)
 
     def upscale(
         self,
@@ -241,21 +231,88 @@ class SuperResolver:
         images = np.asarray(images)
         if images.ndim == 3:
             return self.upscale(images[None], steps, seed, progress, factor=factor)[0]
-        if factor is None or factor == self.factor:
-            return self.sample(images, steps, seed, progress=progress).images
-        images = _check_images(images)
-        wanted = output_size(images.shape[1:3], factor)
-        resized = self.before_network(images, factor)
-        made = self.sample(resized, steps, seed, progress=progress).images
-        return made[:, : wanted[0], : wanted[1]]
+        made = self.start(images, steps, seed, factor=factor, progress=progress)
+        return np.concatenate([result()[0] for result in made])
+
+    def start(
+        self,
+        images: Images,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        *,
+        factor: int | float | None = None,
+        num_snapshots: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[Callable[[], tuple[Made, list[Made]]]]:
+        """As `upscale`, of several images, for jobs that do something else while devices refine.
+
+        Yields:
+          For each batch, when it is under way, a function that waits for its results and (see
+          `sample`) snapshots of the way to them, the result not among them.
+        """
+        images = refinement.check_images(images)
+        height, width = refinement.output_size(images.shape[1:3], factor or self.factor)
+        if factor is not None and factor != self.factor:
+            images = self.before_network(images, factor)
+        stops = self._stops(steps, num_snapshots)
+        for results in self._batches(images, steps, seed, stops=stops, progress=progress):
+
+            def fetch(results: list = results) -> tuple[Made, list[Made]]:
+                *kept, made = (result()[:, :height, :width] for result in results)
+                return made, kept
+
+            yield fetch
 
     def before_network(self, images: Images, factor: int | float) -> Made:
         """Images resized by `factor / self.factor`, which the network then makes `factor` times."""
+        size = self._network_size(images.shape[1:3], factor)
+        resized = refinement.rescale(images, factor / self.factor, size)
+        return np.asarray(image_ops.to_levels(resized, images.dtype))
+
+    def _network_size(self, size: tuple[int, int], factor: int | float | None) -> tuple[int, int]:
+        """Height and width of the network's input, for those of the image."""
+        if factor is None or factor == self.factor:
+            return size
         if not factor > 0:
             raise ValueError(f"factor = {factor}; it must be above 0")
-        size = tuple(-(-n // self.factor) for n in output_size(images.shape[1:3], factor))
-        resized = _rescale(images, factor / self.factor, size)
-        return np.asarray(image_ops.to_levels(resized, images.dtype))
+        return tuple(-(-n // self.factor) for n in refinement.output_size(size, factor))
+
+    def upscale_file(
+        self,
+        path: epath.PathLike,
+        output: epath.PathLike,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        factor: int | float | None = None,
+        num_samples: int = 1,
+        animate: bool = False,
+    ) -> str:
+        """Upscales one picture file as `--mode=upscale` does: alpha, profile and depth are kept.
+
+        Args:
+          path: of the picture; local or a URL.
+          output: the folder for the result, of the same name.
+          steps: see `upscale`.
+          seed: of all noise; that of the picture also depends on its name.
+          factor: see `upscale`.
+          num_samples: see `inference.files.Options`.
+          animate: see `inference.files.Options`.
+
+        Returns:
+          The path of what was written.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it cannot be read, upscaled or written; the message says why.
+        """
+        if epath.Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; give a file, or use --mode=upscale")
+        options = files.Options(steps, seed, factor, num_samples, animate)
+        (record,) = files.upscale_files(self, files.find_inputs(path), output, options)
+        if record.error:
+            raise ValueError(f"{path}: {record.error}")
+        return str(epath.Path(output) / record.output)
 
     def sample_many(
         self,
@@ -270,15 +327,15 @@ class SuperResolver:
     ):
         """Several results for one image, with noise of their own: what else it could have been.
 
-        Their mean is nearer to the truth in PSNR than each, and blurred; their deviation says where
-        the result is a guess (`inference.uncertainty`).
+        Their mean is nearer to the truth in PSNR than each, and blurred; their deviation
+        (`inference.pictures.deviation`) says where a result is a guess.
 
         Returns:
           `[num_samples, height * factor, width * factor, 3]`.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
-        images = np.repeat(_check_images(np.asarray(image)[None]), num_samples, axis=0)
+        images = np.repeat(refinement.check_images(np.asarray(image)[None]), num_samples, axis=0)
         return self.upscale(images, steps, seed, progress)
 
     def sample(
@@ -294,46 +351,43 @@ class SuperResolver:
 
         Snapshots are evenly spaced in network calls; the last is the result.
         """
-        images = _check_images(images)
-        stops = self._stops(steps, num_snapshots)
         parts, snapshots = [], []
         begin = time.perf_counter() - self._refiner.compile_seconds
-        for results in self.batches(images, steps, seed, stops=stops, progress=progress):
-            *kept, made = [result() for result in results]
+        for fetch in self.start(
+            images, steps, seed, num_snapshots=num_snapshots, progress=progress
+        ):
+            made, kept = fetch()
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
         seconds = time.perf_counter() - self._refiner.compile_seconds - begin
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
 
-    def batches(
+    def _batches(
         self,
         images: Images,
-        steps: int | None = None,
-        seed: int | Sequence[int] = 0,
+        steps: int | None,
+        seed: int | Sequence[int],
         *,
         stops: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Iterator[list[Callable[[], Made]]]:
-        """Refines batch after batch; for jobs that meanwhile do something else.
-
-        Yields:
-          For each batch, when it is under way: functions that wait for y_t after each of `stops`
-          network calls, and one for the result.
-        """
-        sampler, keys = self._sampler(steps), _keys(seed, len(images))
-        _, size = self._refiner.share(len(images), images.shape[1:3])
-        for first in range(0, len(images), size):
-            # The last batch is filled up with repeats, so that nothing is compiled anew.
+        """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
+        sampler, keys = self._sampler(steps), refinement.keys_of(seed, len(images))
+        first = 0
+        while first < len(images):
+            _, size = self._refiner.share(len(images) - first, images.shape[1:3])
+            # A batch is filled up with repeats, so that nothing is compiled anew.
             rows = np.minimum(np.arange(first, first + size), len(images) - 1)
             count = min(size, len(images) - first)
             made = self._refiner.refine(images[rows], keys[rows], sampler, stops, progress)
             yield [lambda result=result, count=count: result()[:count] for result in made]
+            first += count
 
     def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
         steps = self._options.num_steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps = {steps}; it must be at least 1")
-        return self._make_sampler(steps)
+        return self.make_sampler(steps)
 
     def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
         """After how many calls to look, the end apart."""
@@ -344,47 +398,3 @@ class SuperResolver:
                 f"(all) for {calls} network calls"
             )
         return np.round(np.linspace(0, calls, num_snapshots)).astype(int)[:-1].tolist()
-
-
-def tuned_sampling(workdir: epath.PathLike) -> dict[str, Any]:
-    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none."""
-    path = epath.Path(workdir) / INFERENCE
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text())["sampling"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
-            "remove it to sample as the config says"
-        ) from error
-
-
-def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
-    """Height and width of what an image becomes, in whole pixels."""
-    return tuple(max(1, round(n * factor)) for n in size)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _rescale(images: Array, scale: float, size: tuple[int, int]) -> Float[Array, "n h w 3"]:
-    return image_ops.rescale(image_ops.to_signed(images), scale, size)
-
-
-def _check_images(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images)
-    is_levels = images.dtype in (np.uint8, np.uint16)
-    if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
-            "of shape [n, height, width, 3], or a single image of [height, width, 3]"
-        )
-    return images
-
-
-def _keys(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
-    if np.ndim(seed) == 0:
-        key = jax.random.key(int(seed))
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
-    return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))

@@ -2,6 +2,7 @@
 
 from sr3_jax.jobs.evaluating import evaluate, score
 from sr3_jax.jobs.training import train
+from sr3_jax.jobs.tuning import tune_schedule
 from sr3_jax.jobs.upscaling import upscale
 
-__all__ = ["evaluate", "score", "train", "upscale"]
+__all__ = ["evaluate", "score", "train", "tune_schedule", "upscale"]

@@ -198,7 +198,7 @@ class Checkpointer:
 
     def _read(self, like: T, which: Which, read: Callable[[int], T]) -> tuple[int, T]:
         """Reads a checkpoint; where the latest is asked for, the latest that can be read."""
-        first = self._find(which)
+        first = self.find(which)
         reasons = {}
         for step in reversed(self.steps) if which == "latest" else (first,):
             state, reason = None, ""
@@ -240,7 +240,12 @@ class Checkpointer:
                 "config.checkpoint.keep_last, and start again"
             ) from error
 
-    def _find(self, which: Which) -> int:
+    def find(self, which: Which) -> int:
+        """The step of a checkpoint.
+
+        Raises:
+          FileNotFoundError: there is none, or not that one.
+        """
         steps = self.steps
         if not steps:
             raise FileNotFoundError(

@@ -1,0 +1,252 @@
+"""Search for an inference schedule and a sampler: what to try, what was tried, what was best.
+
+The search is the paper's (section 4.5 and Figure 12), of more than schedules: noise and sampler are
+chosen after training, for a number of network calls, by how good held-out images become. Proposals
+are made by Optuna (a tree-structured Parzen estimator) from all finished trials of the same number
+of calls, after a few that are known to be good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from sr3_jax.data import storage
+
+# Better is below for True.
+METRICS = {"fid": True, "swd": True, "psnr": False, "ssim": False}
+# Of Karras et al.'s grid for sure, and what has to be left for the last step.
+_SIGMA_MIN, _SIGMA_MAX, _RHO = (0.002, 0.2), (20.0, 120.0), (1.5, 12.0)
+_STARTUP = 8  # trials before proposals lean on what was found
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One row of the table.
+
+    Attributes:
+      calls: of the network, for one image.
+      sampling: keys of `config.sampling` that were tried.
+      status: `done`, or `refused`: no schedule can be made of them, such as one that does not end
+        in noise.
+      reason: of a refusal.
+      metrics: of the held-out images, by name.
+      seconds_per_image: that sampling took.
+    """
+
+    calls: int
+    sampling: dict[str, Any]
+    status: str
+    reason: str = ""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds_per_image: float = math.nan
+
+
+class Trials:
+    """The table of trials, kept whole in a file after each, so that a search goes on."""
+
+    def __init__(self, path: epath.PathLike, recipe: Mapping[str, Any]) -> None:
+        """Reads what is there.
+
+        Args:
+          path: of a JSONL file; its first row is the recipe.
+          recipe: what trials have in common: weights, images, metric.
+
+        Raises:
+          ValueError: the file is of another recipe.
+        """
+        self._path = epath.Path(path)
+        self._recipe = json.loads(json.dumps(recipe))
+        self.rows: list[Trial] = []
+        if not self._path.exists():
+            return
+        first, *rows = self._path.read_text().splitlines()
+        before = json.loads(first)
+        if before != self._recipe:
+            differ = [k for k in before | self._recipe if before.get(k) != self._recipe.get(k)]
+            raise ValueError(
+                f"{path} has trials of something else ({', '.join(differ)} differ); remove it, or "
+                "ask for what it was made with"
+            )
+        self.rows = [Trial(**json.loads(row)) for row in rows]
+
+    def add(self, trial: Trial) -> None:
+        """Adds a row, and writes the table."""
+        self.rows.append(trial)
+        rows = [self._recipe, *(dataclasses.asdict(row) for row in self.rows)]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        storage.write_whole(str(self._path), text.encode())
+
+    def of(self, calls: int) -> list[Trial]:
+        """Rows of so many network calls."""
+        return [row for row in self.rows if row.calls == calls]
+
+    def best(self, metric: str, calls: int | None = None) -> Trial | None:
+        """The best that is done, of so many calls or of all; None where there is none."""
+        rows = [r for r in self.rows if r.status == "done" and calls in (None, r.calls)]
+        sign = 1 if METRICS[metric] else -1
+        return min(rows, key=lambda row: sign * row.metrics[metric], default=None)
+
+
+def chosen(trials: Trials, metric: str, tolerance: float) -> Trial | None:
+    """The best trial of the fewest calls whose metric is within a share of the best of all."""
+    best = trials.best(metric)
+    if best is None:
+        return None
+    sign = 1 if METRICS[metric] else -1
+    limit = best.metrics[metric] * (1 + sign * tolerance)
+    for calls in sorted({row.calls for row in trials.rows}):
+        row = trials.best(metric, calls)
+        if row is not None and sign * row.metrics[metric] <= sign * limit:
+            return row
+    return best
+
+
+def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any]:
+    """What to try next in so many calls: keys of `config.sampling`; deterministic."""
+    done = trials.of(calls)
+    first = _known(calls)
+    if len(done) < len(first):
+        return first[len(done)]
+    import optuna  # late: it takes half a second
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Another seed for each proposal: the study is made anew from the table each time.
+        sampler = optuna.samplers.TPESampler(
+            seed=seed + len(done), n_startup_trials=_STARTUP, multivariate=True, group=True
+        )
+    direction = "minimize" if METRICS[metric] else "maximize"
+    study = optuna.create_study(sampler=sampler, direction=direction)
+    for row in done:
+        parameters = row.sampling.get("search")
+        if row.status == "done" and parameters:
+            _tell(study, optuna, parameters, row.metrics[metric], calls)
+    trial = study.ask()
+    found = _suggest(trial, calls)
+    return found | {"search": dict(trial.params)}
+
+
+def _known(calls: int) -> list[dict[str, Any]]:
+    """Where to begin: the paper's, and what is good on Gaussians (docs/sampling.md)."""
+    noise = {"schedule": "log_snr", "sigma_min": 0.02, "sigma_max": 20.0}
+    known = [
+        {"sampler": "ancestral", "variance": "upper", "schedule": "respaced"},
+        {"sampler": "ancestral", "variance": "posterior", **noise},
+        {"sampler": "ddim", "eta": 0.0, **noise},
+        {"sampler": "dpmpp_2m", "eta": 0.0, **noise},
+        {"sampler": "dpmpp_2m", "eta": 1.0, **noise},
+    ]
+    if calls % 2 and calls > 2:
+        known.append({"sampler": "heun", **noise})
+    return [row | {"num_steps": _steps(row["sampler"], calls)} for row in known]
+
+
+def _suggest(trial: Any, calls: int) -> dict[str, Any]:
+    """One point of the space; only options that matter to the sampler and schedule are asked."""
+    samplers = ["ancestral", "ddim", "dpmpp_2m", *(["heun"] if calls % 2 and calls > 2 else [])]
+    found: dict[str, Any] = {"sampler": trial.suggest_categorical("sampler", samplers)}
+    if found["sampler"] == "ancestral":
+        found["variance"] = trial.suggest_categorical("variance", ["upper", "posterior"])
+    if found["sampler"] in ("ddim", "dpmpp_2m"):
+        found["eta"] = trial.suggest_float("eta", 0.0, 1.0)
+    found["schedule"] = trial.suggest_categorical("schedule", ["karras", "log_snr", "noise_level"])
+    found["sigma_max"] = trial.suggest_float("sigma_max", *_SIGMA_MAX, log=True)
+    if found["schedule"] != "noise_level":
+        found["sigma_min"] = trial.suggest_float("sigma_min", *_SIGMA_MIN, log=True)
+    if found["schedule"] == "karras":
+        found["rho"] = trial.suggest_float("rho", *_RHO, log=True)
+    return found | {"num_steps": _steps(found["sampler"], calls)}
+
+
+def _tell(study: Any, optuna: Any, parameters: Mapping[str, Any], value: float, calls: int) -> None:
+    fixed = optuna.trial.FixedTrial(dict(parameters))
+    _suggest(fixed, calls)
+    study.add_trial(
+        optuna.trial.create_trial(
+            params=fixed.params, distributions=fixed.distributions, value=value
+        )
+    )
+
+
+def _steps(sampler: str, calls: int) -> int:
+    return (calls + 1) // 2 if sampler == "heun" else calls
+
+
+def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
+    """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
+    names = ("fid", "swd", "psnr", "ssim", "consistency", "detail")
+    shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
+    lines = [
+        "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
+        "|---" * (3 + len(shown)) + "|",
+    ]
+    for count in calls:
+        rows = [r for r in trials.of(count) if r.status == "done"]
+        best = trials.best(metric, count)
+        for row in (rows[:1] if rows and rows[0] is not best else []) + ([best] if best else []):
+            cells = [f"{row.metrics[n]:.4g}" for n in shown]
+            seconds = f"{row.seconds_per_image:.3g}"
+            lines.append(" | ".join([f"| {count}", describe(row.sampling), *cells, seconds]) + " |")
+    return "\n".join(lines)
+
+
+def describe(sampling: Mapping[str, Any]) -> str:
+    """In a few words."""
+    options = [f"{k} {sampling[k]:.3g}" for k in ("eta",) if sampling.get(k)]
+    if sampling["sampler"] == "ancestral":
+        options.append(f"{sampling['variance']} variance")
+    noise = [f"{k} {sampling[k]:.3g}" for k in ("sigma_min", "sigma_max", "rho") if k in sampling]
+    return (
+        f"{' '.join([sampling['sampler'], *options])}; {' '.join([sampling['schedule'], *noise])}"
+    )
+
+
+def draw(trials: Trials, metric: str, path: epath.PathLike) -> None:
+    """Quality against network calls and against seconds, of each sampler the best (Figure 12)."""
+    import io
+
+    from matplotlib.figure import Figure  # late: it takes a second
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    rows = [row for row in trials.rows if row.status == "done"]
+    for name in sorted({row.sampling["sampler"] for row in rows}):
+        of_it = [row for row in rows if row.sampling["sampler"] == name]
+        sign = 1 if METRICS[metric] else -1
+        best = [
+            min((r for r in of_it if r.calls == n), key=lambda r: sign * r.metrics[metric])
+            for n in sorted({row.calls for row in of_it})
+        ]
+        values = [row.metrics[metric] for row in best]
+        (line,) = axes[0].plot([row.calls for row in best], values, "o-", label=name)
+        axes[1].plot([r.seconds_per_image for r in best], values, "o-", color=line.get_color())
+        axes[0].plot(
+            [r.calls for r in of_it],
+            [r.metrics[metric] for r in of_it],
+            ".",
+            color=line.get_color(),
+            alpha=0.25,
+        )
+    low = min(row.metrics[metric] for row in rows)
+    high = max(row.metrics[metric] for row in rows)
+    if METRICS[metric] and low > 0 and high / low > 8:
+        axes[0].set_yscale("log")
+    better = "lower" if METRICS[metric] else "higher"
+    axes[0].set_ylabel(f"{metric.upper()} ({better} is better)")
+    axes[0].set_xlabel("network calls for an image")
+    axes[1].set_xlabel("seconds for an image")
+    for one in axes:
+        one.set_xscale("log")
+        one.grid(alpha=0.3)
+    axes[0].legend(title="best of each sampler")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    storage.write_whole(str(path), data.getvalue())

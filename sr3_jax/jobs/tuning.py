@@ -1,0 +1,161 @@
+"""The search for an inference schedule: `--mode=tune_schedule`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+from etils import epath
+
+from sr3_jax import data_factory, factory, metrics, parallel, sampling_factory
+from sr3_jax.data import storage
+from sr3_jax.evaluation import judged, schedule_search
+from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import shared
+
+FOLDER = "tuning"
+
+
+def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) -> None:
+    """Searches sampler and schedule on held-out images; see `config.tuning` for how.
+
+    Every trial is a row of `workdir/tuning/trials.jsonl`; started again, the search goes on. At the
+    end `workdir/inference.json` holds the sampling that upscaling then uses, `tuning/table.md` the
+    best of each number of network calls, and `tuning/quality.png` shows quality against calls and
+    seconds (Figure 12 of the paper).
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      calls: a budget of network calls for an image, instead of those of `config.tuning.calls`.
+
+    Raises:
+      ValueError: options that cannot work, a baseline, several processes, or trials of another
+        checkpoint or other images in that folder.
+      JobStoppedError: a signal asked to stop; the trial under way is lost.
+    """
+    if factory.predicts_image(config):
+        raise ValueError(f"config.method = {factory.method(config)!r} has no schedule to tune")
+    if jax.process_count() > 1:
+        raise ValueError(
+            "tune_schedule runs in one process, on all its devices; use --num_processes=1"
+        )
+    options = sampling_factory.tuning_options(config)
+    budgets = options.calls if calls is None else (calls,)
+    resolver = SuperResolver.from_config(config, workdir / "checkpoints")
+    low, high = _held_out(config, workdir, options.num_images)
+    folder = workdir / FOLDER
+    recipe = {
+        "checkpoint": resolver.checkpoint_step,
+        "metric": options.metric,
+        "images": [len(high), int(low.shape[1]), int(high.shape[1])],
+        "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
+        "clip": config.sampling.clip,
+        "consistent": config.sampling.get("consistent", False),
+    }
+    trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
+    score = functools.partial(_score, config=config, low=low, high=high, metric=options.metric)
+    with parallel.StopSignal() as stop:
+        for budget in budgets:
+            left = max(0, options.num_trials - len(trials.of(budget)))
+            with _bar(f"{budget} calls", left) as bar:
+                while len(trials.of(budget)) < options.num_trials:
+                    sampling = schedule_search.propose(trials, options.metric, budget, config.seed)
+                    trials.add(_try(config, resolver, sampling, budget, score, low, stop))
+                    best = trials.best(options.metric, budget)
+                    if best:
+                        bar.set_postfix_str(f"{options.metric} {best.metrics[options.metric]:.4g}")
+                    bar.update()
+    best = schedule_search.chosen(trials, options.metric, options.tolerance)
+    if best is None:
+        raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
+    table = schedule_search.table(trials, options.metric, sorted({r.calls for r in trials.rows}))
+    storage.write_whole(str(folder / "table.md"), table.encode())
+    schedule_search.draw(trials, options.metric, folder / "quality.png")
+    found = {
+        "sampling": _keys(best.sampling),
+        "calls": best.calls,
+        "metrics": best.metrics,
+        "chosen_by": recipe,
+    }
+    path = workdir / sampling_factory.INFERENCE
+    storage.write_whole(str(path), json.dumps(found, indent=2).encode())
+    print(table)
+    print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
+    print(f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}")
+
+
+def _try(
+    config: factory.ConfigDict,
+    resolver: SuperResolver,
+    sampling: dict[str, Any],
+    calls: int,
+    score: Any,
+    low: np.ndarray,
+    stop: parallel.StopSignal,
+) -> schedule_search.Trial:
+    changed = sampling_factory.changed(config, _keys(sampling))
+    try:
+        sampling_factory.sampler(changed)
+    except ValueError as error:
+        return schedule_search.Trial(calls, sampling, "refused", str(error))
+    resolver.make_sampler = functools.partial(sampling_factory.sampler, changed)
+
+    def check() -> None:
+        if (number := stop.asked(0)) is not None:
+            raise shared.JobStoppedError(number, "the same command goes on with the next trial")
+
+    # Each image has one noise in all trials, so that they differ by the sampler alone.
+    result = resolver.sample(low, sampling["num_steps"], list(range(len(low))), progress=check)
+    seconds = result.seconds / len(low)
+    return schedule_search.Trial(calls, sampling, "done", "", score(result.images), seconds)
+
+
+def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Without what only the search needs."""
+    return {key: value for key, value in sampling.items() if key != "search"}
+
+
+def _score(
+    made: np.ndarray, *, config: factory.ConfigDict, low: np.ndarray, high: np.ndarray, metric: str
+) -> dict[str, float]:
+    found = {
+        "swd": np.mean([*metrics.sliced_wasserstein(made, high).values()]),
+        "psnr": metrics.psnr(made, high).mean(),
+        "ssim": metrics.ssim(made, high).mean(),
+        "consistency": metrics.consistency(made, low).mean(),
+        "detail": metrics.detail(made, high).mean(),
+    }
+    if metric == "fid":
+        weights = factory.feature_options(config)["weights"]
+        said = judged.judge(("fid",), {"made": list(made)}, list(high), [], weights=weights)
+        found["fid"] = said.means["made"]["fid"]
+    return {name: float(value) for name, value in found.items()}
+
+
+def _held_out(
+    config: factory.ConfigDict, workdir: epath.Path, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high resolutions of the first held-out images."""
+    shared.list_images(config, workdir, training=False)
+    pipeline = data_factory.evaluation_pipeline(config, 8, count, index_dir=workdir / shared.INDEX)
+    low, high = [], []
+    for batch in pipeline.evaluation_batches():
+        rows = batch["weight"] > 0
+        low.append(batch["low_resolution"][rows])
+        high.append(batch["high_resolution"][rows])
+    shared.count_unusable(pipeline)
+    if not sum(map(len, low)):
+        raise ValueError("no held-out image can be used; see --mode=evaluate")
+    if sum(map(len, low)) < 16:
+        logging.warning("tuned on %d images: the differences may be chance", sum(map(len, low)))
+    return np.concatenate(low), np.concatenate(high)
+
+
+def _bar(name: str, total: int) -> tqdm.tqdm:
+    return tqdm.tqdm(desc=name, total=total, unit="trial", dynamic_ncols=True)

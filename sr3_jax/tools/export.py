@@ -1,0 +1,377 @@
+"""The sampler of a trained run as files that jax alone can run: `python -m sr3_jax.tools.export`.
+
+    python -m sr3_jax.tools.export --workdir=runs/quickstart --output=FOLDER [--size=64x64]
+    python FOLDER/run.py INPUT.png OUTPUT.png
+
+writes all refinement steps as one StableHLO program for images of one size, in batches of any size,
+and beside it the weights, a description, and an example that runs it where this package and Flax
+are not installed. For a seed it gives what `SuperResolver.upscale(images, seed=[...])` gives, up to
+rounding: both draw noise for the same padded array. Larger images than a tile are left to
+`--mode=upscale`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import logging as std_logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from flax import linen as nn
+from jax import export as jax_export
+from jaxtyping import Array, UInt8
+
+import sr3_jax
+from sr3_jax import config_checks, config_file, diffusion, factory, models, sampling_factory
+from sr3_jax import images as image_ops
+from sr3_jax.data import storage
+from sr3_jax.inference import super_resolver, tiling
+from sr3_jax.tools import export_example
+from sr3_jax.training import checkpoint
+from sr3_jax.training.state import Params
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
+
+PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
+
+_FAILED, _WRONG_USE = 1, 2
+
+# What docs.jax.dev/en/latest/export/export.html#compatibility-guarantees says of every export.
+_PROMISE = (
+    "jax promises to run it with releases up to 6 months newer than the one it was made with, by "
+    "the dates of the releases, and up to 3 weeks older; export anew after that"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is exported; see `make_plan`.
+
+    Attributes:
+      config: of the run, with the sampling that is exported.
+      sampler: None of a baseline.
+      size: height and width of the low resolution.
+      array_size: of the arrays that the network sees, as low resolution.
+      factor: by how much images grow.
+      platforms: that the program shall run on.
+    """
+
+    config: factory.ConfigDict
+    sampler: diffusion.Sampler | None
+    size: tuple[int, int]
+    array_size: tuple[int, int]
+    factor: int
+    platforms: tuple[str, ...]
+
+    @property
+    def large_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.size[0] * self.factor, self.size[1] * self.factor
+
+
+def make_plan(
+    config: factory.ConfigDict,
+    size: tuple[int, int] | None = None,
+    steps: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> Plan:
+    """What to export of a run.
+
+    Args:
+      config: its section `sampling` says how images are drawn.
+      size: height and width of the low resolution; None for a square of
+        `config.data.low_resolution`.
+      steps: refinement steps; None for the config's.
+      platforms: some of `PLATFORMS`; none of them needs to be here.
+
+    Raises:
+      ValueError: for images larger than a tile, steps that the schedule cannot do, or an unknown
+        platform.
+    """
+    for platform in platforms or [""]:
+        config_checks.choice("platform", platform, {name: name for name in PLATFORMS})
+    if steps is not None:
+        config_checks.at_least("steps", steps, 1)
+    sampler = sampling_factory.sampler(config, steps)
+    if steps is not None:
+        config = sampling_factory.changed(config, {"num_steps": steps})
+    size = size or (config.data.low_resolution,) * 2
+    factor = config.data.image_size // config.data.low_resolution
+    # As `inference.refinement` has it. In another array the same seed would draw another noise.
+    stride = int(np.lcm(models.deepest_stride(config.model.multipliers), factor))
+    tile_size = -(-sampling_factory.options(config).tile_size // stride) * stride
+    grid = tiling.make_grid((size[0] * factor, size[1] * factor), tile_size, 0, stride)
+    array_size = tuple(n // factor for n in grid.canvas)
+    plan = Plan(config, sampler, size, array_size, factor, tuple(platforms))
+    if grid.is_cut:
+        largest = (tile_size // factor,) * 2
+        raise ValueError(
+            f"a low resolution of {_text(size)} becomes {_text(plan.large_size)}, larger than a "
+            f"tile: config.sampling.tile_size = {tile_size}. An export is of one tile: give a "
+            f"--size of at most {_text(largest)}, and upscale larger images by --mode=upscale"
+        )
+    return plan
+
+
+def export_sampler(plan: Plan, params: Params) -> jax_export.Exported:
+    """The sampler as a program of any batch size.
+
+    Args:
+      plan: what to export.
+      params: the network's weights, or their shapes; they are arguments of the program.
+
+    Returns:
+      A function of the leaves of `params` in their order, the low resolution uint8 `[b, h, w, 3]`
+      and seeds uint32 `[b]`, that returns uint8 `[b, h * factor, w * factor, 3]`.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    (b,) = jax_export.symbolic_shape("b")
+    arguments = [
+        *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves),
+        jax.ShapeDtypeStruct((b, *plan.size, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((b,), jnp.uint32),
+    ]
+    # Arguments that a baseline does not use stay, so that all programs are called alike.
+    program = jax.jit(_program(plan, structure), keep_unused=True)
+    return jax_export.export(program, platforms=plan.platforms)(*arguments)
+
+
+def write(
+    folder: str,
+    plan: Plan,
+    params: Params,
+    exported: jax_export.Exported,
+    checkpoint_step: int | None = None,
+) -> dict[str, Any]:
+    """Writes an export's four files, each whole or not at all.
+
+    The description comes last and has the others' checksums, so that files of two exports are never
+    taken for one.
+
+    Args:
+      folder: for the files, on a disk or in a bucket; need not exist.
+      plan: what is exported.
+      params: the weights.
+      exported: as `export_sampler` made it of them.
+      checkpoint_step: of training, for the description.
+
+    Returns:
+      The description.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    folder = str(folder).rstrip("/")
+    weights = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+    files = {}
+    for name, save in (
+        (PROGRAM, lambda file: file.write(bytes(exported.serialize()))),
+        (WEIGHTS, lambda file: np.savez(file, **{n: _plain(a) for n, a in weights.items()})),
+    ):
+        with storage.open_whole(f"{folder}/{name}") as file:
+            hashed = _Hashed(file)
+            save(hashed)
+        files[name] = {"sha256": hashed.sha256.hexdigest(), "bytes": hashed.size}
+    about = _describe(plan, exported, checkpoint_step) | {
+        "files": files,
+        "weights": [
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in weights.items()
+        ],
+        "config": json.loads(plan.config.to_json()),
+    }
+    storage.write_whole(f"{folder}/{EXAMPLE}", inspect.getsource(export_example).encode())
+    storage.write_whole(f"{folder}/{ABOUT}", (json.dumps(about, indent=1) + "\n").encode())
+    return about
+
+
+def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
+    model, options = _network(plan.config), sampling_factory.options(plan.config)
+    extent = image_ops.make_extent(plan.size, plan.array_size, plan.factor)
+    padding = [(0, whole - part) for whole, part in zip(plan.array_size, plan.size, strict=True)]
+
+    def sample(*arguments: Array) -> UInt8[Array, "b h w 3"]:
+        *weights, low, seeds = arguments
+        variables = {"params": jax.tree.unflatten(structure, weights)}
+        signed = image_ops.to_signed(jnp.pad(low, [(0, 0), *padding, (0, 0)]))
+        x = image_ops.upsample_within(signed, extent, plan.factor)
+        if plan.sampler is None:
+            y_0 = model.apply(variables, x)
+        else:
+            y_0 = diffusion.sample(
+                lambda y_t, gamma: model.apply(variables, x, y_t, gamma),
+                plan.sampler,
+                jax.vmap(jax.random.key)(seeds),
+                x.shape[1:],
+                clip=options.clip,
+            )
+        if options.consistent:
+            y_0 = image_ops.make_consistent(y_0, signed, extent)
+        height, width = plan.large_size
+        return image_ops.to_uint8(y_0)[:, :height, :width]
+
+    return sample
+
+
+def _network(config: factory.ConfigDict) -> nn.Module:
+    model = factory.model(config)
+    # One program for all platforms: what is folded for TPUs would be slow elsewhere.
+    return model.clone(lanes=1) if isinstance(model, models.UNet) else model
+
+
+def _describe(
+    plan: Plan, exported: jax_export.Exported, checkpoint_step: int | None
+) -> dict[str, Any]:
+    is_baseline = plan.sampler is None
+    return {
+        "low_resolution": list(plan.size),
+        "high_resolution": list(plan.large_size),
+        "factor": plan.factor,
+        "method": factory.method(plan.config),
+        "sampler": None if is_baseline else sampling_factory.name(plan.config),
+        "steps": 1 if is_baseline else plan.sampler.num_steps,
+        "network_calls": 1 if is_baseline else plan.sampler.num_calls,
+        "consistent": sampling_factory.options(plan.config).consistent,
+        "checkpoint_step": checkpoint_step,
+        "arguments": "the weights in the order below, images uint8 [b, *low_resolution, 3], seeds "
+        "uint32 [b]; bfloat16 weights are stored as uint16, bit for bit",
+        "result": "uint8 [b, *high_resolution, 3]",
+        "platforms": list(exported.platforms),
+        "versions": {
+            "sr3_jax": sr3_jax.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "calling_convention": exported.calling_convention_version,
+            "calling_conventions_of_this_jax": [
+                jax_export.minimum_supported_calling_convention_version,
+                jax_export.maximum_supported_calling_convention_version,
+            ],
+        },
+        "promise": _PROMISE,
+    }
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """In a type that numpy can read by itself, bit for bit."""
+    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+
+
+class _Hashed(io.RawIOBase):
+    """Passes on what is written, and hashes it; it cannot seek, so that nothing is changed later.
+
+    Weights are not held in memory as a file for that.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Of a flag."""
+    if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
+        raise ValueError(
+            f"--size={text} is no size; give height x width of the low resolution, as 64x64"
+        )
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def _which(text: str | None) -> checkpoint.Which | None:
+    """Of a flag."""
+    if text is None or text in ("latest", "best"):
+        return text
+    if not text.isdecimal():
+        raise ValueError(
+            f"--which={text} is unknown; use latest, best, or the step of a checkpoint"
+        )
+    return int(text)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's; not at import, so that the module can be used beside other tools."""
+    text = lambda name, default, words: flags.DEFINE_string(  # noqa: E731
+        name, default, words, flag_values=values
+    )
+    text("workdir", None, "Folder of the run; local or gs://.")
+    text("output", None, "Folder for the files; local or gs://.")
+    text("size", None, "Height x width of the low resolution, as 64x64; the config's if not given.")
+    text("which", None, "latest, best or a step; config.evaluation.checkpoint if not given.")
+    flags.DEFINE_integer(
+        "steps", None, "Refinement steps; the config's if not given.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "platforms", "cpu,cuda,tpu", f"Of {', '.join(PLATFORMS)}.", flag_values=values
+    )
+
+
+def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
+    """Exports, and says what; wrong use ends with one line and status 2."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        if not given.workdir or not given.output:
+            raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
+        size = None if given.size is None else _size(given.size)
+        which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
+        config = config_file.load(workdir / "config.json")
+        config = sampling_factory.changed(config, sampling_factory.tuned(workdir))
+        plan = make_plan(config, size, given.steps, given.platforms)
+        resolver = super_resolver.SuperResolver.from_config(
+            plan.config, workdir / "checkpoints", which
+        )
+        params, step = resolver.params, resolver.checkpoint_step
+        about = write(given.output, plan, params, export_sampler(plan, params), step)
+    except checkpoint.CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_FAILED)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_WRONG_USE)
+    sizes = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
+    print(
+        f"{given.output}: {_text(plan.size)} to {_text(plan.large_size)} in "
+        f"{about['network_calls']} network calls, checkpoint {step}, for "
+        f"{', '.join(plan.platforms)}; {sizes}\n"
+        f"python {given.output}/{EXAMPLE} INPUT.png OUTPUT.png"
+    )
+
+
+def _quiet_orbax() -> None:
+    """Its warnings about reading alone; a damaged checkpoint is our own warning."""
+    logging.get_absl_handler().addFilter(
+        lambda record: "orbax" not in record.pathname or record.levelno > std_logging.WARNING
+    )
+
+
+if __name__ == "__main__":
+    _quiet_orbax()
+    define_flags()
+    app.run(main)
