@@ -165,6 +165,8 @@ def get_config() -> config_dict.ConfigDict:
     tuning.num_trials = 24  # for each budget
     # inference.json gets the fewest calls whose metric is within this share of the best.
     tuning.tolerance = 0.05
+    # Over 0: also measure the paper's sampler in so many calls, such as 2000, to compare with.
+    tuning.reference_calls = 0
     config.lock()
     return config
 

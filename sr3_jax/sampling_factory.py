@@ -15,7 +15,14 @@ from sr3_jax import config_checks, diffusion, factory, models
 # In a workdir: keys of `config.sampling` that upscaling uses instead; by --mode=tune_schedule.
 INFERENCE = "inference.json"
 _TUNING = config_dict.ConfigDict(
-    dict(metric="", num_images=64, calls=(5, 10, 20, 50), num_trials=24, tolerance=0.05)
+    dict(
+        metric="",
+        num_images=64,
+        calls=(5, 10, 20, 50),
+        num_trials=24,
+        tolerance=0.05,
+        reference_calls=0,
+    )
 )
 # Keys that older workdirs do not have.
 _SINCE = ("sampler", "eta", "consistent")
@@ -41,6 +48,7 @@ class TuningOptions:
     calls: tuple[int, ...]
     num_trials: int
     tolerance: float
+    reference_calls: int
 
 
 def tuning_options(config: factory.ConfigDict) -> TuningOptions:
@@ -55,7 +63,10 @@ def tuning_options(config: factory.ConfigDict) -> TuningOptions:
     config_checks.at_least("config.tuning.num_trials", c.num_trials, 1)
     for calls in c.calls:
         config_checks.at_least("config.tuning.calls", calls, 1)
-    return TuningOptions(metric, c.num_images, tuple(c.calls), c.num_trials, c.tolerance)
+    config_checks.at_least("config.tuning.reference_calls", c.reference_calls, 0)
+    return TuningOptions(
+        metric, c.num_images, tuple(c.calls), c.num_trials, c.tolerance, c.reference_calls
+    )
 
 
 def sampler(config: factory.ConfigDict, num_steps: int | None = None) -> diffusion.Sampler | None:

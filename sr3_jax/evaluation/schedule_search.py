@@ -94,18 +94,40 @@ class Trials:
         return min(rows, key=lambda row: sign * row.metrics[metric], default=None)
 
 
-def chosen(trials: Trials, metric: str, tolerance: float) -> Trial | None:
-    """The best trial of the fewest calls whose metric is within a share of the best of all."""
-    best = trials.best(metric)
-    if best is None:
+def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]) -> Trial | None:
+    """The best trial of the fewest calls whose metric is within a share of the best of all.
+
+    None where no trial of the budgets is done.
+    """
+    best = [row for n in sorted(budgets) if (row := trials.best(metric, n)) is not None]
+    if not best:
         return None
     sign = 1 if METRICS[metric] else -1
-    limit = best.metrics[metric] * (1 + sign * tolerance)
-    for calls in sorted({row.calls for row in trials.rows}):
+    limit = min(sign * row.metrics[metric] for row in best)
+    limit += tolerance * abs(limit)
+    return next(row for row in best if sign * row.metrics[metric] <= limit)
+
+
+def speedup(trials: Trials, metric: str, reference_calls: int) -> str:
+    """How much faster the fewest calls are that are as good as the paper's sampler in so many.
+
+    Empty where none is, or the reference is not there.
+    """
+    reference = next((r for r in trials.of(reference_calls) if r.status == "done"), None)
+    if reference is None:
+        return ""
+    sign = 1 if METRICS[metric] else -1
+    for calls in sorted({row.calls for row in trials.rows} - {reference_calls}):
         row = trials.best(metric, calls)
-        if row is not None and sign * row.metrics[metric] <= sign * limit:
-            return row
-    return best
+        if row is not None and sign * row.metrics[metric] <= sign * reference.metrics[metric]:
+            times = reference.seconds_per_image / row.seconds_per_image
+            return (
+                f"{calls} calls ({describe(row.sampling)}) are as good as {reference_calls} of "
+                f"{describe(reference.sampling)}: {metric} {row.metrics[metric]:.4g} and "
+                f"{reference.metrics[metric]:.4g}, in {row.seconds_per_image:.3g} and "
+                f"{reference.seconds_per_image:.3g} s for an image: {times:.0f} times faster"
+            )
+    return ""
 
 
 def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any]:

@@ -61,17 +61,17 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
     score = functools.partial(_score, config=config, low=low, high=high, metric=options.metric)
     with parallel.StopSignal() as stop:
-        for budget in budgets:
-            left = max(0, options.num_trials - len(trials.of(budget)))
-            with _bar(f"{budget} calls", left) as bar:
-                while len(trials.of(budget)) < options.num_trials:
+        reference = [(options.reference_calls, 1)] if options.reference_calls else []
+        for budget, count in [*((n, options.num_trials) for n in budgets), *reference]:
+            with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
+                while len(trials.of(budget)) < count:
                     sampling = schedule_search.propose(trials, options.metric, budget, config.seed)
                     trials.add(_try(config, resolver, sampling, budget, score, low, stop))
                     best = trials.best(options.metric, budget)
                     if best:
                         bar.set_postfix_str(f"{options.metric} {best.metrics[options.metric]:.4g}")
                     bar.update()
-    best = schedule_search.chosen(trials, options.metric, options.tolerance)
+    best = schedule_search.chosen(trials, options.metric, options.tolerance, budgets)
     if best is None:
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
     table = schedule_search.table(trials, options.metric, sorted({r.calls for r in trials.rows}))
@@ -87,6 +87,8 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     storage.write_whole(str(path), json.dumps(found, indent=2).encode())
     print(table)
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
+    if reference and (said := schedule_search.speedup(trials, options.metric, *reference[0][:1])):
+        print(said)
     print(f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}")
 
 

@@ -230,7 +230,7 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
 
 def _network(config: factory.ConfigDict) -> nn.Module:
     model = factory.model(config)
-    # One program for all platforms: what is folded for TPUs would be slow elsewhere.
+    # One network for all platforms: folded, as TPUs want it, it would be slow elsewhere.
     return model.clone(lanes=1) if isinstance(model, models.UNet) else model
 
 

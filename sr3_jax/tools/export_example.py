@@ -21,7 +21,9 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 def load(about):
     """Returns `sample(images: uint8 [b, h, w, 3], seeds: uint32 [b])`, for any b."""
     for name, file in about["files"].items():
-        if hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() != file["sha256"]:
+        with open(FOLDER / name, "rb") as data:
+            is_whole = hashlib.file_digest(data, "sha256").hexdigest() == file["sha256"]
+        if not is_whole:
             raise ValueError(f"{FOLDER / name} is damaged, or of another export than sampler.json")
     here, there = export.default_export_platform(), about["platforms"]
     if here not in there:
