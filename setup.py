@@ -18,6 +18,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
     packages=setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]),
     package_data={"sr3_jax.evaluation": ["templates/*"]},
     install_requires=[
@@ -33,11 +34,15 @@ setuptools.setup(
         "jax>=0.10,<0.13",
         "jinja2>=3.1",
         "jaxtyping>=0.3",
+        "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6",
+        "optuna>=5.0",  # proposes inference schedules
         "orbax-checkpoint>=0.11.30",
         "pillow>=11.0",
+        "pyvips>=3.0,<4",  # 16-bit pictures, which Pillow cannot do
+        "pyvips-binary>=8.16",
         "scikit-image>=0.25",
         "scipy>=1.15",
         # clu's writers import TensorBoard's summary protos and fail without it.
@@ -54,11 +59,14 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
+        # --engine=ray. Options that a job needs change in 2.64.
+        "ray": ["ray[data]>=2.60,<2.64"],
         "dev": [
             "beartype>=0.21",
             "gcp-storage-emulator>=2024.8",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "ray[data]>=2.60,<2.64",
             "ruff>=0.14",
         ],
     },

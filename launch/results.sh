@@ -12,7 +12,6 @@ for part in train val test; do
 done
 data=$(realpath "$1")
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
 workdir=${WORKDIR:-runs/results}
 set_up_cpu
 given=("${@:2}") # where it is empty, older shells take it for unset

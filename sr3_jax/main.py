@@ -263,6 +263,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise SystemExit(f"error in --config: {message}") from error
 
 
+def command() -> None:
+    """The console command `sr3`: `sr3 upscale --workdir=...` for `--mode=upscale`."""
+    if len(sys.argv) > 1 and sys.argv[1] in _MODES:
+        sys.argv[1] = f"--mode={sys.argv[1]}"
+    run()
+
+
 def run() -> None:
     """Runs `main`; wrong use ends with one line and status 2."""
     try:

@@ -69,10 +69,10 @@ def test_sizes_share_programs_and_steps_do_too(resolver):
     """Neither a size whose array is the same, nor another number of steps, compiles anew."""
     image = lambda h, w: np.random.default_rng(h).integers(0, 256, (h, w, 3), dtype=np.uint8)  # noqa: E731
     resolver.upscale(image(9, 21))
-    compiled = resolver._refiner.compile_seconds
+    compiled = resolver.refiner.compile_seconds
     resolver.upscale(image(9, 21), steps=7)
     resolver.upscale(image(9, 22), steps=3)
-    assert resolver._refiner.compile_seconds == compiled
+    assert resolver.refiner.compile_seconds == compiled
 
 
 def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
@@ -82,7 +82,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
     for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
         options = dataclasses.replace(resolver._options, batch_size=batch_size)
         refiner = refinement.Refiner(
-            resolver._refiner._model,
+            resolver.refiner.model,
             options,
             factor=4,
             stride=1,

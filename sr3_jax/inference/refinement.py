@@ -59,7 +59,7 @@ class Refiner:
         devices: Sequence[jax.Device],
     ) -> None:
         """Takes the network; its weights come with `set_params`."""
-        self._model, self._options = model, options
+        self.model, self._options = model, options
         self._factor, self._devices = factor, list(devices)
         # Of arrays: inputs are whole pixels, too.
         self._stride = int(np.lcm(stride, factor))
@@ -91,6 +91,20 @@ class Refiner:
         full = self.share(num_images, size)[1]
         return -(-num_images // full)
 
+    def network_batch(
+        self, num_images: int, size: tuple[int, int]
+    ) -> tuple[tuple[int, int, int], int]:
+        """What the network sees at once of such images, and how often in a step of a batch.
+
+        Returns:
+          Rows, height and width of its inputs, which all devices share; and how often.
+        """
+        grid = self._grid(size)
+        shape = self._shape(num_images, size, "uint8")
+        if not shape.num_tiles:
+            return (shape.rows, *shape.tile), 1
+        return (shape.num_tiles, *shape.tile), -(-len(grid.starts) // shape.num_tiles)
+
     def refine(
         self,
         images: Levels,
@@ -112,7 +126,8 @@ class Refiner:
           For each stop, then for the result: a function that waits for it.
         """
         height, width = images.shape[1:3]
-        shape, grid = self._shape(images)
+        shape = self._shape(len(images), (height, width), str(images.dtype))
+        grid = self._grid((height, width))
         low = np.pad(
             images,
             [
@@ -158,18 +173,16 @@ class Refiner:
             progress()
         yield result
 
-    def _shape(self, images: Levels) -> tuple[_Shape, tiling.Grid]:
-        size = images.shape[1:3]
+    def _shape(self, num_images: int, size: tuple[int, int], dtype: str) -> _Shape:
         grid = self._grid(size)
-        devices, rows = self.share(len(images), size)
+        devices, rows = self.share(num_images, size)
         num_tiles = num_groups = 0
         if grid.is_cut:
             most = tiling.most_tiles(grid, self._overlap)
             num_tiles = -(-min(most, self._options.batch_size) // devices) * devices
             num_groups = -(-most // num_tiles)
         low = tuple(n // self._factor for n in grid.canvas)
-        shape = _Shape(devices, rows, low, str(images.dtype), grid.tile, num_tiles, num_groups)
-        return shape, grid
+        return _Shape(devices, rows, low, dtype, grid.tile, num_tiles, num_groups)
 
     def _grid(self, size: tuple[int, int]) -> tiling.Grid:
         size = tuple(n * self._factor for n in size)
@@ -179,7 +192,7 @@ class Refiner:
         return parallel.make_mesh(self._devices[:devices])
 
     def _model_dtype(self) -> DTypeLike:
-        return getattr(self._model, "dtype", jnp.float32)
+        return getattr(self.model, "dtype", jnp.float32)
 
     def _params_on(self, devices: int) -> Params:
         """The parameters on the first few devices."""
@@ -252,7 +265,7 @@ class Refiner:
 
         def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
             inputs = (x,) if rows is None else (x, y_t, gamma)
-            return self._model.apply({"params": params}, *inputs)
+            return self.model.apply({"params": params}, *inputs)
 
         if shape.num_tiles:
             denoise = tiling.tiled_denoise(

@@ -88,7 +88,7 @@ class SuperResolver:
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         self.factor = factor
         self.make_sampler, self._options = make_sampler, options
-        self._refiner = refinement.Refiner(
+        self.refiner = refinement.Refiner(
             model, options, factor=factor, stride=stride, devices=jax.local_devices()
         )
         self.set_params(params)
@@ -173,12 +173,12 @@ class SuperResolver:
 
     def set_params(self, params: Params) -> None:
         """Changes the weights; what was compiled stays."""
-        self._refiner.set_params(params)
+        self.refiner.set_params(params)
 
     @property
     def params(self) -> Params:
         """The weights, in the type they are computed with, on all devices."""
-        return self._refiner.params
+        return self.refiner.params
 
     @property
     def batch_size(self) -> int:
@@ -199,7 +199,7 @@ class SuperResolver:
     ) -> int:
         """How often `upscale` will call its `progress` for images of `shape`."""
         size = self._network_size(shape[1:3], factor)
-        return self._refiner.num_batches(shape[0], size) * self.num_calls(steps)
+        return self.refiner.num_batches(shape[0], size) * self.num_calls(steps)
 
     def upscale(
         self,
@@ -352,14 +352,14 @@ class SuperResolver:
         Snapshots are evenly spaced in network calls; the last is the result.
         """
         parts, snapshots = [], []
-        begin = time.perf_counter() - self._refiner.compile_seconds
+        begin = time.perf_counter() - self.refiner.compile_seconds
         for fetch in self.start(
             images, steps, seed, num_snapshots=num_snapshots, progress=progress
         ):
             made, kept = fetch()
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
-        seconds = time.perf_counter() - self._refiner.compile_seconds - begin
+        seconds = time.perf_counter() - self.refiner.compile_seconds - begin
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
 
     def _batches(
@@ -375,11 +375,11 @@ class SuperResolver:
         sampler, keys = self._sampler(steps), refinement.keys_of(seed, len(images))
         first = 0
         while first < len(images):
-            _, size = self._refiner.share(len(images) - first, images.shape[1:3])
+            _, size = self.refiner.share(len(images) - first, images.shape[1:3])
             # A batch is filled up with repeats, so that nothing is compiled anew.
             rows = np.minimum(np.arange(first, first + size), len(images) - 1)
             count = min(size, len(images) - first)
-            made = self._refiner.refine(images[rows], keys[rows], sampler, stops, progress)
+            made = self.refiner.refine(images[rows], keys[rows], sampler, stops, progress)
             yield [lambda result=result, count=count: result()[:count] for result in made]
             first += count
 

@@ -131,7 +131,7 @@ def run(
       work: what actors do; its folders must be reachable from all hosts.
       inputs: the images.
       address: of a cluster, `auto` for the one this machine belongs to; None starts one of this
-        machine alone, unless Ray is running in this process.
+        machine alone, unless this process is connected to one.
       num_workers: actors; None for one on each host with TPUs, one for each GPU, or, of a cluster
         without either, one on each host.
 
@@ -216,7 +216,7 @@ def _stopping_at_once() -> Iterator[None]:
 
 def _start(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    # Jax's settings go along; of a cluster of this machine all of the environment does anyway.
+    # To other machines: jax's settings, and this package as it is here.
     variables = {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_", "LIBTPU_"))}
     if address is None:
         ray.init(
@@ -227,8 +227,10 @@ def _start(ray: Any, address: str | None) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-    else:
-        ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
+        return
+    package = epath.Path(__file__).parent.parent
+    runtime_env = {"env_vars": variables, "py_modules": [str(package)]}
+    ray.init(address=address, runtime_env=runtime_env, **quiet)
 
 
 def _resources(ray: Any) -> tuple[dict[str, Any], int]:

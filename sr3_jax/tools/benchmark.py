@@ -6,7 +6,9 @@ size (on GPUs under `torch.compile`), turn by turn with ours, so that what else 
 hits both. The batch is split over all JAX devices. docs/cpu.md has results and the settings that
 matter on CPUs; launch/gpu_benchmark.sh does what docs/gpu.md says.
 
-`--what=data --config=FILE` times the reading of a config's images instead (docs/data.md).
+`--what=data --config=FILE` times the reading of a config's images instead (docs/data.md),
+`--what=upscale --workdir=DIR` upscaling from file to file, and `--what=samplers` tells what
+samplers get wrong in few steps (docs/sampling.md).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ml_collections import config_flags
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.models import layers
-from sr3_jax.tools import data_benchmark, diffusers_peer
+from sr3_jax.tools import data_benchmark, diffusers_peer, sampler_benchmark, upscale_benchmark
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
@@ -35,10 +37,17 @@ _NOISY = 1.4
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _WHAT = flags.DEFINE_enum(
-    "what", "model", ["model", "data"], "What to time: the network, or reading a config's images."
+    "what",
+    "model",
+    ["model", "data", "samplers", "upscale"],
+    "What to measure: the network; reading a config's images; what samplers get wrong in few steps "
+    "where that is known; upscaling from file to file.",
 )
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained network (--what=upscale).")
+_SIZE = flags.DEFINE_string("size", "64x64", "Height x width of inputs (--what=upscale).")
+_STEPS = flags.DEFINE_integer("steps", None, "Refinement steps (--what=upscale).", 1)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the images (--what=data).")
-_IMAGES = flags.DEFINE_integer("images", 512, "For each run (--what=data).", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 512, "For each run (--what=data, upscale).", lower_bound=1)
 _CHANNELS = flags.DEFINE_integer("channels", 32, "Channels of the first level.", lower_bound=1)
 _MULTIPLIERS = flags.DEFINE_list("multipliers", ["1", "2", "2"], "Multiple of them by level.")
 _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 2, "Residual blocks a level.", lower_bound=1)
@@ -277,6 +286,20 @@ def _benchmark_data() -> dict[str, Any]:
     return dataclasses.asdict(result)
 
 
+def _benchmark_upscale() -> dict[str, Any]:
+    if _WORKDIR.value is None:
+        raise app.UsageError("--what=upscale needs --workdir=DIR of a trained network")
+    try:
+        height, width = (int(n) for n in _SIZE.value.split("x"))
+    except ValueError:
+        raise app.UsageError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
+    result = upscale_benchmark.measure(
+        _WORKDIR.value, (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
+    )
+    print(upscale_benchmark.report(result))
+    return dataclasses.asdict(result)
+
+
 def main(argv: list[str]) -> None:
     """Times, prints, and writes JSON where asked."""
     if len(argv) > 1:
@@ -285,6 +308,11 @@ def main(argv: list[str]) -> None:
     try:
         if _WHAT.value == "data":
             results = _benchmark_data()
+        elif _WHAT.value == "upscale":
+            results = _benchmark_upscale()
+        elif _WHAT.value == "samplers":
+            results = {"table": sampler_benchmark.table()}
+            print(results["table"])
         else:
             results = benchmark_model()
             print(report(results))

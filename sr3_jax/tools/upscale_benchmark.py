@@ -1,0 +1,169 @@
+"""How fast pictures are upscaled, from file to file: `tools.benchmark --what=upscale`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from sr3_jax import parallel
+from sr3_jax.data import sources
+from sr3_jax.inference import files
+from sr3_jax.inference.super_resolver import SuperResolver
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Of one size of pictures.
+
+    Attributes:
+      device: what it ran on.
+      size: height and width of the inputs.
+      factor: by which they grew.
+      calls: of the network for each picture.
+      load_seconds: until the weights are on the devices.
+      first_seconds: from the start of loading until the first picture is written, compilation
+        included; what is kept of that on disk makes it shorter.
+      images_per_second: from file to file, of the later pictures.
+      network_share: how much of that time the compiled network alone would take for as many calls.
+      reference_seconds: that one picture would take in `reference_calls` calls, estimated from the
+        network's time alone.
+    """
+
+    device: str
+    size: tuple[int, int]
+    factor: int
+    calls: int
+    load_seconds: float
+    first_seconds: float
+    images_per_second: float
+    network_share: float
+    reference_calls: int
+    reference_seconds: float
+
+
+def measure(
+    workdir: epath.PathLike,
+    size: tuple[int, int],
+    num_images: int,
+    steps: int | None,
+    repeats: int,
+    reference_calls: int = 2000,
+) -> Result:
+    """Times a trained network on crops of scikit-image's photographs, saved as PNG.
+
+    Args:
+      workdir: of a training run.
+      size: height and width of the inputs; at most those of the photographs.
+      num_images: in a folder, that is upscaled `repeats` times.
+      steps: refinement steps; None for the workdir's.
+      repeats: of which the median counts.
+      reference_calls: of the sampler to compare with.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        folder = epath.Path(root) / "in"
+        folder.mkdir()
+        refs = [_write(folder, i, size) for i in range(num_images)]
+        begin = time.perf_counter()
+        resolver = SuperResolver.from_workdir(workdir)
+        loaded = time.perf_counter() - begin
+        options = files.Options(steps=steps)
+        upscale = functools.partial(files.upscale_files, resolver, options=options)
+        _check(list(upscale(refs[:1], epath.Path(root) / "first")))
+        first = time.perf_counter() - begin
+        _check(list(upscale(refs, epath.Path(root) / "warm")))
+        seconds, alone = [], []
+        network = _network(resolver, num_images, size)
+        calls = resolver.num_calls(steps)
+        # In turns, so that what else the machine does hits both.
+        for i in range(repeats):
+            begin = time.perf_counter()
+            _check(list(upscale(refs, epath.Path(root) / str(i))))
+            seconds.append(time.perf_counter() - begin)
+            alone.append(network())
+    each = statistics.median(seconds) / num_images
+    a_call = statistics.median(alone) / num_images
+    return Result(
+        device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        size=size,
+        factor=resolver.factor,
+        calls=calls,
+        load_seconds=loaded,
+        first_seconds=first,
+        images_per_second=1 / each,
+        network_share=statistics.median(a * calls / s for a, s in zip(alone, seconds, strict=True)),
+        reference_calls=reference_calls,
+        reference_seconds=a_call * reference_calls,
+    )
+
+
+def report(result: Result) -> str:
+    """As text."""
+    height, width = result.size
+    each = 1 / result.images_per_second
+    return "\n".join(
+        [
+            f"device: {result.device}",
+            f"pictures of {width}x{height}, {result.factor} times as large, {result.calls} calls",
+            f"  first picture after {result.first_seconds:.2f} s ({result.load_seconds:.2f} s of "
+            "them loading the network)",
+            f"  {result.images_per_second:.4g} images/s from file to file: {each:.3g} s each",
+            f"  {result.network_share:.1%} of that is the network itself",
+            f"  {result.reference_calls} calls would take {result.reference_seconds:.4g} s: "
+            f"{result.reference_seconds / each:.0f} times as long",
+        ]
+    )
+
+
+def _write(folder: epath.Path, number: int, size: tuple[int, int]) -> sources.FileRef:
+    photos = sources.photos("train")
+    photo = photos[number % len(photos)].read().image
+    if any(a < b for a, b in zip(photo.shape, size, strict=False)):
+        repeats = [-(-b // a) for a, b in zip(photo.shape, size, strict=False)]
+        photo = np.tile(photo, (*repeats, 1))
+    name = f"{number:04d}.png"
+    Image.fromarray(photo[: size[0], : size[1]]).save(folder / name)
+    return sources.FileRef(name, str(folder / name))
+
+
+def _check(records: list[files.Record]) -> None:
+    for record in records:
+        if record.error:
+            raise RuntimeError(f"{record.input}: {record.error}")
+
+
+def _network(
+    resolver: SuperResolver, num_images: int, size: tuple[int, int]
+) -> Callable[[], float]:
+    """A function that runs the network once for all images, and returns the seconds."""
+    refiner = resolver.refiner
+    devices, rows = refiner.share(num_images, size)
+    (batch, height, width), times = refiner.network_batch(num_images, size)
+    mesh = parallel.make_mesh(jax.local_devices()[:devices])
+    split = parallel.split_batch(mesh)
+    shape = (batch, height, width, 3)
+    x, y_t = (jax.device_put(jax.random.normal(jax.random.key(i), shape), split) for i in range(2))
+    gamma = jax.device_put(jnp.full(batch, 0.5), split)
+    params = jax.device_put(resolver.params, parallel.replicated(mesh))
+    inputs = (x, y_t, gamma) if resolver.make_sampler(1) is not None else (x,)
+    program = jax.jit(lambda params, *inputs: refiner.model.apply({"params": params}, *inputs))
+    compiled = parallel.compile_for(jax.devices()[0], program.lower(params, *inputs))
+    jax.block_until_ready(compiled(params, *inputs))
+    batches = -(-num_images // rows)
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for _ in range(times * batches):
+            jax.block_until_ready(compiled(params, *inputs))
+        return time.perf_counter() - begin
+
+    return run
