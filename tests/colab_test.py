@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on a CPU, with a smaller network."""
+"""The notebooks run from top to bottom, on a CPU, with a smaller network."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import small_run
+from etils import epath
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed (launch/test.sh does)")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (launch/test.sh does)")
@@ -56,7 +57,25 @@ def test_it_trains_shows_and_upscales(tmp_path, monkeypatch):
     printed = "".join(
         output.get("text", "") for cell in found.cells for output in cell.get("outputs", ())
     )
-    assert "| sr3 |" in printed and "1 of 1 images written" in printed
+    assert "| sr3 |" in printed and "1 of 1 images are in" in printed
+
+
+def test_the_notebook_of_upscaling(tmp_path, monkeypatch):
+    """Every section shows or prints something; committed without results."""
+    found = nbformat.read(small_run.ROOT / "launch" / "upscale.ipynb", as_version=4)
+    nbformat.validate(found)
+    assert all(not cell.outputs for cell in found.cells if cell.cell_type == "code")
+    small_run.write_workdir(epath.Path(tmp_path))
+    monkeypatch.setenv("WORKDIR", str(tmp_path))
+    monkeypatch.setenv("SIDE", "12")
+    resources = {"metadata": {"path": str(small_run.ROOT)}}
+    nbclient.NotebookClient(
+        found, timeout=600, kernel_name="python3", resources=resources
+    ).execute()
+    code = [cell for cell in found.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in code[1:])
+    shown = [o.data for cell in code for o in cell.outputs if "data" in o]
+    assert len([data for data in shown if "image/png" in data or "image/gif" in data]) >= 4
 
 
 def test_without_a_repository_it_says_so(tmp_path):

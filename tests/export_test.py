@@ -238,6 +238,7 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
         ("--which=newest", "--which=newest is unknown"),
         ("--which=5", "no checkpoint of step 5"),
         ("--output=", "--output=FOLDER are needed"),
+        (f"--output={__file__}", "export_test.py is a file; give a folder"),
         ("else", "unexpected argument 'else'"),
     ],
 )

@@ -7,7 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import config_dict
+
+from sr3_jax import factory
+from sr3_jax.training import checkpoint
+from sr3_jax.training.state import init_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for configs/
@@ -50,6 +55,19 @@ def flags() -> list[str]:
         for key, value in OVERRIDES.items()
     }
     return ["--config=configs/quickstart.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def write_workdir(root: epath.Path) -> config_dict.ConfigDict:
+    """What a training run leaves, with random weights of step 3; returns the config."""
+    small = config()
+    model, optimizer = factory.model(small), factory.optimizer(small)
+    state = jax.jit(lambda: init_state(model, optimizer, 0, small.data.image_size))()
+    checkpointer = checkpoint.Checkpointer(root / "checkpoints")
+    checkpointer.save(3, state, {})
+    checkpointer.wait()
+    checkpointer.close()
+    (root / "config.json").write_text(small.to_json())
+    return small
 
 
 def read_checkpoint(workdir, step: int) -> Any:

@@ -6,18 +6,14 @@ import os
 import pathlib
 import signal
 
-import jax
 import numpy as np
 import pytest
 import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import factory
 from sr3_jax.inference import files, manifest
 from sr3_jax.jobs import ray_engine, shared, upscaling
-from sr3_jax.training.checkpoint import Checkpointer
-from sr3_jax.training.state import init_state
 
 OPTIONS = files.Options(steps=2)
 
@@ -26,13 +22,7 @@ OPTIONS = files.Options(steps=2)
 def workdir(tmp_path_factory):
     """As a training run leaves it."""
     root = epath.Path(tmp_path_factory.mktemp("run"))
-    config = small_run.config()
-    state = jax.jit(lambda: init_state(factory.model(config), factory.optimizer(config), 0, 16))()
-    checkpointer = Checkpointer(root / "checkpoints")
-    checkpointer.save(3, state, {})
-    checkpointer.wait()
-    checkpointer.close()
-    (root / "config.json").write_text(config.to_json())
+    small_run.write_workdir(root)
     return root
 
 

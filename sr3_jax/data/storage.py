@@ -91,9 +91,14 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
     partial = os.path.join(folder, f".{name}.partial")
-    with open(partial, "wb") as file:
-        yield file
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+        raise
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -339,6 +339,8 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         if not given.workdir or not given.output:
             raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
+        if storage.exists(given.output) and not storage.is_folder(given.output):
+            raise ValueError(f"--output={given.output} is a file; give a folder")
         size = None if given.size is None else _size(given.size)
         which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
         config = config_file.load(workdir / "config.json")
@@ -364,14 +366,15 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def _quiet_orbax() -> None:
-    """Its warnings about reading alone; a damaged checkpoint is our own warning."""
+def _quiet_others() -> None:
+    """Keeps our own warnings, as of a damaged checkpoint, and not Orbax's, of being read only."""
+    logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(
         lambda record: "orbax" not in record.pathname or record.levelno > std_logging.WARNING
     )
 
 
 if __name__ == "__main__":
-    _quiet_orbax()
+    _quiet_others()
     define_flags()
     app.run(main)

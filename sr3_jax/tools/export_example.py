@@ -43,6 +43,8 @@ def main(arguments=None):
     parser.add_argument("output")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     given = parser.parse_args(arguments)
+    if not 0 <= given.seed < 2**32:
+        parser.error(f"--seed={given.seed} is not in 0 to {2**32 - 1}")
     try:
         about = json.loads((FOLDER / "sampler.json").read_text())
         image = np.asarray(Image.open(given.input).convert("RGB"))
@@ -51,7 +53,7 @@ def main(arguments=None):
             raise ValueError(f"{given.input} is {found} (height x width); this takes {wanted} only")
         made = load(about)(image[None], np.array([given.seed], np.uint32))
         Image.fromarray(made[0]).save(given.output)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

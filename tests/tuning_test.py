@@ -1,0 +1,151 @@
+"""The search for an inference schedule, and the distance it goes by."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import skimage.data
+import small_run
+from etils import epath
+from PIL import Image
+
+from sr3_jax import SuperResolver, metrics, sampling_factory
+from sr3_jax.evaluation import schedule_search
+from sr3_jax.evaluation.schedule_search import Trial, Trials
+from sr3_jax.jobs import tuning
+from sr3_jax.metrics import distribution
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return epath.Path(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def config(workdir):
+    config = small_run.write_workdir(workdir)
+    config.tuning.calls, config.tuning.num_trials, config.tuning.num_images = (2, 3), 8, 4
+    config.tuning.reference_calls = 6
+    return config
+
+
+@pytest.fixture(scope="module")
+def rows(config, workdir):
+    """Those of a whole search."""
+    tuning.tune_schedule(config, workdir, None)
+    return (workdir / tuning.FOLDER / "trials.jsonl").read_text().splitlines()
+
+
+def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir):
+    recipe, *trials = (json.loads(row) for row in rows)
+    assert recipe["checkpoint"] == 3 and recipe["metric"] == "swd"
+    assert [trial["calls"] for trial in trials] == [2] * 8 + [3] * 8 + [6]
+    done = [trial for trial in trials if trial["status"] == "done"]
+    assert all(np.isfinite(list(trial["metrics"].values())).all() for trial in done)
+    assert {"heun"} == {t["sampling"]["sampler"] for t in trials[8:]} - {
+        t["sampling"]["sampler"] for t in trials[:8]
+    }
+    found = json.loads((workdir / sampling_factory.INFERENCE).read_text())
+    best = min((t for t in done if t["calls"] < 6), key=lambda t: t["metrics"]["swd"])
+    assert found["metrics"]["swd"] <= best["metrics"]["swd"] * (1 + config.tuning.tolerance)
+    resolver = SuperResolver.from_workdir(workdir)
+    changed = sampling_factory.changed(config, found["sampling"])
+    expected = sampling_factory.sampler(changed)
+    assert resolver.num_calls() == found["calls"] == expected.num_calls
+    np.testing.assert_array_equal(
+        resolver.make_sampler(found["sampling"]["num_steps"]).gamma, expected.gamma
+    )
+    with Image.open(workdir / tuning.FOLDER / "quality.png") as drawn:
+        assert len(drawn.convert("RGB").getcolors(1 << 20)) > 20
+    table = (workdir / tuning.FOLDER / "table.md").read_text()
+    assert table.count("| 2 |") >= 1 and table.count("| 6 |") == 1
+
+
+def test_a_search_goes_on_where_it_was_killed(rows, config, workdir):
+    """With the same proposals; what is done already is not done again."""
+    path = workdir / tuning.FOLDER / "trials.jsonl"
+    path.write_text("".join(f"{row}\n" for row in rows[:8]))
+    tuning.tune_schedule(config, workdir, 2)
+    again = path.read_text().splitlines()
+    assert again[:8] == rows[:8]
+    a, b = json.loads(rows[8]), json.loads(again[8])
+    assert a["sampling"] == b["sampling"]
+    assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-3)
+
+
+def test_trials_of_something_else_are_refused(rows, config, workdir):
+    other = config.copy_and_resolve_references()
+    other.tuning.num_images = 3
+    with pytest.raises(ValueError, match=r"trials of something else \(images differ\)"):
+        tuning.tune_schedule(other, workdir, 2)
+
+
+def test_a_schedule_that_does_not_end_in_noise_is_refused(config):
+    sampling = {"sampler": "ddim", "schedule": "log_snr", "sigma_max": 2.0, "num_steps": 4}
+    trial = tuning._try(config, None, sampling, 4, None, None, None)
+    assert trial.status == "refused" and "end at noise level" in trial.reason
+
+
+def test_baselines_have_no_schedule(config, workdir):
+    other = config.copy_and_resolve_references()
+    other.method = "regression"
+    with pytest.raises(ValueError, match="'regression' has no schedule"):
+        tuning.tune_schedule(other, workdir, None)
+
+
+def _trials(tmp_path, metric, values):
+    trials = Trials(tmp_path / "t.jsonl", {})
+    for calls, value in values:
+        trials.add(Trial(calls, {"sampler": "ddim"}, "done", "", {metric: value}, calls / 10))
+    return trials
+
+
+@pytest.mark.parametrize("metric, sign", [("swd", 1), ("psnr", -1)])
+def test_the_fewest_calls_that_are_about_as_good_are_chosen(tmp_path, metric, sign):
+    """Whether lower or higher is better; a reference outside of the budgets is not chosen."""
+    values = [(5, 20.0), (10, 10.4), (20, 10.0), (50, 10.1), (2000, 5.0)]
+    values = [(calls, value if sign > 0 else 40 - value) for calls, value in values]
+    trials = _trials(tmp_path, metric, values)
+    choose = functools.partial(schedule_search.chosen, trials, metric, budgets=(5, 10, 20, 50))
+    assert choose(tolerance=0.05).calls == 10
+    assert choose(tolerance=0.0).calls == 20
+    assert choose(tolerance=2.0).calls == 5
+    assert len(Trials(tmp_path / "t.jsonl", {}).rows) == 5
+
+
+def test_the_distance_is_that_of_optimal_transport():
+    """Along each direction, as SciPy has it."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)), rng.normal(0.3, 1.4, size=(50, 4))
+    directions = rng.normal(size=(4, 6))
+    expected = [scipy.stats.wasserstein_distance(a @ d, b @ d) for d in directions.T]
+    assert float(distribution._distance(a, b, directions)) == pytest.approx(
+        np.mean(expected), rel=1e-4
+    )
+
+
+def test_less_like_the_references_is_farther():
+    """Blur and noise, the more the farther, at the level where they act; order does not matter."""
+    photo = skimage.data.chelsea()
+    crops = [photo[y : y + 64, x : x + 64] for y in (60, 130) for x in (60, 130, 200, 270)]
+    reference = np.stack(crops)
+    distance = functools.partial(metrics.sliced_wasserstein, reference=reference)
+    assert set(distance(reference)) == {64, 32, 16}
+    assert max(distance(reference).values()) == 0
+    blurred = [
+        distance(scipy.ndimage.gaussian_filter(reference, (0, s, s, 0)))[64] for s in (0.5, 1, 2)
+    ]
+    assert 0 < blurred[0] < blurred[1] < blurred[2]
+    rng = np.random.default_rng(0)
+    noisy = [
+        distance(np.clip(reference + rng.normal(0, s, reference.shape), 0, 255).astype(np.uint8))[
+            64
+        ]
+        for s in (4, 8, 16)
+    ]
+    assert 0 < noisy[0] < noisy[1] < noisy[2]
+    darker = distance((reference * 0.8).astype(np.uint8))
+    assert darker[16] > 3 * darker[64]
