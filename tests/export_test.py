@@ -22,7 +22,7 @@ from sr3_jax import SuperResolver, config_file, factory, models, sampling_factor
 from sr3_jax.tools import export
 from sr3_jax.training import checkpoint
 
-SIZE = (5, 7)  # times the factor no multiple of the network's stride
+SIZE = (5, 7)  # times the factor, 3, no multiple of the network's stride, 2
 SEEDS = [3, 2**32 - 1, 5, 6]
 # All that has to be installed where an export runs.
 NEEDED = (
@@ -51,11 +51,11 @@ def _params(config):
 def workdir(tmp_path_factory):
     """Of a run of no training, with a tuned sampler that uses all that samplers can."""
     config = small_run.config()
-    config.data.low_resolution = 8
-    config.model.update(multipliers=(1, 1, 1), num_blocks=0, bottleneck_attention=True)
+    config.data.update(image_size=12, low_resolution=4)
+    config.model.update(multipliers=(1, 1), num_blocks=0, bottleneck_attention=True)
     path = epath.Path(tmp_path_factory.mktemp("run"))
     config_file.save(config, path / "config.json")
-    tuned = dict(sampler="dpmpp_2m", eta=1.0, schedule="respaced", num_steps=3, consistent=True)
+    tuned = dict(sampler="dpmpp_2m", eta=1.0, schedule="respaced", num_steps=3)
     (path / sampling_factory.INFERENCE).write_text(json.dumps({"sampling": tuned}))
     checkpointer = checkpoint.Checkpointer(path / "checkpoints")
     checkpointer.save(7, {"ema_params": _params(config)}, {"validation_loss": 1.0})
@@ -117,16 +117,16 @@ def test_jax_alone_makes_the_same_of_it(workdir, folder, images, tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path)
 
     wanted = SuperResolver.from_workdir(workdir).upscale(images, seed=SEEDS)
-    assert wanted.shape == (4, 10, 14, 3)
+    assert wanted.shape == (4, 15, 21, 3)
     _close(np.asarray(Image.open(tmp_path / "out.png")), wanted[0])
     _close(np.load(tmp_path / "made.npy"), wanted[1:])
 
 
 def test_the_description_is_true(workdir, folder):
     about = json.loads((folder / "sampler.json").read_text())
-    assert (about["low_resolution"], about["high_resolution"]) == ([5, 7], [10, 14])
-    assert (about["factor"], about["steps"], about["network_calls"]) == (2, 3, 3)
-    assert (about["sampler"], about["consistent"]) == ("dpmpp_2m (eta 1)", True)
+    assert (about["low_resolution"], about["high_resolution"]) == ([5, 7], [15, 21])
+    assert (about["factor"], about["steps"], about["network_calls"]) == (3, 3, 3)
+    assert (about["sampler"], about["consistent"]) == ("dpmpp_2m (eta 1)", False)
     assert (about["checkpoint_step"], about["platforms"]) == (7, ["cpu", "cuda", "tpu"])
     assert about["config"]["sampling"]["sampler"] == "dpmpp_2m"
     assert about["versions"]["jax"] == jax.__version__
@@ -163,24 +163,29 @@ def test_steps_platforms_and_a_bucket(workdir, folder):
     for name in ("run.py", "params.npz"):
         assert read(name) == (folder / name).read_bytes()
     exported = jax_export.deserialize(bytearray(read("sampler.stablehlo")))
-    assert (exported.platforms, exported.out_avals[0].shape[1:]) == (("tpu",), (10, 14, 3))
-    assert export.make_plan(config_file.load(workdir / "config.json")).size == (8, 8)
+    assert (exported.platforms, exported.out_avals[0].shape[1:]) == (("tpu",), (15, 21, 3))
+    assert export.make_plan(config_file.load(workdir / "config.json")).size == (4, 4)
 
 
-def test_a_baseline_in_bfloat16(tmp_path, images):
+def test_a_consistent_baseline_in_bfloat16(tmp_path, images):
     """Which has no noise, and weights in a type that numpy does not know."""
     config = small_run.config()
-    config.model.dtype, config.method, config.data.low_resolution = "bfloat16", "srcnn", 8
+    config.model.dtype, config.method = "bfloat16", "srcnn"
+    config.data.update(image_size=12, low_resolution=4)
+    config = sampling_factory.changed(config, {"consistent": True})
     resolver = SuperResolver.from_params(config, _params(config))
     plan = export.make_plan(config, SIZE, platforms=("cpu", "tpu"))
     exported = export.export_sampler(plan, resolver.params)
     about = export.write(str(tmp_path), plan, resolver.params, exported)
     assert {w["dtype"] for w in about["weights"]} == {"bfloat16", "float32"}
-    assert (about["sampler"], about["steps"]) == (None, 1)
+    assert (about["sampler"], about["steps"], about["consistent"]) == (None, 1, True)
     stored = np.load(tmp_path / "params.npz")
     assert {stored[name].dtype.name for name in stored} == {"uint16", "float32"}
     sample = runpy.run_path(str(tmp_path / "run.py"))["load"](about)
-    _close(sample(images, np.zeros(4, np.uint32)), resolver.upscale(images))
+    made = sample(images, np.zeros(4, np.uint32))
+    _close(made, resolver.upscale(images))
+    plain = sampling_factory.changed(config, {"consistent": False})
+    assert (made != SuperResolver.from_params(plain, resolver.params).upscale(images)).mean() > 0.1
     with pytest.raises(ValueError, match="2 steps of config.method"):
         export.make_plan(config, SIZE, 2)
 
@@ -230,7 +235,7 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
     [
         ("--size=8", "--size=8 is no size; give height x width"),
         ("--size=0x8", "--size=0x8 is no size"),
-        ("--size=8x17", "larger than a tile: config.sampling.tile_size = 32"),
+        ("--size=4x13", "larger than a tile: config.sampling.tile_size = 36"),
         ("--platforms=cpu,gpu", "platform = 'gpu' is unknown; use one of cpu, cuda, rocm, tpu"),
         ("--platforms=", "platform = '' is unknown"),
         ("--steps=0", "steps = 0; it must be at least 1"),

@@ -224,6 +224,9 @@ def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path
     assert set(failed) == {"bad.png", "empty.jpg", "cut.png"}
     assert "0 bytes" in failed["empty.jpg"]
     assert len(records) == 8
+    (record,) = (r for r in records if r.input == "a.png")
+    means = [np.asarray(Image.open(root / "a.png")).mean((0, 1)) for root in (output, folder)]
+    assert abs(record.colour_shift) == pytest.approx(np.abs(means[0] - means[1]).max(), abs=2e-3)
     assert np.isclose(sum(done), 8)
     for name in good:
         before, after = Image.open(folder / name), Image.open(output / name)

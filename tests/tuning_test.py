@@ -12,7 +12,7 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import SuperResolver, metrics, sampling_factory
+from sr3_jax import SuperResolver, metrics, parallel, sampling_factory
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
 from sr3_jax.jobs import tuning
@@ -83,9 +83,11 @@ def test_trials_of_something_else_are_refused(rows, config, workdir):
         tuning.tune_schedule(other, workdir, 2)
 
 
-def test_a_schedule_that_does_not_end_in_noise_is_refused(config):
+def test_a_schedule_that_does_not_end_in_noise_is_refused(config, workdir):
+    resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     sampling = {"sampler": "ddim", "schedule": "log_snr", "sigma_max": 2.0, "num_steps": 4}
-    trial = tuning._try(config, None, sampling, 4, None, None, None)
+    low = np.zeros((1, 4, 4, 3), np.uint8)
+    trial = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal())
     assert trial.status == "refused" and "end at noise level" in trial.reason
 
 

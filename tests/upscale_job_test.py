@@ -100,6 +100,10 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     after = outputs(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in after)
     assert all(row.seed == files.seed_of(name, 1) for name, row in rows(folder).items())
+    # A single picture is made whenever it is asked for.
+    upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
+    single = outputs(folder)
+    assert single.pop("0.png") != after.pop("0.png") and single == after
 
 
 def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):

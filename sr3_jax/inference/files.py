@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # which knows this module
 
 _THREADS = 4  # that read, and that write
 _NEXT_SAMPLE = 1 << 24  # between the seeds of a picture's samples
+_MUCH = 5.0  # levels of 255 that colours may be shifted without a warning
 _FRAMES = 40  # of an animation, at most
 
 
@@ -68,6 +69,8 @@ class Record:
       seconds: its share of the time that its batch took.
       seed: of its noise.
       note: what else was done to it, such as resizing; else empty.
+      colour_shift: mean colour of the output less the input's, in levels of 255; of the three
+        channels the one that is off most. A network that has learnt enough stays under 1.
     """
 
     input: str
@@ -77,6 +80,7 @@ class Record:
     seconds: float | None = None
     seed: int | None = None
     note: str = ""
+    colour_shift: float | None = None
 
 
 def find_inputs(path: epath.PathLike) -> sources.Source:
@@ -311,7 +315,23 @@ def _write(
         picture.write_picture(dataclasses.replace(one.picture, pixels=pixels, alpha=alpha), path)
     except (OSError, ValueError) as error:
         return _record(one.name, one.seed, "failed", error=f"cannot write: {error}")
-    return _record(one.name, one.seed, "written", seconds=round(seconds, 4), note=one.note)
+    shift = _colour_shift(one.pixels, made.pixels)
+    if abs(shift) > _MUCH:
+        logging.warning("%s: colours are shifted by %.1f levels of 255", one.name, shift)
+    return _record(
+        one.name,
+        one.seed,
+        "written",
+        seconds=round(seconds, 4),
+        note=one.note,
+        colour_shift=round(shift, 3),
+    )
+
+
+def _colour_shift(before: np.ndarray, after: np.ndarray) -> float:
+    means = (image.mean((0, 1), dtype=np.float64) for image in (after, before))
+    shift = np.subtract(*means) * 255 / np.iinfo(before.dtype).max
+    return float(shift[np.argmax(np.abs(shift))])
 
 
 def _record(name: str, seed: int, status: str, **rest: object) -> Record:

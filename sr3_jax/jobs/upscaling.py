@@ -45,6 +45,7 @@ class Work:
 
     def load(self) -> SuperResolver:
         """Loads the network onto this process's devices."""
+        parallel.keep_compiled()
         workdir = epath.Path(self.workdir)
         config = config_file.load(workdir / "config.json")
         checkpoints = workdir / "checkpoints"
@@ -62,7 +63,7 @@ def upscale(
     engine_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Upscales what has no output yet; returns how many inputs failed.
+    """Upscales what has no output yet, or one picture; returns how many inputs failed.
 
     Every output is written whole or not at all, so that what was done by a job that was stopped, or
     killed, need not be done again. `output/manifest.jsonl` says what became of each input.
@@ -87,13 +88,15 @@ def upscale(
     inputs = files.find_inputs(input_path)
     _check_names(inputs)
     work = _plan(workdir, output, options, dict(sampling or {}))
-    if jax.process_index() == 0:
+    # A single picture is made whenever it is asked for.
+    is_single = not input_path.is_dir()
+    if jax.process_index() == 0 and not is_single:
         manifest.check_recipe(output, _recipe(work), overwrite=overwrite)
         if overwrite:
             for name in manifest.existing(output) & {files.output_name(r.name) for r in inputs}:
                 (output / name).unlink()
     parallel.wait_for_all()
-    there = manifest.existing(output)
+    there = set() if is_single else manifest.existing(output)
     share = list(inputs)[jax.process_index() :: jax.process_count()]
     missing = [ref for ref in share if files.output_name(ref.name) not in there]
     if len(missing) < len(share):

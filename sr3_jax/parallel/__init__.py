@@ -1,6 +1,6 @@
 """The only place that knows about devices: the mesh, layouts on it, peak rates."""
 
-from sr3_jax.parallel.compilation import compile_for
+from sr3_jax.parallel.compilation import compile_for, keep_compiled
 from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
 from sr3_jax.parallel.mesh import (
     SPATIAL_AXIS,
@@ -37,6 +37,7 @@ __all__ = [
     "gather",
     "is_one_of_several",
     "join",
+    "keep_compiled",
     "make_mesh",
     "memory_bandwidth",
     "num_batch_parts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,3 +38,11 @@ def compile_for(
             raise
         logging.warning("this libtpu does not know an option; programs may be slower: %s", error)
         return program.compile(plain or None)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk, in `~/.cache/sr3_jax`, unless jax was told where."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+        path = os.path.join(os.path.expanduser(cache), "sr3_jax")
+        jax.config.update("jax_compilation_cache_dir", path)
