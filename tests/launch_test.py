@@ -4,6 +4,7 @@
 runs here what is sent to hosts.
 """
 
+import json
 import os
 import shlex
 import stat
@@ -192,3 +193,57 @@ def test_gke_dry_runs_and_wrong_use():
     ):
         result = gke(*arguments, **variables)
         assert result.returncode == 2 and message in result.stderr
+
+
+def _upscale_job(tmp_path, statuses: list[int]):
+    """Runs the job with a Python that ends with each status in turn."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        f'#!/usr/bin/env bash\necho "$@" >> "{tmp_path}/calls"\n'
+        f'left=$(cat "{tmp_path}/left"); echo "${{left#* }}" > "{tmp_path}/left"\n'
+        'exit "${left%% *}"\n'
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "left").write_text(" ".join(map(str, statuses)) + " end")
+    sleep = tmp_path / "sleep"
+    sleep.write_text("#!/usr/bin/env bash\n")
+    sleep.chmod(sleep.stat().st_mode | stat.S_IXUSR)
+    environment = os.environ | {
+        "PYTHON": str(fake),
+        "HOME": str(tmp_path),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    script = ["bash", "launch/upscale_job.sh", "RUN", "IN", "OUT", "--steps=20"]
+    done = subprocess.run(script, env=environment, cwd=small_run.ROOT, capture_output=True)
+    return done.returncode, (tmp_path / "calls").read_text().splitlines()
+
+
+def test_the_upscaling_job_goes_on_until_nothing_is_missing(tmp_path):
+    status, calls = _upscale_job(tmp_path, [75, 143, 0])
+    assert status == 0 and len(calls) == 3 and len(set(calls)) == 1
+    assert calls[0] == (
+        "-m sr3_jax.main --mode=upscale --workdir=RUN --input=IN --output=OUT --steps=20"
+    )
+
+
+def test_the_upscaling_job_ends_where_another_try_would_not_help(tmp_path):
+    status, calls = _upscale_job(tmp_path, [2, 0])
+    assert status == 2 and len(calls) == 1
+
+
+def test_on_the_head_of_a_ray_cluster_the_cluster_does_it(tmp_path):
+    (tmp_path / "ray_bootstrap_config.yaml").touch()
+    _, calls = _upscale_job(tmp_path, [0])
+    assert "--engine=ray --ray_address=auto" in calls[0]
+
+
+def test_the_cluster_file_is_what_ray_expects():
+    jsonschema = pytest.importorskip("jsonschema", reason="ray[data] is not installed")
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    folder = os.path.join(os.path.dirname(ray.__file__), "autoscaler")
+    with open(os.path.join(folder, "ray-schema.json"), encoding="utf-8") as file:
+        schema = json.load(file)
+    with open(small_run.ROOT / "launch" / "ray_cluster.yaml", encoding="utf-8") as file:
+        cluster = yaml.safe_load(file)
+    jsonschema.validate(cluster, schema)
+    assert cluster["head_node_type"] in cluster["available_node_types"]
