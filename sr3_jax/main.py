@@ -54,7 +54,7 @@ _STEPS = flags.DEFINE_integer(
 _FACTOR = flags.DEFINE_float(
     "factor",
     None,
-    "upscale: by how much pictures grow. Other than the trained one, they are resized first.",
+    "upscale: by how much pictures grow; other than the trained one by resizing, too.",
 )
 _SAMPLER = flags.DEFINE_enum(
     "sampler",

@@ -105,13 +105,16 @@ def test_16_bits_stay_16_bits(resolver, images):
 
 
 def test_other_factors(resolver, images):
-    """By resizing first, so that a plain image stays where it was."""
+    """By resizing before or after the network, so that an image stays where it was."""
     for factor, size in ((8, 64), (2.5, 20), (1.3, 10)):
         assert resolver.upscale(images[0], factor=factor).shape == (size, size, 3)
     ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
-    resized = resolver.before_network(ramp[None], 6.0)[0].astype(float)
+    resized = refinement.resized(ramp[None], 1.5, (36, 36))[0].astype(float)
     where = (np.arange(36) + 0.5) / 1.5 - 0.5
     np.testing.assert_allclose(resized[18, 3:-3, 0], 10 * where[3:-3], atol=0.6)
+    full, half = resolver.upscale(images[0]), resolver.upscale(images[0], factor=2)
+    expected = Image.fromarray(full).resize((16, 16), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(half.astype(int), np.asarray(expected, int), atol=1)
     with pytest.raises(ValueError, match="factor = 0"):
         resolver.upscale(images[0], factor=0.0)
 

@@ -56,6 +56,12 @@ class Options:
     num_samples: int = 1
     animate: bool = False
 
+    def __post_init__(self):
+        if self.factor is not None and not self.factor > 0:
+            raise ValueError(f"factor = {self.factor}; it must be above 0")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples = {self.num_samples}; it must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -219,7 +225,8 @@ def _read_one(
         return _record(ref.name, seed, "failed", error=str(error))
     note = ""
     if factor != resolver.factor:
-        note = f"resized by {factor / resolver.factor:g} before the network's {resolver.factor}"
+        when = "before" if factor > resolver.factor else "after"
+        note = f"resized by {factor / resolver.factor:g} {when} the network's {resolver.factor}"
     return _Input(ref.name, read, picture.fill_transparent(read), seed, note)
 
 

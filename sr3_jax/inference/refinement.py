@@ -327,11 +327,26 @@ def keys_of(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
 
 
 def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
-    """Height and width of what an image becomes, in whole pixels."""
+    """Height and width of what an image becomes, in whole pixels.
+
+    Raises:
+      ValueError: for a factor that is not above 0.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor = {factor}; it must be above 0")
     return tuple(max(1, round(n * factor)) for n in size)
 
 
+def resized(
+    images: Levels, scale: float, size: tuple[int, int]
+) -> UInt8[np.ndarray, "n new_height new_width 3"] | UInt16[np.ndarray, "n new_height new_width 3"]:
+    """`images.rescale` of levels, to levels; of scale 1 they are only cut."""
+    if scale == 1:
+        return images[:, : size[0], : size[1]]
+    return np.asarray(_resized(images, scale, size))
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def rescale(images: Array, scale: float, size: tuple[int, int]) -> Float[Array, "n h2 w2 3"]:
-    """`images.rescale` of levels."""
-    return image_ops.rescale(image_ops.to_signed(images), scale, size)
+def _resized(images: Array, scale: float, size: tuple[int, int]) -> Array:
+    made = image_ops.rescale(image_ops.to_signed(images), scale, size)
+    return image_ops.to_levels(made, images.dtype)

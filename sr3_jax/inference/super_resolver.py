@@ -15,7 +15,6 @@ from flax import linen as nn
 from jaxtyping import UInt8, UInt16
 
 from sr3_jax import config_file, diffusion, factory, models, sampling_factory
-from sr3_jax import images as image_ops
 from sr3_jax.inference import files, loading, refinement
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
@@ -219,8 +218,9 @@ class SuperResolver:
             each image. An image's result depends on its pixels and its seed alone, not on the
             batch it is in.
           progress: called after each refinement step of each batch.
-          factor: by how much images grow; None for what the network was trained for. For another,
-            they are first resized, so that the network makes the rest (see `before_network`).
+          factor: by how much images grow; None for what the network was trained for. For a larger
+            one, images are first resized by bicubic, and the network makes the rest; for a smaller
+            one, its results are resized, which loses nothing of the images.
 
         Returns:
           RGB of the same type, `factor` times as high and wide.
@@ -251,30 +251,27 @@ class SuperResolver:
           `sample`) snapshots of the way to them, the result not among them.
         """
         images = refinement.check_images(images)
-        height, width = refinement.output_size(images.shape[1:3], factor or self.factor)
-        if factor is not None and factor != self.factor:
-            images = self.before_network(images, factor)
+        size = images.shape[1:3]
+        factor = self.factor if factor is None else factor
+        wanted = refinement.output_size(size, factor)
+        scale = factor / self.factor
+        if scale > 1:
+            images = refinement.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
         for results in self._batches(images, steps, seed, stops=stops, progress=progress):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
-                *kept, made = (result()[:, :height, :width] for result in results)
+                *kept, made = (
+                    refinement.resized(result(), min(scale, 1.0), wanted) for result in results
+                )
                 return made, kept
 
             yield fetch
 
-    def before_network(self, images: Images, factor: int | float) -> Made:
-        """Images resized by `factor / self.factor`, which the network then makes `factor` times."""
-        size = self._network_size(images.shape[1:3], factor)
-        resized = refinement.rescale(images, factor / self.factor, size)
-        return np.asarray(image_ops.to_levels(resized, images.dtype))
-
     def _network_size(self, size: tuple[int, int], factor: int | float | None) -> tuple[int, int]:
         """Height and width of the network's input, for those of the image."""
-        if factor is None or factor == self.factor:
+        if factor is None or factor <= self.factor:
             return size
-        if not factor > 0:
-            raise ValueError(f"factor = {factor}; it must be above 0")
         return tuple(-(-n // self.factor) for n in refinement.output_size(size, factor))
 
     def upscale_file(
