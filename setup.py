@@ -25,6 +25,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "clu>=0.0.12",
         "etils[epath]>=1.12",
+        "flatbuffers>=24.3",  # of jax.export, which does not say so
         "flax>=0.12,<0.14",
         "gcsfs>=2025.3",  # for gs:// paths of images
         "google-crc32c>=1.5",
