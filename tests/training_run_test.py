@@ -53,7 +53,7 @@ def test_last_checkpoints_and_the_best_are_kept(workdir):
     losses = _scalars(workdir)["validation_loss"]
     best = min(losses, key=losses.get)
     assert set(checkpointer.steps) == {6, 8, best}
-    assert checkpointer._find("best") == best
+    assert checkpointer.find("best") == best
     checkpointer.close()
 
 

@@ -230,7 +230,9 @@ class Refiner:
                 ),
             }[name]
             device, start = mesh.devices.flat[0], time.perf_counter()
-            self._compiled[signature] = parallel.compile_for(device, program.lower(*arguments))
+            # Of shapes: where there are several processes, numpy arrays may not be split by `jit`.
+            shapes = jax.eval_shape(lambda *arguments: arguments, *arguments)
+            self._compiled[signature] = parallel.compile_for(device, program.lower(*shapes))
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature](*arguments)
 
