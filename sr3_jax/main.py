@@ -125,7 +125,6 @@ def main(argv: list[str]) -> None:
 
     from sr3_jax import config_file, jobs, parallel
     from sr3_jax.inference import files
-    from sr3_jax.jobs import shared
     from sr3_jax.jobs.ray_engine import ActorError
     from sr3_jax.training.checkpoint import CheckpointError
     from sr3_jax.training.loop import NonFiniteError, StoppedError
@@ -160,7 +159,7 @@ def main(argv: list[str]) -> None:
                 _leave(_FAILED)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
-    except (StoppedError, shared.JobStoppedError) as stopped:
+    except StoppedError as stopped:
         _leave(_INTERRUPTED if stopped.signal == signal.SIGINT else _START_AGAIN, str(stopped))
     except (NonFiniteError, CheckpointError, ActorError) as error:
         logging.debug("traceback", exc_info=True)

@@ -13,7 +13,8 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax.inference import files, manifest
-from sr3_jax.jobs import ray_engine, shared, upscaling
+from sr3_jax.jobs import ray_engine, upscaling
+from sr3_jax.training.loop import StoppedError
 
 OPTIONS = files.Options(steps=2)
 
@@ -132,7 +133,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(workdir, pictures, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(manifest.Manifest, "add", stopping)
-    with pytest.raises(shared.JobStoppedError, match="SIGTERM"):
+    with pytest.raises(StoppedError, match="SIGTERM"):
         upscaling.upscale(workdir, pictures, folder, OPTIONS)
     monkeypatch.undo()
     assert len(outputs(folder)) < 9

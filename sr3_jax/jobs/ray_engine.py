@@ -23,7 +23,7 @@ from etils import epath
 
 from sr3_jax.data import sources, storage
 from sr3_jax.inference import files
-from sr3_jax.jobs import shared
+from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # which imports this module
     from sr3_jax.jobs.upscaling import Work
@@ -138,7 +138,7 @@ def run(
     Raises:
       ImportError: Ray is not installed.
       ActorError: the network cannot be loaded there.
-      JobStoppedError: a signal asked to stop.
+      StoppedError: a signal asked to stop.
     """
     # Before it is imported: it would tell its makers about each use, and upload this folder.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -178,7 +178,7 @@ def run(
                 yield record
     except _Stop as stop:
         message = "the same command does what is missing"
-        raise shared.JobStoppedError(stop.number, message) from None
+        raise StoppedError(stop.number, message) from None
     finally:
         if here:
             ray.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,18 +19,6 @@ INDEX = "index"
 
 # Of columns of pictures, where they are not a method's name.
 LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
-
-
-class JobStoppedError(RuntimeError):
-    """A signal ended a job that goes on when it is started again.
-
-    Attributes:
-      signal: which.
-    """
-
-    def __init__(self, number: signal.Signals, message: str) -> None:
-        super().__init__(f"{number.name}: {message}")
-        self.signal = number
 
 
 def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bool) -> None:

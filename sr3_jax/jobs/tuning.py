@@ -17,6 +17,7 @@ from sr3_jax.data import storage
 from sr3_jax.evaluation import judged, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
+from sr3_jax.training.loop import StoppedError
 
 FOLDER = "tuning"
 
@@ -37,7 +38,7 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     Raises:
       ValueError: options that cannot work, a baseline, several processes, or trials of another
         checkpoint or other images in that folder.
-      JobStoppedError: a signal asked to stop; the trial under way is lost.
+      StoppedError: a signal asked to stop; the trial under way is lost.
     """
     if factory.predicts_image(config):
         raise ValueError(f"config.method = {factory.method(config)!r} has no schedule to tune")
@@ -110,7 +111,7 @@ def _try(
 
     def check() -> None:
         if (number := stop.asked(0)) is not None:
-            raise shared.JobStoppedError(number, "the same command goes on with the next trial")
+            raise StoppedError(number, "the same command goes on with the next trial")
 
     # Each image has one noise in all trials, so that they differ by the sampler alone.
     result = resolver.sample(low, sampling["num_steps"], list(range(len(low))), progress=check)

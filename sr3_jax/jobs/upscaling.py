@@ -18,6 +18,7 @@ from sr3_jax.inference import files, manifest
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.training import checkpoint
+from sr3_jax.training.loop import StoppedError
 
 Engine = Literal["local", "ray"]
 
@@ -155,7 +156,7 @@ def _collect(
 def _check_signal(stop: parallel.StopSignal) -> None:
     # Processes that each have files of their own need not agree when to stop.
     if jax.process_count() == 1 and (signal := stop.asked(0)) is not None:
-        raise shared.JobStoppedError(signal, "the same command does what is missing")
+        raise StoppedError(signal, "the same command does what is missing")
 
 
 def _plan(

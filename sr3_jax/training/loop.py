@@ -43,14 +43,14 @@ class NonFiniteError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal ended training; the state is saved.
+    """A signal ended a job, which the same command goes on with.
 
     Attributes:
       signal: which.
     """
 
-    def __init__(self, number: signal.Signals, step: int) -> None:
-        super().__init__(f"{number.name}: step {step} is saved; the same command goes on from it")
+    def __init__(self, number: signal.Signals, message: str) -> None:
+        super().__init__(f"{number.name}: {message}")
         self.signal = number
 
 
@@ -131,7 +131,8 @@ def train(
                         validate = (lambda _: {}) if stop else hooks.validate
                         save(state, checkpointer, writer, validate)
                 if stop:
-                    raise StoppedError(stop, step)
+                    message = f"step {step} is saved; the same command goes on from it"
+                    raise StoppedError(stop, message)
                 if hooks.sample and _every(step, options.sample_every_steps):
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
