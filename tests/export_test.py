@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -167,6 +168,29 @@ def test_steps_platforms_and_a_bucket(workdir, folder):
     assert export.make_plan(config_file.load(workdir / "config.json")).size == (4, 4)
 
 
+def test_folded_as_tpus_want_it(workdir, images, monkeypatch):
+    """For TPUs alone, and there beside the plain network; here the folded one is run on the CPU."""
+    config = config_file.load(workdir / "config.json")
+    monkeypatch.setattr(factory, "TPU_LANES", 32)
+    resolver = SuperResolver.from_config(config, workdir / "checkpoints")
+    folds = {}
+    for platforms in (("cpu",), ("cpu", "tpu"), ("tpu",)):
+        plan = export.make_plan(config, SIZE, 2, platforms)
+        text = export.export_sampler(plan, resolver.params).mlir_module()
+        shapes = set(re.findall(r"convolution.*-> tensor<\?x18x(\w+)xf32>", text))
+        folds[platforms] = [shape for shape in ("24x8", "6x32") if shape in shapes]
+    assert folds == {
+        ("cpu",): ["24x8"],
+        ("cpu", "tpu"): ["24x8", "6x32"],
+        ("tpu",): ["6x32"],
+    }
+    config.model.lanes = 32
+    plan = export.make_plan(config, SIZE, 2, ("cpu",))
+    exported = export.export_sampler(plan, resolver.params)
+    made = exported.call(*jax.tree.leaves(resolver.params), images, np.array(SEEDS, np.uint32))
+    _close(np.asarray(made), resolver.upscale(images, 2, seed=SEEDS))
+
+
 def test_a_consistent_baseline_in_bfloat16(tmp_path, images):
     """Which has no noise, and weights in a type that numpy does not know."""
     config = small_run.config()
@@ -224,6 +248,9 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
     Image.fromarray(images[0].swapaxes(0, 1)).save(tmp_path / "in.png")
     said = run(capsys, tmp_path / "in.png", tmp_path / "out.png")
     assert "in.png is 7x5 (height x width); this takes 5x7 only" in said
+    Image.fromarray(images[0]).convert("RGBA").save(tmp_path / "alpha.png")
+    said = run(capsys, tmp_path / "alpha.png", tmp_path / "out.png")
+    assert "alpha.png is of mode RGBA; this takes RGB and grey of 8 bits only" in said
     assert "none.png" in run(capsys, tmp_path / "none.png", tmp_path / "out.png")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sr3_jax.inference import tiling
+from sr3_jax.tools import upscale_benchmark
 
 _KERNEL = jax.random.normal(jax.random.key(0), (5, 5, 6, 3)) / 10
 
@@ -100,3 +101,16 @@ def test_tiles_cover_every_image_of_an_array():
 def test_impossible_overlap(overlap):
     with pytest.raises(ValueError, match=f"overlap = {overlap}"):
         tiling.make_grid((40, 40), 16, overlap, 4)
+
+
+def test_a_seam_would_be_seen():
+    """Tiles of random pixels show none, unless each tile is a little brighter than the last."""
+    grid = tiling.make_grid((100, 140), 32, 8, 4)
+    image = np.random.default_rng(0).integers(40, 60, (1, 100, 140, 3))
+    plain = upscale_benchmark.find_seams(image.astype(np.uint8), grid)
+    assert 0.97 < plain.at_edges < 1.03 and plain.largest_at_edges < 1.1
+    for number, (top, left) in enumerate(grid.starts):
+        image[:, top : top + 32, left : left + 32] += 3 * (number % 2)
+    marred = upscale_benchmark.find_seams(image.astype(np.uint8), grid)
+    assert marred.largest_at_edges > 1.2 > 1.1 > marred.largest_elsewhere
+    assert marred.at_edges > marred.elsewhere + 0.02

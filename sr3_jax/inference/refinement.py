@@ -77,9 +77,14 @@ class Refiner:
         self._placed = {}
         self._placed[len(self._devices)] = self.params
 
+    def grid(self, size: tuple[int, int]) -> tiling.Grid:
+        """How outputs are cut, of inputs of a height and width."""
+        size = tuple(n * self._factor for n in size)
+        return tiling.make_grid(size, self._tile_size, self._overlap, self._stride)
+
     def share(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
         """How many devices refine so many images of a size, and how many they take at once."""
-        if self._grid(size).is_cut:
+        if self.grid(size).is_cut:
             return len(self._devices), 1
         # Powers of two: for the last few of many images nothing is compiled that was not before.
         largest = min(1 << (num_images - 1).bit_length(), self._options.batch_size)
@@ -99,7 +104,7 @@ class Refiner:
         Returns:
           Rows, height and width of its inputs, which all devices share; and how often.
         """
-        grid = self._grid(size)
+        grid = self.grid(size)
         shape = self._shape(num_images, size, "uint8")
         if not shape.num_tiles:
             return (shape.rows, *shape.tile), 1
@@ -127,7 +132,7 @@ class Refiner:
         """
         height, width = images.shape[1:3]
         shape = self._shape(len(images), (height, width), str(images.dtype))
-        grid = self._grid((height, width))
+        grid = self.grid((height, width))
         low = np.pad(
             images,
             [
@@ -174,7 +179,7 @@ class Refiner:
         yield result
 
     def _shape(self, num_images: int, size: tuple[int, int], dtype: str) -> _Shape:
-        grid = self._grid(size)
+        grid = self.grid(size)
         devices, rows = self.share(num_images, size)
         num_tiles = num_groups = 0
         if grid.is_cut:
@@ -183,10 +188,6 @@ class Refiner:
             num_groups = -(-most // num_tiles)
         low = tuple(n // self._factor for n in grid.canvas)
         return _Shape(devices, rows, low, dtype, grid.tile, num_tiles, num_groups)
-
-    def _grid(self, size: tuple[int, int]) -> tiling.Grid:
-        size = tuple(n * self._factor for n in size)
-        return tiling.make_grid(size, self._tile_size, self._overlap, self._stride)
 
     def _mesh(self, devices: int) -> jax.sharding.Mesh:
         return parallel.make_mesh(self._devices[:devices])

@@ -134,7 +134,7 @@ def _mean(parts: Iterable[Array], fold: int) -> PerChannel:
     """Over the pixels of each channel of all parts."""
     means = [jnp.mean(part, axis=(1, 2)) for part in parts]
     if fold > 1:
-        means = [mean.reshape(len(mean), fold, -1).mean(axis=1) for mean in means]
+        means = [mean.reshape(mean.shape[0], fold, -1).mean(axis=1) for mean in means]
     return jnp.concatenate(means, axis=-1)
 
 

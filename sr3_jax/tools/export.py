@@ -201,7 +201,21 @@ def write(
 
 
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    model, options = _network(plan.config), sampling_factory.options(plan.config)
+    # Folded, as TPUs want it, the network would be slow elsewhere.
+    tpu, others = (
+        _sampling(plan, structure, _network(plan.config, lanes)) for lanes in (factory.TPU_LANES, 1)
+    )
+    if "tpu" not in plan.platforms:
+        return others
+    if set(plan.platforms) == {"tpu"}:
+        return tpu
+    return lambda *arguments: jax.lax.platform_dependent(*arguments, tpu=tpu, default=others)
+
+
+def _sampling(
+    plan: Plan, structure: Any, model: nn.Module
+) -> Callable[..., UInt8[Array, "b h w 3"]]:
+    options = sampling_factory.options(plan.config)
     extent = image_ops.make_extent(plan.size, plan.array_size, plan.factor)
     padding = [(0, whole - part) for whole, part in zip(plan.array_size, plan.size, strict=True)]
 
@@ -228,10 +242,11 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
     return sample
 
 
-def _network(config: factory.ConfigDict) -> nn.Module:
+def _network(config: factory.ConfigDict, lanes: int) -> nn.Module:
     model = factory.model(config)
-    # One network for all platforms: folded, as TPUs want it, it would be slow elsewhere.
-    return model.clone(lanes=1) if isinstance(model, models.UNet) else model
+    if not isinstance(model, models.UNet):
+        return model
+    return model.clone(lanes=config.model.get("lanes", 0) or lanes)
 
 
 def _describe(

@@ -13,7 +13,7 @@ import sys
 import jax
 import numpy as np
 from jax import export
-from PIL import Image
+from PIL import Image, ImageOps
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
@@ -36,6 +36,14 @@ def load(about):
     return lambda images, seeds: np.asarray(call(*weights, images, seeds))
 
 
+def _opened(path):
+    """Nothing that the sampler cannot keep is dropped."""
+    image = Image.open(path)
+    if image.mode not in ("RGB", "L") or "transparency" in image.info:
+        raise ValueError(f"{path} is of mode {image.mode}; this takes RGB and grey of 8 bits only")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def main(arguments=None):
     """Upscales one picture; wrong use ends with one line and status 2."""
     parser = argparse.ArgumentParser(description="Upscales a picture.")
@@ -47,7 +55,7 @@ def main(arguments=None):
         parser.error(f"--seed={given.seed} is not in 0 to {2**32 - 1}")
     try:
         about = json.loads((FOLDER / "sampler.json").read_text())
-        image = np.asarray(Image.open(given.input).convert("RGB"))
+        image = np.asarray(_opened(given.input))
         found, wanted = ("{}x{}".format(*s) for s in (image.shape, about["low_resolution"]))
         if found != wanted:
             raise ValueError(f"{given.input} is {found} (height x width); this takes {wanted} only")

@@ -13,12 +13,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 
 from sr3_jax import parallel
 from sr3_jax.data import sources
-from sr3_jax.inference import files
+from sr3_jax.inference import files, tiling
 from sr3_jax.inference.super_resolver import SuperResolver
+
+
+@dataclasses.dataclass(frozen=True)
+class Seams:
+    """Gradient from each column (or row) to the next, over that of the eight around it.
+
+    Attributes:
+      at_edges: of tiles, the mean.
+      largest_at_edges: and the largest.
+      elsewhere: the mean.
+      largest_elsewhere: and the largest.
+    """
+
+    at_edges: float
+    largest_at_edges: float
+    elsewhere: float
+    largest_elsewhere: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +55,7 @@ class Result:
       network_share: how much of that time the compiled network alone would take for as many calls.
       reference_seconds: that one picture would take in `reference_calls` calls, estimated from the
         network's time alone.
+      seams: what the outputs show at the edges of tiles; None where pictures are not cut.
     """
 
     device: str
@@ -49,6 +68,7 @@ class Result:
     network_share: float
     reference_calls: int
     reference_seconds: float
+    seams: Seams | None
 
 
 def measure(
@@ -90,6 +110,9 @@ def measure(
             _check(list(upscale(refs, epath.Path(root) / str(i))))
             seconds.append(time.perf_counter() - begin)
             alone.append(network())
+        grid = resolver.refiner.grid(size)
+        made = [np.asarray(Image.open(epath.Path(root) / "warm" / ref.name)) for ref in refs]
+        seams = find_seams(np.stack(made), grid) if grid.is_cut else None
     each = statistics.median(seconds) / num_images
     a_call = statistics.median(alone) / num_images
     return Result(
@@ -103,13 +126,44 @@ def measure(
         network_share=statistics.median(a * calls / s for a, s in zip(alone, seconds, strict=True)),
         reference_calls=reference_calls,
         reference_seconds=a_call * reference_calls,
+        seams=seams,
     )
+
+
+def find_seams(images: UInt8[np.ndarray, "n h w c"], grid: tiling.Grid) -> Seams:
+    """Compares the gradient across the edges of tiles with that elsewhere, along both axes.
+
+    Args:
+      images: that were refined in tiles.
+      grid: how.
+    """
+    edges, others = [], []
+    for axis in (1, 2):
+        steps = np.abs(np.diff(images.astype(np.float32), axis=axis))
+        gradient = steps.mean(axis=tuple(i for i in range(4) if i != axis))
+        around = np.array([1, 1, 1, 1, 0, 1, 1, 1, 1]) / 8
+        ratio = gradient[4:-4] / np.maximum(np.convolve(gradient, around, "valid"), 1e-6)
+        starts = {corner[axis - 1] for corner in grid.starts}
+        bounds = starts | {start + grid.tile[axis - 1] for start in starts}
+        # The gradient of index i is from pixel i to the next.
+        is_edge = np.isin(np.arange(4, len(gradient) - 4), [bound - 1 for bound in bounds])
+        edges.append(ratio[is_edge])
+        others.append(ratio[~is_edge])
+    at, elsewhere = np.concatenate(edges), np.concatenate(others)
+    return Seams(*(float(n) for n in (at.mean(), at.max(), elsewhere.mean(), elsewhere.max())))
 
 
 def report(result: Result) -> str:
     """As text."""
     height, width = result.size
     each = 1 / result.images_per_second
+    seams = []
+    if (found := result.seams) is not None:
+        seams = [
+            "  gradient across the edges of tiles, over that around them: mean "
+            f"{found.at_edges:.3f}, at most {found.largest_at_edges:.2f}; elsewhere "
+            f"{found.elsewhere:.3f}, at most {found.largest_elsewhere:.2f}"
+        ]
     return "\n".join(
         [
             f"device: {result.device}",
@@ -120,6 +174,7 @@ def report(result: Result) -> str:
             f"  {result.network_share:.1%} of that is the network itself",
             f"  {result.reference_calls} calls would take {result.reference_seconds:.4g} s: "
             f"{result.reference_seconds / each:.0f} times as long",
+            *seams,
         ]
     )
 
