@@ -17,6 +17,7 @@ from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
 from sr3_jax.jobs import tuning
 from sr3_jax.metrics import distribution
+from sr3_jax.tools import options_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,33 @@ def test_less_like_the_references_is_farther():
     assert 0 < noisy[0] < noisy[1] < noisy[2]
     darker = distance((reference * 0.8).astype(np.uint8))
     assert darker[16] > 3 * darker[64]
+
+
+def test_what_options_are_worth(config, workdir):
+    """Of a network that has learnt little: a mean is nearer to the truth than a sample."""
+    result = options_benchmark.measure(workdir, 4, steps=2, num_samples=3)
+    rows = result["rows"]
+    assert list(rows) == [
+        "one sample",
+        "one sample, mean of 3",
+        "consistent",
+        "consistent, mean of 3",
+        "factor 2: result resized",
+        "factor 2: input resized before",
+    ]
+    for name in ("one sample", "consistent"):
+        assert rows[f"{name}, mean of 3"]["PSNR (dB)"] > rows[name]["PSNR (dB)"]
+    assert rows["consistent"]["consistency"] < rows["one sample"]["consistency"] / 2
+    assert (result["images"], result["calls"]) == (4, 2)
+    assert options_benchmark.report(result).count("\n| factor 2") == 2
+
+
+def test_a_true_uncertainty_scores_1():
+    """Samples and the truth drawn alike, and noisier on the right: the spread is that of errors."""
+    rng = np.random.default_rng(0)
+    scale = np.repeat([4.0, 16.0], 64)[None, None, :, None]
+    drawn = np.clip(rng.normal(128, scale, (5, 3, 64, 128, 3)), 0, 255).astype(np.uint8)
+    found = options_benchmark._uncertainty(drawn[:4], drawn[4])
+    assert found["spread"] == pytest.approx(1, abs=0.02) and found["rank_correlation"] > 0.7
+    narrow = options_benchmark._uncertainty((drawn[:4] // 2 + 64).astype(np.uint8), drawn[4])
+    assert narrow["spread"] < 0.7

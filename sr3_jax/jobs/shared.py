@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from etils import epath
+from jaxtyping import UInt8
 
 from sr3_jax import data_factory, factory, parallel
 
@@ -41,6 +43,29 @@ def count_unusable(images: Pipeline) -> dict[str, int]:
     damaged = found[found >= 0]
     images.check_damaged(damaged)
     return {"images_damaged": len(damaged), "images_too_small": len(found) - len(damaged)}
+
+
+def held_out(
+    config: factory.ConfigDict, workdir: epath.Path, count: int
+) -> tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h2 w2 3"]]:
+    """Low and high resolutions of the first held-out images, all at once, in one process.
+
+    Raises:
+      ValueError: there is none.
+    """
+    list_images(config, workdir, training=False)
+    pipeline = data_factory.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
+    low, high = [], []
+    for batch in pipeline.evaluation_batches():
+        rows = batch["weight"] > 0
+        low.append(batch["low_resolution"][rows])
+        high.append(batch["high_resolution"][rows])
+    count_unusable(pipeline)
+    if not (found := sum(map(len, low))):
+        raise ValueError("no held-out image can be used; see --mode=evaluate")
+    if found < 16:
+        logging.warning("on %d images: the differences may be chance", found)
+    return np.concatenate(low), np.concatenate(high)
 
 
 def advance(bar: tqdm.tqdm, share: float) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 from etils import epath
 
-from sr3_jax import data_factory, factory, metrics, parallel, sampling_factory
+from sr3_jax import factory, metrics, parallel, sampling_factory
 from sr3_jax.data import storage
 from sr3_jax.evaluation import judged, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -49,7 +48,7 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     options = sampling_factory.tuning_options(config)
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    low, high = _held_out(config, workdir, options.num_images)
+    low, high = shared.held_out(config, workdir, options.num_images)
     folder = workdir / FOLDER
     recipe = {
         "checkpoint": resolver.checkpoint_step,
@@ -139,25 +138,6 @@ def _score(
         said = judged.judge(("fid",), {"made": list(made)}, list(high), [], weights=weights)
         found["fid"] = said.means["made"]["fid"]
     return {name: float(value) for name, value in found.items()}
-
-
-def _held_out(
-    config: factory.ConfigDict, workdir: epath.Path, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high resolutions of the first held-out images."""
-    shared.list_images(config, workdir, training=False)
-    pipeline = data_factory.evaluation_pipeline(config, 8, count, index_dir=workdir / shared.INDEX)
-    low, high = [], []
-    for batch in pipeline.evaluation_batches():
-        rows = batch["weight"] > 0
-        low.append(batch["low_resolution"][rows])
-        high.append(batch["high_resolution"][rows])
-    shared.count_unusable(pipeline)
-    if not sum(map(len, low)):
-        raise ValueError("no held-out image can be used; see --mode=evaluate")
-    if sum(map(len, low)) < 16:
-        logging.warning("tuned on %d images: the differences may be chance", sum(map(len, low)))
-    return np.concatenate(low), np.concatenate(high)
 
 
 def _bar(name: str, total: int) -> tqdm.tqdm:

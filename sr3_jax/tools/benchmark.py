@@ -7,8 +7,10 @@ hits both. The batch is split over all JAX devices. docs/cpu.md has results and 
 matter on CPUs; launch/gpu_benchmark.sh does what docs/gpu.md says.
 
 `--what=data --config=FILE` times the reading of a config's images instead (docs/data.md),
-`--what=upscale --workdir=DIR` upscaling from file to file, and `--what=samplers` tells what
-samplers get wrong in few steps (docs/sampling.md).
+`--what=upscale --workdir=DIR` upscaling from file to file (docs/upscaling.md). Two tell how good
+images are: `--what=options --workdir=DIR` what upscaling's options are worth on held-out images,
+and `--what=samplers` what samplers get wrong in few steps where the truth is known
+(docs/sampling.md).
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ from ml_collections import config_flags
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.models import layers
-from sr3_jax.tools import data_benchmark, diffusers_peer, sampler_benchmark, upscale_benchmark
+from sr3_jax.tools import (
+    data_benchmark,
+    diffusers_peer,
+    options_benchmark,
+    sampler_benchmark,
+    upscale_benchmark,
+)
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
@@ -39,15 +47,17 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _WHAT = flags.DEFINE_enum(
     "what",
     "model",
-    ["model", "data", "samplers", "upscale"],
+    ["model", "data", "samplers", "upscale", "options"],
     "What to measure: the network; reading a config's images; what samplers get wrong in few steps "
-    "where that is known; upscaling from file to file.",
+    "where that is known; upscaling from file to file; what its options are worth.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained network (--what=upscale).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained network (--what=upscale, options).")
 _SIZE = flags.DEFINE_string("size", "64x64", "Height x width of inputs (--what=upscale).")
-_STEPS = flags.DEFINE_integer("steps", None, "Refinement steps (--what=upscale).", 1)
+_STEPS = flags.DEFINE_integer("steps", None, "Refinement steps (--what=upscale, options).", 1)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the images (--what=data).")
-_IMAGES = flags.DEFINE_integer("images", 512, "For each run (--what=data, upscale).", lower_bound=1)
+_IMAGES = flags.DEFINE_integer(
+    "images", 512, "For each run (--what=data, upscale, options).", lower_bound=1
+)
 _CHANNELS = flags.DEFINE_integer("channels", 32, "Channels of the first level.", lower_bound=1)
 _MULTIPLIERS = flags.DEFINE_list("multipliers", ["1", "2", "2"], "Multiple of them by level.")
 _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 2, "Residual blocks a level.", lower_bound=1)
@@ -286,15 +296,25 @@ def _benchmark_data() -> dict[str, Any]:
     return dataclasses.asdict(result)
 
 
-def _benchmark_upscale() -> dict[str, Any]:
+def _benchmark_options() -> dict[str, Any]:
+    result = options_benchmark.measure(_workdir(), _IMAGES.value, _STEPS.value)
+    print(options_benchmark.report(result))
+    return result
+
+
+def _workdir() -> str:
     if _WORKDIR.value is None:
-        raise app.UsageError("--what=upscale needs --workdir=DIR of a trained network")
+        raise app.UsageError(f"--what={_WHAT.value} needs --workdir=DIR of a trained network")
+    return _WORKDIR.value
+
+
+def _benchmark_upscale() -> dict[str, Any]:
     try:
         height, width = (int(n) for n in _SIZE.value.split("x"))
     except ValueError:
         raise app.UsageError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
     result = upscale_benchmark.measure(
-        _WORKDIR.value, (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
+        _workdir(), (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
     )
     print(upscale_benchmark.report(result))
     return dataclasses.asdict(result)
@@ -310,6 +330,8 @@ def main(argv: list[str]) -> None:
             results = _benchmark_data()
         elif _WHAT.value == "upscale":
             results = _benchmark_upscale()
+        elif _WHAT.value == "options":
+            results = _benchmark_options()
         elif _WHAT.value == "samplers":
             results = {"table": sampler_benchmark.table()}
             print(results["table"])

@@ -1,0 +1,128 @@
+"""What the options of upscaling are worth, on held-out images: `tools.benchmark --what=options`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from etils import epath
+from jaxtyping import Float, UInt8
+
+from sr3_jax import config_file, metrics
+from sr3_jax.inference import pictures
+from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import shared
+
+_BLOCK = 8  # pixels a side, over which deviation and error are compared
+
+
+def measure(
+    workdir: epath.PathLike, num_images: int, steps: int | None = None, num_samples: int = 8
+) -> dict[str, Any]:
+    """Measures plain and consistent samples, means of several, and half the network's factor.
+
+    Args:
+      workdir: of a training run; its config says where held-out images are.
+      num_images: of them, the first.
+      steps: refinement steps; None for the workdir's.
+      num_samples: of which the mean is taken.
+
+    Returns:
+      By option what the metrics say (the mean over images), and what `uncertainty` is worth.
+    """
+    workdir = epath.Path(workdir)
+    config = config_file.load(workdir / "config.json")
+    low, high = shared.held_out(config, workdir, num_images)
+    rows: dict[str, dict[str, float]] = {}
+    for name, consistent in (("one sample", False), ("consistent", True)):
+        resolver = SuperResolver.from_workdir(workdir, consistent=consistent)
+        samples = np.stack(
+            [
+                resolver.upscale(low, steps, seed=[k * len(low) + i for i in range(len(low))])
+                for k in range(num_samples)
+            ]
+        )
+        mean = np.round(samples.mean(0)).astype(np.uint8)
+        rows[name] = _score(samples[0], high, low)
+        rows[f"{name}, mean of {num_samples}"] = _score(mean, high, low)
+        if not consistent:
+            worth = _uncertainty(samples, high)
+    resolver = SuperResolver.from_workdir(workdir)
+    factor, seeds = resolver.factor / 2, range(len(low))
+    if factor == int(factor):
+        # The truth at half the size; and the input at half, as if it came so.
+        truth, small = (_shrunk(images, 2) for images in (high, low))
+        made = resolver.upscale(low, steps, list(seeds), factor=factor)
+        rows[f"factor {factor:g}: result resized"] = _score(made, truth, low)
+        made = resolver.upscale(small, steps, list(seeds))
+        rows[f"factor {factor:g}: input resized before"] = _score(made, truth, low)
+    return {"images": len(low), "calls": resolver.num_calls(steps), "rows": rows} | worth
+
+
+def report(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    columns = list(next(iter(result["rows"].values())))
+    lines = [
+        f"{result['images']} held-out images, {result['calls']} network calls each",
+        "",
+        f"| option | {' | '.join(columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for name, row in result["rows"].items():
+        lines.append(f"| {name} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"uncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
+            f"{_BLOCK} pixels {result['rank_correlation']:.2f}; deviation over what it would be if "
+            f"samples were as far from each other as from the truth {result['spread']:.2f}",
+        ]
+    )
+
+
+def _score(
+    made: UInt8[np.ndarray, "n h w 3"],
+    high: UInt8[np.ndarray, "n h w 3"],
+    low: UInt8[np.ndarray, "n low_h low_w 3"],
+) -> dict[str, float]:
+    shift = made.mean((1, 2)) - low.mean((1, 2))
+    return {
+        "PSNR (dB)": float(metrics.psnr(made, high).mean()),
+        "SSIM": float(metrics.ssim(made, high).mean()),
+        "consistency": float(metrics.consistency(made, low).mean()),
+        "detail": float(metrics.detail(made, high).mean()),
+        "colour shift (levels)": float(np.abs(shift).max(-1).mean()),
+        "largest": float(np.abs(shift).max()),
+    }
+
+
+def _uncertainty(
+    samples: UInt8[np.ndarray, "k n h w 3"], high: UInt8[np.ndarray, "n h w 3"]
+) -> dict[str, float]:
+    """Whether samples differ where they are wrong, and by as much."""
+    deviation = np.stack([pictures.deviation(images) for images in samples.swapaxes(0, 1)])
+    unit = samples.astype(np.float32) / 255
+    error = np.square(unit.mean(0) - high / np.float32(255)).mean(-1)
+    spread, wrong = (_blocks(a).ravel() for a in (np.square(deviation), error))
+    # Of samples as far from each other as from the truth, (1 + 1/k) of the variance.
+    expected = unit.var(0, ddof=1).mean() * (1 + 1 / len(samples))
+    return {
+        "rank_correlation": float(scipy.stats.spearmanr(spread, wrong).statistic),
+        "spread": float(np.sqrt(expected / error.mean())),
+    }
+
+
+def _blocks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n rows columns"]:
+    """Means over blocks."""
+    height, width = (n // _BLOCK * _BLOCK for n in maps.shape[1:])
+    cut = maps[:, :height, :width]
+    return cut.reshape(len(maps), height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).mean((2, 4))
+
+
+def _shrunk(images: UInt8[np.ndarray, "n h w 3"], by: int) -> UInt8[np.ndarray, "n h2 w2 3"]:
+    """Means over squares: as data pipelines make high resolutions."""
+    n, height, width, c = images.shape
+    mean = images.reshape(n, height // by, by, width // by, by, c).mean((2, 4))
+    return np.round(mean).astype(np.uint8)
