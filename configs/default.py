@@ -156,15 +156,15 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.num_pictures = 8  # rows of samples.png
 
     config.tuning = tuning = config_dict.ConfigDict()  # --mode=tune_schedule
-    # What is to be best on held-out images: `fid`, `swd` (sliced Wasserstein distance between
-    # patches, which needs no weights), `psnr`, `ssim`. Empty: `fid` where
-    # evaluation.inception_weights names a file, else `swd`.
+    # What is to be best on held-out images: `fid`, `energy` (the energy score of patches of two
+    # samples, which needs no weights), `psnr`, `ssim`. Empty: `fid` where
+    # evaluation.inception_weights names a file, else `energy`.
     tuning.metric = ""
     tuning.num_images = 64
     tuning.calls = (5, 10, 20, 50)  # of the network for an image: budgets, searched one by one
     tuning.num_trials = 24  # for each budget
     # inference.json gets the fewest calls whose metric is within this share of the best.
-    tuning.tolerance = 0.05
+    tuning.tolerance = 0.01
     # Over 0: also measure the paper's sampler in so many calls, such as 2000, to compare with.
     tuning.reference_calls = 0
     config.lock()

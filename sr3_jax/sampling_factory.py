@@ -20,7 +20,7 @@ _TUNING = config_dict.ConfigDict(
         num_images=64,
         calls=(5, 10, 20, 50),
         num_trials=24,
-        tolerance=0.05,
+        tolerance=0.01,
         reference_calls=0,
     )
 )
@@ -52,12 +52,12 @@ class TuningOptions:
 
 
 def tuning_options(config: factory.ConfigDict) -> TuningOptions:
-    """Of `config.tuning`; without a metric FID where its weights are at hand, else SWD."""
+    """Of `config.tuning`; by FID where its weights are at hand, else by the energy score."""
     c = config.get("tuning", _TUNING)  # older workdirs have no such section
     weights = factory.feature_options(config)["weights"]["fid"]
-    metric = c.metric or ("fid" if weights else "swd")
+    metric = c.metric or ("fid" if weights else "energy")
     config_checks.choice(
-        "config.tuning.metric", metric, dict.fromkeys(("fid", "swd", "psnr", "ssim"))
+        "config.tuning.metric", metric, dict.fromkeys(("fid", "energy", "psnr", "ssim"))
     )
     config_checks.at_least("config.tuning.num_images", c.num_images, 1)
     config_checks.at_least("config.tuning.num_trials", c.num_trials, 1)

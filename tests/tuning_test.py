@@ -16,7 +16,6 @@ from sr3_jax import SuperResolver, metrics, parallel, sampling_factory
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
 from sr3_jax.jobs import tuning
-from sr3_jax.metrics import distribution
 from sr3_jax.tools import options_benchmark
 
 
@@ -42,7 +41,7 @@ def rows(config, workdir):
 
 def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir):
     recipe, *trials = (json.loads(row) for row in rows)
-    assert recipe["checkpoint"] == 3 and recipe["metric"] == "swd"
+    assert recipe["checkpoint"] == 3 and recipe["metric"] == "energy"
     assert [trial["calls"] for trial in trials] == [2] * 8 + [3] * 8 + [6]
     done = [trial for trial in trials if trial["status"] == "done"]
     assert all(np.isfinite(list(trial["metrics"].values())).all() for trial in done)
@@ -50,8 +49,8 @@ def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir)
         t["sampling"]["sampler"] for t in trials[:8]
     }
     found = json.loads((workdir / sampling_factory.INFERENCE).read_text())
-    best = min((t for t in done if t["calls"] < 6), key=lambda t: t["metrics"]["swd"])
-    assert found["metrics"]["swd"] <= best["metrics"]["swd"] * (1 + config.tuning.tolerance)
+    best = min((t for t in done if t["calls"] < 6), key=lambda t: t["metrics"]["energy"])
+    assert found["metrics"]["energy"] <= best["metrics"]["energy"] * (1 + config.tuning.tolerance)
     resolver = SuperResolver.from_workdir(workdir)
     changed = sampling_factory.changed(config, found["sampling"])
     expected = sampling_factory.sampler(changed)
@@ -106,7 +105,7 @@ def _trials(tmp_path, metric, values):
     return trials
 
 
-@pytest.mark.parametrize("metric, sign", [("swd", 1), ("psnr", -1)])
+@pytest.mark.parametrize("metric, sign", [("energy", 1), ("psnr", -1)])
 def test_the_fewest_calls_that_are_about_as_good_are_chosen(tmp_path, metric, sign):
     """Whether lower or higher is better; a reference outside of the budgets is not chosen."""
     values = [(5, 20.0), (10, 10.4), (20, 10.0), (50, 10.1), (2000, 5.0)]
@@ -119,39 +118,57 @@ def test_the_fewest_calls_that_are_about_as_good_are_chosen(tmp_path, metric, si
     assert len(Trials(tmp_path / "t.jsonl", {}).rows) == 5
 
 
-def test_the_distance_is_that_of_optimal_transport():
-    """Along each direction, as SciPy has it."""
+def _drawn(rng, scale, shape):
+    return np.clip(np.round(rng.normal(128, scale, shape)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 2.0])
+def test_the_energy_score_of_gaussians_is_known(spread):
+    """In closed form; the true spread scores best. So small images are one level."""
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(50, 4)), rng.normal(0.3, 1.4, size=(50, 4))
-    directions = rng.normal(size=(4, 6))
-    expected = [scipy.stats.wasserstein_distance(a @ d, b @ d) for d in directions.T]
-    assert float(distribution._distance(a, b, directions)) == pytest.approx(
-        np.mean(expected), rel=1e-4
+    reference = _drawn(rng, 20, (32, 24, 24, 3))
+    samples = _drawn(rng, 20 * spread, (4, *reference.shape))
+    dimension = 7 * 7 * 3
+    chi = scipy.stats.chi(dimension).mean() / np.sqrt(dimension)
+    expected = chi * (np.sqrt(1 + spread**2) - spread / np.sqrt(2))
+    assert metrics.energy_score(samples, reference) == {24: pytest.approx(expected, rel=1e-2)}
+    assert expected >= chi / np.sqrt(2)
+
+
+def test_noise_does_not_make_up_for_texture_elsewhere():
+    """Rough and smooth images: samples of the right roughness, of the mean, and of each other's."""
+    rng = np.random.default_rng(0)
+    scale = np.repeat([2.0, 20.0], 8)[:, None, None, None]
+    reference = _drawn(rng, scale, (16, 32, 32, 3))
+    right, mean, wrong = (
+        metrics.energy_score(_drawn(rng, s, (2, *reference.shape)), reference)[32]
+        for s in (scale, 11.0, scale[::-1])
     )
+    assert right * 1.05 < mean < wrong / 1.05
 
 
-def test_less_like_the_references_is_farther():
-    """Blur and noise, the more the farther, at the level where they act; order does not matter."""
+def test_farther_from_the_truth_is_worse():
+    """Blur and noise, the more the worse, at the level where they act."""
     photo = skimage.data.chelsea()
     crops = [photo[y : y + 64, x : x + 64] for y in (60, 130) for x in (60, 130, 200, 270)]
     reference = np.stack(crops)
-    distance = functools.partial(metrics.sliced_wasserstein, reference=reference)
-    assert set(distance(reference)) == {64, 32, 16}
-    assert max(distance(reference).values()) == 0
+    score = lambda images: metrics.energy_score(np.stack([images] * 2), reference)  # noqa: E731
+    assert set(score(reference)) == {64, 32, 16}
+    assert max(score(reference).values()) == 0
     blurred = [
-        distance(scipy.ndimage.gaussian_filter(reference, (0, s, s, 0)))[64] for s in (0.5, 1, 2)
+        score(scipy.ndimage.gaussian_filter(reference, (0, s, s, 0)))[64] for s in (0.5, 1, 2)
     ]
     assert 0 < blurred[0] < blurred[1] < blurred[2]
     rng = np.random.default_rng(0)
     noisy = [
-        distance(np.clip(reference + rng.normal(0, s, reference.shape), 0, 255).astype(np.uint8))[
-            64
-        ]
+        score(np.clip(reference + rng.normal(0, s, reference.shape), 0, 255).astype(np.uint8))[64]
         for s in (4, 8, 16)
     ]
     assert 0 < noisy[0] < noisy[1] < noisy[2]
-    darker = distance((reference * 0.8).astype(np.uint8))
-    assert darker[16] > 3 * darker[64]
+    darker = score((reference * 0.8).astype(np.uint8))
+    assert darker[16] > 2 * darker[64]
+    with pytest.raises(ValueError, match="1 sample of each image; the energy score takes two"):
+        metrics.energy_score(reference[None], reference)
 
 
 def test_what_options_are_worth(config, workdir):

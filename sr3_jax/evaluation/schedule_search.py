@@ -20,7 +20,7 @@ from etils import epath
 from sr3_jax.data import storage
 
 # Better is below for True.
-METRICS = {"fid": True, "swd": True, "psnr": False, "ssim": False}
+METRICS = {"fid": True, "energy": True, "psnr": False, "ssim": False}
 # Of Karras et al.'s grid for sure, and what has to be left for the last step.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = (0.002, 0.2), (20.0, 120.0), (1.5, 12.0)
 _STARTUP = 8  # trials before proposals lean on what was found
@@ -204,7 +204,7 @@ def _steps(sampler: str, calls: int) -> int:
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
     """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
-    names = ("fid", "swd", "psnr", "ssim", "consistency", "detail")
+    names = ("fid", "energy", "psnr", "ssim", "consistency", "detail")
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
     lines = [
         "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
@@ -262,7 +262,8 @@ def draw(trials: Trials, metric: str, path: epath.PathLike) -> None:
     if METRICS[metric] and low > 0 and high / low > 8:
         axes[0].set_yscale("log")
     better = "lower" if METRICS[metric] else "higher"
-    axes[0].set_ylabel(f"{metric.upper()} ({better} is better)")
+    name = "energy score" if metric == "energy" else metric.upper()
+    axes[0].set_ylabel(f"{name} ({better} is better)")
     axes[0].set_xlabel("network calls for an image")
     axes[1].set_xlabel("seconds for an image")
     for one in axes:

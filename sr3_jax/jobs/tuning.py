@@ -112,10 +112,13 @@ def _try(
         if (number := stop.asked(0)) is not None:
             raise StoppedError(number, "the same command goes on with the next trial")
 
-    # Each image has one noise in all trials, so that they differ by the sampler alone.
-    result = resolver.sample(low, sampling["num_steps"], list(range(len(low))), progress=check)
-    seconds = result.seconds / len(low)
-    return schedule_search.Trial(calls, sampling, "done", "", score(result.images), seconds)
+    # Two samples of each image; its noise is the same in all trials, so that they differ by the
+    # sampler alone.
+    twice = np.concatenate([low, low])
+    result = resolver.sample(twice, sampling["num_steps"], list(range(len(twice))), progress=check)
+    samples = result.images.reshape(2, len(low), *result.images.shape[1:])
+    seconds = result.seconds / len(twice)
+    return schedule_search.Trial(calls, sampling, "done", "", score(samples), seconds)
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -124,10 +127,16 @@ def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    made: np.ndarray, *, config: factory.ConfigDict, low: np.ndarray, high: np.ndarray, metric: str
+    samples: np.ndarray,
+    *,
+    config: factory.ConfigDict,
+    low: np.ndarray,
+    high: np.ndarray,
+    metric: str,
 ) -> dict[str, float]:
+    made = samples[0]
     found = {
-        "swd": np.mean([*metrics.sliced_wasserstein(made, high).values()]),
+        "energy": np.mean([*metrics.energy_score(samples, high).values()]),
         "psnr": metrics.psnr(made, high).mean(),
         "ssim": metrics.ssim(made, high).mean(),
         "consistency": metrics.consistency(made, low).mean(),
