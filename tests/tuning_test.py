@@ -60,6 +60,8 @@ def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir)
     )
     with Image.open(workdir / tuning.FOLDER / "quality.png") as drawn:
         assert len(drawn.convert("RGB").getcolors(1 << 20)) > 20
+    with Image.open(workdir / tuning.FOLDER / "samples.png") as drawn:
+        assert drawn.width > 5 * 192 and drawn.height > 4 * 192  # input, 2, 3, 6 calls, reference
     table = (workdir / tuning.FOLDER / "table.md").read_text()
     assert table.count("| 2 |") >= 1 and table.count("| 6 |") == 1
 
@@ -87,7 +89,7 @@ def test_a_schedule_that_does_not_end_in_noise_is_refused(config, workdir):
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     sampling = {"sampler": "ddim", "schedule": "log_snr", "sigma_max": 2.0, "num_steps": 4}
     low = np.zeros((1, 4, 4, 3), np.uint8)
-    trial = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal())
+    trial, _ = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal())
     assert trial.status == "refused" and "end at noise level" in trial.reason
 
 

@@ -87,9 +87,15 @@ class Trials:
         """Rows of so many network calls."""
         return [row for row in self.rows if row.calls == calls]
 
-    def best(self, metric: str, calls: int | None = None) -> Trial | None:
-        """The best that is done, of so many calls or of all; None where there is none."""
-        rows = [r for r in self.rows if r.status == "done" and calls in (None, r.calls)]
+    def best(
+        self, metric: str, calls: int | None = None, beside: Trial | None = None
+    ) -> Trial | None:
+        """The best that is done, of so many calls or of all; None where there is none.
+
+        `beside` counts as one more row.
+        """
+        rows = [*self.rows, *([] if beside is None else [beside])]
+        rows = [r for r in rows if r.status == "done" and calls in (None, r.calls)]
         sign = 1 if METRICS[metric] else -1
         return min(rows, key=lambda row: sign * row.metrics[metric], default=None)
 

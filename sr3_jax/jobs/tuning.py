@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,12 +14,13 @@ from etils import epath
 
 from sr3_jax import factory, metrics, parallel, sampling_factory
 from sr3_jax.data import storage
-from sr3_jax.evaluation import judged, schedule_search
+from sr3_jax.evaluation import judged, pictures, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.training.loop import StoppedError
 
 FOLDER = "tuning"
+_SHOWN = 6  # images, in a picture
 
 
 def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) -> None:
@@ -26,8 +28,8 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
 
     Every trial is a row of `workdir/tuning/trials.jsonl`; started again, the search goes on. At the
     end `workdir/inference.json` holds the sampling that upscaling then uses, `tuning/table.md` the
-    best of each number of network calls, and `tuning/quality.png` shows quality against calls and
-    seconds (Figure 12 of the paper).
+    best of each number of network calls; `tuning/quality.png` shows quality against calls and
+    seconds (Figure 12 of the paper), and `tuning/samples.png` images of the best.
 
     Args:
       config: of the run.
@@ -66,8 +68,11 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
             with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
                 while len(trials.of(budget)) < count:
                     sampling = schedule_search.propose(trials, options.metric, budget, config.seed)
-                    trials.add(_try(config, resolver, sampling, budget, score, low, stop))
-                    best = trials.best(options.metric, budget)
+                    trial, made = _try(config, resolver, sampling, budget, score, low, stop)
+                    best = trials.best(options.metric, budget, beside=trial)
+                    if best is trial:
+                        _keep(folder / "images" / f"{budget}.npy", made)
+                    trials.add(trial)
                     if best:
                         bar.set_postfix_str(f"{options.metric} {best.metrics[options.metric]:.4g}")
                     bar.update()
@@ -77,6 +82,7 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     table = schedule_search.table(trials, options.metric, sorted({r.calls for r in trials.rows}))
     storage.write_whole(str(folder / "table.md"), table.encode())
     schedule_search.draw(trials, options.metric, folder / "quality.png")
+    _draw_samples(folder, sorted({*budgets, *(n for n, _ in reference)}), low, high)
     found = {
         "sampling": _keys(best.sampling),
         "calls": best.calls,
@@ -89,7 +95,10 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
     if reference and (said := schedule_search.speedup(trials, options.metric, *reference[0][:1])):
         print(said)
-    print(f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}")
+    print(
+        f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}, "
+        f"{folder / 'samples.png'}"
+    )
 
 
 def _try(
@@ -100,12 +109,13 @@ def _try(
     score: Any,
     low: np.ndarray,
     stop: parallel.StopSignal,
-) -> schedule_search.Trial:
+) -> tuple[schedule_search.Trial, np.ndarray | None]:
+    """What came of it, and the first images."""
     changed = sampling_factory.changed(config, _keys(sampling))
     try:
         sampling_factory.sampler(changed)
     except ValueError as error:
-        return schedule_search.Trial(calls, sampling, "refused", str(error))
+        return schedule_search.Trial(calls, sampling, "refused", str(error)), None
     resolver.make_sampler = functools.partial(sampling_factory.sampler, changed)
 
     def check() -> None:
@@ -118,7 +128,26 @@ def _try(
     result = resolver.sample(twice, sampling["num_steps"], list(range(len(twice))), progress=check)
     samples = result.images.reshape(2, len(low), *result.images.shape[1:])
     seconds = result.seconds / len(twice)
-    return schedule_search.Trial(calls, sampling, "done", "", score(samples), seconds)
+    trial = schedule_search.Trial(calls, sampling, "done", "", score(samples), seconds)
+    return trial, samples[0, :_SHOWN]
+
+
+def _keep(path: epath.Path, images: np.ndarray) -> None:
+    """Of the best trial of a number of calls, on disk: a search may take several runs."""
+    with storage.open_whole(str(path)) as file:
+        np.save(file, images)
+
+
+def _draw_samples(
+    folder: epath.Path, budgets: Sequence[int], low: np.ndarray, high: np.ndarray
+) -> None:
+    columns = {"input": low[:_SHOWN]}
+    for calls in budgets:
+        path = folder / "images" / f"{calls}.npy"
+        if path.exists():  # not where all trials were refused
+            with path.open("rb") as file:
+                columns[f"{calls} calls"] = np.load(file)
+    pictures.save(pictures.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:

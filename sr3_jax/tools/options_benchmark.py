@@ -12,7 +12,6 @@ from jaxtyping import Float, UInt8
 from sr3_jax import config_file, metrics
 from sr3_jax.inference import pictures
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
 
 _BLOCK = 8  # pixels a side, over which deviation and error are compared
 
@@ -31,6 +30,8 @@ def measure(
     Returns:
       By option what the metrics say (the mean over images), and what `uncertainty` is worth.
     """
+    from sr3_jax.jobs import shared  # late: jobs import TensorFlow, to write TensorBoard's files
+
     workdir = epath.Path(workdir)
     config = config_file.load(workdir / "config.json")
     low, high = shared.held_out(config, workdir, num_images)
