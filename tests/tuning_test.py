@@ -89,7 +89,7 @@ def test_a_schedule_that_does_not_end_in_noise_is_refused(config, workdir):
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     sampling = {"sampler": "ddim", "schedule": "log_snr", "sigma_max": 2.0, "num_steps": 4}
     low = np.zeros((1, 4, 4, 3), np.uint8)
-    trial, _ = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal())
+    trial, _ = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal(), print)
     assert trial.status == "refused" and "end at noise level" in trial.reason
 
 

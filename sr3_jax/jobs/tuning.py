@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -68,14 +68,16 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
             with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
                 while len(trials.of(budget)) < count:
                     sampling = schedule_search.propose(trials, options.metric, budget, config.seed)
-                    trial, made = _try(config, resolver, sampling, budget, score, low, stop)
+                    progress = functools.partial(shared.advance, bar)
+                    trial, made = _try(
+                        config, resolver, sampling, budget, score, low, stop, progress
+                    )
                     best = trials.best(options.metric, budget, beside=trial)
                     if best is trial:
                         _keep(folder / "images" / f"{budget}.npy", made)
                     trials.add(trial)
                     if best:
                         bar.set_postfix_str(f"{options.metric} {best.metrics[options.metric]:.4g}")
-                    bar.update()
     best = schedule_search.chosen(trials, options.metric, options.tolerance, budgets)
     if best is None:
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
@@ -109,23 +111,28 @@ def _try(
     score: Any,
     low: np.ndarray,
     stop: parallel.StopSignal,
+    progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
-    """What came of it, and the first images."""
+    """What came of it, and the first images; `progress` is told of shares of the trial."""
     changed = sampling_factory.changed(config, _keys(sampling))
     try:
         sampling_factory.sampler(changed)
     except ValueError as error:
+        progress(1.0)
         return schedule_search.Trial(calls, sampling, "refused", str(error)), None
     resolver.make_sampler = functools.partial(sampling_factory.sampler, changed)
 
+    # Two samples of each image; its noise is the same in all trials, so that they differ by the
+    # sampler alone.
+    twice, steps = np.concatenate([low, low]), sampling["num_steps"]
+    share = 1 / resolver.num_refinements(twice.shape, steps)
+
     def check() -> None:
+        progress(share)
         if (number := stop.asked(0)) is not None:
             raise StoppedError(number, "the same command goes on with the next trial")
 
-    # Two samples of each image; its noise is the same in all trials, so that they differ by the
-    # sampler alone.
-    twice = np.concatenate([low, low])
-    result = resolver.sample(twice, sampling["num_steps"], list(range(len(twice))), progress=check)
+    result = resolver.sample(twice, steps, list(range(len(twice))), progress=check)
     samples = result.images.reshape(2, len(low), *result.images.shape[1:])
     seconds = result.seconds / len(twice)
     trial = schedule_search.Trial(calls, sampling, "done", "", score(samples), seconds)
@@ -179,4 +186,6 @@ def _score(
 
 
 def _bar(name: str, total: int) -> tqdm.tqdm:
-    return tqdm.tqdm(desc=name, total=total, unit="trial", dynamic_ncols=True)
+    """Over trials; it moves with every network call."""
+    bar_format = "{l_bar}{bar}| {n:.1f}/{total} trials [{elapsed}<{remaining}{postfix}]"
+    return tqdm.tqdm(desc=name, total=total, dynamic_ncols=True, bar_format=bar_format)
