@@ -83,7 +83,7 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
     table = schedule_search.table(trials, options.metric, sorted({r.calls for r in trials.rows}))
     storage.write_whole(str(folder / "table.md"), table.encode())
-    schedule_search.draw(trials, options.metric, folder / "quality.png")
+    schedule_search.draw(trials, options.metric, folder / "quality.png", options.reference_calls)
     _draw_samples(folder, sorted({*budgets, *(n for n, _ in reference)}), low, high)
     found = {
         "sampling": _keys(best.sampling),
