@@ -103,7 +103,16 @@ def test_baselines_have_no_schedule(config, workdir):
 def _trials(tmp_path, metric, values):
     trials = Trials(tmp_path / "t.jsonl", {})
     for calls, value in values:
-        trials.add(Trial(calls, {"sampler": "ddim"}, "done", "", {metric: value}, calls / 10))
+        trials.add(
+            Trial(
+                calls,
+                {"sampler": "ddim", "schedule": "karras"},
+                "done",
+                "",
+                {metric: value},
+                calls / 10,
+            )
+        )
     return trials
 
 
@@ -118,6 +127,20 @@ def test_the_fewest_calls_that_are_about_as_good_are_chosen(tmp_path, metric, si
     assert choose(tolerance=0.0).calls == 20
     assert choose(tolerance=2.0).calls == 5
     assert len(Trials(tmp_path / "t.jsonl", {}).rows) == 5
+
+
+@pytest.mark.parametrize("metric, sign", [("energy", 1), ("psnr", -1)])
+def test_how_much_faster_is_said_of_what_is_as_good(tmp_path, metric, sign):
+    values = [(5, 20.0), (10, 10.4), (20, 10.0), (2000, 10.2)]
+    values = [(calls, value if sign > 0 else 40 - value) for calls, value in values]
+    speedup = functools.partial(
+        schedule_search.speedup, _trials(tmp_path, metric, values), metric, 2000
+    )
+    assert speedup(tolerance=0.05).startswith("10 calls (ddim; karras) are within 5%")
+    assert speedup(tolerance=0.05).endswith("in 1 and 200 s for an image: 200 times faster")
+    assert speedup(tolerance=0.0).startswith("20 calls")
+    missing = schedule_search.speedup(_trials(tmp_path / "b", metric, values), metric, 50, 0.05)
+    assert missing == ""
 
 
 def _drawn(rng, scale, shape):

@@ -114,24 +114,28 @@ def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]
     return next(row for row in best if sign * row.metrics[metric] <= limit)
 
 
-def speedup(trials: Trials, metric: str, reference_calls: int) -> str:
+def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float) -> str:
     """How much faster the fewest calls are that are as good as the paper's sampler in so many.
 
-    Empty where none is, or the reference is not there.
+    As good is: no worse by more than a share, `tolerance`. Empty where none is, or the reference is
+    not there.
     """
     reference = next((r for r in trials.of(reference_calls) if r.status == "done"), None)
     if reference is None:
         return ""
     sign = 1 if METRICS[metric] else -1
+    wanted = sign * reference.metrics[metric]
+    wanted += tolerance * abs(wanted)
     for calls in sorted({row.calls for row in trials.rows} - {reference_calls}):
         row = trials.best(metric, calls)
-        if row is not None and sign * row.metrics[metric] <= sign * reference.metrics[metric]:
+        if row is not None and sign * row.metrics[metric] <= wanted:
             times = reference.seconds_per_image / row.seconds_per_image
             return (
-                f"{calls} calls ({describe(row.sampling)}) are as good as {reference_calls} of "
-                f"{describe(reference.sampling)}: {metric} {row.metrics[metric]:.4g} and "
-                f"{reference.metrics[metric]:.4g}, in {row.seconds_per_image:.3g} and "
-                f"{reference.seconds_per_image:.3g} s for an image: {times:.0f} times faster"
+                f"{calls} calls ({describe(row.sampling)}) are within {tolerance:.0%} of "
+                f"{reference_calls} of {describe(reference.sampling)}: {metric} "
+                f"{row.metrics[metric]:.4g} and {reference.metrics[metric]:.4g}, in "
+                f"{row.seconds_per_image:.3g} and {reference.seconds_per_image:.3g} s for an "
+                f"image: {times:.0f} times faster"
             )
     return ""
 

@@ -95,7 +95,10 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     storage.write_whole(str(path), json.dumps(found, indent=2).encode())
     print(table)
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
-    if reference and (said := schedule_search.speedup(trials, options.metric, *reference[0][:1])):
+    said = schedule_search.speedup(
+        trials, options.metric, options.reference_calls, options.tolerance
+    )
+    if said:
         print(said)
     print(
         f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}, "
