@@ -12,7 +12,6 @@ was asked to stop by SIGTERM and has saved, or another process of the job was lo
 """
 
 import json
-import logging as std_logging
 import os
 import signal
 import sys
@@ -119,15 +118,16 @@ def main(argv: list[str]) -> None:
         _require("output", _OUTPUT.value)
     outputs = _outputs() if _MODE.value == "score" else {}
 
-    _quiet_orbax()
     # Late, so that a wrong flag is answered at once.
     from jax.errors import JaxRuntimeError
 
     from sr3_jax import config_file, jobs, parallel
     from sr3_jax.inference import files
     from sr3_jax.jobs.ray_engine import ActorError
-    from sr3_jax.training.checkpoint import CheckpointError
+    from sr3_jax.training.checkpoint import CheckpointError, quiet_orbax
     from sr3_jax.training.loop import NonFiniteError, StoppedError
+
+    quiet_orbax()
 
     try:
         parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_INDEX.value)
@@ -221,27 +221,6 @@ def _leave(status: int, message: str = "", alone: bool | None = None) -> NoRetur
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _quiet_orbax() -> None:
-    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint.
-
-    Of its warnings, those go that are about what `Checkpointer` means to do.
-    """
-    meant = (
-        "CheckpointManagerOptions.read_only=True",
-        "Given directory is read only",
-        "Metadata file does not exist",  # asked for the shapes of an item, which has none
-        "Requested `tracked_metric`",  # saved in haste, without validation
-    )
-
-    def keep(record: std_logging.LogRecord) -> bool:
-        if "orbax" not in record.pathname:
-            return True
-        is_meant = record.getMessage().startswith(meant)
-        return record.levelno >= std_logging.WARNING and not is_meant
-
-    logging.get_absl_handler().addFilter(keep)
 
 
 def _require(name: str, value: object) -> None:

@@ -196,9 +196,12 @@ def test_farther_from_the_truth_is_worse():
         metrics.energy_score(reference[None], reference)
 
 
-def test_what_options_are_worth(config, workdir):
+def test_what_options_are_worth(config, workdir, tmp_path):
     """Of a network that has learnt little: a mean is nearer to the truth than a sample."""
-    result = options_benchmark.measure(workdir, 4, steps=2, num_samples=3)
+    drawn = tmp_path / "options.png"
+    result = options_benchmark.measure(workdir, 4, steps=2, num_samples=3, picture=drawn)
+    with Image.open(drawn) as sheet:
+        assert sheet.width > 6 * 192 and sheet.height > 4 * 192
     rows = result["rows"]
     assert list(rows) == [
         "one sample",

@@ -38,6 +38,7 @@ from sr3_jax.tools import (
     sampler_benchmark,
     upscale_benchmark,
 )
+from sr3_jax.training import checkpoint
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
@@ -70,6 +71,7 @@ _SAMPLE_STEPS = flags.DEFINE_integer(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs; the median counts.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+_PICTURE = flags.DEFINE_string("picture", None, "PNG to draw samples in (--what=options).")
 _PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "What to compare with.")
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python", sys.executable, "Interpreter that has torch and diffusers."
@@ -297,7 +299,9 @@ def _benchmark_data() -> dict[str, Any]:
 
 
 def _benchmark_options() -> dict[str, Any]:
-    result = options_benchmark.measure(_workdir(), _IMAGES.value, _STEPS.value)
+    result = options_benchmark.measure(
+        _workdir(), _IMAGES.value, _STEPS.value, picture=_PICTURE.value
+    )
     print(options_benchmark.report(result))
     return result
 
@@ -325,6 +329,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
+    checkpoint.quiet_orbax()
     try:
         if _WHAT.value == "data":
             results = _benchmark_data()

@@ -17,7 +17,6 @@ import hashlib
 import inspect
 import io
 import json
-import logging as std_logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -381,15 +380,8 @@ def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def _quiet_others() -> None:
-    """Keeps our own warnings, as of a damaged checkpoint, and not Orbax's, of being read only."""
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(
-        lambda record: "orbax" not in record.pathname or record.levelno > std_logging.WARNING
-    )
-
-
 if __name__ == "__main__":
-    _quiet_others()
+    logging.set_verbosity(logging.WARNING)
+    checkpoint.quiet_orbax()
     define_flags()
     app.run(main)

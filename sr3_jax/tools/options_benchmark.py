@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,20 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from sr3_jax import config_file, metrics
-from sr3_jax.inference import pictures
+from sr3_jax.evaluation import pictures
+from sr3_jax.inference import pictures as inference_pictures
 from sr3_jax.inference.super_resolver import SuperResolver
 
+_SHOWN = 4  # images, in a picture
 _BLOCK = 8  # pixels a side, over which deviation and error are compared
 
 
 def measure(
-    workdir: epath.PathLike, num_images: int, steps: int | None = None, num_samples: int = 8
+    workdir: epath.PathLike,
+    num_images: int,
+    steps: int | None = None,
+    num_samples: int = 8,
+    picture: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Measures plain and consistent samples, means of several, and half the network's factor.
 
@@ -26,11 +33,15 @@ def measure(
       num_images: of them, the first.
       steps: refinement steps; None for the workdir's.
       num_samples: of which the mean is taken.
+      picture: file for a picture of samples, means and deviations of the first images.
 
     Returns:
       By option what the metrics say (the mean over images), and what `uncertainty` is worth.
     """
-    from sr3_jax.jobs import shared  # late: jobs import TensorFlow, to write TensorBoard's files
+    # Late: jobs import TensorFlow, to write TensorBoard's files; it greets.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from sr3_jax.jobs import shared
 
     workdir = epath.Path(workdir)
     config = config_file.load(workdir / "config.json")
@@ -49,6 +60,8 @@ def measure(
         rows[f"{name}, mean of {num_samples}"] = _score(mean, high, low)
         if not consistent:
             worth = _uncertainty(samples, high)
+            if picture is not None:
+                _draw(low, samples, high, epath.Path(picture))
     resolver = SuperResolver.from_workdir(workdir)
     factor, seeds = resolver.factor / 2, range(len(low))
     if factor == int(factor):
@@ -99,11 +112,38 @@ def _score(
     }
 
 
+def _draw(
+    low: UInt8[np.ndarray, "n low_h low_w 3"],
+    samples: UInt8[np.ndarray, "k n h w 3"],
+    high: UInt8[np.ndarray, "n h w 3"],
+    path: epath.Path,
+) -> None:
+    of_each = samples[:, :_SHOWN].swapaxes(0, 1)
+    height = high.shape[1]
+    columns = {
+        "input": low[:_SHOWN],
+        "one sample": of_each[:, 0],
+        "another": of_each[:, 1],
+        f"mean of {len(samples)}": np.rint(of_each.mean(1)).astype(np.uint8),
+        # Without the scale below.
+        "deviation": np.stack(
+            [
+                inference_pictures.uncertainty(inference_pictures.deviation(one))[:height]
+                for one in of_each
+            ]
+        ),
+        "reference": high[:_SHOWN],
+    }
+    pictures.save(pictures.grid(columns), path)
+
+
 def _uncertainty(
     samples: UInt8[np.ndarray, "k n h w 3"], high: UInt8[np.ndarray, "n h w 3"]
 ) -> dict[str, float]:
     """Whether samples differ where they are wrong, and by as much."""
-    deviation = np.stack([pictures.deviation(images) for images in samples.swapaxes(0, 1)])
+    deviation = np.stack(
+        [inference_pictures.deviation(images) for images in samples.swapaxes(0, 1)]
+    )
     unit = samples.astype(np.float32) / 255
     error = np.square(unit.mean(0) - high / np.float32(255)).mean(-1)
     spread, wrong = (_blocks(a).ravel() for a in (np.square(deviation), error))

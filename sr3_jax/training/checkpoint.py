@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging as std_logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar
 
@@ -289,3 +290,24 @@ def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
         for path, leaf in jax.tree.leaves_with_path(tree)
         if hasattr(leaf, "shape")
     }
+
+
+def quiet_orbax() -> None:
+    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint.
+
+    Of its warnings, those go that are about what `Checkpointer` means to do.
+    """
+    meant = (
+        "CheckpointManagerOptions.read_only=True",
+        "Given directory is read only",
+        "Metadata file does not exist",  # asked for the shapes of an item, which has none
+        "Requested `tracked_metric`",  # saved in haste, without validation
+    )
+
+    def keep(record: std_logging.LogRecord) -> bool:
+        if "orbax" not in record.pathname:
+            return True
+        is_meant = record.getMessage().startswith(meant)
+        return record.levelno >= std_logging.WARNING and not is_meant
+
+    logging.get_absl_handler().addFilter(keep)
