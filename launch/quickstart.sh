@@ -2,7 +2,7 @@
 # Trains a small SR3 on real photographs, evaluates it and upscales a photograph with it: about
 # ten minutes on two CPU cores. Run it again and it goes on where it stopped.
 # WORKDIR: where everything lands (default runs/quickstart). Arguments go to the training command,
-# such as --config.train.num_steps=500.
+# such as --config.train.num_steps=4000.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 workdir=${WORKDIR:-runs/quickstart}
