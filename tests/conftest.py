@@ -21,25 +21,3 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
 # those of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Files whose tests take minutes, the longest first. They come after all others, and the longest do
-# not come last, so that no process is left alone with one.
-_SLOW = (
-    "processes_test.py",
-    "survival_test.py",
-    "upscale_job_test.py",
-    "parallel_layout_test.py",
-    "ablate_test.py",
-    "aot_report_test.py",
-    "features_test.py",
-    "colab_test.py",
-    "training_run_test.py",
-    "models_unet_test.py",
-    "main_test.py",
-    "baselines_test.py",
-)
-
-
-def pytest_collection_modifyitems(items):
-    """Cheap tests first."""
-    items.sort(key=lambda i: _SLOW.index(i.path.name) + 1 if i.path.name in _SLOW else 0)
