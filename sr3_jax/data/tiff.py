@@ -1,4 +1,7 @@
-"""TIFF files of 8 and 16 bits, and EXIF, which has the structure of one."""
+"""TIFF files of 8 and 16 bits, and EXIF, which has the structure of one.
+
+No library does both: libvips writes no EXIF into TIFF, Pillow no RGB of 16 bits, and Exiv2 is GPL.
+"""
 
 import io
 import struct
