@@ -33,7 +33,9 @@ def get_config() -> config_dict.ConfigDict:
     data.eval_low_path = ""
     data.num_eval_images = 16
     data.image_size = 256  # of y_0, in pixels
-    data.low_resolution = 64  # of the source, in pixels; divides image_size
+    # Of the source, in pixels; divides image_size. 0: none; images are made from nothing, as by the
+    # model that a cascade begins with.
+    data.low_resolution = 64
     data.crop = "central"  # `central`: the largest central square; `random`: see crop_scale
     data.crop_scale = (0.0, 1.0)  # sides of random squares, as a share of the shorter side
     data.cache_gb = 1.0  # RAM for what was read: pairs, or whole images where crops are random
@@ -54,6 +56,9 @@ def get_config() -> config_dict.ConfigDict:
     # y_0 = x + noise of this size (images in [-1, 1]), which spares a short training
     # the shifts in colour.
     model.residual_std = 0.0
+    # Of labels, from 0, that the network is told: of folders the first level of subfolders, of
+    # tars those within, of TFDS its `label`. 0: it is told none.
+    model.num_classes = 0
     model.dtype = "bfloat16"  # of the computation: `bfloat16` or `float32`
     # Levels of fewer channels keep neighbouring pixels of a row side by side in so many, for TPUs:
     # the same parameters and result. 1: none do; 0: 128 on TPUs, 1 elsewhere.
@@ -87,6 +92,12 @@ def get_config() -> config_dict.ConfigDict:
     sampling.clip = True  # the estimate of y_0, to [-1, 1]
     # Move the result to the nearest image whose downsampling is the input; of baselines as well.
     sampling.consistent = False
+    # Of networks that know classes: eps = none + guidance * (of the class - none). 1: none; more
+    # is more typical and less varied, for two network calls in one.
+    sampling.guidance = 1.0
+    # Of networks trained with train.source_noise, up to that: noise in the input, to forgive what
+    # the stage before made.
+    sampling.source_noise = 0.0
     sampling.batch_size = 16
     # Outputs larger than this, in pixels, are refined in overlapping tiles. 0: data.image_size,
     # which a network with attention has learnt; a local one takes any, larger being faster.
@@ -108,6 +119,10 @@ def get_config() -> config_dict.ConfigDict:
     # Of the low resolution, for stages of a cascade: how often, and its width in its pixels.
     train.blur_probability = 0.0
     train.blur_sigma = (0.4, 0.6)
+    # Likewise, and told to the network: greatest standard deviation of noise in the low resolution
+    # (conditioning augmentation of Cascaded Diffusion Models). 0: none.
+    train.source_noise = 0.0
+    train.label_dropout = 0.1  # where there are classes: of labels left out, for guidance
     train.log_every_steps = 100
     train.sample_every_steps = 10_000  # pictures for TensorBoard; 0: never
 

@@ -112,12 +112,12 @@ def make_pipeline(
     from sr3_jax.data import degrade, pipeline
 
     c = config.data
-    if c.image_size % c.low_resolution:
+    if c.low_resolution and c.image_size % c.low_resolution:
         raise ValueError(
             f"config.data.low_resolution = {c.low_resolution} does not divide "
             f"config.data.image_size = {c.image_size}; use a divisor"
         )
-    factor = c.image_size // c.low_resolution
+    factor = c.image_size // c.low_resolution if c.low_resolution else 1
     if image_size % factor:
         raise ValueError(
             f"config.evaluation.image_size = {image_size} is not a multiple of {factor}, the "
@@ -127,7 +127,7 @@ def make_pipeline(
         raise ValueError(f"config.data.num_threads = {c.num_threads}; it must be at least 0")
     options = degrade.DegradeOptions(
         image_size=image_size,
-        low_resolution=image_size // factor,
+        low_resolution=image_size // factor if c.low_resolution else 0,
         crop=c.crop,
         crop_scale=tuple(c.crop_scale),
     )

@@ -48,6 +48,39 @@ def predicts_image(config: ConfigDict) -> bool:
     return _PREDICTS_IMAGE[method(config)]
 
 
+def has_source(config: ConfigDict) -> bool:
+    """Whether images are made from a low resolution; else from nothing, as a cascade's first."""
+    config_checks.at_least("config.data.low_resolution", config.data.low_resolution, 0)
+    if not config.data.low_resolution and predicts_image(config):
+        raise ValueError(
+            f"config.data.low_resolution = 0, but a {method(config)} makes its image of that; only "
+            "config.method = 'sr3' works without"
+        )
+    return config.data.low_resolution > 0
+
+
+def num_classes(config: ConfigDict) -> int:
+    """Of labels that the network is told; 0: it is told none."""
+    count = config.model.get("num_classes", 0)  # older workdirs have no such key
+    config_checks.at_least("config.model.num_classes", count, 0)
+    if count and predicts_image(config):
+        raise ValueError(
+            f"config.model.num_classes = {count}, but a {method(config)} is not told classes; use 0"
+        )
+    return count
+
+
+def source_noise(config: ConfigDict) -> float:
+    """The greatest noise in sources that the network was trained for; 0: it knows of none."""
+    std = config.train.get("source_noise", 0.0)  # older workdirs have no such key
+    if std and (predicts_image(config) or not has_source(config)):
+        raise ValueError(
+            f"config.train.source_noise = {std} is for networks of method 'sr3' with a source; "
+            "use 0"
+        )
+    return std
+
+
 def model(config: ConfigDict) -> models.UNet | models.SRCNN:
     """The network of `config.method` and `config.model`, for `config.data.image_size`."""
     dtype = config_checks.choice("config.model.dtype", config.model.dtype, _DTYPES)
@@ -82,6 +115,9 @@ def model(config: ConfigDict) -> models.UNet | models.SRCNN:
         residual_std=c.residual_std,
         dtype=dtype,
         remat=c.remat,
+        has_source=has_source(config),
+        num_classes=num_classes(config),
+        source_noise=source_noise(config) > 0,
         lanes=lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
@@ -188,6 +224,11 @@ def step_options(config: ConfigDict) -> dict[str, Any]:
             f"config.train.accumulate_steps = {c.accumulate_steps} does not divide "
             f"config.train.batch_size = {c.batch_size}; use a divisor"
         )
+    if c.blur_probability and not has_source(config):
+        raise ValueError(
+            f"config.train.blur_probability = {c.blur_probability}, but with "
+            "config.data.low_resolution = 0 there is nothing to blur; use 0"
+        )
     return dict(
         seed=config.seed,
         loss=c.loss,
@@ -195,6 +236,9 @@ def step_options(config: ConfigDict) -> dict[str, Any]:
         flip=c.flip,
         blur_probability=c.blur_probability,
         blur_sigma=tuple(c.blur_sigma),
+        # Older workdirs have no such key.
+        label_dropout=c.get("label_dropout", 0.0) if num_classes(config) else 0.0,
+        source_noise=source_noise(config),
         accumulate_steps=c.accumulate_steps,
     )
 
@@ -232,10 +276,11 @@ def layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> p
         functools.partial(parallel.make_mesh, model=c.model, spatial=spatial),
         devices,
     )
-    height = config.data.low_resolution
+    key = "low_resolution" if has_source(config) else "image_size"
+    height = config.data[key]
     if height % spatial:
         raise ValueError(
-            f"config.parallel.spatial = {spatial} does not divide config.data.low_resolution = "
+            f"config.parallel.spatial = {spatial} does not divide config.data.{key} = "
             f"{height}; use a divisor, or a larger config.train.batch_size"
         )
     parallel.check_batch_size(rows, mesh, "config.train.batch_size / accumulate_steps")

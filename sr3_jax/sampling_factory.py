@@ -25,18 +25,25 @@ _TUNING = config_dict.ConfigDict(
     )
 )
 # Keys that older workdirs do not have.
-_SINCE = ("sampler", "eta", "consistent")
+_SINCE = ("sampler", "eta", "consistent", "guidance", "source_noise")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How images are drawn; what is done with the noise comes from `sampler`."""
+    """How images are drawn; what is done with the noise comes from `sampler`.
+
+    Attributes:
+      knows_no_class: the network, told classes, was trained to do without, too.
+    """
 
     num_steps: int
     clip: bool
     batch_size: int
     tile_size: int
     consistent: bool = False
+    guidance: float = 1.0
+    source_noise: float = 0.0
+    knows_no_class: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,21 +162,62 @@ def options(config: factory.ConfigDict) -> Options:
     c = config.sampling
     config_checks.choice("config.sampling.variance", c.variance, {"upper": 0, "posterior": 0})
     config_checks.at_least("config.sampling.batch_size", c.batch_size, 1)
-    tile_size = c.tile_size or config.data.image_size
+    has_source = factory.has_source(config)
+    # Without a source there is nothing to cut.
+    tile_size = (has_source and c.tile_size) or config.data.image_size
     stride = models.deepest_stride(config.model.multipliers)
     if tile_size % stride:
         raise ValueError(
             f"config.sampling.tile_size = {tile_size} is not a multiple of {stride}, the deepest "
             "stride of the network; use one"
         )
-    num_steps = 1 if factory.predicts_image(config) else c.num_steps
+    consistent = c.get("consistent", False)  # older workdirs have no such key
+    if consistent and not has_source:
+        raise ValueError(
+            "config.sampling.consistent = True, but a network of config.data.low_resolution = 0 "
+            "has no input to be consistent with; use False"
+        )
     return Options(
-        num_steps,
+        1 if factory.predicts_image(config) else c.num_steps,
         c.clip,
         c.batch_size,
         tile_size,
-        c.get("consistent", False),  # older workdirs have no such key
+        consistent,
+        _guidance(config),
+        _source_noise(config),
+        bool(factory.num_classes(config) and config.train.label_dropout),
     )
+
+
+def _guidance(config: factory.ConfigDict) -> float:
+    guidance = config.sampling.get("guidance", 1.0)  # older workdirs have no such key
+    if guidance < 0:
+        raise ValueError(f"config.sampling.guidance = {guidance}; it must be at least 0")
+    if guidance == 1:
+        return 1.0
+    if not factory.num_classes(config):
+        raise ValueError(
+            f"config.sampling.guidance = {guidance}, but the network knows no classes "
+            "(config.model.num_classes = 0); use 1"
+        )
+    if not config.train.label_dropout:
+        raise ValueError(
+            f"config.sampling.guidance = {guidance}, but the network was trained with "
+            "config.train.label_dropout = 0, so that it does not know what images are like "
+            "whatever their class; use 1, or train with 0.1"
+        )
+    return float(guidance)
+
+
+def _source_noise(config: factory.ConfigDict) -> float:
+    std = config.sampling.get("source_noise", 0.0)  # older workdirs have no such key
+    most = factory.source_noise(config)
+    if not 0 <= std <= most:
+        raise ValueError(
+            f"config.sampling.source_noise = {std} is not within [0, {most}], for which the "
+            "network was trained (config.train.source_noise)"
+        )
+    return float(std)
 
 
 def tuned(workdir: epath.PathLike) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     }
     for _ in range(400):
         state, _ = step(state, batch)
-    validate = training_step.make_validation(model, None, "l2")
+    validate = training_step.make_validation(model, None, training_step.StepOptions(loss="l2"))
     found = validate(state.params, jax.device_put(batch))
     best = np.mean(np.where(np.arange(16) // 4 == 1, (60 / 127.5) ** 2, 0.0))
     before = np.mean(np.where(np.arange(16) // 4 == 1, (140**2 + 20**2) / 2 / 127.5**2, 0.0))

@@ -51,7 +51,7 @@ class DegradeOptions:
 
     Attributes:
         image_size: side of the square high-resolution image, in pixels.
-        low_resolution: side of the low-resolution image; divides `image_size`.
+        low_resolution: side of the low-resolution image; divides `image_size`. 0: it has no pixel.
         crop: "central" for the largest central square, "random" for a square of random side
             (log-uniform) and place.
         crop_scale: (smallest, largest) side of a random crop as a share of the image's shorter
@@ -70,9 +70,9 @@ class DegradeOptions:
             ValueError: naming the value found and those allowed.
         """
         sizes = f"image_size is {self.image_size} and low_resolution {self.low_resolution}"
-        if self.image_size < 1 or self.low_resolution < 1:
-            raise ValueError(f"{sizes}; both must be at least 1")
-        if self.image_size % self.low_resolution:
+        if self.image_size < 1 or self.low_resolution < 0:
+            raise ValueError(f"{sizes}; both must be at least 1, or low_resolution 0 for none")
+        if self.low_resolution and self.image_size % self.low_resolution:
             raise ValueError(f"{sizes}; image_size must be a multiple of low_resolution")
         if self.crop not in ("central", "random"):
             raise ValueError(f"crop is {self.crop!r}; it must be 'central' or 'random'")
@@ -166,6 +166,8 @@ def make_pair(
         The high and the low resolution, which cover the same square of the picture.
     """
     high_resolution = by_area(crop, image_size)
+    if not low_resolution:
+        return high_resolution, np.zeros((*high_resolution.shape[:-3], 0, 0, 3), np.uint8)
     return high_resolution, to_uint8(resize_bicubic(high_resolution, low_resolution))
 
 
@@ -193,6 +195,8 @@ def cut(
         check_size(image, options.image_size)
         left, top, right, bottom = _box(height, width, options, uniforms)
         return Crop(image[top:bottom, left:right], None)
+    if not options.low_resolution:
+        raise ValueError("low_resolution is 0, but the images come with low resolutions")
     factor = options.image_size // options.low_resolution
     low_height, low_width = low_resolution.shape[:2]
     if (height, width) != (factor * low_height, factor * low_width):

@@ -1,6 +1,7 @@
 """The programs that refine images on devices, compiled once for each size of array.
 
-There are three, between which nothing leaves the devices: from low resolution to source and noise;
+There are three, between which nothing leaves the devices: from low resolution to source and noise
+(of a network without a source, noise alone);
 any number of network calls; from the last state to levels. How many calls there are and what is
 made of them are arguments (`diffusion.Sampler`), and so are the size of the image within the array
 and its tiles: neither another number of steps nor another size of picture compiles anew, as long as
@@ -20,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, UInt8, UInt16
+from jaxtyping import Array, Float, Int, Key, UInt8, UInt16
 
-from sr3_jax import diffusion, parallel, sampling_factory
+from sr3_jax import diffusion, models, parallel, sampling_factory
 from sr3_jax import images as image_ops
 from sr3_jax.inference import tiling
 from sr3_jax.training import step as training_step
@@ -60,6 +61,12 @@ class Refiner:
     ) -> None:
         """Takes the network; its weights come with `set_params`."""
         self.model, self._options = model, options
+        # What only some networks have; see `models.UNet`.
+        self._has_source = getattr(model, "has_source", True)
+        self._num_classes = getattr(model, "num_classes", 0)
+        self._source_gamma = None
+        if getattr(model, "source_noise", False):
+            self._source_gamma = 1.0 - options.source_noise**2
         self._factor, self._devices = factor, list(devices)
         # Of arrays: inputs are whole pixels, too.
         self._stride = int(np.lcm(stride, factor))
@@ -117,13 +124,16 @@ class Refiner:
         sampler: diffusion.Sampler | None,
         stops: Sequence[int] = (),
         progress: Callable[[], None] | None = None,
+        labels: Int[np.ndarray, " n"] | None = None,
     ) -> Iterator[Callable[[], Levels]]:
         """Refines one batch, on devices that meanwhile go on with what else is asked of them.
 
         Args:
-          images: as many as `share` says.
+          images: as many as `share` says. Of those of a network without a source only the size
+            counts.
           keys: of their noise.
           sampler: what to do in each call; None of a baseline.
+          labels: of their classes, for networks that know classes; None for none.
           stops: after how many calls to yield y_t; 0 is pure noise.
           progress: called when a call is done. Without it, calls are not waited for.
 
@@ -148,6 +158,9 @@ class Refiner:
         if shape.num_tiles:
             tiles = tiling.groups_of_tiles(grid, self._overlap, shape.num_tiles)
         rows = None if sampler is None else _with_room(sampler)
+        if self._num_classes:
+            labels = np.full(len(images), self._num_classes) if labels is None else labels
+            labels = np.asarray(labels, np.int32)
         call = functools.partial(self._call, shape, rows)
         x, state = call("begin", low, extent, keys, rows)
 
@@ -164,7 +177,7 @@ class Refiner:
             last = min(stop for stop in (*stops, num_calls) if stop > first)
             last = first + 1 if progress else last
             bounds = (np.int32(first), np.int32(last))
-            state, tick = call("advance", params, x, state, keys, rows, bounds, tiles)
+            state, tick = call("advance", params, x, labels, state, keys, rows, bounds, tiles)
             if progress:
                 # One call ahead, so that devices need not wait for this process.
                 ticks.append(tick)
@@ -222,9 +235,9 @@ class Refiner:
                 ),
                 "advance": jax.jit(
                     functools.partial(self._advance, shape=shape, spread=spread),
-                    in_shardings=(whole, each, each, each, whole, whole, whole),
+                    in_shardings=(whole, each, each, each, each, whole, whole, whole),
                     out_shardings=(each, whole),
-                    donate_argnums=2,
+                    donate_argnums=3,
                 ),
                 "finish": jax.jit(
                     self._finish, in_shardings=(each, each, whole), out_shardings=each
@@ -243,18 +256,30 @@ class Refiner:
         extent: image_ops.Extent,
         keys: Key[Array, " b"],
         rows: diffusion.Sampler | None,
-    ) -> tuple[Float[Array, "b h w 3"], diffusion.State]:
+    ) -> tuple[Float[Array, "b h w 3"] | None, diffusion.State]:
         """The network's x, and y_T."""
-        x = image_ops.upsample_within(image_ops.to_signed(low), extent, self._factor)
-        state = (
-            diffusion.State(x, None) if rows is None else diffusion.begin(rows, keys, x.shape[1:])
-        )
-        return x, state
+        x = self._source(low, extent, keys) if self._has_source else None
+        if rows is None:
+            return x, diffusion.State(x, None)
+        height, width = (n * self._factor for n in low.shape[1:3])
+        return x, diffusion.begin(rows, keys, (height, width, 3))
+
+    def _source(
+        self, low: Array, extent: image_ops.Extent, keys: Key[Array, " b"]
+    ) -> Float[Array, "b h w 3"]:
+        low = image_ops.to_signed(low)
+        if self._source_gamma is not None:
+            # The sampler folds numbers from 1 into the same keys.
+            draw = lambda key: jax.random.normal(jax.random.fold_in(key, 0), low.shape[1:])  # noqa: E731
+            gamma = jnp.full(len(low), self._source_gamma)
+            low = diffusion.diffuse(low, gamma, jax.vmap(draw)(keys))
+        return image_ops.upsample_within(low, extent, self._factor)
 
     def _advance(
         self,
         params: Params,
-        x: Float[Array, "b h w 3"],
+        x: Float[Array, "b h w 3"] | None,
+        labels: Int[Array, " b"] | None,
         state: diffusion.State,
         keys: Key[Array, " b"],
         rows: diffusion.Sampler | None,
@@ -266,9 +291,24 @@ class Refiner:
     ) -> tuple[diffusion.State, Float[Array, ""]]:
         """Calls the network for some rows; also a number that is there when that is done."""
 
-        def network(x: Array, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
-            inputs = (x,) if rows is None else (x, y_t, gamma)
-            return self.model.apply({"params": params}, *inputs)
+        def network(x: Array | None, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
+            if rows is None:
+                return self.model.apply({"params": params}, x)
+            source_gamma = label = None
+            if self._source_gamma is not None:
+                source_gamma = jnp.full_like(gamma, self._source_gamma)
+            if labels is not None:  # tiles are all of one image
+                label = labels if shape.num_tiles == 0 else jnp.repeat(labels, len(gamma))
+            return models.guided_eps(
+                self.model,
+                params,
+                x,
+                y_t,
+                gamma,
+                label,
+                source_gamma,
+                guidance=self._options.guidance,
+            )
 
         if shape.num_tiles:
             denoise = tiling.tiled_denoise(
@@ -319,8 +359,10 @@ def check_images(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def keys_of(seed: int | Sequence[int], count: int) -> Key[Array, " n"]:
-    """One key for each image; see `SuperResolver.upscale`."""
+def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Array, " n"]:
+    """One key for each image; see `SuperResolver.upscale`. Keys stay what they are."""
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
     if np.ndim(seed) == 0:
         key = jax.random.key(int(seed))
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
 from jaxtyping import UInt8, UInt16
 
-from sr3_jax import config_file, diffusion, factory, models, sampling_factory
-from sr3_jax.inference import files, loading, refinement
-from sr3_jax.training import checkpoint
-from sr3_jax.training.state import Params
+from sr3_jax.inference import files, refinement, trained
 
-Progress = Callable[[], None]
 # One image or several, and what becomes of them.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
 Made = (
@@ -48,7 +40,7 @@ class Upscaled:
     seconds: float
 
 
-class SuperResolver:
+class SuperResolver(trained.TrainedNetwork):
     """Upscales images by SR3's iterative refinement, or a baseline's one step.
 
         resolver = SuperResolver.from_workdir("runs/quickstart")
@@ -62,132 +54,7 @@ class SuperResolver:
     own.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        params: Params,
-        make_sampler: Callable[[int], diffusion.Sampler | None],
-        options: sampling_factory.Options,
-        *,
-        factor: int,
-        stride: int,
-    ) -> None:
-        """Puts the parameters on all devices.
-
-        Args:
-          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`; or, of a
-            baseline, the image: `model.apply({"params": params}, x)`.
-          params: its weights; for the best pictures the averaged ones.
-          make_sampler: the sampler of a number of steps; of a baseline None.
-          options: of sampling; its `num_steps` and `batch_size` are the defaults.
-          factor: by how much the network makes images grow.
-          stride: sizes that the model takes are multiples of it; others are padded, and images
-            larger than `options.tile_size` refined in tiles.
-        """
-        self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
-        self.factor = factor
-        self.make_sampler, self._options = make_sampler, options
-        self.refiner = refinement.Refiner(
-            model, options, factor=factor, stride=stride, devices=jax.local_devices()
-        )
-        self.set_params(params)
-
-    @classmethod
-    def from_workdir(
-        cls,
-        workdir: epath.PathLike,
-        which: checkpoint.Which | None = None,
-        **sampling: Any,
-    ) -> SuperResolver:
-        """Loads what a training run left: its config and the averaged weights.
-
-        It samples as the run's config says, or as `inference.json` does, which
-        `--mode=tune_schedule` writes there.
-
-        Args:
-          workdir: the `--workdir` of the run.
-          which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
-            checkpoint; None for what `config.evaluation.checkpoint` says.
-          **sampling: keys of `config.sampling` to use instead, such as `sampler="dpmpp_2m"`,
-            `num_steps=20`, `consistent=True`; see configs/default.py.
-
-        Raises:
-          FileNotFoundError: where the folder holds no config or no such checkpoint.
-          ValueError: where the two do not fit together, or for an unknown key.
-        """
-        workdir = epath.Path(workdir)
-        config = config_file.load(workdir / "config.json")
-        return cls.from_config(
-            config, workdir / "checkpoints", which, **(sampling_factory.tuned(workdir) | sampling)
-        )
-
-    @classmethod
-    def from_checkpoint(
-        cls, path: epath.PathLike, config: factory.ConfigDict, **sampling: Any
-    ) -> SuperResolver:
-        """Loads one checkpoint wherever it is, with the config of the network it is of.
-
-        Args:
-          path: a checkpoint's folder, `.../STEP`.
-          config: as `get_config()` of a config file returns.
-          **sampling: see `from_workdir`.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: the name is no number, or the config is of another network.
-        """
-        path = epath.Path(path)
-        if not path.name.isdigit():
-            raise ValueError(
-                f"{path} is no checkpoint; give its folder, named by its step, as 5000"
-            )
-        return cls.from_config(config, path.parent, int(path.name), **sampling)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: factory.ConfigDict,
-        checkpoints: epath.PathLike,
-        which: checkpoint.Which | None = None,
-        **sampling: Any,
-    ) -> SuperResolver:
-        """As `from_workdir`, with a config that need not lie beside the checkpoints."""
-        config = sampling_factory.changed(config, sampling)
-        step, params = loading.restore(config, epath.Path(checkpoints), which)
-        resolver = cls.from_params(config, params)
-        resolver.checkpoint_step = step
-        return resolver
-
-    @classmethod
-    def from_params(cls, config: factory.ConfigDict, params: Params) -> SuperResolver:
-        """With weights at hand, of the network that `config` describes."""
-        return cls(
-            factory.model(config),
-            params,
-            functools.partial(sampling_factory.sampler, config),
-            sampling_factory.options(config),
-            factor=config.data.image_size // config.data.low_resolution,
-            stride=models.deepest_stride(config.model.multipliers),
-        )
-
-    def set_params(self, params: Params) -> None:
-        """Changes the weights; what was compiled stays."""
-        self.refiner.set_params(params)
-
-    @property
-    def params(self) -> Params:
-        """The weights, in the type they are computed with, on all devices."""
-        return self.refiner.params
-
-    @property
-    def batch_size(self) -> int:
-        """Images sampled at once (the next multiple of the devices, where they share it)."""
-        return self._options.batch_size
-
-    def num_calls(self, steps: int | None = None) -> int:
-        """How often the network is called for one image: `steps`, but of Heun's method more."""
-        sampler = self._sampler(steps)
-        return 1 if sampler is None else sampler.num_calls
+    _makes_from_source = True
 
     def num_refinements(
         self,
@@ -204,10 +71,11 @@ class SuperResolver:
         self,
         images: Images,
         steps: int | None = None,
-        seed: int | Sequence[int] = 0,
-        progress: Progress | None = None,
+        seed: trained.Seed = 0,
+        progress: trained.Progress | None = None,
         *,
         factor: int | float | None = None,
+        label: trained.Label | None = None,
     ) -> Made:
         """Super-resolves an image, or images of one size.
 
@@ -221,6 +89,7 @@ class SuperResolver:
           factor: by how much images grow; None for what the network was trained for. For a larger
             one, images are first resized by bicubic, and the network makes the rest; for a smaller
             one, its results are resized, which loses nothing of the images.
+          label: of networks that know classes: that of all images, or of each; None for none.
 
         Returns:
           RGB of the same type, `factor` times as high and wide.
@@ -230,19 +99,20 @@ class SuperResolver:
         """
         images = np.asarray(images)
         if images.ndim == 3:
-            return self.upscale(images[None], steps, seed, progress, factor=factor)[0]
-        made = self.start(images, steps, seed, factor=factor, progress=progress)
+            return self.upscale(images[None], steps, seed, progress, factor=factor, label=label)[0]
+        made = self.start(images, steps, seed, factor=factor, label=label, progress=progress)
         return np.concatenate([result()[0] for result in made])
 
     def start(
         self,
         images: Images,
         steps: int | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: trained.Seed = 0,
         *,
         factor: int | float | None = None,
+        label: trained.Label | None = None,
         num_snapshots: int = 0,
-        progress: Progress | None = None,
+        progress: trained.Progress | None = None,
     ) -> Iterator[Callable[[], tuple[Made, list[Made]]]]:
         """As `upscale`, of several images, for jobs that do something else while devices refine.
 
@@ -258,7 +128,9 @@ class SuperResolver:
         if scale > 1:
             images = refinement.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
-        for results in self._batches(images, steps, seed, stops=stops, progress=progress):
+        for results in self._batches(
+            images, steps, seed, label=label, stops=stops, progress=progress
+        ):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
                 *kept, made = (
@@ -317,7 +189,7 @@ class SuperResolver:
         num_samples: int,
         steps: int | None = None,
         seed: int = 0,
-        progress: Progress | None = None,
+        progress: trained.Progress | None = None,
     ) -> (
         UInt8[np.ndarray, "k new_height new_width 3"]
         | UInt16[np.ndarray, "k new_height new_width 3"]
@@ -342,7 +214,7 @@ class SuperResolver:
         seed: int | Sequence[int] = 0,
         *,
         num_snapshots: int = 0,
-        progress: Progress | None = None,
+        progress: trained.Progress | None = None,
     ) -> Upscaled:
         """As `upscale`; also returns `num_snapshots` of y_t from noise to image, and the time.
 
@@ -358,40 +230,3 @@ class SuperResolver:
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
         seconds = time.perf_counter() - self.refiner.compile_seconds - begin
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
-
-    def _batches(
-        self,
-        images: Images,
-        steps: int | None,
-        seed: int | Sequence[int],
-        *,
-        stops: Sequence[int] = (),
-        progress: Progress | None = None,
-    ) -> Iterator[list[Callable[[], Made]]]:
-        """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
-        sampler, keys = self._sampler(steps), refinement.keys_of(seed, len(images))
-        first = 0
-        while first < len(images):
-            _, size = self.refiner.share(len(images) - first, images.shape[1:3])
-            # A batch is filled up with repeats, so that nothing is compiled anew.
-            rows = np.minimum(np.arange(first, first + size), len(images) - 1)
-            count = min(size, len(images) - first)
-            made = self.refiner.refine(images[rows], keys[rows], sampler, stops, progress)
-            yield [lambda result=result, count=count: result()[:count] for result in made]
-            first += count
-
-    def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
-        steps = self._options.num_steps if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"steps = {steps}; it must be at least 1")
-        return self.make_sampler(steps)
-
-    def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
-        """After how many calls to look, the end apart."""
-        calls = self.num_calls(steps)
-        if num_snapshots == 1 or num_snapshots < 0 or num_snapshots > calls + 1:
-            raise ValueError(
-                f"num_snapshots = {num_snapshots}: use 0, or 2 (first and last) to {calls + 1} "
-                f"(all) for {calls} network calls"
-            )
-        return np.round(np.linspace(0, calls, num_snapshots)).astype(int)[:-1].tolist()

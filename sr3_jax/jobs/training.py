@@ -65,7 +65,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     program = training_step.jit_train_step(train_step, layout, state)
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
-    validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
+    validate = _validation(config, workdir, model, schedule, step_options, state.ema_params, mesh)
     parallel.wait_for_all()
     writer = (
         metric_writers.SummaryWriter(str(workdir))
@@ -121,9 +121,9 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
     return state
 
 
-def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
+def _validation(config, workdir, model, schedule, options, params, mesh) -> loop.Validate:
     """Means over the held-out images, with noise that never changes; compiled at once."""
-    of_batch = training_step.make_validation(model, schedule, config.train.loss)
+    of_batch = training_step.make_validation(model, schedule, options)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def sums(params: training_state.Params, batch: training_step.Batch) -> tuple[Any, Any]:

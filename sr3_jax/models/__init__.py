@@ -1,5 +1,6 @@
 """Networks: plain Flax Linen modules that know no config, file or device."""
 
+from sr3_jax.models.guidance import guided_eps
 from sr3_jax.models.srcnn import SRCNN
 from sr3_jax.models.unet import (
     UNet,
@@ -16,4 +17,5 @@ __all__ = [
     "count_parameters",
     "deepest_stride",
     "example_inputs",
+    "guided_eps",
 ]

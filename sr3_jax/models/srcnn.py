@@ -23,6 +23,9 @@ class SRCNN(nn.Module):
     """
 
     predicts: ClassVar[str] = "y_0"
+    has_source: ClassVar[bool] = True
+    num_classes: ClassVar[int] = 0
+    source_noise: ClassVar[bool] = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -1,6 +1,7 @@
 """The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma.
 
-And what its regression baseline is: the same network without y_t and gamma, which gives y_0.
+And what else is the same network: without a source, the model that a cascade begins with; without
+y_t and gamma, the regression baseline, which gives y_0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from sr3_jax import diffusion
 from sr3_jax.models import folding, layers
@@ -50,6 +51,12 @@ class UNet(nn.Module):
       lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
         folds nothing. The parameters and, but for rounding, the result are the same.
       predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
+      has_source: without one there is no x, and the network makes images from nothing (DDPM);
+        `residual_std` then is the standard deviation of y_0 about 0.
+      num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
+        The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
+      source_noise: x may come with noise of its own, whose gamma is embedded likewise
+        (conditioning augmentation; Ho et al., "Cascaded Diffusion Models", section 4).
     """
 
     channels: int = 64
@@ -67,33 +74,44 @@ class UNet(nn.Module):
     remat: bool = False
     lanes: int = 1
     predicts: Predicts = "eps"
+    has_source: bool = True
+    num_classes: int = 0
+    source_noise: bool = False
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b h w c"] | None,
         y_t: Float[Array, "b h w d"] | None = None,
         gamma: Float[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
+        label: Int[Array, " b"] | None = None,
+        source_gamma: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
         """Estimates eps, or y_0 (`predicts`).
 
         Args:
-          x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
+          x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1]; None
+            where the network has none.
           y_t: the noisy image; None where y_0 is predicted, as is `gamma`.
           gamma: the share of signal variance in each y_t, in [0, 1].
           dropout_keys: for training, one for each image; without them nothing is dropped.
+          label: of each image's class, or `num_classes` for none; None where the network knows no
+            classes.
+          source_gamma: the share of signal variance in each x; None where the network takes x for
+            what it is.
 
         Raises:
           ValueError: where the sizes differ, or are not divisible by the deepest stride, or there
             is too much or too little to predict from.
         """
-        self._check_inputs(x, y_t, gamma)
-        fold = self._folds(x.shape[2])
+        self._check_inputs(x, y_t, gamma, label, source_gamma)
+        image = x if y_t is None else y_t
+        fold = self._folds(image.shape[2])
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
-        embedding = None if gamma is None else self._embed(gamma)
+        embedding = self._embed(gamma, label, source_gamma)
 
         def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
             features = self.channels * self.multipliers[level]
@@ -114,7 +132,7 @@ class UNet(nn.Module):
             return folding.refold(h, 1, fold[level])
 
         deepest = len(self.multipliers) - 1
-        h = x if y_t is None else jnp.concatenate([x, y_t], axis=-1)
+        h = jnp.concatenate([part for part in (x, y_t) if part is not None], axis=-1)
         h = h.astype(self.dtype)
         h = folding.fold(h, fold[0])
         h = layers.Conv3x3(self.channels, self.dtype, fold=fold[0], name="conv_in")(h)
@@ -147,14 +165,32 @@ class UNet(nn.Module):
             return out
         if y_t is None:
             return x + self.residual_std * out
+        x = jnp.zeros_like(y_t) if x is None else x
         eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
         return eps + std * out
 
-    def _embed(self, gamma: Float[Array, " b"]) -> Float[Array, "b _"]:
-        embedding = layers.NoiseEmbedding(
-            self.channels, self.embedding_scale, self.dtype, name="noise_embedding"
-        )
-        return embedding(gamma)
+    def _embed(
+        self, gamma: Array | None, label: Array | None, source_gamma: Array | None
+    ) -> Float[Array, "b _"] | None:
+        """The sum of the embeddings of what is given; each block adds it."""
+        parts = [
+            layers.NoiseEmbedding(self.channels, self.embedding_scale, self.dtype, name=name)(level)
+            for name, level in (
+                ("noise_embedding", gamma),
+                ("source_noise_embedding", source_gamma),
+            )
+            if level is not None
+        ]
+        if label is not None:
+            table = nn.Embed(
+                self.num_classes + 1,
+                4 * self.channels,
+                embedding_init=nn.initializers.normal(1.0),
+                dtype=self.dtype,
+                name="label_embedding",
+            )
+            parts.append(table(label))
+        return sum(parts) if parts else None
 
     def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
         (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold, name="norm_out")(h)
@@ -168,21 +204,36 @@ class UNet(nn.Module):
             for level, multiplier in enumerate(self.multipliers)
         ]
 
-    def _check_inputs(self, x: Array, y_t: Array | None, gamma: Array | None) -> None:
-        given = [name for name, value in (("y_t", y_t), ("gamma", gamma)) if value is not None]
-        if given != (["y_t", "gamma"] if self.predicts == "eps" else []):
+    def _check_inputs(
+        self,
+        x: Array | None,
+        y_t: Array | None,
+        gamma: Array | None,
+        label: Array | None,
+        source_gamma: Array | None,
+    ) -> None:
+        given = dict(x=x, y_t=y_t, gamma=gamma, label=label, source_gamma=source_gamma)
+        given = [name for name, value in given.items() if value is not None]
+        wanted = [
+            *(["x"] if self.has_source else []),
+            *(["y_t", "gamma"] if self.predicts == "eps" else []),
+            *(["label"] if self.num_classes else []),
+            *(["source_gamma"] if self.source_noise else []),
+        ]
+        if given != wanted:
             raise ValueError(
-                f"a network that predicts {self.predicts} was given x, "
-                f"{', '.join(given) or 'nothing else'}; eps is predicted from x, y_t and gamma, "
-                "y_0 from x alone"
+                f"a network that predicts {self.predicts}, with has_source = {self.has_source}, "
+                f"num_classes = {self.num_classes}, source_noise = {self.source_noise}, takes "
+                f"{', '.join(wanted)}; it was given {', '.join(given) or 'nothing'}"
             )
-        if y_t is not None and x.shape[:3] != y_t.shape[:3]:
+        image = x if y_t is None else y_t
+        if x is not None and x.shape[:3] != image.shape[:3]:
             raise ValueError(
                 f"x has shape {x.shape} but y_t has {y_t.shape}: upsample x to the size of y_t "
                 "first"
             )
         stride = deepest_stride(self.multipliers)
-        height, width = x.shape[1:3]
+        height, width = image.shape[1:3]
         if height % stride or width % stride:
             up = [-(-n // stride) * stride for n in (height, width)]
             down = [max(n // stride, 1) * stride for n in (height, width)]
@@ -200,10 +251,19 @@ def deepest_stride(multipliers: Sequence[int]) -> int:
 
 def example_inputs(
     model: nn.Module, image_size: int, channels: int = 3
-) -> tuple[Float[Array, "1 ..."], ...]:
+) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
-    image = jnp.zeros((1, image_size, image_size, channels))
-    return (image,) if model.predicts == "y_0" else (image, image, jnp.zeros((1,)))
+    image, number = jnp.zeros((1, image_size, image_size, channels)), jnp.zeros((1,))
+    if model.predicts == "y_0":
+        return (image,)
+    return (
+        image if model.has_source else None,
+        image,
+        number,
+        None,
+        jnp.zeros((1,), jnp.int32) if model.num_classes else None,
+        number if model.source_noise else None,
+    )
 
 
 def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> int:

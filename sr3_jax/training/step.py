@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from sr3_jax import diffusion, images, metrics, parallel
 from sr3_jax.training.state import Params, TrainState, state_shardings
@@ -19,6 +19,8 @@ from sr3_jax.training.state import Params, TrainState, state_shardings
 Batch = Mapping[str, Array]
 # Of the key of a step's blurs; noise and flips have the two that it splits into.
 _BLUR = 2
+# Of a row's key, likewise; its gamma, noise and dropout have the three that it splits into.
+_LABEL, _SOURCE_NOISE = 3, 4
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -37,6 +39,11 @@ class StepOptions:
       blur_probability: of each example's low resolution to be blurred (`images.gaussian_blur`),
         so that a later stage of a cascade forgives what the one before it makes.
       blur_sigma: least and greatest width of the blur, in low-resolution pixels; uniform between.
+      label_dropout: of each example's label to be left out, so that the network also learns what
+        classes have in common, which guidance needs (Ho and Salimans, "Classifier-Free Diffusion
+        Guidance").
+      source_noise: greatest standard deviation sqrt(1 - gamma) of noise in the low resolution,
+        uniform from 0, for networks that are told how much it is (`UNet.source_noise`).
       accumulate_steps: micro-batches the batch is cut into; the gradient is that of the whole
         batch, the memory for activations that of one micro-batch.
     """
@@ -47,6 +54,8 @@ class StepOptions:
     flip: bool = True
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.4, 0.6)
+    label_dropout: float = 0.0
+    source_noise: float = 0.0
     accumulate_steps: int = 1
 
 
@@ -60,7 +69,8 @@ def make_train_step(
     """Returns `train_step(state, batch) -> (state, metrics)`.
 
     A batch has `high_resolution` uint8 `[b, h, w, 3]`, `low_resolution` uint8 `[b, h2, w2, 3]`
-    and `weight` float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and
+    (of 0 pixels for a network without a source), `label` int32 `[b]` and `weight` float32 `[b]`,
+    0 for rows that hold no image. Metrics are `loss` and
     `gradient_norm` (before clipping), scalars.
 
     Each example's noise and dropout come from (seed, step, row), so that the step does not depend
@@ -75,7 +85,7 @@ def make_train_step(
     _check_options(options)
 
     def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
-        loss = prediction_loss(model, params, schedule, batch, options.loss, train=True)
+        loss = prediction_loss(model, params, schedule, batch, options, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
@@ -155,29 +165,60 @@ def prediction_loss(
     params: Params,
     schedule: diffusion.NoiseSchedule | None,
     batch: Batch,
-    loss: diffusion.LossName,
+    options: StepOptions,
     train: bool = False,
 ) -> Float[Array, ""]:
-    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops activations to `train`.
+    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops things to `train`.
 
     Of a network that predicts y_0, the error of that, without noise.
     """
     y_0 = images.to_signed(batch["high_resolution"])
-    x = images.upsample_source(batch["low_resolution"], y_0.shape[1:3])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
     dropout_keys = keys[:, 2] if train else None
+    x, source_gamma = _source(model, batch, options)
     if model.predicts == "y_0":
         prediction = model.apply({"params": params}, x, dropout_keys=dropout_keys)
-        return diffusion.denoising_loss(prediction, y_0, loss, batch["weight"])
+        return diffusion.denoising_loss(prediction, y_0, options.loss, batch["weight"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys)
-    return diffusion.denoising_loss(prediction, eps, loss, batch["weight"])
+    label = _label(model, batch, options.label_dropout if train else 0.0)
+    prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys, label, source_gamma)
+    return diffusion.denoising_loss(prediction, eps, options.loss, batch["weight"])
+
+
+def _source(
+    model: nn.Module, batch: Batch, options: StepOptions
+) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
+    """The network's x, upsampled after noise was added, and the gamma of that, if any."""
+    if not model.has_source:
+        return None, None
+    size, gamma = batch["high_resolution"].shape[1:3], None
+    low = images.to_signed(batch["low_resolution"])
+    if model.source_noise:
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
+        of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
+        std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=options.source_noise))
+        gamma = 1.0 - jnp.square(std(of_level))
+        eps = jax.vmap(lambda key: jax.random.normal(key, low.shape[1:]))(of_noise)
+        low = diffusion.diffuse(low, gamma, eps)
+    return images.resize_bicubic(low, size), gamma
+
+
+def _label(model: nn.Module, batch: Batch, dropout: float) -> Int[Array, " b"] | None:
+    """Each row's, or that of none, which rows without an image have as well."""
+    if not model.num_classes:
+        return None
+    label = batch["label"]
+    if dropout:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
+        label = jnp.where(dropped, model.num_classes, label)
+    return jnp.where(label < 0, model.num_classes, label)
 
 
 def make_validation(
-    model: nn.Module, schedule: diffusion.NoiseSchedule | None, loss: diffusion.LossName
+    model: nn.Module, schedule: diffusion.NoiseSchedule | None, options: StepOptions
 ) -> Callable[[Params, Batch], Metrics]:
     """Returns `validate(params, batch)`, with noise that never changes.
 
@@ -189,9 +230,8 @@ def make_validation(
     def validate(params: Params, batch: Batch) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        found = {
-            "validation_loss": prediction_loss(model, params, schedule, dict(batch, key=keys), loss)
-        }
+        loss = prediction_loss(model, params, schedule, dict(batch, key=keys), options)
+        found = {"validation_loss": loss}
         if model.predicts == "y_0":
             high, weight = batch["high_resolution"], batch["weight"]
             x = images.upsample_source(batch["low_resolution"], high.shape[1:3])
@@ -270,6 +310,15 @@ def _check_options(options: StepOptions) -> None:
     if not 0 < options.blur_sigma[0] <= options.blur_sigma[1]:
         raise ValueError(
             f"blur_sigma = {options.blur_sigma}; use (least, greatest), both above 0, as (0.4, 0.6)"
+        )
+    if not 0 <= options.label_dropout < 1:
+        raise ValueError(
+            f"label_dropout = {options.label_dropout} is outside [0, 1); 0.1 is usual, 0 for none"
+        )
+    if not 0 <= options.source_noise < 1:
+        raise ValueError(
+            f"source_noise = {options.source_noise} is outside [0, 1); it is a standard deviation "
+            "sqrt(1 - gamma), as 0.3, or 0 for none"
         )
     if not 0 <= options.ema_decay < 1:
         raise ValueError(f"ema_decay = {options.ema_decay} is outside [0, 1); use e.g. 0.9999")

@@ -1,0 +1,230 @@
+"""What all trained networks have in common once they sample: `TrainedNetwork`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from jaxtyping import Int, Key
+
+from sr3_jax import config_file, diffusion, factory, models, sampling_factory
+from sr3_jax.inference import loading, refinement
+from sr3_jax.training import checkpoint
+from sr3_jax.training.state import Params
+
+Trained = TypeVar("Trained")  # the class that a network is loaded as
+Progress = Callable[[], None]
+# One number for all images, one for each, or their keys; see `SuperResolver.upscale`.
+Seed = int | Sequence[int] | Key[jax.Array, " n"]
+# A class, from 0: of all images, or of each.
+Label = int | Sequence[int] | Int[np.ndarray, " n"]
+
+
+class TrainedNetwork:
+    """A network with its weights on the devices, its sampler, and its compiled programs.
+
+    Use `SuperResolver`, or `Generator` for networks without a source.
+    """
+
+    _makes_from_source: ClassVar[bool]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Params,
+        make_sampler: Callable[[int], diffusion.Sampler | None],
+        options: sampling_factory.Options,
+        *,
+        factor: int,
+        stride: int,
+    ) -> None:
+        """Puts the parameters on all devices.
+
+        Args:
+          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`; or, of a
+            baseline, the image: `model.apply({"params": params}, x)`.
+          params: its weights; for the best pictures the averaged ones.
+          make_sampler: the sampler of a number of steps; of a baseline None.
+          options: of sampling; its `num_steps` and `batch_size` are the defaults.
+          factor: by how much the network makes images grow.
+          stride: sizes that the model takes are multiples of it; others are padded, and images
+            larger than `options.tile_size` refined in tiles.
+        """
+        self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
+        self.factor = factor
+        self.make_sampler, self._options = make_sampler, options
+        self.refiner = refinement.Refiner(
+            model, options, factor=factor, stride=stride, devices=jax.local_devices()
+        )
+        self.set_params(params)
+
+    @classmethod
+    def from_workdir(
+        cls: type[Trained],
+        workdir: epath.PathLike,
+        which: checkpoint.Which | None = None,
+        **sampling: Any,
+    ) -> Trained:
+        """Loads what a training run left: its config and the averaged weights.
+
+        It samples as the run's config says, or as `inference.json` does, which
+        `--mode=tune_schedule` writes there.
+
+        Args:
+          workdir: the `--workdir` of the run.
+          which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
+            checkpoint; None for what `config.evaluation.checkpoint` says.
+          **sampling: keys of `config.sampling` to use instead, such as `sampler="dpmpp_2m"`,
+            `num_steps=20`, `consistent=True`; see configs/default.py.
+
+        Raises:
+          FileNotFoundError: where the folder holds no config or no such checkpoint.
+          ValueError: where the two do not fit together, or for an unknown key.
+        """
+        workdir = epath.Path(workdir)
+        config = config_file.load(workdir / "config.json")
+        return cls.from_config(
+            config, workdir / "checkpoints", which, **(sampling_factory.tuned(workdir) | sampling)
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[Trained], path: epath.PathLike, config: factory.ConfigDict, **sampling: Any
+    ) -> Trained:
+        """Loads one checkpoint wherever it is, with the config of the network it is of.
+
+        Args:
+          path: a checkpoint's folder, `.../STEP`.
+          config: as `get_config()` of a config file returns.
+          **sampling: see `from_workdir`.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: the name is no number, or the config is of another network.
+        """
+        path = epath.Path(path)
+        if not path.name.isdigit():
+            raise ValueError(
+                f"{path} is no checkpoint; give its folder, named by its step, as 5000"
+            )
+        return cls.from_config(config, path.parent, int(path.name), **sampling)
+
+    @classmethod
+    def from_config(
+        cls: type[Trained],
+        config: factory.ConfigDict,
+        checkpoints: epath.PathLike,
+        which: checkpoint.Which | None = None,
+        **sampling: Any,
+    ) -> Trained:
+        """As `from_workdir`, with a config that need not lie beside the checkpoints."""
+        config = sampling_factory.changed(config, sampling)
+        step, params = loading.restore(config, epath.Path(checkpoints), which)
+        resolver = cls.from_params(config, params)
+        resolver.checkpoint_step = step
+        return resolver
+
+    @classmethod
+    def from_params(cls: type[Trained], config: factory.ConfigDict, params: Params) -> Trained:
+        """With weights at hand, of the network that `config` describes."""
+        if factory.has_source(config) != cls._makes_from_source:
+            low = config.data.low_resolution
+            raise ValueError(
+                f"a network of config.data.low_resolution = {low} makes images from "
+                + (
+                    "smaller ones: use SuperResolver, or --mode=upscale"
+                    if low
+                    else "nothing: use Generator, or --mode=generate"
+                )
+            )
+        size, low = config.data.image_size, config.data.low_resolution
+        return cls(
+            factory.model(config),
+            params,
+            functools.partial(sampling_factory.sampler, config),
+            sampling_factory.options(config),
+            factor=size // low if low else 1,
+            stride=models.deepest_stride(config.model.multipliers),
+        )
+
+    def set_params(self, params: Params) -> None:
+        """Changes the weights; what was compiled stays."""
+        self.refiner.set_params(params)
+
+    @property
+    def params(self) -> Params:
+        """The weights, in the type they are computed with, on all devices."""
+        return self.refiner.params
+
+    @property
+    def batch_size(self) -> int:
+        """Images sampled at once (the next multiple of the devices, where they share it)."""
+        return self._options.batch_size
+
+    def num_calls(self, steps: int | None = None) -> int:
+        """How often the network is called for one image: `steps`, but of Heun's method more."""
+        sampler = self._sampler(steps)
+        return 1 if sampler is None else sampler.num_calls
+
+    def _batches(
+        self,
+        images: refinement.Levels,
+        steps: int | None,
+        seed: Seed,
+        *,
+        label: Label | None = None,
+        stops: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[list[Callable[[], refinement.Levels]]]:
+        """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
+        labels = self._labels(label, len(images))
+        sampler, keys = self._sampler(steps), refinement.keys_of(seed, len(images))
+        first = 0
+        while first < len(images):
+            _, size = self.refiner.share(len(images) - first, images.shape[1:3])
+            # A batch is filled up with repeats, so that nothing is compiled anew.
+            rows = np.minimum(np.arange(first, first + size), len(images) - 1)
+            count = min(size, len(images) - first)
+            of_rows = None if labels is None else labels[rows]
+            made = self.refiner.refine(images[rows], keys[rows], sampler, stops, progress, of_rows)
+            yield [lambda result=result, count=count: result()[:count] for result in made]
+            first += count
+
+    def _labels(self, label: Label | None, count: int) -> Int[np.ndarray, " n"] | None:
+        """One for each image; None where the network is told none."""
+        known = getattr(self.refiner.model, "num_classes", 0)
+        if label is None:
+            if known and not self._options.knows_no_class:
+                raise ValueError(
+                    f"no label, but the network was trained with one for every image "
+                    f"(config.train.label_dropout = 0); give one of 0 to {known - 1}"
+                )
+            return None
+        labels = np.broadcast_to(np.asarray(label, np.int32), (count,))
+        if wrong := sorted({int(i) for i in labels if not 0 <= i < known}):
+            raise ValueError(
+                f"label = {wrong[0]}; "
+                + (f"the network knows 0 to {known - 1}" if known else "the network knows none")
+            )
+        return labels
+
+    def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
+        steps = self._options.num_steps if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"steps = {steps}; it must be at least 1")
+        return self.make_sampler(steps)
+
+    def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
+        """After how many calls to look, the end apart."""
+        calls = self.num_calls(steps)
+        if num_snapshots == 1 or num_snapshots < 0 or num_snapshots > calls + 1:
+            raise ValueError(
+                f"num_snapshots = {num_snapshots}: use 0, or 2 (first and last) to {calls + 1} "
+                f"(all) for {calls} network calls"
+            )
+        return np.round(np.linspace(0, calls, num_snapshots)).astype(int)[:-1].tolist()
