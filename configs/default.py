@@ -196,10 +196,16 @@ def variant(
 
     Args:
       config: of SR3, which is changed.
-      names: empty, or some of `regression` or `srcnn`, and `table_2` or `table_3`, with commas.
+      names: empty, or some of `regression` or `srcnn`, `table_2` or `table_3`, and `cascade` (a
+        stage after the first, whose sources are blurred), with commas.
       learning_rate: of the regression baseline; the paper's is 1e-5.
     """
     for name in filter(None, names.split(",")):
+        if name in ("regression", "srcnn", "cascade") and not config.data.low_resolution:
+            raise ValueError(
+                f"the variant {name} is of networks with a low resolution, and this config makes "
+                "images from nothing"
+            )
         if name in ("regression", "srcnn"):
             config.method = name
             config.train.loss = "l2"
@@ -207,11 +213,52 @@ def variant(
             config.evaluation.checkpoint = "best"
         elif name in ("table_2", "table_3"):
             _measure_table(config, name)
+        elif name == "cascade":
+            config.train.blur_probability = 0.5
         elif name != "sr3":
             raise ValueError(
                 f"the config has no variant {name!r}; use --config=FILE:NAME with NAME one of "
-                "regression, srcnn, table_2, table_3, or several with commas"
+                "regression, srcnn, table_2, table_3, cascade, or several with commas"
             )
+    return config
+
+
+def stage(workdir: str, **sampling: object) -> config_dict.ConfigDict:
+    """A stage of a cascade: where its network was trained, and how it samples here.
+
+    Args:
+      workdir: of the training run.
+      **sampling: keys of `sampling` in place of the run's; each can also be set on the command
+        line, as --config.stage_1.sampling.num_steps=50.
+    """
+    config = config_dict.ConfigDict()
+    config.workdir = workdir
+    config.checkpoint = ""  # `latest`, `best` or a step; empty: as the run's config says
+    config.sampling = {
+        key: config_dict.placeholder(type(value)) for key, value in get_config().sampling.items()
+    }
+    config.sampling.update(sampling)
+    return config
+
+
+def cascade(output: str, *stages: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The config of a cascade, for --mode=generate: its stages in their order.
+
+    Args:
+      output: folder of the images, if --output names none.
+      *stages: see `stage`.
+    """
+    config = config_dict.ConfigDict({"output": output})
+    for number, section in enumerate(stages, 1):
+        config[f"stage_{number}"] = section
+    config.evaluation = evaluation = config_dict.ConfigDict()
+    # Of the last stage's images: `fid`, with the Inception score.
+    evaluation.feature_metrics = ()
+    # `train`: the last stage's training images; or a folder, or an .npz file of statistics.
+    evaluation.fid_reference = ""
+    evaluation.inception_weights = ""  # empty: torch-fidelity downloads them
+    evaluation.paper_tables = ()  # whose figures stand beside: `4`, `5`
+    config.lock()
     return config
 
 

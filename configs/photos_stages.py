@@ -11,11 +11,11 @@ from ml_collections import config_dict
 from configs import quickstart
 
 
-def get_config(stage: str = "base") -> config_dict.ConfigDict:
+def get_config(stage: str = "") -> config_dict.ConfigDict:
     """Returns the config of one stage.
 
     Args:
-      stage: `base`, which makes 16x16 from nothing; `16_32` or `32_64`, which are SR3.
+      stage: `base` or empty, which makes 16x16 from nothing; `16_32` or `32_64`, which are SR3.
     """
     config = quickstart.get_config()
     # Scenes more than details, of which 16 pixels show nothing.
@@ -26,7 +26,7 @@ def get_config(stage: str = "base") -> config_dict.ConfigDict:
     # More of the training at little noise; it ends where sampling begins.
     config.diffusion.schedule = "quadratic"
     config.diffusion.beta_end = 9e-3
-    if stage == "base":
+    if stage in ("", "base"):
         config.data.image_size, config.data.low_resolution = 16, 0
         config.model.channels = 48
         config.model.multipliers = (1, 2, 2)

@@ -1,9 +1,10 @@
-"""The one door: `python -m sr3_jax.main --mode=train|evaluate|tune_schedule|upscale|score`.
+"""The one door: `python -m sr3_jax.main --mode=train|evaluate|upscale|generate|...`.
 
 python -m sr3_jax.main --config=configs/quickstart.py --workdir=DIR [--config.KEY=VALUE ...]
 python -m sr3_jax.main --mode=evaluate --workdir=DIR
 python -m sr3_jax.main --mode=tune_schedule --workdir=DIR [--steps=NETWORK_CALLS]
 python -m sr3_jax.main --mode=upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
+python -m sr3_jax.main --mode=generate --config=CASCADE --num_images=N [--label=CLASS,CLASS]
 python -m sr3_jax.main --mode=score --workdir=DIR --reference=FOLDER [--low_resolution=FOLDER] \
     --outputs=NAME=FOLDER,NAME=FOLDER
 
@@ -29,7 +30,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
-_MODES = ("train", "evaluate", "tune_schedule", "upscale", "score")
+_MODES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score")
 
 _MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string(
@@ -39,11 +40,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Config file, for train; for evaluate, in place of the workdir's config.json; for score, its "
-    "section evaluation. Any key can be set: --config.train.batch_size=64.",
+    "section evaluation; for generate, of a cascade. Any key can be set: "
+    "--config.train.batch_size=64.",
     lock_config=True,
 )
 _INPUT = flags.DEFINE_string("input", None, "upscale: an image, or a folder of them.")
-_OUTPUT = flags.DEFINE_string("output", None, "upscale: the folder for the results.")
+_OUTPUT = flags.DEFINE_string("output", None, "upscale, generate: the folder for the results.")
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
@@ -70,7 +72,19 @@ _SAMPLES = flags.DEFINE_integer(
     "samples", 1, "upscale: so many of each; writes their mean, and where they differ.", 1
 )
 _ANIMATE = flags.DEFINE_bool("animate", False, "upscale: also write a GIF from noise to picture.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "upscale: make outputs anew that are there.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "upscale, generate: make outputs anew that are there."
+)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", None, "generate: how many images.", 1)
+_LABELS = flags.DEFINE_list(
+    "label",
+    [],
+    "generate: class of the images, from 0; of several they have each in turn; "
+    "default all there are.",
+)
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "generate: of networks that know classes; 1 for none, 2 for much.", 0.0
+)
 _ENGINE = flags.DEFINE_enum(
     "engine", "local", ("local", "ray"), "upscale: on this machine, or on a Ray cluster."
 )
@@ -98,7 +112,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "How many processes there are; 1: alone, whatever the machine.", 1
 )
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.")
-_SEED = flags.DEFINE_integer("seed", 0, "upscale: seed of the noise.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "upscale, generate: seed of the noise.", lower_bound=0)
 
 
 class _WrongUseError(Exception):
@@ -109,8 +123,14 @@ def main(argv: list[str]) -> None:
     """Picks the job."""
     if len(argv) > 1:
         raise _WrongUseError(f"unexpected argument {argv[1]!r}; options start with --")
-    _require("workdir", _WORKDIR.value)
-    workdir = epath.Path(_WORKDIR.value)
+    if _MODE.value == "generate":
+        _require("num_images", _NUM_IMAGES.value)
+    # A cascade's config says where its networks are.
+    if _MODE.value != "generate" or _CONFIG.value is None:
+        _require("workdir", _WORKDIR.value)
+    elif _WORKDIR.value is not None:
+        raise _WrongUseError("--mode=generate takes --config=CASCADE or --workdir, not both")
+    workdir = epath.Path(_WORKDIR.value or ".")
     if _MODE.value == "train":
         _require("config", _CONFIG.value)
     if _MODE.value == "upscale":
@@ -140,6 +160,8 @@ def main(argv: list[str]) -> None:
             jobs.tune_schedule(config, workdir, _STEPS.value)
         elif _MODE.value == "score":
             jobs.score(_CONFIG.value, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
+        elif _MODE.value == "generate":
+            _generate(workdir)
         else:
             num_failed = jobs.upscale(
                 workdir,
@@ -177,6 +199,39 @@ def main(argv: list[str]) -> None:
             why = "this process cannot go on, most likely because another one was lost"
             _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
         _leave(_FAILED, f"error: {error}")
+
+
+def _generate(workdir: epath.Path) -> None:
+    """By a cascade, or the one network of a workdir."""
+    from sr3_jax.inference import cascade
+    from sr3_jax.jobs import generating
+
+    labels = tuple(_label(name) for name in _LABELS.value)
+    options = generating.Options(_NUM_IMAGES.value, labels, _SEED.value, _OVERWRITE.value)
+    if _CONFIG.value is None:
+        sampling = _sampling() | ({} if _STEPS.value is None else {"num_steps": _STEPS.value})
+        if _GUIDANCE.value is not None:
+            sampling["guidance"] = _GUIDANCE.value
+        stages = [cascade.open_stage(workdir, **sampling)]
+        output = epath.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "generated"
+        generating.generate(stages, output, options)
+        return
+    given = {"steps": _STEPS.value, "sampler": _SAMPLER.value, "sampling": _SAMPLING.value}
+    if wrong := [name for name, value in given.items() if value]:
+        raise _WrongUseError(
+            f"--{wrong[0]}: each stage of a cascade has its own; give it as "
+            "--config.stage_1.sampling.KEY=VALUE"
+        )
+    stages = generating.stages_of(_CONFIG.value, _GUIDANCE.value)
+    output = epath.Path(_OUTPUT.value or _CONFIG.value.output)
+    generating.generate(stages, output, options, _CONFIG.value.evaluation)
+
+
+def _label(name: str) -> int:
+    try:
+        return int(name)
+    except ValueError:
+        raise _WrongUseError(f"--label has {name!r}; give numbers of classes, from 0") from None
 
 
 def _sampling() -> dict[str, object]:

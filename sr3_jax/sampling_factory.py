@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 from ml_collections import config_dict
@@ -44,6 +44,21 @@ class Options:
     guidance: float = 1.0
     source_noise: float = 0.0
     knows_no_class: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOptions:
+    """Where a stage of a cascade comes from, and how it samples.
+
+    Attributes:
+      workdir: of its training run.
+      checkpoint: `latest`, `best` or a step; None for what its run's config says.
+      sampling: keys of `config.sampling` in place of its run's.
+    """
+
+    workdir: str
+    checkpoint: Literal["latest", "best"] | int | None
+    sampling: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +233,33 @@ def _source_noise(config: factory.ConfigDict) -> float:
             "network was trained (config.train.source_noise)"
         )
     return float(std)
+
+
+def stages(config: factory.ConfigDict) -> list[StageOptions]:
+    """The sections `stage_1`, `stage_2` and so on of a cascade's config, in their order.
+
+    Raises:
+      ValueError: there is none, or one names no workdir or no such checkpoint.
+    """
+    found = []
+    while (name := f"stage_{len(found) + 1}") in config:
+        c = config[name]
+        if not c.workdir:
+            raise ValueError(f"config.{name}.workdir is empty; give the workdir of its training")
+        which = c.checkpoint or None
+        if which is not None and which.isdigit():
+            which = int(which)
+        elif which is not None:
+            names = dict.fromkeys(("latest", "best"))
+            config_checks.choice(f"config.{name}.checkpoint", which, names)
+        given = {key: value for key, value in c.sampling.items() if value is not None}
+        found.append(StageOptions(c.workdir, which, given))
+    if not found:
+        raise ValueError(
+            "the config has no section stage_1, so it is of a network and not of a cascade; use "
+            "one as configs/cascade_ffhq_1024.py, or --workdir alone for a single network"
+        )
+    return found
 
 
 def tuned(workdir: epath.PathLike) -> dict[str, Any]:

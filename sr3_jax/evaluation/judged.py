@@ -39,7 +39,7 @@ class Judged:
 def judge(
     metrics: Sequence[str],
     methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images,
+    reference: pretrained.Images | None,
     *,
     labels: Sequence[int] = (),
     fid_reference: pretrained.Images | str | None = None,
@@ -55,7 +55,7 @@ def judge(
     Args:
       metrics: some of METRICS.
       methods: the images by name.
-      reference: what each should be.
+      reference: what each should be; None for `fid` alone, with an `fid_reference`.
       labels: for `resnet50`; see `classifier.resnet50`.
       fid_reference: what `fid` compares with: images, or a file of their statistics; None for
         `reference`.
@@ -82,13 +82,13 @@ def _leave_devices() -> None:
 def _judge(
     metrics: Sequence[str],
     methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images,
+    reference: pretrained.Images | None,
     labels: Sequence[int],
     fid_reference: pretrained.Images | str | None,
     make_fid_reference: MakeImages | None,
     weights: Mapping[str, str | None],
 ) -> Judged:
-    rows = {"reference": reference, **methods}
+    rows = ({} if reference is None else {"reference": reference}) | dict(methods)
     judged = Judged({name: {} for name in rows}, {name: {} for name in rows}, [])
     if "fid" in metrics:
         _add_fid(judged, rows, fid_reference, make_fid_reference, weights.get("fid"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,9 +10,11 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from sr3_jax.data import degrade
 from sr3_jax.data.image_file import write_image
 
 _TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
+_MOSAIC_TILE = 64
 _GAP = 6
 _TITLE_HEIGHT = 28
 _LINE_HEIGHT = 20
@@ -56,6 +59,27 @@ def grid(
     for top, text in lines.items():
         draw.text((_GAP, top + _LINE_HEIGHT // 2), text, "black", small, anchor="lm")
     return np.array(canvas)
+
+
+def mosaic(
+    images: UInt8[np.ndarray, "n h w 3"], most: int = 256
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Images side by side in rows, as nearly square as may be, with nothing between the rows' ends.
+
+    Args:
+      images: small ones are enlarged by a whole factor, pixel by pixel.
+      most: larger ones are made smaller by area, to so many pixels.
+    """
+    columns = math.ceil(math.sqrt(len(images)))
+    if images.shape[1] > most:
+        images = degrade.by_area(images, most)
+    side = images.shape[1] * max(1, _MOSAIC_TILE // images.shape[1])
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (side + 2) - 2, columns * (side + 2) - 2, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (n * (side + 2) for n in divmod(i, columns))
+        sheet[top : top + side, left : left + side] = _enlarge(image, side)
+    return sheet
 
 
 def save(sheet: UInt8[np.ndarray, "h w 3"], path: epath.PathLike) -> None:

@@ -54,13 +54,16 @@ class Manifest:
         return str(self._folder / _PARTS / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
 
 
-def check_recipe(output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite: bool) -> None:
+def check_recipe(
+    output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite: bool, write: bool = True
+) -> None:
     """Keeps the recipe with the outputs, so that a folder never mixes those of several.
 
     Args:
       output: the folder of outputs.
       recipe: everything that decides what an input becomes; JSON.
       overwrite: forget what was there, so that it is made anew.
+      write: keep it; else only look.
 
     Raises:
       ValueError: the folder has outputs by another recipe.
@@ -80,6 +83,8 @@ def check_recipe(output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite
                 f"{output} has outputs made in another way: {'; '.join(differ)}. Give another "
                 "folder, or --overwrite to make all of them anew"
             )
+        return
+    if not write:
         return
     if overwrite:
         for part in _parts(output):

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from sr3_jax import data_factory, factory, parallel, sampling_factory
 from sr3_jax.data import folders
 from sr3_jax.evaluation import (
     evaluator,
-    judged,
     outputs,
     pictures,
     pretrained,
@@ -28,7 +26,7 @@ from sr3_jax.evaluation import (
     tables,
 )
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.jobs import judging, shared
 from sr3_jax.training.step import Batch
 
 # The strip of refinement: columns from noise to image, and rows.
@@ -104,7 +102,8 @@ def _conclude(
     files: Sequence[str] | None = None,
 ) -> None:
     """Asks pretrained networks, writes numbers and report, and prints the table."""
-    said = _judge(config, workdir, images, [*results.means], labels)
+    methods = {name: images[name] for name in results.means}
+    said = judging.judge(config, workdir, methods, images["reference"], labels)
     rows = [*(["reference"] if "reference" in said.means else []), *results.means]
     means, of_images = (
         {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
@@ -135,40 +134,6 @@ def _conclude(
     evaluator.write_json(means, folder / "metrics.json")
     print(evaluator.table(means))
     print(f"report: {folder / 'report.html'}")
-
-
-def _judge(
-    config: factory.ConfigDict,
-    workdir: epath.Path,
-    images: Mapping[str, pretrained.Images],
-    methods: Sequence[str],
-    labels: Sequence[int],
-) -> judged.Judged:
-    """What the pretrained networks of the config say, if any."""
-    options = factory.feature_options(config)
-    if not options["metrics"]:
-        return judged.Judged({}, {}, [])
-    given = config.evaluation.get("fid_reference", "")  # older workdirs have no such key
-    of_fid: dict[str, Any] = {}
-    if given == "train":
-        # Taken once and kept: for ImageNet that takes hours.
-        index = workdir / shared.INDEX
-        sizes = [data_factory.evaluation_size(config), options["weights"]["fid"]]
-        data = json.dumps([config.data.source, config.data.path, *sizes])
-        kept = index / f"inception_{hashlib.sha256(data.encode()).hexdigest()[:12]}.npz"
-        make = functools.partial(data_factory.central_training_images, config, index)
-        of_fid = {"fid_reference": str(kept), "make_fid_reference": make}
-    elif given.endswith(".npz"):
-        of_fid = {"fid_reference": given}
-    elif given:
-        of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
-    return judged.judge(
-        methods={name: images[name] for name in methods},
-        reference=images["reference"],
-        labels=labels,
-        **of_fid,
-        **options,
-    )
 
 
 def _method(

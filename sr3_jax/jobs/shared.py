@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax import data_factory, factory, parallel
+from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data.pipeline import Pipeline
@@ -66,6 +67,15 @@ def held_out(
     if found < 16:
         logging.warning("on %d images: the differences may be chance", found)
     return np.concatenate(low), np.concatenate(high)
+
+
+def check_signal(stop: parallel.StopSignal) -> None:
+    """Raises StoppedError where a signal asked a single process to stop.
+
+    Several processes that each have files of their own need not agree when to stop.
+    """
+    if jax.process_count() == 1 and (signal := stop.asked(0)) is not None:
+        raise StoppedError(signal, "the same command does what is missing")
 
 
 def advance(bar: tqdm.tqdm, share: float) -> None:

@@ -18,7 +18,6 @@ from sr3_jax.inference import files, manifest
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.training import checkpoint
-from sr3_jax.training.loop import StoppedError
 
 Engine = Literal["local", "ray"]
 
@@ -132,7 +131,7 @@ def _upscale_here(
     each_call = len(missing) <= _FEW or jax.default_backend() == "cpu"
 
     def advance(share: float) -> None:
-        _check_signal(stop)
+        shared.check_signal(stop)
         shared.advance(bar, share)
 
     records = files.upscale_files(
@@ -150,13 +149,7 @@ def _collect(
     for record in records:
         rows.add(record)
         done()
-        _check_signal(stop)
-
-
-def _check_signal(stop: parallel.StopSignal) -> None:
-    # Processes that each have files of their own need not agree when to stop.
-    if jax.process_count() == 1 and (signal := stop.asked(0)) is not None:
-        raise StoppedError(signal, "the same command does what is missing")
+        shared.check_signal(stop)
 
 
 def _plan(

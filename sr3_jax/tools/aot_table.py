@@ -35,6 +35,9 @@ _CONFIGS = (
     "ffhq_64_512",
     "ffhq_256_1024",
 )
+_BASES = ("ffhq_64_base", "imagenet_64_base")
+# Stages of cascades, in their order; also on one host, as who makes a few pictures has it.
+_STAGES = (*_BASES, "imagenet_64_256", "ffhq_256_1024")
 # Configs of the same programs as another: told apart by their pictures alone.
 SAME_PROGRAMS = {"imagenet_64_256": "ffhq_64_256"}
 _BATCH_OF_THE_PAPER = ("v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
@@ -54,6 +57,20 @@ def programs() -> Iterator[tuple[str, list[str]]]:
         # Four images a core: with two, a TPU pads each of them to two (docs/tpu.md).
         sample = ["--mode=sample", "--config.train.batch_size=512"]
         yield _name(config, "v3:8x8", "sample"), [*_flags(config, "v3:8x8"), *sample]
+    for config in _BASES:
+        yield _name(config, "v3:8x8", "train"), _flags(config, "v3:8x8")
+        # A fitting batch: the largest is not what anyone would wait for.
+        few = ["--config.train.batch_size=128"]
+        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), *few]
+        sample = ["--mode=sample", "--config.train.batch_size=512"]
+        yield _name(config, "v3:8x8", "sample"), [*_flags(config, "v3:8x8"), *sample]
+    for config in _STAGES:
+        sample = ["--mode=sample", "--config.train.batch_size=32"]
+        yield _name(config, _ONE_HOST, "sample"), [*_flags(config, _ONE_HOST), *sample]
+    # A single picture on eight cores, which share its height.
+    alone = ["--mode=sample", "--config.train.batch_size=1"]
+    for config in _STAGES:
+        yield _name(config, _ONE_HOST, "sample_one"), [*_flags(config, _ONE_HOST), *alone]
     for topology in _BATCH_OF_THE_PAPER[1:]:
         yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sr3_jax import diffusion, factory, images, models, parallel
+from sr3_jax import diffusion, factory, images, models, parallel, sampling_factory
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -60,23 +60,28 @@ def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
     )
     params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
     sampler = diffusion.ancestral(diffusion.linear(1, 0.999, 0.999))
+    guidance = sampling_factory.options(config).guidance
 
-    def step(params, low_resolution, keys):
-        x = images.upsample_source(low_resolution, (size, size))
+    def step(params, low_resolution, labels, keys):
+        x = images.upsample_source(low_resolution, (size, size)) if low else None
         if model.predicts == "y_0":
             return model.apply({"params": params}, x)
-        return diffusion.sample(
-            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
-            sampler,
-            keys,
-            (size, size, 3),
-        )
+
+        def denoise(y_t, gamma):
+            label = labels if model.num_classes else None
+            source_gamma = jnp.ones_like(gamma) if model.source_noise else None
+            return models.guided_eps(
+                model, params, x, y_t, gamma, label, source_gamma, guidance=guidance
+            )
+
+        return diffusion.sample(denoise, sampler, keys, (size, size, 3))
 
     sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
+    labels = _placed(jax.ShapeDtypeStruct((rows,), jnp.int32), layout.rows)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     program = jax.jit(step, out_shardings=layout.images)
     parts = {"parameters": _size(params), "batch": _size(sources)}
-    return program, (params, sources, _placed(keys, layout.rows)), parts
+    return program, (params, sources, labels, _placed(keys, layout.rows)), parts
 
 
 def _placed(shape, sharding):

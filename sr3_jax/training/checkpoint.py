@@ -204,7 +204,7 @@ class Checkpointer:
         for step in reversed(self.steps) if which == "latest" else (first,):
             state, reason = None, ""
             try:
-                self._check_shapes(like, step)
+                self.check_shapes(like, step)
                 state = read(step)
             except _MismatchError:
                 raise
@@ -268,8 +268,8 @@ class Checkpointer:
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step) / "default"
 
-    def _check_shapes(self, like: object, step: int) -> None:
-        """Raises ValueError where the checkpoint's arrays are not those of `like`."""
+    def check_shapes(self, like: object, step: int) -> None:
+        """Raises ValueError where the checkpoint's arrays are not those of `like`; reads none."""
         with ocp.PyTreeCheckpointer() as reader:
             found = _shapes(reader.metadata(self._path(step)).item_metadata.tree)
         for name, shape in _shapes(like).items():

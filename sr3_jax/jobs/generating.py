@@ -1,0 +1,275 @@
+"""Images by a cascade, stage by stage into files, so that it can be stopped and shared."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+
+from sr3_jax import factory, parallel, sampling_factory
+from sr3_jax.data import image_file, storage
+from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.outputs import Files, file_of
+from sr3_jax.inference import cascade, manifest
+from sr3_jax.jobs import judging, shared
+
+_THREADS = 4  # that read, and that write
+_BATCHES_BEHIND = 2  # that wait to be written, at most
+# Up to so many images the bar moves with every network call, for which each is waited for.
+_FEW = 32
+_GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
+_MOST_COLUMNS = 10  # of grid.png, where each class has one
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+      num_images: how many; image k has number k.
+      labels: their classes in turn; empty for all that the networks know.
+      seed: of all noise.
+      overwrite: make images anew that are there.
+    """
+
+    num_images: int
+    labels: tuple[int, ...] = ()
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self):
+        if self.num_images < 1:
+            raise ValueError(f"num_images = {self.num_images}; it must be at least 1")
+        if self.num_images > 10**6:
+            raise ValueError(
+                f"num_images = {self.num_images}, more than the million that names have digits for"
+            )
+
+
+def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list[cascade.Stage]:
+    """Opens the stages of a cascade's config (configs/cascade_ffhq_1024.py).
+
+    Args:
+      config: with sections `stage_1`, `stage_2` and so on.
+      guidance: of all stages that know classes, in place of theirs.
+
+    Raises:
+      FileNotFoundError: a stage is missing.
+      ValueError: stages do not fit together, or guidance is of no use.
+    """
+    stages = []
+    for section in sampling_factory.stages(config):
+        stage = cascade.open_stage(section.workdir, section.checkpoint, **section.sampling)
+        if guidance is not None and stage.num_classes:
+            changed = section.sampling | {"guidance": float(guidance)}
+            stage = cascade.open_stage(section.workdir, section.checkpoint, **changed)
+        stages.append(stage)
+    if guidance is not None and not any(stage.num_classes for stage in stages):
+        raise ValueError(f"guidance = {guidance}, but no stage knows classes; leave it out")
+    return stages
+
+
+def generate(
+    stages: Sequence[cascade.Stage],
+    output: epath.Path,
+    options: Options,
+    evaluation: factory.ConfigDict | None = None,
+) -> None:
+    """Makes the images that are missing, stage by stage; then looks at them.
+
+        OUTPUT/64/000012.png      the 13th image as the stage that makes 64 pixels made it
+        OUTPUT/1024/000012.png    as the last one did
+        OUTPUT/grid.png           the first ones; stages.png: some at all sizes
+        OUTPUT/labels.csv         the class of each, where there are classes
+        OUTPUT/report.md          FID and Inception score, where asked for
+
+    Files are written whole or not at all, and image k depends on seed, k and its label alone: so
+    the same command goes on where it was stopped, on any number of processes and devices, and may
+    ask for more images. Networks are loaded one after the other.
+
+    Args:
+      stages: see `stages_of`.
+      output: the folder.
+      options: what is asked for.
+      evaluation: the section `evaluation` of a cascade's config: what to measure of the last
+        stage's images; None: nothing.
+
+    Raises:
+      ValueError: stages do not fit together, or the folder has images made in another way. Before
+        anything is sampled.
+      StoppedError: a signal asked to stop.
+    """
+    cascade.check(stages, options.labels)
+    measured = stages[-1].config
+    if evaluation is not None:
+        measured = _measured(measured, evaluation)
+        judging.check_generated(measured, options.num_images)
+    folders = [output / str(stage.image_size) for stage in stages]
+    _prepare(stages, folders, options)
+    numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
+    with parallel.StopSignal() as stop:
+        for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+            there = manifest.existing(folder)
+            missing = numbers[[file_of(int(k)) not in there for k in numbers]]
+            if len(missing) < len(numbers):
+                print(f"{len(numbers) - len(missing)} of {len(numbers)} images are in {folder}")
+            if not len(missing):
+                continue
+            labels = cascade.labels_of(stages, options.labels, missing)
+            before = folders[i - 1] if i else None
+            _run_stage(stage, i, missing, labels, before, folder, options.seed, stop)
+    parallel.wait_for_all()
+    if jax.process_index() == 0:
+        _show(stages, folders, output, options)
+        if evaluation is not None and evaluation.feature_metrics:
+            last = Files(folders[-1], range(options.num_images))
+            tables = evaluation.paper_tables
+            judging.report_generated(measured, stages, last, output, tables)
+    parallel.wait_for_all()
+
+
+def _measured(config: factory.ConfigDict, evaluation: factory.ConfigDict) -> factory.ConfigDict:
+    """The config of a stage, whose images are measured as the cascade's config says."""
+    config = factory.ConfigDict(config)
+    with config.unlocked():
+        for key in ("feature_metrics", "fid_reference", "inception_weights"):
+            config.evaluation[key] = evaluation[key]
+        config.evaluation.image_size = 0
+    return config
+
+
+def _prepare(
+    stages: Sequence[cascade.Stage], folders: Sequence[epath.Path], options: Options
+) -> None:
+    """Keeps the recipe of each stage's images, which is also that of all stages before it."""
+    if jax.process_index() == 0:
+        recipe: dict[str, Any] = {"seed": options.seed}
+        if stages[0].num_classes:
+            recipe["labels"] = list(options.labels) or "all in turn"
+        recipes = []
+        for number, stage in enumerate(stages, 1):
+            recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
+            recipes.append(dict(recipe))
+        if not options.overwrite:
+            # All of them before any is written.
+            for folder, made_by in zip(folders, recipes, strict=True):
+                manifest.check_recipe(folder, made_by, overwrite=False, write=False)
+        for folder, made_by in zip(folders, recipes, strict=True):
+            manifest.check_recipe(folder, made_by, overwrite=options.overwrite)
+            if options.overwrite:
+                for name in manifest.existing(folder):
+                    (folder / name).unlink()
+    parallel.wait_for_all()
+
+
+def _run_stage(
+    stage: cascade.Stage,
+    index: int,
+    numbers: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"] | None,
+    before: epath.Path | None,
+    folder: epath.Path,
+    seed: int,
+    stop: parallel.StopSignal,
+) -> None:
+    """Makes the images of these numbers in one stage, from what the one before made."""
+    network = stage.load()
+    devices = jax.local_device_count()
+    size = -(-network.batch_size // devices) * devices
+    each_call = len(numbers) <= _FEW or jax.default_backend() == "cpu"
+    keys = cascade.keys_of(seed, index, numbers)
+    with (
+        shared.progress_bar(f"{stage.image_size} pixels", len(numbers)) as bar,
+        concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
+    ):
+
+        def read(first: int) -> list[concurrent.futures.Future]:
+            rows = numbers[first : first + size] if before else []
+            return [pool.submit(_read, before / file_of(int(k))) for k in rows]
+
+        def batches() -> Iterator[Callable[[], np.ndarray]]:
+            """In the order of the numbers: functions that wait for the images of a batch."""
+            ahead = read(0)
+            low = stage.config.data.low_resolution or stage.image_size
+            for first in range(0, len(numbers), size):
+                rows = slice(first, first + size)
+                inputs, ahead = ahead, read(first + size)
+                inputs = np.stack([image.result() for image in inputs]) if inputs else None
+                count = len(numbers[rows])
+                calls = network.refiner.num_batches(count, (low, low)) * network.num_calls()
+
+                def advance(share: float = count / calls) -> None:
+                    shared.check_signal(stop)
+                    shared.advance(bar, share)
+
+                of_rows = None if labels is None else labels[rows]
+                progress = advance if each_call else None
+                yield from cascade.start(network, inputs, keys[rows], of_rows, progress)
+
+        waiting: collections.deque[Callable[[], np.ndarray]] = collections.deque()
+        written = 0
+
+        def finish() -> None:
+            """Writes a batch; the devices are at work on the next."""
+            nonlocal written
+            images = waiting.popleft()()
+            paths = [folder / file_of(int(k)) for k in numbers[written : written + len(images)]]
+            list(pool.map(image_file.write_image, images, paths))
+            written += len(images)
+            if not each_call:
+                shared.advance(bar, len(images))
+            shared.check_signal(stop)
+
+        for fetch in batches():
+            waiting.append(fetch)
+            if len(waiting) >= _BATCHES_BEHIND:
+                finish()
+        while waiting:
+            finish()
+
+
+def _read(path: epath.Path) -> UInt8[np.ndarray, "h w 3"]:
+    return image_file.read_file(str(path))
+
+
+def _show(
+    stages: Sequence[cascade.Stage],
+    folders: Sequence[epath.Path],
+    output: epath.Path,
+    options: Options,
+) -> None:
+    """Draws what was made, and says which class each image is of."""
+    numbers = np.arange(options.num_images)
+    labels = cascade.labels_of(stages, options.labels, numbers)
+    if labels is not None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerows([("image", "label"), *zip(map(file_of, numbers), labels, strict=True)])
+        storage.write_whole(output / "labels.csv", text.getvalue().encode())
+    last = Files(folders[-1], numbers)
+    classes = [] if labels is None else sorted({*labels.tolist()})
+    if 1 < len(classes) <= _MOST_COLUMNS and options.num_images >= len(classes):
+        rows = min(_GRID // 8, options.num_images // len(classes))
+        chosen = {str(c): numbers[labels == c][:rows] for c in classes}
+        shown = {c: np.stack([last[int(k)] for k in found]) for c, found in chosen.items()}
+        pictures.save(pictures.grid(shown), output / "grid.png")
+    else:
+        images = np.stack([last[k] for k in range(min(_GRID, options.num_images))])
+        pictures.save(pictures.mosaic(images), output / "grid.png")
+    if len(stages) > 1:
+        some = range(min(_STAGES, options.num_images))
+        sizes = {
+            f"{stage.image_size}x{stage.image_size}": np.stack([Files(f, some)[k] for k in some])
+            for stage, f in zip(stages, folders, strict=True)
+        }
+        pictures.save(pictures.grid(sizes), output / "stages.png")
+    print(f"{options.num_images} images are in {folders[-1]}; some of them: {output}/grid.png")

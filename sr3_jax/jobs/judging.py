@@ -1,0 +1,132 @@
+"""What pretrained networks say of a job's images, and the report of those made from nothing."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from sr3_jax import data_factory, factory
+from sr3_jax.data import folders, storage
+from sr3_jax.evaluation import evaluator, judged, pretrained, provenance, report, scoring, tables
+from sr3_jax.inference import cascade
+from sr3_jax.jobs import shared
+
+
+def judge(
+    config: factory.ConfigDict,
+    workdir: epath.Path,
+    methods: Mapping[str, pretrained.Images],
+    reference: pretrained.Images | None,
+    labels: Sequence[int] = (),
+) -> judged.Judged:
+    """What the networks of `config.evaluation.feature_metrics` say, if any.
+
+    Args:
+      config: its sections `evaluation`, and `data` for statistics of the training images.
+      workdir: of the run, where those are kept.
+      methods: images by name.
+      reference: what each should be; None where there is no such thing.
+      labels: of the references.
+    """
+    options = factory.feature_options(config)
+    if not options["metrics"]:
+        return judged.Judged({}, {}, [])
+    given = config.evaluation.get("fid_reference", "")  # older workdirs have no such key
+    of_fid: dict[str, Any] = {}
+    if given == "train":
+        # Taken once and kept: for ImageNet that takes hours.
+        index = workdir / shared.INDEX
+        sizes = [data_factory.evaluation_size(config), options["weights"]["fid"]]
+        data = json.dumps([config.data.source, config.data.path, *sizes])
+        kept = index / f"inception_{hashlib.sha256(data.encode()).hexdigest()[:12]}.npz"
+        make = functools.partial(data_factory.central_training_images, config, index)
+        of_fid = {"fid_reference": str(kept), "make_fid_reference": make}
+    elif given.endswith(".npz"):
+        of_fid = {"fid_reference": given}
+    elif given:
+        of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
+    return judged.judge(methods=methods, reference=reference, labels=labels, **of_fid, **options)
+
+
+def check_generated(config: factory.ConfigDict, num_images: int) -> None:
+    """Whether FID can be measured of so many images made from nothing, before they are made.
+
+    Raises:
+      FileNotFoundError: what to compare with is missing, or the weights are.
+      ValueError: another metric, nothing to compare with, or too few images.
+    """
+    options, given = factory.feature_options(config), config.evaluation.fid_reference
+    if not options["metrics"]:
+        return
+    if options["metrics"] != ("fid",):
+        raise ValueError(
+            f"config.evaluation.feature_metrics = {options['metrics']}: of images that were made "
+            "from nothing only ('fid',) can be measured"
+        )
+    if not given:
+        raise ValueError(
+            "config.evaluation.fid_reference is empty; give `train`, a folder of images, or an "
+            ".npz file of statistics"
+        )
+    if num_images < 10:
+        raise ValueError(
+            f"num_images = {num_images}: FID and IS need at least 10, the paper 50,000"
+        )
+    for path in (given if given != "train" else "", options["weights"]["fid"]):
+        if path and not storage.exists(path):
+            raise FileNotFoundError(f"{path} of config.evaluation does not exist")
+    if given == "train":
+        data_factory.training_source(config)
+
+
+def report_generated(
+    config: factory.ConfigDict,
+    stages: Sequence[cascade.Stage],
+    images: pretrained.Images,
+    output: epath.Path,
+    paper_tables: Sequence[str],
+) -> None:
+    """Measures FID and the Inception score of a cascade's images, and writes what they are.
+
+    `report.md` has them beside the paper's, `metrics.json` the numbers; the table is printed.
+    """
+    said = judge(config, epath.Path(stages[-1].workdir), {"ours": images}, None)
+    means = {"ours": {**said.means["ours"], "n": len(images)}}
+    lines = [f"# {len(images)} images of {stages[-1].image_size} pixels", evaluator.table(means)]
+    for number in paper_tables:
+        found = tables.paper_rows(number)
+        rows = {row["method"]: row["cells"] for row in found["rows"]}
+        headings = [column.heading for column in found["columns"]]
+        lines += [
+            f"## The paper's Table {number}: {found['task']}",
+            "\n".join(
+                [
+                    f"| method | {' | '.join(headings)} |",
+                    "|---" * (len(headings) + 1) + "|",
+                    *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
+                ]
+            ),
+            "\n".join(f"- {statement}" for statement in found["protocol"]),
+        ]
+    how = [
+        f"Stage {i}: {stage.workdir}, step {stage.step}, {stage.image_size} pixels, "
+        f"{stage.config.sampling.num_steps} steps of {stage.config.sampling.get('sampler')}."
+        for i, stage in enumerate(stages, 1)
+    ]
+    made = provenance.collect()
+    lines += [
+        "## How ours were made and measured",
+        "\n".join(
+            f"- {report.markdown_safe(line)}"
+            for line in (*how, *said.protocol, *(f"{k}: {v}" for k, v in made.items()))
+        ),
+    ]
+    storage.write_whole(output / "report.md", ("\n\n".join(lines) + "\n").encode())
+    evaluator.write_json(means, output / "metrics.json")
+    print(evaluator.table(means))
+    print(f"report: {output / 'report.md'}")
