@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import zlib
@@ -95,6 +97,41 @@ def central_training_images(
     batches = make_pipeline(config, source, _ROWS, size, split=False).evaluation_batches()
     for batch in batches:
         yield from batch["high_resolution"][batch["weight"] > 0]
+
+
+def shown_in_training(
+    config: ConfigDict, most: int, index_dir: epath.PathLike | None = None
+) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
+    """What a network is shown first of the training images, in batches, but for its flips.
+
+    Of random crops `most`, drawn as in training; of central ones each image once, `most` of them.
+    """
+    source = training_source(config, index_dir)
+    images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
+    if config.data.crop == "random":
+        num_batches, batches = -(-most // _ROWS), images.training_batches()
+    else:
+        num_batches = -(-min(most, len(source)) // _ROWS)
+        batches = images.evaluation_batches() if len(source) <= most else images.training_batches()
+    with contextlib.closing(batches):
+        for batch in itertools.islice(batches, num_batches):
+            yield batch["high_resolution"][batch["weight"] > 0]
+
+
+def held_out_images(
+    config: ConfigDict, most: int, index_dir: epath.PathLike | None = None
+) -> UInt8[np.ndarray, "n size size 3"]:
+    """The first usable held-out images, cut as those of `shown_in_training` are."""
+    source = evaluation_source(config, index_dir)
+    images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
+    is_random = config.data.crop == "random"
+    batches = images.training_batches() if is_random else images.evaluation_batches()
+    with contextlib.closing(batches):
+        some = [
+            batch["high_resolution"][batch["weight"] > 0]
+            for batch in itertools.islice(batches, -(-most // _ROWS))
+        ]
+    return np.concatenate(some)[:most]
 
 
 def make_pipeline(

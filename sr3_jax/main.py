@@ -224,7 +224,7 @@ def _generate(workdir: epath.Path) -> None:
         )
     stages = generating.stages_of(_CONFIG.value, _GUIDANCE.value)
     output = epath.Path(_OUTPUT.value or _CONFIG.value.output)
-    generating.generate(stages, output, options, _CONFIG.value.evaluation)
+    generating.generate(stages, output, options, generating.measure_of(_CONFIG.value, stages))
 
 
 def _label(name: str) -> int:

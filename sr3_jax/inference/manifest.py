@@ -54,43 +54,48 @@ class Manifest:
         return str(self._folder / _PARTS / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
 
 
-def check_recipe(
-    output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite: bool, write: bool = True
-) -> None:
+def check_recipe(output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite: bool) -> None:
     """Keeps the recipe with the outputs, so that a folder never mixes those of several.
 
     Args:
       output: the folder of outputs.
       recipe: everything that decides what an input becomes; JSON.
       overwrite: forget what was there, so that it is made anew.
-      write: keep it; else only look.
 
     Raises:
       ValueError: the folder has outputs by another recipe.
     """
-    path = epath.Path(output) / _PARTS / "recipe.json"
-    recipe = json.loads(json.dumps(recipe))
-    if path.exists() and not overwrite:
-        before = json.loads(path.read_text())
-        keys = sorted(before.keys() | recipe.keys())
-        differ = [
-            f"{key} was {before.get(key)!r} and is {recipe.get(key)!r}"
-            for key in keys
-            if before.get(key) != recipe.get(key)
-        ]
-        if differ:
+    if not overwrite:
+        if differ := differences(output, recipe):
             raise ValueError(
                 f"{output} has outputs made in another way: {'; '.join(differ)}. Give another "
                 "folder, or --overwrite to make all of them anew"
             )
-        return
-    if not write:
-        return
+        if _recipe_of(output).exists():
+            return
+    for part in _parts(output) if overwrite else ():
+        epath.Path(part).unlink()
     if overwrite:
-        for part in _parts(output):
-            epath.Path(part).unlink()
-        epath.Path(epath.Path(output) / NAME).unlink(missing_ok=True)
-    storage.write_whole(str(path), json.dumps(recipe, indent=2, sort_keys=True).encode())
+        (epath.Path(output) / NAME).unlink(missing_ok=True)
+    text = json.dumps(recipe, indent=2, sort_keys=True)
+    storage.write_whole(str(_recipe_of(output)), text.encode())
+
+
+def differences(output: epath.PathLike, recipe: Mapping[str, Any]) -> list[str]:
+    """In what the recipe of the outputs in a folder differs from this one; nothing without any."""
+    path = _recipe_of(output)
+    if not path.exists():
+        return []
+    before, recipe = json.loads(path.read_text()), json.loads(json.dumps(recipe))
+    return [
+        f"{key} was {before.get(key)!r} and is {recipe.get(key)!r}"
+        for key in sorted(before.keys() | recipe.keys())
+        if before.get(key) != recipe.get(key)
+    ]
+
+
+def _recipe_of(output: epath.PathLike) -> epath.Path:
+    return epath.Path(output) / _PARTS / "recipe.json"
 
 
 def existing(output: epath.PathLike) -> set[str]:

@@ -26,7 +26,7 @@ from sr3_jax.evaluation import (
     tables,
 )
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import judging, shared
+from sr3_jax.jobs import generating, judging, shared
 from sr3_jax.training.step import Batch
 
 # The strip of refinement: columns from noise to image, and rows.
@@ -42,8 +42,12 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
 
     In `workdir/evaluation` it leaves every image (see `evaluation.outputs`), which the next run
     with the same weights and sampling finds there, `metrics.json` (means by method), `images.json`
-    (every number), `samples.png` and, of SR3, `refinement.png`.
+    (every number), `samples.png` and, of SR3, `refinement.png`. Of a network without a source: see
+    `generating.evaluate`.
     """
+    if not factory.has_source(config):
+        generating.evaluate(config, workdir)
+        return
     folder = workdir / "evaluation"
     images = folder / "images"
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")

@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from sr3_jax import factory, parallel, sampling_factory
+from sr3_jax import data_factory, factory, parallel, sampling_factory
 from sr3_jax.data import image_file, storage
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation import neighbours, pictures
 from sr3_jax.evaluation.outputs import Files, file_of
 from sr3_jax.inference import cascade, manifest
 from sr3_jax.jobs import judging, shared
@@ -27,6 +27,7 @@ _BATCHES_BEHIND = 2  # that wait to be written, at most
 # Up to so many images the bar moves with every network call, for which each is waited for.
 _FEW = 32
 _GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
+_COMPARED, _SHOWN = 64, 20_000  # images, and those of the training that each is compared with
 _MOST_COLUMNS = 10  # of grid.png, where each class has one
 
 
@@ -39,12 +40,14 @@ class Options:
       labels: their classes in turn; empty for all that the networks know.
       seed: of all noise.
       overwrite: make images anew that are there.
+      renew: those only that were made in another way, where else that is an error.
     """
 
     num_images: int
     labels: tuple[int, ...] = ()
     seed: int = 0
     overwrite: bool = False
+    renew: bool = False
 
     def __post_init__(self):
         if self.num_images < 1:
@@ -78,11 +81,62 @@ def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list
     return stages
 
 
+def measure_of(
+    config: factory.ConfigDict, stages: Sequence[cascade.Stage]
+) -> judging.Measure | None:
+    """What a cascade's config wants to know of the last stage's images, if anything."""
+    c = config.evaluation
+    if not c.feature_metrics:
+        return None
+    measured = factory.ConfigDict(stages[-1].config)
+    with measured.unlocked():
+        for key in ("feature_metrics", "fid_reference", "inception_weights"):
+            measured.evaluation[key] = c[key]
+        measured.evaluation.image_size = 0
+    return judging.Measure(measured, tuple(c.paper_tables))
+
+
+def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Draws images by a network without a source, and looks whether they are copies.
+
+    In `workdir/evaluation` it leaves `config.evaluation.num_images` of them (64 where that is 0),
+    `grid.png`, `neighbours.png` (`evaluation.neighbours`), and where the config asks for FID
+    `report.md`. What is there of the same weights and sampling is not made again.
+    """
+    stage = cascade.open_stage(workdir, config=config)
+    options = Options(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
+    measure = None
+    if factory.feature_options(config)["metrics"]:
+        measured = factory.ConfigDict(config)
+        measured.evaluation.fid_reference = config.evaluation.fid_reference or "train"
+        table = factory.paper_table(config)
+        measure = judging.Measure(measured, (table,) if table else ())
+    generate([stage], workdir / "evaluation", options, measure)
+    if jax.process_index() == 0:
+        _compare(config, workdir, stage.image_size)
+    parallel.wait_for_all()
+
+
+def _compare(config: factory.ConfigDict, workdir: epath.Path, size: int) -> None:
+    """Draws `neighbours.png`: images, and the training images that they are nearest to."""
+    folder = workdir / "evaluation"
+    numbers = [int(name[:-4]) for name in manifest.existing(folder / str(size))]
+    images = Files(folder / str(size), sorted(numbers)[:_COMPARED])
+    found = neighbours.compare(
+        np.stack(list(images)),
+        data_factory.shown_in_training(config, _SHOWN, workdir / shared.INDEX),
+        data_factory.held_out_images(config, _COMPARED, workdir / shared.INDEX),
+        mirror=config.train.flip,
+    )
+    pictures.save(found.picture(), folder / "neighbours.png")
+    print(found)
+
+
 def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
     options: Options,
-    evaluation: factory.ConfigDict | None = None,
+    measure: judging.Measure | None = None,
 ) -> None:
     """Makes the images that are missing, stage by stage; then looks at them.
 
@@ -100,8 +154,7 @@ def generate(
       stages: see `stages_of`.
       output: the folder.
       options: what is asked for.
-      evaluation: the section `evaluation` of a cascade's config: what to measure of the last
-        stage's images; None: nothing.
+      measure: what of the last stage's images; see `measure_of`.
 
     Raises:
       ValueError: stages do not fit together, or the folder has images made in another way. Before
@@ -109,10 +162,8 @@ def generate(
       StoppedError: a signal asked to stop.
     """
     cascade.check(stages, options.labels)
-    measured = stages[-1].config
-    if evaluation is not None:
-        measured = _measured(measured, evaluation)
-        judging.check_generated(measured, options.num_images)
+    if measure is not None:
+        judging.check_generated(measure, options.num_images)
     folders = [output / str(stage.image_size) for stage in stages]
     _prepare(stages, folders, options)
     numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
@@ -130,21 +181,10 @@ def generate(
     parallel.wait_for_all()
     if jax.process_index() == 0:
         _show(stages, folders, output, options)
-        if evaluation is not None and evaluation.feature_metrics:
+        if measure is not None:
             last = Files(folders[-1], range(options.num_images))
-            tables = evaluation.paper_tables
-            judging.report_generated(measured, stages, last, output, tables)
+            judging.report_generated(measure, stages, last, output)
     parallel.wait_for_all()
-
-
-def _measured(config: factory.ConfigDict, evaluation: factory.ConfigDict) -> factory.ConfigDict:
-    """The config of a stage, whose images are measured as the cascade's config says."""
-    config = factory.ConfigDict(config)
-    with config.unlocked():
-        for key in ("feature_metrics", "fid_reference", "inception_weights"):
-            config.evaluation[key] = evaluation[key]
-        config.evaluation.image_size = 0
-    return config
 
 
 def _prepare(
@@ -159,15 +199,16 @@ def _prepare(
         for number, stage in enumerate(stages, 1):
             recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
             recipes.append(dict(recipe))
-        if not options.overwrite:
-            # All of them before any is written.
-            for folder, made_by in zip(folders, recipes, strict=True):
-                manifest.check_recipe(folder, made_by, overwrite=False, write=False)
-        for folder, made_by in zip(folders, recipes, strict=True):
-            manifest.check_recipe(folder, made_by, overwrite=options.overwrite)
-            if options.overwrite:
-                for name in manifest.existing(folder):
-                    (folder / name).unlink()
+        pairs = list(zip(folders, recipes, strict=True))
+        differ = [bool(manifest.differences(*pair)) for pair in pairs]
+        overwrite = [options.overwrite or (options.renew and differs) for differs in differ]
+        # What must not be mixed is found before anything is removed.
+        order = sorted(range(len(pairs)), key=lambda i: overwrite[i] or not differ[i])
+        for i in order:
+            folder, made_by = pairs[i]
+            manifest.check_recipe(folder, made_by, overwrite=overwrite[i])
+            for name in manifest.existing(folder) if overwrite[i] else ():
+                (folder / name).unlink()
     parallel.wait_for_all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,19 @@ from sr3_jax.data import folders, storage
 from sr3_jax.evaluation import evaluator, judged, pretrained, provenance, report, scoring, tables
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What to measure of images made from nothing.
+
+    Attributes:
+      config: its sections `evaluation`, and `data` of the last stage; see `judge`.
+      paper_tables: whose figures stand beside.
+    """
+
+    config: factory.ConfigDict
+    paper_tables: tuple[str, ...] = ()
 
 
 def judge(
@@ -53,16 +67,15 @@ def judge(
     return judged.judge(methods=methods, reference=reference, labels=labels, **of_fid, **options)
 
 
-def check_generated(config: factory.ConfigDict, num_images: int) -> None:
+def check_generated(measure: Measure, num_images: int) -> None:
     """Whether FID can be measured of so many images made from nothing, before they are made.
 
     Raises:
       FileNotFoundError: what to compare with is missing, or the weights are.
       ValueError: another metric, nothing to compare with, or too few images.
     """
+    config = measure.config
     options, given = factory.feature_options(config), config.evaluation.fid_reference
-    if not options["metrics"]:
-        return
     if options["metrics"] != ("fid",):
         raise ValueError(
             f"config.evaluation.feature_metrics = {options['metrics']}: of images that were made "
@@ -82,23 +95,24 @@ def check_generated(config: factory.ConfigDict, num_images: int) -> None:
             raise FileNotFoundError(f"{path} of config.evaluation does not exist")
     if given == "train":
         data_factory.training_source(config)
+    for number in measure.paper_tables:
+        tables.paper_rows(number)
 
 
 def report_generated(
-    config: factory.ConfigDict,
+    measure: Measure,
     stages: Sequence[cascade.Stage],
     images: pretrained.Images,
     output: epath.Path,
-    paper_tables: Sequence[str],
 ) -> None:
     """Measures FID and the Inception score of a cascade's images, and writes what they are.
 
     `report.md` has them beside the paper's, `metrics.json` the numbers; the table is printed.
     """
-    said = judge(config, epath.Path(stages[-1].workdir), {"ours": images}, None)
+    said = judge(measure.config, epath.Path(stages[-1].workdir), {"ours": images}, None)
     means = {"ours": {**said.means["ours"], "n": len(images)}}
     lines = [f"# {len(images)} images of {stages[-1].image_size} pixels", evaluator.table(means)]
-    for number in paper_tables:
+    for number in measure.paper_tables:
         found = tables.paper_rows(number)
         rows = {row["method"]: row["cells"] for row in found["rows"]}
         headings = [column.heading for column in found["columns"]]

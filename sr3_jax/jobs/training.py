@@ -16,6 +16,7 @@ from etils import epath
 
 from sr3_jax import config_file, data_factory, factory, models, parallel, sampling_factory
 from sr3_jax.evaluation import pictures
+from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.jobs.evaluating import evaluate
@@ -158,24 +159,32 @@ def _validation(config, workdir, model, schedule, options, params, mesh) -> loop
 def _logged_samples(
     config: factory.ConfigDict, workdir: epath.Path, mesh: jax.sharding.Mesh
 ) -> Callable[..., np.ndarray | None]:
-    """Draws the first held-out images for the log, on process 0; compiled at the first call."""
+    """Draws for the log, on process 0: the first held-out images, or some from nothing.
+
+    Compiled at the first call.
+    """
     count = _NUM_LOGGED_SAMPLES
     pipeline = data_factory.evaluation_pipeline(
         config, count, count, split=False, index_dir=workdir / shared.INDEX
     )
-    resolver: SuperResolver | None = None
+    network: SuperResolver | Generator | None = None
     method = factory.method(config)
 
     def draw(params: training_state.Params) -> np.ndarray:
-        nonlocal resolver
-        if resolver is None:
-            resolver = SuperResolver.from_params(config, params)
-        resolver.set_params(params)
+        nonlocal network
+        if network is None:
+            kind = SuperResolver if factory.has_source(config) else Generator
+            network = kind.from_params(config, params)
+        network.set_params(params)
+        if isinstance(network, Generator):
+            classes = factory.num_classes(config)
+            label = np.arange(count**2) % classes if classes else None
+            return pictures.mosaic(network.generate(count**2, label=label))
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
         label = shared.LABELS.get(method, method)
-        return pictures.grid({"input": low, label: resolver.upscale(low), "reference": high})
+        return pictures.grid({"input": low, label: network.upscale(low), "reference": high})
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))
