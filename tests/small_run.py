@@ -57,11 +57,27 @@ def flags() -> list[str]:
     return ["--config=configs/quickstart.py", *(f"--config.{k}={v}" for k, v in values.items())]
 
 
-def write_workdir(root: epath.Path) -> config_dict.ConfigDict:
-    """What a training run leaves, with random weights of step 3; returns the config."""
-    small = config()
+def write_workdir(
+    root: epath.Path, small: config_dict.ConfigDict | None = None, noise: float = 0.0
+) -> config_dict.ConfigDict:
+    """What a training run leaves, with random weights of step 3; returns the config.
+
+    `noise` is added to them, away from the layers that begin at zero.
+    """
+    small = config() if small is None else small
     model, optimizer = factory.model(small), factory.optimizer(small)
-    state = jax.jit(lambda: init_state(model, optimizer, 0, small.data.image_size))()
+
+    @jax.jit
+    def make():
+        state = init_state(model, optimizer, 0, small.data.image_size)
+        keys = iter(range(10**6))
+        noisy = jax.tree.map(
+            lambda p: p + noise * jax.random.normal(jax.random.key(next(keys)), p.shape),
+            state.ema_params,
+        )
+        return state.replace(ema_params=noisy)
+
+    state = make()
     checkpointer = checkpoint.Checkpointer(root / "checkpoints")
     checkpointer.save(3, state, {})
     checkpointer.wait()

@@ -294,9 +294,10 @@ def _show(
     if labels is not None:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerows([("image", "label"), *zip(map(file_of, numbers), labels, strict=True)])
+        names = map(file_of, numbers.tolist())
+        rows.writerows([("image", "label"), *zip(names, labels, strict=True)])
         storage.write_whole(output / "labels.csv", text.getvalue().encode())
-    last = Files(folders[-1], numbers)
+    last = Files(folders[-1], numbers.tolist())
     classes = [] if labels is None else sorted({*labels.tolist()})
     if 1 < len(classes) <= _MOST_COLUMNS and options.num_images >= len(classes):
         rows = min(_GRID // 8, options.num_images // len(classes))

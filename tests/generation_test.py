@@ -1,0 +1,363 @@
+"""Images from nothing: generators, guidance, and cascades as a job that can be stopped."""
+
+import csv
+import os
+import pathlib
+import signal
+import time
+
+import forked_run
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from flax import linen as nn
+from PIL import Image
+
+from sr3_jax import diffusion, parallel, sampling_factory
+from sr3_jax.evaluation import neighbours
+from sr3_jax.inference import cascade, generator, super_resolver
+from sr3_jax.jobs import generating
+
+SIZES = (8, 16, 32)
+GAUSSIANS = {0: -0.4, 1: 0.3, 2: -0.1}  # the mean of each class; the last is of none
+STD = 0.15
+
+
+class Gaussian(nn.Module):
+    """The exact eps of images whose pixels are normal about the mean of their class."""
+
+    has_source = False
+    num_classes = 2
+
+    def __call__(self, x, y_t, gamma, label):
+        assert x is None
+        mean = diffusion.process.per_example(jnp.array([*GAUSSIANS.values()])[label], y_t)
+        gamma = diffusion.process.per_example(gamma, y_t)
+        variance = gamma * STD**2 + 1 - gamma
+        return jnp.sqrt(1 - gamma) / variance * (y_t - jnp.sqrt(gamma) * mean)
+
+
+def _network(kind, model, **options):
+    options = dict(num_steps=60, clip=False, batch_size=64, tile_size=8) | options
+    return kind(
+        model,
+        {},
+        lambda steps: diffusion.heun(diffusion.karras(steps, 0.005, 80.0)),
+        sampling_factory.Options(**options),
+        factor=1,
+        stride=1,
+    )
+
+
+def _signed(images):
+    return images.astype(np.float64) / 127.5 - 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.0])
+def test_guidance_moves_classes_away_from_what_all_have_in_common(guidance):
+    """Of normal images of one width, guided ones are normal about the mean that is moved."""
+    network = _network(generator.Generator, Gaussian(), guidance=guidance, knows_no_class=True)
+    labels = np.arange(64) % 2
+    images = _signed(network.generate(64, label=labels))
+    for label in (0, 1):
+        expected = GAUSSIANS[2] + guidance * (GAUSSIANS[label] - GAUSSIANS[2])
+        found = images[labels == label]
+        # 6144 numbers, and levels 1/128 apart.
+        assert found.mean() == pytest.approx(expected, abs=0.008)
+        assert found.std() == pytest.approx(STD, rel=0.04)
+    unlabelled = _signed(network.generate(32))
+    assert unlabelled.mean() == pytest.approx(GAUSSIANS[2], abs=0.012)
+
+
+def test_labels_that_a_network_does_not_know_are_named():
+    known = _network(generator.Generator, Gaussian())
+    with pytest.raises(ValueError, match="label = 2; the network knows 0 to 1"):
+        known.generate(2, label=[1, 2])
+    with pytest.raises(ValueError, match="no label, but the network was trained with one"):
+        known.generate(2)
+    with pytest.raises(ValueError, match="num_images = 0"):
+        known.generate(0, label=1)
+
+
+def test_a_source_gets_as_much_noise_as_the_network_is_told():
+    class Echo(nn.Module):
+        """Red and green of x, and in blue the gamma that was told."""
+
+        source_noise = True
+
+        def __call__(self, x, y_t, gamma, source_gamma):
+            told = jnp.broadcast_to(diffusion.process.per_example(source_gamma, x), x.shape)
+            y_0 = jnp.concatenate([x[..., :2], told[..., 2:]], axis=-1)
+            return diffusion.predict_eps(y_t, gamma, y_0)
+
+    network = _network(super_resolver.SuperResolver, Echo(), source_noise=0.3, num_steps=3)
+    level = 191
+    images = np.full((16, 8, 8, 3), level, np.uint8)
+    made = _signed(network.upscale(images, seed=1))
+    expected = np.sqrt(1 - 0.3**2) * _signed(np.array(level))
+    assert made[..., :2].mean() == pytest.approx(expected, abs=0.02)
+    assert made[..., :2].std() == pytest.approx(0.3, rel=0.05)
+    np.testing.assert_allclose(made[..., 2], 1 - 0.3**2, atol=0.005)
+    assert (made != _signed(network.upscale(images, seed=2))).mean() > 0.5
+
+
+def _config(size, low, classes, **changes):
+    config = small_run.config()
+    changes = {
+        "data.image_size": size,
+        "data.low_resolution": low,
+        "evaluation.image_size": 0,
+        "model.multipliers": (1, 1),
+        "model.num_classes": classes,
+        "train.source_noise": 0.3 if low else 0.0,
+        "sampling.schedule": "karras",
+        "sampling.num_steps": 3,
+        "sampling.batch_size": 4,
+        "sampling.tile_size": 0,
+    } | changes
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Three networks that chain: the first and the last are told one of three classes."""
+    root = epath.Path(tmp_path_factory.mktemp("cascade"))
+    for size, low, classes in ((8, 0, 3), (16, 8, 0), (32, 16, 3)):
+        small_run.write_workdir(root / str(size), _config(size, low, classes), noise=0.1)
+    return root
+
+
+def _stages(workdirs, sizes=SIZES, **sampling):
+    return [cascade.open_stage(workdirs / str(size), **sampling) for size in sizes]
+
+
+def _read(output, size=SIZES[-1]):
+    paths = sorted((output / str(size)).glob("*.png"))
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in paths}
+
+
+def _assert_same(one, other):
+    """All stages' images, but for the rounding of another batch's arithmetic."""
+    for size in SIZES:
+        a, b = _read(one, size), _read(other, size)
+        assert a.keys() == b.keys() and a
+        for name in a:
+            assert np.abs(a[name] - b[name]).max() <= 2, (size, name)
+    assert (one / "labels.csv").read_text() == (other / "labels.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def made(workdirs, tmp_path_factory):
+    """Seven images at once."""
+    output = epath.Path(tmp_path_factory.mktemp("made"))
+    generating.generate(_stages(workdirs), output, generating.Options(7, seed=5))
+    return output
+
+
+def test_what_a_cascade_leaves(made, workdirs):
+    names = {f"{k:06d}.png" for k in range(7)}
+    for size in SIZES:
+        images = _read(made, size)
+        assert images.keys() == names
+        assert all(image.shape == (size, size, 3) for image in images.values())
+        # No two alike.
+        assert len({image.tobytes() for image in images.values()}) == 7
+    with open(made / "labels.csv") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == list("0120120")
+    # A column for each class; and one for each stage.
+    assert Image.open(made / "grid.png").width > Image.open(made / "grid.png").height
+    assert Image.open(made / "stages.png").width == 6 + 3 * (192 + 6)
+    # In Python, without files, the same.
+    there = cascade.Cascade(_stages(workdirs)).generate(3, seed=5)
+    for size, images in zip(SIZES, there, strict=True):
+        for k, image in enumerate(images):
+            assert np.abs(_read(made, size)[f"{k:06d}.png"] - image).max() <= 2
+
+
+def test_an_image_is_the_same_on_any_number_of_devices(workdirs, made, tmp_path, monkeypatch):
+    output = epath.Path(tmp_path)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    generating.generate(_stages(workdirs, batch_size=3), output, generating.Options(7, seed=5))
+    _assert_same(made, output)
+
+
+def test_it_goes_on_and_can_be_asked_for_more(workdirs, made, tmp_path):
+    output = epath.Path(tmp_path)
+    generating.generate(_stages(workdirs), output, generating.Options(3, seed=5))
+    (output / "16" / "000001.png").unlink()
+    (output / "32" / "000001.png").unlink()
+    kept = (output / "32" / "000002.png").stat().mtime
+    generating.generate(_stages(workdirs), output, generating.Options(7, seed=5))
+    _assert_same(made, output)
+    assert (output / "32" / "000002.png").stat().mtime == kept
+
+
+def test_a_killed_job_goes_on(workdirs, made, tmp_path):
+    """By the command line; SIGKILL as the second stage's first images appear."""
+    output, said = pathlib.Path(tmp_path / "out"), tmp_path / "said.txt"
+    config = tmp_path / "cascade.py"
+    config.write_text(
+        "from configs import default\n"
+        "def get_config():\n"
+        "    return default.cascade('unused', *(\n"
+        f"        default.stage(f'{workdirs}/{{size}}', batch_size=4) for size in {SIZES}))\n"
+    )
+    flags = [
+        "--mode=generate",
+        f"--config={config}",
+        f"--output={output}",
+        "--num_images=7",
+        "--seed=5",
+    ]
+    process = forked_run.start(flags, said)
+    deadline = time.monotonic() + 200
+    while not list((output / "16").glob("*.png")):
+        assert process.is_alive() and time.monotonic() < deadline, said.read_text()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (output / "grid.png").exists()
+    assert forked_run.run(flags, said) == 0, said.read_text()
+    assert "images are in" in said.read_text()
+    _assert_same(made, epath.Path(output))
+
+
+def test_a_signal_stops_it(workdirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel.StopSignal, "asked", lambda self, step: signal.SIGTERM)
+    with pytest.raises(generating.shared.StoppedError, match="SIGTERM"):
+        generating.generate(_stages(workdirs), epath.Path(tmp_path), generating.Options(2))
+
+
+def test_labels_and_seeds_make_other_images(workdirs, made, tmp_path):
+    output = epath.Path(tmp_path)
+    twos = generating.Options(3, labels=(2,), seed=5)
+    generating.generate(_stages(workdirs), output, twos)
+    same, others = _read(output, 8), _read(made, 8)
+    # Image 2 is of class 2 in both.
+    assert np.abs(same["000002.png"] - others["000002.png"]).max() <= 2
+    assert np.abs(same["000000.png"] - others["000000.png"]).max() > 2
+    with pytest.raises(ValueError, match="labels was .2. and is .1..*--overwrite"):
+        generating.generate(_stages(workdirs), output, generating.Options(3, (1,), 5))
+    with pytest.raises(ValueError, match="seed was 5 and is 6"):
+        generating.generate(_stages(workdirs), output, generating.Options(3, (2,), 6))
+    # Of another last stage alone nothing but its own folder is refused, and renewed.
+    *first, _ = _stages(workdirs)
+    changed = [*first, cascade.open_stage(workdirs / "32", num_steps=2)]
+    with pytest.raises(ValueError, match=r"32 has outputs.*stage_3.num_steps was 3 and is 2"):
+        generating.generate(changed, output, twos)
+    before = (output / "16" / "000000.png").stat().mtime, _read(output)
+    generating.generate(changed, output, generating.Options(3, (2,), 5, renew=True))
+    after = (output / "16" / "000000.png").stat().mtime, _read(output)
+    assert before[0] == after[0] and (before[1]["000000.png"] != after[1]["000000.png"]).any()
+
+
+def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(cascade.Stage, "load", None)
+    base, middle, last = _stages(workdirs)
+
+    def fails(stages, match, labels=()):
+        output = epath.Path(tmp_path / "out")
+        with pytest.raises(ValueError, match=match):
+            generating.generate(stages, output, generating.Options(2, labels))
+        assert not output.exists()
+
+    fails([base, last], "stage 2, .*32, takes 16 pixels, but stage 1, .*8, makes 8")
+    fails([middle, last], "stage 1, .*16, makes 16 pixels of 8; the first must make images from")
+    fails([base, base], "stage 2, .*8, makes images from nothing")
+    fails([base, middle], "label 3 is none of the classes 0 to 2", (1, 3))
+    plain = cascade.Stage("plain", _config(8, 0, 0), 1)
+    fails([plain, middle], "stage 1, plain, knows no classes.*label 1", (1,))
+    fails([plain, middle, last], "32 is told classes, but stage 1, plain, makes images of none")
+    many = cascade.Stage("many", _config(8, 0, 5), 1)
+    fails([many, middle, last], "different numbers of classes: many 5, .*32 3")
+
+    with pytest.raises(FileNotFoundError, match=r"stage .*absent: .*config\.json does not exist"):
+        cascade.open_stage(workdirs / "absent")
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+        cascade.open_stage(workdirs / "8", 7)
+    other = _config(8, 0, 3)
+    other.model.channels = 16
+    with pytest.raises(ValueError, match="stage .*8: checkpoint .* another config: .* has shape"):
+        cascade.open_stage(workdirs / "8", config=other)
+    with pytest.raises(ValueError, match="guidance = 2.0, but the network knows no classes"):
+        cascade.open_stage(workdirs / "16", guidance=2.0)
+    with pytest.raises(ValueError, match=r"source_noise = 0.5 is not within \[0, 0.3\]"):
+        cascade.open_stage(workdirs / "16", source_noise=0.5)
+    with pytest.raises(ValueError, match="no input to be consistent with"):
+        cascade.open_stage(workdirs / "8", consistent=True)
+    unguided = _config(8, 0, 3, **{"train.label_dropout": 0.0})
+    unguided.sampling.guidance = 2.0
+    with pytest.raises(ValueError, match="label_dropout = 0, so that it does not know"):
+        sampling_factory.options(unguided)
+    with pytest.raises(ValueError, match="makes images from nothing: use Generator"):
+        super_resolver.SuperResolver.from_workdir(workdirs / "8")
+    with pytest.raises(ValueError, match="from smaller ones: use SuperResolver"):
+        generator.Generator.from_workdir(workdirs / "16")
+
+
+def test_a_cascades_config_says_where_stages_are_and_how_they_sample(workdirs):
+    from configs import default
+
+    def config(*stages, **evaluation):
+        made = default.cascade("out", *stages)
+        made.evaluation.update(evaluation)
+        return made
+
+    given = config(
+        default.stage(str(workdirs / "8"), num_steps=9, sampler="ddim"),
+        default.stage(str(workdirs / "16")),
+    )
+    given.stage_2.checkpoint = "3"
+    first, second = generating.stages_of(given, guidance=1.5)
+    assert (first.config.sampling.num_steps, first.config.sampling.sampler) == (9, "ddim")
+    # Where nothing is given, as the run's config says; guidance only where classes are known.
+    assert (second.config.sampling.num_steps, second.step) == (3, 3)
+    assert (first.config.sampling.guidance, second.config.sampling.guidance) == (1.5, 1.0)
+    with pytest.raises(ValueError, match="guidance = 2.0, but no stage knows classes"):
+        generating.stages_of(config(default.stage(str(workdirs / "16"))), guidance=2.0)
+    with pytest.raises(ValueError, match="stage_1.workdir is empty"):
+        generating.stages_of(config(default.stage("")))
+    with pytest.raises(ValueError, match="no section stage_1, so it is of a network"):
+        generating.stages_of(small_run.config())
+
+    assert generating.measure_of(given, [first, second]) is None
+    for wanted, match in (
+        ({"feature_metrics": ("lpips",)}, r"only \('fid',\) can be measured"),
+        ({"feature_metrics": ("fid",)}, "fid_reference is empty"),
+        ({"feature_metrics": ("fid",), "fid_reference": "/absent.npz"}, "absent.npz .*not exist"),
+    ):
+        measured = config(default.stage(str(workdirs / "8")), **wanted)
+        measure = generating.measure_of(measured, [first])
+        with pytest.raises((ValueError, FileNotFoundError), match=match):
+            generating.generate([first], epath.Path("/unused"), generating.Options(20), measure)
+    with pytest.raises(ValueError, match="num_images = 9: FID and IS need at least 10"):
+        measure.config.evaluation.fid_reference = "train"
+        generating.generate([first], epath.Path("/unused"), generating.Options(9), measure)
+
+
+def test_copies_are_found():
+    rng = np.random.default_rng(0)
+    training, held_out = rng.integers(0, 256, (2, 40, 64, 64, 3), dtype=np.uint8)
+    copies = training[[3, 17]][:, :, ::-1]
+    noisy = np.clip(copies + rng.normal(0, 2, copies.shape), 0, 255).astype(np.uint8)
+    images = np.concatenate([noisy, held_out[:2]])
+    batches = [training[:30], training[30:]]
+    found = neighbours.compare(images, batches, held_out[2:], mirror=True)
+    np.testing.assert_array_equal(found.nearest[:2, 0], copies)
+    assert (found.distance[:2, 0] < 3).all() and (found.distance[2:, 0] > 20).all()
+    assert (np.diff(found.distance, axis=1) >= 0).all()
+    assert found.held_out_distance.min() > 20 and found.num_shown == 40
+    # By hand, at 32 pixels.
+    small = [i.reshape(32, 2, 32, 2, 3).mean((1, 3)) for i in (images[2], found.nearest[2, 0])]
+    rounded = [np.rint(image) for image in small]
+    expected = np.sqrt(np.mean((rounded[0] - rounded[1]) ** 2))
+    assert found.distance[2, 0] == pytest.approx(expected, rel=1e-3)
+    assert "copies would be near 0" in str(found) and found.picture().shape[2] == 3
+    straight = neighbours.compare(images, batches, held_out[2:])
+    assert straight.distance[:2, 0].min() > 20
