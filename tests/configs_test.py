@@ -7,9 +7,12 @@ import pytest
 import small_run
 
 from sr3_jax import config_file, data_factory, diffusion, factory, models, sampling_factory
+from sr3_jax.inference import cascade
 from sr3_jax.tools import aot_table
 
-NAMES = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
+ALL = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
+CASCADES = [name for name in ALL if name.startswith("cascade_")]
+NAMES = [name for name in ALL if name not in CASCADES]
 
 # Table A.1 of the paper: parameters in millions, channels, multipliers, blocks, dropout.
 TABLE_A1 = {
@@ -58,6 +61,75 @@ def test_table_a1(name):
     np.testing.assert_allclose(
         [rate(0), rate(4_999), rate(9_999), rate(999_999)], [1e-8, 5e-5, 1e-4, 1e-4], rtol=1e-5
     )
+
+
+def test_models_that_cascades_begin_with():
+    """Improved DDPM says about 270M parameters; DDPM's, with a level more and our resampling."""
+    by_class, faces = _config("imagenet_64_base"), _config("ffhq_64_base")
+    counts = [models.count_parameters(factory.model(c), 64) / 1e6 for c in (by_class, faces)]
+    assert counts == pytest.approx([270, 86.5], rel=0.03)
+    for config in (by_class, faces):
+        assert (config.data.image_size, config.data.low_resolution) == (64, 0)
+        assert not factory.model(config).has_source
+    c = by_class.model
+    assert (c.channels, c.num_blocks, c.num_classes) == (192, 3, 1000)
+    assert factory.training_schedule(by_class).num_steps == 4000
+    # Eq. 17 of Improved DDPM, half of the way.
+    middle = np.cos((0.5 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    assert factory.training_schedule(by_class).gamma[2000] == pytest.approx(middle, rel=1e-3)
+    assert factory.step_options(by_class)["label_dropout"] == 0.1
+    # DDPM: 1e-4 to 0.02 in 1000 steps.
+    beta = factory.training_schedule(faces).beta
+    np.testing.assert_allclose(beta[[1, 1000]], [1e-4, 2e-2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASCADES)
+def test_cascades_are_of_configs_that_chain(name, tmp_path):
+    """Of networks that their stages' workdirs are called after."""
+    stages = []
+    for section in sampling_factory.stages(_config(name)):
+        trained = section.workdir.rpartition("/")[2]
+        if name == "cascade_photos_64":
+            config = _config("photos_stages", trained)
+        else:
+            config = _config(trained, "cascade" if stages else "")
+        config = sampling_factory.changed(config, section.sampling)
+        sampling_factory.options(config)
+        # Every stage but the first forgives blurred input.
+        assert (config.train.blur_probability > 0) == bool(stages)
+        stages.append(cascade.Stage(section.workdir, config, 1))
+    cascade.check(stages)
+    sizes = [stage.image_size for stage in stages]
+    assert sizes[-1] == int(name.rpartition("_")[2])
+    # More steps at low resolution, fewer at high (section 4.5 of the paper).
+    steps = [stage.config.sampling.num_steps for stage in stages]
+    assert steps == sorted(steps, reverse=True)
+    with pytest.raises(ValueError, match="no section stage_1"):
+        sampling_factory.stages(_config("quickstart"))
+
+
+def test_variants_that_cannot_be():
+    for name in ("regression", "srcnn", "cascade"):
+        with pytest.raises(ValueError, match=f"variant {name} .* makes images from nothing"):
+            _config("ffhq_64_base", name)
+    config = _config("ffhq_64_base")
+    config.method = "regression"
+    with pytest.raises(ValueError, match="low_resolution = 0, but a regression makes its image"):
+        factory.model(config)
+    config = _config("imagenet_64_256", "regression")
+    config.model.num_classes = 3
+    with pytest.raises(ValueError, match="num_classes = 3, but a regression is not told"):
+        factory.model(config)
+    config = _config("imagenet_64_base")
+    config.train.blur_probability = 0.5
+    with pytest.raises(ValueError, match="there is nothing to blur"):
+        factory.step_options(config)
+    config.train.source_noise = 0.1
+    with pytest.raises(ValueError, match="source_noise = 0.1 is for networks .* with a source"):
+        factory.model(config)
+    assert _config("ffhq_64_256", "cascade").train.blur_probability == 0.5
+    measured = _config("cascade_imagenet_256", "fid_50k").evaluation
+    assert (measured.feature_metrics, measured.fid_reference) == (("fid",), "train")
 
 
 @pytest.mark.parametrize("name, other", aot_table.SAME_PROGRAMS.items())

@@ -236,3 +236,32 @@ def test_fold_for_stops_where_the_width_cannot_be_halved():
     assert folding.fold_for(128, 1024, 128) == 1
     assert folding.fold_for(16, 12, 128) == 4
     assert folding.fold_for(24, 64, 64) == 4
+
+
+def test_a_network_without_a_source_begins_at_the_best_linear_estimate():
+    """Of images of that standard deviation about 0; its first convolution takes y_t alone."""
+    model = models.UNet(channels=8, multipliers=(1,), has_source=False, residual_std=0.5)
+    y_t = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    gamma = jnp.array([0.1, 0.5, 0.99])
+    params = model.init(jax.random.key(1), None, y_t, gamma)["params"]
+    assert params["conv_in"]["kernel"].shape == (3, 3, 3, 8)
+    found = model.apply({"params": params}, None, y_t, gamma)
+    # Covariance of eps and y_t over the variance of y_t.
+    share = jnp.sqrt(1 - gamma) / (gamma * 0.25 + 1 - gamma)
+    np.testing.assert_allclose(found, share[:, None, None, None] * y_t, atol=1e-6)
+
+
+def test_labels_and_source_noise_change_what_is_said():
+    model = models.UNet(channels=8, multipliers=(1,), num_classes=2, source_noise=True)
+    inputs = models.example_inputs(model, 8)
+    params = model.init(jax.random.key(0), *inputs)["params"]
+    assert params["label_embedding"]["embedding"].shape == (3, 32)
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    x, y_t, gamma, _, label, source_gamma = inputs
+    say = lambda label, level: model.apply(  # noqa: E731
+        {"params": params}, x, y_t + 1.0, gamma + 0.5, None, label, source_gamma + level
+    )
+    first = say(label, 1.0)
+    assert np.abs(first - say(label + 1, 1.0)).max() > 1e-3
+    assert np.abs(first - say(label + 2, 1.0)).max() > 1e-3
+    assert np.abs(first - say(label, 0.9)).max() > 1e-3

@@ -1,15 +1,26 @@
 """Properties of one training step, with a small network that compiles fast."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import scipy.ndimage
+from flax import linen as nn
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.training.state import init_state
-from sr3_jax.training.step import StepOptions, augment, blur, ema_decay_at, make_train_step
+from sr3_jax.training.step import (
+    StepOptions,
+    augment,
+    blur,
+    ema_decay_at,
+    make_train_step,
+    prediction_loss,
+)
 
 SIZE, BATCH = 16, 8
 # One level: these tests are about the step, and compile a dozen of them.
@@ -220,3 +231,80 @@ def test_impossible_options():
         make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_probability=1.5))
     with pytest.raises(ValueError, match=r"blur_sigma = \(0.0, 0.6\)"):
         make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_sigma=(0.0, 0.6)))
+
+
+class Echo(nn.Module):
+    """Says for eps what it was told: its source, or how noisy that is."""
+
+    says: str
+    predicts = "eps"
+    has_source = True
+    num_classes = 0
+    source_noise = True
+
+    def __call__(self, x, y_t, gamma, dropout_keys, label, source_gamma):
+        assert label is None
+        told = {"x": x, "gamma": diffusion.process.per_example(source_gamma, x)}[self.says]
+        return jnp.broadcast_to(told, y_t.shape)
+
+
+def test_source_noise_is_as_much_as_was_asked_for_and_as_is_told():
+    """Its standard deviation is uniform up to the greatest; closed forms of both."""
+    most, rows = 0.9, 256
+    batch = {
+        "high_resolution": np.zeros((rows, 8, 8, 3), np.uint8),
+        "low_resolution": np.full((rows, 8, 8, 3), 255, np.uint8),
+        "weight": np.ones(rows, np.float32),
+        "key": jax.random.split(jax.random.key(0), rows),
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+    options = StepOptions(loss="l2", source_noise=most)
+    # x is 1 as an image, with gamma of signal: E x^2 is 1. Of eps, independent, E eps^2 is 1.
+    loss = prediction_loss(Echo("x"), {}, SCHEDULE, batch, options)
+    assert loss == pytest.approx(2.0, abs=0.05)
+    # E gamma^2 = E (1 - s^2)^2, s uniform in [0, most].
+    expected = 1 + 1 - 2 / 3 * most**2 + most**4 / 5
+    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, options)
+    assert loss == pytest.approx(expected, abs=0.05)
+    little = dataclasses.replace(options, source_noise=0.1)
+    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, little)
+    assert loss == pytest.approx(2.0 - 2 / 3 * 0.1**2, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """A generator of three classes, and its gradient on a batch under some label dropout."""
+    model = MODEL.clone(has_source=False, num_classes=3)
+    state = jax.jit(lambda: init_state(model, OPTIMIZER, 0, SIZE))()
+    params = jax.tree.map(lambda p: p + 0.1, state.params)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(label, dropout):
+        batch = jax.tree.map(jnp.asarray, _batch()) | {
+            "low_resolution": jnp.zeros((BATCH, 0, 0, 3), jnp.uint8),
+            "label": label,
+            "key": jax.random.split(jax.random.key(2), BATCH),
+        }
+        options = StepOptions(label_dropout=dropout)
+        loss = lambda params: prediction_loss(model, params, SCHEDULE, batch, options, train=True)  # noqa: E731
+        rows = jax.grad(loss)(params)["label_embedding"]["embedding"]
+        return jnp.abs(rows).sum(axis=1) > 0
+
+    return gradient
+
+
+def test_a_label_teaches_its_own_row_and_a_dropped_one_that_of_none(labelled):
+    label = np.array([0, 2] * (BATCH // 2), np.int32)
+    assert labelled(label, 0.0).tolist() == [True, False, True, False]
+    assert labelled(label, 0.5).tolist() == [True, False, True, True]
+    # Unusable images have no label.
+    assert labelled(np.where(label, -1, 0), 0.0).tolist() == [True, False, False, True]
+
+
+def test_what_cannot_be_dropped_or_added_is_refused():
+    for options, match in (
+        (StepOptions(label_dropout=1.0), r"label_dropout = 1.0 is outside \[0, 1\)"),
+        (StepOptions(source_noise=1.5), r"source_noise = 1.5 is outside \[0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make_train_step(MODEL, SCHEDULE, OPTIMIZER, options)
