@@ -14,8 +14,12 @@ import small_run
 from etils import epath
 from PIL import Image
 
+from configs import default
 from sr3_jax import jobs
+from sr3_jax.data import image_file
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
+from sr3_jax.inference import cascade
+from sr3_jax.jobs import generating
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TORCH = ROOT / ".venv" / "torch_fidelity"  # of launch/test.sh
@@ -161,6 +165,36 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
     jobs.score(config, workdir, *folders)
     assert kept.stat().mtime == before
     assert list(json.loads((workdir / "metrics.json").read_text())) == ["NOISY"]
+
+
+def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, inception, tmp_path):
+    """Those that lie there are those of training, so that FID is 0, and nothing is sampled."""
+    squares = [image[:, :32] for image in sets[20]]
+    _write(squares, tmp_path / "train")
+    config = small_run.config()
+    config.data.update(source="folder", path=str(tmp_path / "train"), num_eval_images=0)
+    config.data.update(eval_path=str(tmp_path / "train"), image_size=32, low_resolution=0)
+    stage = cascade.Stage(str(tmp_path / "workdir"), config, 3)
+    wanted = default.cascade("unused", default.stage("unused"))
+    wanted.evaluation.update(
+        feature_metrics=("fid",),
+        fid_reference="train",
+        inception_weights=str(inception),
+        paper_tables=("4", "5"),
+    )
+    output = epath.Path(tmp_path / "out")
+    for number, image in enumerate(reversed(squares)):
+        image_file.write_image(image, output / "32" / f"{number:06d}.png")
+    measure = generating.measure_of(wanted, [stage])
+    generating.generate([stage], output, generating.Options(12), measure)
+    scores = json.loads((output / "metrics.json").read_text())["ours"]
+    assert scores["n"] == 12 and scores["is"] > 1
+    assert abs(scores["fid"]) < 1e-2 < np.trace(np.cov(np.stack(squares).reshape(12, -1).T))
+    report = (output / "report.md").read_text()
+    # Tables 4 and 5, as printed there.
+    for figure in ("| VQ-VAE-2 | 38.1 |", "| SR3 | 11.3 |", "| SR3 trained without blur | 13.1 |"):
+        assert figure in report
+    assert "random.pth" in report and "step 3, 32 pixels" in report and "50,000 images" in report
 
 
 def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, inception, tmp_path):

@@ -14,9 +14,10 @@ import pytest
 import small_run
 from etils import epath
 from flax import linen as nn
+from ml_collections import config_dict
 from PIL import Image
 
-from sr3_jax import diffusion, parallel, sampling_factory
+from sr3_jax import diffusion, jobs, parallel, sampling_factory
 from sr3_jax.evaluation import neighbours
 from sr3_jax.inference import cascade, generator, super_resolver
 from sr3_jax.jobs import generating
@@ -339,6 +340,51 @@ def test_a_cascades_config_says_where_stages_are_and_how_they_sample(workdirs):
     with pytest.raises(ValueError, match="num_images = 9: FID and IS need at least 10"):
         measure.config.evaluation.fid_reference = "train"
         generating.generate([first], epath.Path("/unused"), generating.Options(9), measure)
+
+
+def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
+    """Half a minute of real digits; a classifier of real ones says what is drawn."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed; launch/test.sh does it")
+    from configs import digits_8
+    from launch import digits
+
+    digits.write(tmp_path / "images")
+    config = digits_8.get_config()
+    changes = {
+        "data.path": str(tmp_path / "images" / "train"),
+        "data.eval_path": str(tmp_path / "images" / "test"),
+        "model.channels": 16,
+        "model.num_blocks": 1,
+        "model.dropout": 0.0,
+        "sampling.num_steps": 20,
+        "sampling.batch_size": 64,
+        "train.batch_size": 32,
+        "train.num_steps": 400,
+        "train.num_warmup_steps": 30,
+        "train.num_decay_steps": 300,
+        "train.ema_decay": 0.99,
+        "train.sample_every_steps": 400,
+        "evaluation.num_images": 40,
+    }
+    config.update_from_flattened_dict(changes)
+    workdir = epath.Path(tmp_path / "run")
+    few = config_dict.ConfigDict(config)
+    few.model.num_classes = 9
+    with pytest.raises(ValueError, match=r"image 9/\d+.png is of class 9, and .* knows 0 to 8"):
+        jobs.train(few, epath.Path(tmp_path / "few"))
+    jobs.train(config, workdir)
+    # Training ends with a look at what was learnt.
+    assert {path.name for path in (workdir / "evaluation").iterdir()} == {
+        *("8", "grid.png", "labels.csv", "neighbours.png")
+    }
+    output = epath.Path(tmp_path / "generated")
+    generating.generate([cascade.open_stage(workdir)], output, generating.Options(200))
+    assert digits.judge(tmp_path / "images", pathlib.Path(output)) >= 0.9
+    # Asked for one class, all are of it to the classifier, too: guided ones yet more so.
+    sevens = epath.Path(tmp_path / "sevens")
+    guided = cascade.open_stage(workdir, guidance=2.0)
+    generating.generate([guided], sevens, generating.Options(40, labels=(7,)))
+    assert digits.judge(tmp_path / "images", pathlib.Path(sevens)) >= 0.9
 
 
 def test_copies_are_found():

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,6 +23,9 @@ from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import checkpoint, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
 
 _NUM_LOGGED_SAMPLES = 4
 
@@ -59,6 +62,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
             for batch in stream:
+                _check_labels(pipeline, batch, model.num_classes)
                 yield parallel.to_global(batch, mesh)
 
     shapes = training_step.batch_shapes(
@@ -148,12 +152,27 @@ def _validation(config, workdir, model, schedule, options, params, mesh) -> loop
         totals: collections.Counter[str] = collections.Counter()
         count = 0.0
         for batch in pipeline.evaluation_batches():
+            _check_labels(pipeline, batch, model.num_classes)
             found, rows = compiled(params, parallel.to_global(batch, mesh))
             totals.update({name: float(value) for name, value in found.items()})
             count += float(rows)
         return {name: total / max(count, 1.0) for name, total in totals.items()}
 
     return validate
+
+
+def _check_labels(images: Pipeline, batch: training_step.Batch, num_classes: int) -> None:
+    """Raises ValueError for an image whose class the network cannot be told."""
+    if not num_classes:
+        return
+    wrong = (batch["label"] < 0) | (batch["label"] >= num_classes)
+    for row in np.flatnonzero(wrong & (batch["weight"] > 0)):
+        name, label = images.name(int(batch["index"][row])), int(batch["label"][row])
+        what = "no class" if label < 0 else f"class {label}"
+        raise ValueError(
+            f"image {name} is of {what}, and config.model.num_classes = {num_classes} knows 0 to "
+            f"{num_classes - 1}; folders and tars need a folder for each class (docs/data.md)"
+        )
 
 
 def _logged_samples(

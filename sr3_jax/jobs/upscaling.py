@@ -157,6 +157,11 @@ def _plan(
 ) -> Work:
     """Checks what was asked for before any weights are loaded, and fixes what may change."""
     config = config_file.load(workdir / "config.json")
+    if not factory.has_source(config):
+        raise ValueError(
+            f"the network of {workdir} makes images from nothing, so it upscales none; use "
+            "--mode=generate"
+        )
     sampling = sampling_factory.tuned(workdir) | sampling
     changed = sampling_factory.changed(config, sampling)
     sampling_factory.sampler(changed, options.steps)

@@ -99,6 +99,15 @@ def make_plan(
       ValueError: for images larger than a tile, steps that the schedule cannot do, or an unknown
         platform.
     """
+    if not factory.has_source(config) or factory.num_classes(config):
+        raise ValueError(
+            "an export takes low resolutions and seeds alone, and this network makes images from "
+            "nothing or is told classes; use --mode=generate, or --mode=upscale"
+        )
+    if sampling_factory.options(config).source_noise:
+        raise ValueError(
+            "an export draws no noise into its input; use config.sampling.source_noise = 0"
+        )
     for platform in platforms or [""]:
         config_checks.choice("platform", platform, {name: name for name in PLATFORMS})
     if steps is not None:
@@ -211,6 +220,11 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
     return lambda *arguments: jax.lax.platform_dependent(*arguments, tpu=tpu, default=others)
 
 
+def _told(model: nn.Module, gamma: Array) -> dict[str, Array]:
+    """That the source has no noise, for networks that want to know."""
+    return {"source_gamma": jnp.ones_like(gamma)} if model.source_noise else {}
+
+
 def _sampling(
     plan: Plan, structure: Any, model: nn.Module
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
@@ -227,7 +241,7 @@ def _sampling(
             y_0 = model.apply(variables, x)
         else:
             y_0 = diffusion.sample(
-                lambda y_t, gamma: model.apply(variables, x, y_t, gamma),
+                lambda y_t, gamma: model.apply(variables, x, y_t, gamma, **_told(model, gamma)),
                 plan.sampler,
                 jax.vmap(jax.random.key)(seeds),
                 x.shape[1:],

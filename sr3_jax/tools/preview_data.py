@@ -66,17 +66,16 @@ def preview(config: Any, num_images: int, num_read: int, held_out: bool = False)
     rows = np.flatnonzero(batch["weight"])[:num_images]
     seen = batch if held_out else _augmented(config, batch, step)
     low, high = (np.asarray(seen[k])[rows] for k in ("low_resolution", "high_resolution"))
-    x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
     names = [
         source[index].name + (f"  class {label}" if label >= 0 else "")
         for index, label in zip(batch["index"][rows], batch["label"][rows], strict=True)
     ]
     counts, skipped = _count(config, source, num_read, size, allowed_share)
-    columns = {
-        f"low resolution, {low.shape[1]}": low,
-        f"x: bicubic, {size}": x,
-        f"y_0, {size}": high,
-    }
+    columns = {}
+    if factory.has_source(config):
+        x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
+        columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
+    columns[f"y_0, {size}"] = high
     return Preview(pictures.grid(columns, names, counts), counts, skipped)
 
 

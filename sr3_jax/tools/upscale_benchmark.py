@@ -210,7 +210,11 @@ def _network(
     gamma = jax.device_put(jnp.full(batch, 0.5), split)
     params = jax.device_put(resolver.params, parallel.replicated(mesh))
     inputs = (x, y_t, gamma) if resolver.make_sampler(1) is not None else (x,)
-    program = jax.jit(lambda params, *inputs: refiner.model.apply({"params": params}, *inputs))
+    # Networks that are told how noisy their source is hear that it is not.
+    told = {"source_gamma": jnp.ones(batch)} if refiner.model.source_noise else {}
+    program = jax.jit(
+        lambda params, *inputs: refiner.model.apply({"params": params}, *inputs, **told)
+    )
     compiled = parallel.compile_for(jax.devices()[0], program.lower(params, *inputs))
     jax.block_until_ready(compiled(params, *inputs))
     batches = -(-num_images // rows)
