@@ -158,7 +158,7 @@ def changed(config: factory.ConfigDict, sampling: Mapping[str, Any]) -> factory.
     Raises:
       ValueError: for an unknown key, or a value of another type.
     """
-    config = factory.ConfigDict(config)
+    config = config.copy_and_resolve_references()
     for key, value in sampling.items():
         if key not in _SINCE and key not in config.sampling:
             raise ValueError(

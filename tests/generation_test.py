@@ -14,7 +14,6 @@ import pytest
 import small_run
 from etils import epath
 from flax import linen as nn
-from ml_collections import config_dict
 from PIL import Image
 
 from sr3_jax import diffusion, jobs, parallel, sampling_factory
@@ -320,6 +319,10 @@ def test_a_cascades_config_says_where_stages_are_and_how_they_sample(workdirs):
     # Where nothing is given, as the run's config says; guidance only where classes are known.
     assert (second.config.sampling.num_steps, second.step) == (3, 3)
     assert (first.config.sampling.guidance, second.config.sampling.guidance) == (1.5, 1.0)
+    # What is changed is a copy.
+    plain = small_run.config()
+    assert sampling_factory.changed(plain, {"eta": 0.5}).sampling.eta == 0.5
+    assert plain.sampling.eta == 0.0
     with pytest.raises(ValueError, match="guidance = 2.0, but no stage knows classes"):
         generating.stages_of(config(default.stage(str(workdirs / "16"))), guidance=2.0)
     with pytest.raises(ValueError, match="stage_1.workdir is empty"):
@@ -368,7 +371,7 @@ def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
     }
     config.update_from_flattened_dict(changes)
     workdir = epath.Path(tmp_path / "run")
-    few = config_dict.ConfigDict(config)
+    few = config.copy_and_resolve_references()
     few.model.num_classes = 9
     with pytest.raises(ValueError, match=r"image 9/\d+.png is of class 9, and .* knows 0 to 8"):
         jobs.train(few, epath.Path(tmp_path / "few"))

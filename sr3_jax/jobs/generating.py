@@ -88,7 +88,7 @@ def measure_of(
     c = config.evaluation
     if not c.feature_metrics:
         return None
-    measured = factory.ConfigDict(stages[-1].config)
+    measured = stages[-1].config.copy_and_resolve_references()
     with measured.unlocked():
         for key in ("feature_metrics", "fid_reference", "inception_weights"):
             measured.evaluation[key] = c[key]
@@ -107,7 +107,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     options = Options(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
     measure = None
     if factory.feature_options(config)["metrics"]:
-        measured = factory.ConfigDict(config)
+        measured = config.copy_and_resolve_references()
         measured.evaluation.fid_reference = config.evaluation.fid_reference or "train"
         table = factory.paper_table(config)
         measure = judging.Measure(measured, (table,) if table else ())

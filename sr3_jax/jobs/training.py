@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -161,7 +161,7 @@ def _validation(config, workdir, model, schedule, options, params, mesh) -> loop
     return validate
 
 
-def _check_labels(images: Pipeline, batch: training_step.Batch, num_classes: int) -> None:
+def _check_labels(images: Pipeline, batch: Mapping[str, np.ndarray], num_classes: int) -> None:
     """Raises ValueError for an image whose class the network cannot be told."""
     if not num_classes:
         return

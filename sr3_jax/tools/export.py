@@ -105,9 +105,7 @@ def make_plan(
             "nothing or is told classes; use --mode=generate, or --mode=upscale"
         )
     if sampling_factory.options(config).source_noise:
-        raise ValueError(
-            "an export draws no noise into its input; use config.sampling.source_noise = 0"
-        )
+        raise ValueError("an export adds no noise to its input; use sampling.source_noise = 0")
     for platform in platforms or [""]:
         config_checks.choice("platform", platform, {name: name for name in PLATFORMS})
     if steps is not None:
