@@ -4,6 +4,7 @@ import csv
 import os
 import pathlib
 import signal
+import socket
 import time
 
 import forked_run
@@ -197,7 +198,7 @@ def test_it_goes_on_and_can_be_asked_for_more(workdirs, made, tmp_path):
     assert (output / "32" / "000002.png").stat().mtime == kept
 
 
-def test_a_killed_job_goes_on(workdirs, made, tmp_path):
+def test_a_job_of_two_processes_is_killed_and_goes_on_as_one(workdirs, made, tmp_path):
     """By the command line; SIGKILL as the second stage's first images appear."""
     output, said = pathlib.Path(tmp_path / "out"), tmp_path / "said.txt"
     config = tmp_path / "cascade.py"
@@ -214,17 +215,25 @@ def test_a_killed_job_goes_on(workdirs, made, tmp_path):
         "--num_images=7",
         "--seed=5",
     ]
-    process = forked_run.start(flags, said)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        together = [f"--coordinator=localhost:{free.getsockname()[1]}", "--num_processes=2"]
+    processes = [
+        forked_run.start([*flags, *together, f"--process_index={i}"], said) for i in range(2)
+    ]
     deadline = time.monotonic() + 200
-    while not list((output / "16").glob("*.png")):
-        assert process.is_alive() and time.monotonic() < deadline, said.read_text()
+    # Each has its own share of the images.
+    while {int(path.stem) % 2 for path in (output / "16").glob("*.png")} != {0, 1}:
+        assert all(p.is_alive() for p in processes), said.read_text()
+        assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
     assert not (output / "grid.png").exists()
+    assert _read(output, 8).keys() == _read(made, 8).keys()
     assert forked_run.run(flags, said) == 0, said.read_text()
-    assert "images are in" in said.read_text()
+    assert f"7 of 7 images are in {output}/8" in said.read_text()
     _assert_same(made, epath.Path(output))
 
 
