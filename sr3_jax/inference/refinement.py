@@ -21,24 +21,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, UInt8, UInt16
+from jaxtyping import Array, Float, Int, Key
 
 from sr3_jax import diffusion, models, parallel, sampling_factory
 from sr3_jax import images as image_ops
 from sr3_jax.inference import tiling
+from sr3_jax.inference.levels import Levels
 from sr3_jax.training import step as training_step
 from sr3_jax.training.state import Params
 
 _MAX_OVERLAP = 64  # of tiles, in pixels: wider than what a network without attention looks
-
-Levels = UInt8[np.ndarray, "n height width 3"] | UInt16[np.ndarray, "n height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
     """What programs are compiled for."""
 
-    devices: int
+    devices: int  # that share the images
+    spatial: int  # and, for each, those that share the height of an image
     rows: int  # images, of which each device has its share; where images are cut one, all have it
     low: tuple[int, int]  # of the input's array
     dtype: str
@@ -74,15 +74,14 @@ class Refiner:
         self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
         self.compile_seconds = 0.0  # so far
         self._compiled: dict[tuple, Callable] = {}
-        self._placed: dict[int, Params] = {}
+        self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
         """Changes the weights, which are kept in the network's type; what was compiled stays."""
         everywhere = parallel.replicated(self._mesh(len(self._devices)))
         narrow = functools.partial(training_step.narrow, dtype=self._model_dtype())
         self.params = jax.jit(narrow)(jax.device_put(params, everywhere))
-        self._placed = {}
-        self._placed[len(self._devices)] = self.params
+        self._placed = {(len(self._devices), 1): self.params}
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:
         """How outputs are cut, of inputs of a height and width."""
@@ -170,7 +169,7 @@ class Refiner:
             return lambda: np.asarray(levels)[:, : height * self._factor, : width * self._factor]
 
         num_calls = 1 if sampler is None else sampler.num_calls
-        params, ticks, first = self._params_on(shape.devices), [], 0
+        params, ticks, first = self._params_on(shape.devices, shape.spatial), [], 0
         while first < num_calls:
             if first in stops:
                 yield fetch()
@@ -195,23 +194,29 @@ class Refiner:
         grid = self.grid(size)
         devices, rows = self.share(num_images, size)
         num_tiles = num_groups = 0
+        spatial = self._spatial(devices, grid)
         if grid.is_cut:
             most = tiling.most_tiles(grid, self._overlap)
             num_tiles = -(-min(most, self._options.batch_size) // devices) * devices
             num_groups = -(-most // num_tiles)
         low = tuple(n // self._factor for n in grid.canvas)
-        return _Shape(devices, rows, low, dtype, grid.tile, num_tiles, num_groups)
+        return _Shape(devices, spatial, rows, low, dtype, grid.tile, num_tiles, num_groups)
 
-    def _mesh(self, devices: int) -> jax.sharding.Mesh:
-        return parallel.make_mesh(self._devices[:devices])
+    def _spatial(self, devices: int, grid: tiling.Grid) -> int:
+        """As many devices to an image as there are, if each has a row of the deepest level."""
+        rows, free = grid.canvas[0] // self._stride, len(self._devices) // devices
+        return max(n for n in range(1, free + 1) if rows % n == 0)
+
+    def _mesh(self, devices: int, spatial: int = 1) -> jax.sharding.Mesh:
+        return parallel.make_mesh(self._devices[: devices * spatial], spatial=spatial)
 
     def _model_dtype(self) -> DTypeLike:
         return getattr(self.model, "dtype", jnp.float32)
 
-    def _params_on(self, devices: int) -> Params:
-        """The parameters on the first few devices."""
+    def _params_on(self, *devices: int) -> Params:
+        """The parameters on the first few devices (`_mesh`)."""
         if devices not in self._placed:
-            where = parallel.replicated(self._mesh(devices))
+            where = parallel.replicated(self._mesh(*devices))
             self._placed[devices] = jax.device_put(self.params, where)
         return self._placed[devices]
 
@@ -224,23 +229,24 @@ class Refiner:
             kind = (rows.num_calls, jax.tree.structure(rows))
         signature = (name, shape, kind)
         if signature not in self._compiled:
-            mesh = self._mesh(shape.devices)
+            mesh = self._mesh(shape.devices, shape.spatial)
             whole = parallel.replicated(mesh)
             # An image that is cut is on all devices, and they share its tiles.
             each = whole if shape.num_tiles else parallel.split_batch(mesh)
             spread = parallel.split_batch(mesh)
+            images = parallel.Layout(mesh).images if shape.spatial > 1 else each
             program = {
                 "begin": jax.jit(
-                    self._begin, in_shardings=(each, whole, each, whole), out_shardings=each
+                    self._begin, in_shardings=(each, whole, each, whole), out_shardings=images
                 ),
                 "advance": jax.jit(
                     functools.partial(self._advance, shape=shape, spread=spread),
-                    in_shardings=(whole, each, each, each, each, whole, whole, whole),
-                    out_shardings=(each, whole),
+                    in_shardings=(whole, images, each, images, each, whole, whole, whole),
+                    out_shardings=(images, whole),
                     donate_argnums=3,
                 ),
                 "finish": jax.jit(
-                    self._finish, in_shardings=(each, each, whole), out_shardings=each
+                    self._finish, in_shardings=(images, each, whole), out_shardings=each
                 ),
             }[name]
             device, start = mesh.devices.flat[0], time.perf_counter()
@@ -345,53 +351,3 @@ def _with_room(sampler: diffusion.Sampler) -> diffusion.Sampler:
     """Rows for at least 64 calls, so that few programs are compiled; what is added is not run."""
     room = max(64, 1 << (sampler.num_calls - 1).bit_length())
     return jax.tree.map(lambda a: np.pad(a, (0, room - len(a)), mode="edge"), sampler)
-
-
-def check_images(images: np.ndarray) -> np.ndarray:
-    """Raises ValueError for what is no batch of images."""
-    images = np.asarray(images)
-    is_levels = images.dtype in (np.uint8, np.uint16)
-    if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
-            "of shape [n, height, width, 3], or a single image of [height, width, 3]"
-        )
-    return images
-
-
-def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Array, " n"]:
-    """One key for each image; see `SuperResolver.upscale`. Keys stay what they are."""
-    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-        return seed
-    if np.ndim(seed) == 0:
-        key = jax.random.key(int(seed))
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
-    return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
-
-
-def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
-    """Height and width of what an image becomes, in whole pixels.
-
-    Raises:
-      ValueError: for a factor that is not above 0.
-    """
-    if not factor > 0:
-        raise ValueError(f"factor = {factor}; it must be above 0")
-    return tuple(max(1, round(n * factor)) for n in size)
-
-
-def resized(
-    images: Levels, scale: float, size: tuple[int, int]
-) -> UInt8[np.ndarray, "n new_height new_width 3"] | UInt16[np.ndarray, "n new_height new_width 3"]:
-    """`images.rescale` of levels, to levels; of scale 1 they are only cut."""
-    if scale == 1:
-        return images[:, : size[0], : size[1]]
-    return np.asarray(_resized(images, scale, size))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _resized(images: Array, scale: float, size: tuple[int, int]) -> Array:
-    made = image_ops.rescale(image_ops.to_signed(images), scale, size)
-    return image_ops.to_levels(made, images.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8, UInt16
 
-from sr3_jax.inference import files, refinement, trained
+from sr3_jax.inference import files, levels, trained
 
 # One image or several, and what becomes of them.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
@@ -120,13 +120,13 @@ class SuperResolver(trained.TrainedNetwork):
           For each batch, when it is under way, a function that waits for its results and (see
           `sample`) snapshots of the way to them, the result not among them.
         """
-        images = refinement.check_images(images)
+        images = levels.check_images(images)
         size = images.shape[1:3]
         factor = self.factor if factor is None else factor
-        wanted = refinement.output_size(size, factor)
+        wanted = levels.output_size(size, factor)
         scale = factor / self.factor
         if scale > 1:
-            images = refinement.resized(images, scale, self._network_size(size, factor))
+            images = levels.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
         for results in self._batches(
             images, steps, seed, label=label, stops=stops, progress=progress
@@ -134,7 +134,7 @@ class SuperResolver(trained.TrainedNetwork):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
                 *kept, made = (
-                    refinement.resized(result(), min(scale, 1.0), wanted) for result in results
+                    levels.resized(result(), min(scale, 1.0), wanted) for result in results
                 )
                 return made, kept
 
@@ -144,7 +144,7 @@ class SuperResolver(trained.TrainedNetwork):
         """Height and width of the network's input, for those of the image."""
         if factor is None or factor <= self.factor:
             return size
-        return tuple(-(-n // self.factor) for n in refinement.output_size(size, factor))
+        return tuple(-(-n // self.factor) for n in levels.output_size(size, factor))
 
     def upscale_file(
         self,
@@ -204,7 +204,7 @@ class SuperResolver(trained.TrainedNetwork):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
-        images = np.repeat(refinement.check_images(np.asarray(image)[None]), num_samples, axis=0)
+        images = np.repeat(levels.check_images(np.asarray(image)[None]), num_samples, axis=0)
         return self.upscale(images, steps, seed, progress)
 
     def sample(

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Int, Key
 
 from sr3_jax import config_file, diffusion, factory, models, sampling_factory
-from sr3_jax.inference import loading, refinement
+from sr3_jax.inference import levels, loading, refinement
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
@@ -173,17 +173,17 @@ class TrainedNetwork:
 
     def _batches(
         self,
-        images: refinement.Levels,
+        images: levels.Levels,
         steps: int | None,
         seed: Seed,
         *,
         label: Label | None = None,
         stops: Sequence[int] = (),
         progress: Progress | None = None,
-    ) -> Iterator[list[Callable[[], refinement.Levels]]]:
+    ) -> Iterator[list[Callable[[], levels.Levels]]]:
         """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
         labels = self._labels(label, len(images))
-        sampler, keys = self._sampler(steps), refinement.keys_of(seed, len(images))
+        sampler, keys = self._sampler(steps), levels.keys_of(seed, len(images))
         first = 0
         while first < len(images):
             _, size = self.refiner.share(len(images) - first, images.shape[1:3])
