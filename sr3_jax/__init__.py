@@ -1,18 +1,20 @@
 """SR3: image super-resolution via iterative refinement, in JAX and Flax.
 
-`sr3_jax.SuperResolver` upscales images in Python; `python -m sr3_jax.main` trains, evaluates and
-upscales files. docs/architecture.md says what lies where.
+`sr3_jax.SuperResolver` upscales images in Python, `Generator` and `Cascade` draw them from nothing;
+`python -m sr3_jax.main` trains, evaluates, upscales and generates files. docs/architecture.md says what lies where.
 """
 
 __version__ = "0.1.0"
 
-__all__ = ["SuperResolver"]
+_PLACES = {"Cascade": "cascade", "Generator": "generator", "SuperResolver": "super_resolver"}
+
+__all__ = ["Cascade", "Generator", "SuperResolver"]
 
 
 def __getattr__(name: str) -> object:
     # Late, so that `import sr3_jax.diffusion` needs nothing but jax.
-    if name == "SuperResolver":
-        from sr3_jax.inference.super_resolver import SuperResolver
+    if name in _PLACES:
+        import importlib
 
-        return SuperResolver
+        return getattr(importlib.import_module(f"sr3_jax.inference.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'sr3_jax' has no attribute {name!r}")
