@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # For tests/colab_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check nbclient==0.11.0 ipykernel==7.4.0
-# A classifier of digits, for tests/generation_test.py.
+# A classifier of digits, for tests/generator_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check scikit-learn==1.9.1
 # A browser that opens the report of an evaluation, for tests/report_browser_test.py: Debian's.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0

@@ -1,7 +1,8 @@
 """SR3: image super-resolution via iterative refinement, in JAX and Flax.
 
 `sr3_jax.SuperResolver` upscales images in Python, `Generator` and `Cascade` draw them from nothing;
-`python -m sr3_jax.main` trains, evaluates, upscales and generates files. docs/architecture.md says what lies where.
+`python -m sr3_jax.main` trains, evaluates, upscales and generates files. docs/architecture.md says
+what lies where.
 """
 
 __version__ = "0.1.0"
