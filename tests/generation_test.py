@@ -17,7 +17,7 @@ from PIL import Image
 
 from sr3_jax import parallel, sampling_factory
 from sr3_jax.inference import cascade, generator, super_resolver
-from sr3_jax.jobs import generating
+from sr3_jax.jobs import generating, upscaling
 
 SIZES = (8, 16, 32)
 
@@ -223,6 +223,8 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
         sampling_factory.options(unguided)
     with pytest.raises(ValueError, match="makes images from nothing: use Generator"):
         super_resolver.SuperResolver.from_workdir(workdirs / "8")
+    with pytest.raises(ValueError, match="makes images from nothing, so it upscales none"):
+        upscaling.upscale(workdirs / "8", workdirs / "8", epath.Path(tmp_path / "out"))
     with pytest.raises(ValueError, match="from smaller ones: use SuperResolver"):
         generator.Generator.from_workdir(workdirs / "16")
 

@@ -66,6 +66,16 @@ def test_the_sheet_shows_pairs_mirrored_together(images):
     assert 0 < mirrored < 6
 
 
+def test_a_network_without_a_source_sees_the_pictures_alone(images):
+    config = _config(images, low_resolution=0)
+    config.train.flip = False
+    made = preview_data.preview(config, num_images=6, num_read=0)
+    assert made.sheet.shape[1] == 2 * _GAP + _TILE
+    pictures = [image_file.read_file(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    for row in range(6):
+        assert any(_is(_tile(made.sheet, row, 0), picture) for picture in pictures)
+
+
 def test_what_cannot_be_used_is_counted_and_named(images):
     config = _config(images)
     config.data.eval_source = "photos"  # so that nothing is held out
