@@ -223,8 +223,10 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
         sampling_factory.options(unguided)
     with pytest.raises(ValueError, match="makes images from nothing: use Generator"):
         super_resolver.SuperResolver.from_workdir(workdirs / "8")
+    picture = epath.Path(tmp_path / "small.png")
+    Image.new("RGB", (8, 8)).save(str(picture))
     with pytest.raises(ValueError, match="makes images from nothing, so it upscales none"):
-        upscaling.upscale(workdirs / "8", workdirs / "8", epath.Path(tmp_path / "out"))
+        upscaling.upscale(workdirs / "8", picture, epath.Path(tmp_path / "out"))
     with pytest.raises(ValueError, match="from smaller ones: use SuperResolver"):
         generator.Generator.from_workdir(workdirs / "16")
 
