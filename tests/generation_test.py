@@ -54,7 +54,7 @@ def _stages(workdirs, sizes=SIZES, **sampling):
 
 
 def _read(output, size=SIZES[-1]):
-    paths = sorted((output / str(size)).glob("*.png"))
+    paths = sorted((output / str(size)).glob("0*.png"))
     return {path.name: np.asarray(Image.open(path)).astype(int) for path in paths}
 
 
@@ -104,7 +104,18 @@ def test_an_image_is_the_same_on_any_number_of_devices(workdirs, made, tmp_path,
     _assert_same(made, output)
 
 
-def test_it_goes_on_and_can_be_asked_for_more(workdirs, made, tmp_path):
+def test_it_goes_on_with_one_network_at_a_time(workdirs, made, tmp_path, monkeypatch):
+    """And can be asked for more; when a network is loaded, no other is on the devices."""
+    load, held = cascade.Stage.load, []
+
+    def observed(stage):
+        held.append(sum(array.nbytes for array in jax.live_arrays()))
+        network = load(stage)
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(network.params)) > 10_000
+        return network
+
+    before = sum(array.nbytes for array in jax.live_arrays())
+    monkeypatch.setattr(cascade.Stage, "load", observed)
     output = epath.Path(tmp_path)
     generating.generate(_stages(workdirs), output, generating.Options(3, seed=5))
     (output / "16" / "000001.png").unlink()
@@ -113,6 +124,7 @@ def test_it_goes_on_and_can_be_asked_for_more(workdirs, made, tmp_path):
     generating.generate(_stages(workdirs), output, generating.Options(7, seed=5))
     _assert_same(made, output)
     assert (output / "32" / "000002.png").stat().mtime == kept
+    assert len(held) == 6 and max(held) < before + 10_000
 
 
 def test_a_job_of_two_processes_is_killed_and_goes_on_as_one(workdirs, made, tmp_path):
@@ -161,25 +173,26 @@ def test_a_signal_stops_it(workdirs, tmp_path, monkeypatch):
 
 
 def test_labels_and_seeds_make_other_images(workdirs, made, tmp_path):
-    output = epath.Path(tmp_path)
+    output, both = epath.Path(tmp_path), _stages(workdirs, SIZES[:2])
     twos = generating.Options(3, labels=(2,), seed=5)
-    generating.generate(_stages(workdirs), output, twos)
+    generating.generate(both, output, twos)
     same, others = _read(output, 8), _read(made, 8)
     # Image 2 is of class 2 in both.
     assert np.abs(same["000002.png"] - others["000002.png"]).max() <= 2
     assert np.abs(same["000000.png"] - others["000000.png"]).max() > 2
     with pytest.raises(ValueError, match="labels was .2. and is .1..*--overwrite"):
-        generating.generate(_stages(workdirs), output, generating.Options(3, (1,), 5))
+        generating.generate(both, output, generating.Options(3, (1,), 5))
     with pytest.raises(ValueError, match="seed was 5 and is 6"):
-        generating.generate(_stages(workdirs), output, generating.Options(3, (2,), 6))
+        generating.generate(both, output, generating.Options(3, (2,), 6))
     # Of another last stage alone nothing but its own folder is refused, and renewed.
-    *first, _ = _stages(workdirs)
-    changed = [*first, cascade.open_stage(workdirs / "32", num_steps=2)]
-    with pytest.raises(ValueError, match=r"32 has outputs.*stage_3.num_steps was 3 and is 2"):
+    changed = [both[0], cascade.open_stage(workdirs / "16", num_steps=2)]
+    with pytest.raises(ValueError, match=r"16 has outputs.*stage_2.num_steps was 3 and is 2"):
         generating.generate(changed, output, twos)
-    before = (output / "16" / "000000.png").stat().mtime, _read(output)
+    (output / "16" / "mine.png").write_text("not of the job")
+    before = (output / "8" / "000000.png").stat().mtime, _read(output, 16)
     generating.generate(changed, output, generating.Options(3, (2,), 5, renew=True))
-    after = (output / "16" / "000000.png").stat().mtime, _read(output)
+    after = (output / "8" / "000000.png").stat().mtime, _read(output, 16)
+    assert (output / "16" / "mine.png").exists()
     assert before[0] == after[0] and (before[1]["000000.png"] != after[1]["000000.png"]).any()
 
 

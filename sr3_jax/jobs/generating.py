@@ -7,6 +7,7 @@ import concurrent.futures
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from sr3_jax.evaluation.outputs import Files, file_of
 from sr3_jax.inference import cascade, manifest
 from sr3_jax.jobs import judging, shared
 
+_NAME = re.compile(r"\d{6}\.png")  # `file_of`
 _THREADS = 4  # that read, and that write
 _BATCHES_BEHIND = 2  # that wait to be written, at most
 # Up to so many images the bar moves with every network call, for which each is waited for.
@@ -113,22 +115,20 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         measure = judging.Measure(measured, (table,) if table else ())
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
-        _compare(config, workdir, stage.image_size)
+        images = Files(workdir / "evaluation" / str(stage.image_size), range(options.num_images))
+        _compare(config, workdir, images)
     parallel.wait_for_all()
 
 
-def _compare(config: factory.ConfigDict, workdir: epath.Path, size: int) -> None:
+def _compare(config: factory.ConfigDict, workdir: epath.Path, images: Files) -> None:
     """Draws `neighbours.png`: images, and the training images that they are nearest to."""
-    folder = workdir / "evaluation"
-    numbers = [int(name[:-4]) for name in manifest.existing(folder / str(size))]
-    images = Files(folder / str(size), sorted(numbers)[:_COMPARED])
     found = neighbours.compare(
-        np.stack(list(images)),
+        np.stack([images[k] for k in range(min(_COMPARED, len(images)))]),
         data_factory.shown_in_training(config, _SHOWN, workdir / shared.INDEX),
         data_factory.held_out_images(config, _COMPARED, workdir / shared.INDEX),
         mirror=config.train.flip,
     )
-    pictures.save(found.picture(), folder / "neighbours.png")
+    pictures.save(found.picture(), workdir / "evaluation" / "neighbours.png")
     print(found)
 
 
@@ -207,8 +207,9 @@ def _prepare(
         for i in order:
             folder, made_by = pairs[i]
             manifest.check_recipe(folder, made_by, overwrite=overwrite[i])
-            for name in manifest.existing(folder) if overwrite[i] else ():
-                (folder / name).unlink()
+            if overwrite[i]:
+                for name in filter(_NAME.fullmatch, manifest.existing(folder)):
+                    (folder / name).unlink()
     parallel.wait_for_all()
 
 
