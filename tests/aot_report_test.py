@@ -192,14 +192,25 @@ def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():
 
 
 def test_the_table_in_the_docs_is_that_of_the_reports_beside_it(tmp_path):
-    copy = tmp_path / "tpu.md"
-    copy.write_text((small_run.ROOT / "docs" / "tpu.md").read_text())
+    copy, cascades = tmp_path / "tpu.md", tmp_path / "generation.md"
+    for path in (copy, cascades):
+        path.write_text((small_run.ROOT / "docs" / path.name).read_text())
     paths = (small_run.ROOT / "docs" / "tpu").glob("*.json")
     reports = {path.stem: json.loads(path.read_text()) for path in paths}
     assert set(reports) == {name for name, _ in aot_table.programs()}
     before = copy.read_text()
     aot_table.write_table(copy, aot_table.table(reports))
     assert copy.read_text() == before
+    of_cascades = cascades.read_text()
+    aot_table.write_table(cascades, aot_table.cascade_table(reports))
+    assert cascades.read_text() == of_cascades
+    # Both cascades in three settings; and by hand, the seconds of a face on eight cores.
+    assert of_cascades.count("| cascade_") == 6
+    steps = {"ffhq_64_base": 1000, "imagenet_64_256": 256, "ffhq_256_1024": 100}
+    each = [
+        n * reports[f"{c}-v3-2x2-sample_one"]["estimated_step_seconds"] for c, n in steps.items()
+    ]
+    assert f"| {sum(each):.1f} s |" in of_cascades
     for report in reports.values():
         if report["fits"] and report["estimated_step_seconds"]:
             assert f"| {report['estimated_step_seconds']:.4f} s |" in before

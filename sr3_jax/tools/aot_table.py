@@ -4,13 +4,14 @@
 
 compiles what `--reports` has no file of yet (two to ten minutes each on two cores), each program
 in a process of its own, with aot_report's `--quick`, and then writes the table into the document,
-between its two marks.
+between its two marks; and that of whole cascades into `--cascades`.
 It can be stopped at any time and goes on with what is missing; remove a file to have it made again.
 `--only=REGEX` restricts what is compiled, `--render_only` compiles nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import pathlib
 import re
@@ -21,12 +22,19 @@ from typing import Any
 
 from absl import app, flags
 
+from sr3_jax import sampling_factory
 from sr3_jax.data import storage
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "Where the table stands.")
+_CASCADES = flags.DEFINE_string(
+    "cascades", "docs/generation.md", "Where the table of cascades stands."
+)
 _ONLY = flags.DEFINE_string("only", "", "Compile only what has this in its name.")
-_RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
+_RENDER_CASCADES = flags.DEFINE_string(
+    "cascades", "docs/generation.md", "Where the table of cascades stands."
+)
+_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
 
 _CONFIGS = (
     "ffhq_16_128",
@@ -44,6 +52,9 @@ _BATCH_OF_THE_PAPER = ("v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 _ONE_HOST = "v3:2x2"
 _STEPS_OF_THE_PAPER = 1_000_000
 _BEGIN, _END = "<!-- aot_table: begin -->\n", "<!-- aot_table: end -->\n"
+# Of whom, and on what: rows of the table of cascades.
+_WHOLE_CASCADES = ("cascade_ffhq_1024", "cascade_imagenet_256")
+_SETTINGS = ("v3-8x8-sample", "v3-2x2-sample", "v3-2x2-sample_one")
 
 
 def programs() -> Iterator[tuple[str, list[str]]]:
@@ -109,7 +120,7 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
         else:
             # Where the compiler gives no estimate, a star says that this is roofline's sum.
             star = " *" if seconds is None else ""
-            seconds = seconds or sum(part["seconds"] for part in row["parts"].values())
+            seconds = _seconds(row)
             days = seconds * _STEPS_OF_THE_PAPER / 86_400
             cells += [
                 f"{seconds:.4f} s{star}",
@@ -119,6 +130,42 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{row['bytes_per_core'] / 1e9:.1f} GB",
             ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """Of a step: the compiler's estimate, or else roofline's sum."""
+    parts = row["parts"].values()
+    return row["estimated_step_seconds"] or sum(part["seconds"] for part in parts)
+
+
+def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """What cascades take from nothing to the last pixel, by the steps of their configs.
+
+    Without guidance, what comes in and goes out, and the loading of networks.
+    """
+    lines = [
+        "| cascade | cores | images at once | steps times a step's time | in all | an image |",
+        "|---|---|---|---|---|---|",
+    ]
+    same = {other: name for name, other in SAME_PROGRAMS.items()}
+    for cascade in _WHOLE_CASCADES:
+        config = importlib.import_module(f"configs.{cascade}").get_config()
+        stages = [
+            (same.get(name, name), stage.sampling["num_steps"])
+            for stage in sampling_factory.stages(config)
+            for name in [stage.workdir.rpartition("/")[2]]
+        ]
+        for setting in _SETTINGS:
+            rows = [(reports.get(f"{name}-{setting}"), steps) for name, steps in stages]
+            if not all(row for row, _ in rows):
+                continue
+            total = sum(steps * _seconds(row) for row, steps in rows)
+            batch = rows[0][0]["batch_size"]
+            each = " + ".join(f"{steps} x {_seconds(row) * 1e3:.2f} ms" for row, steps in rows)
+            cores = f"{rows[0][0]['topology']} ({rows[0][0]['num_cores']})"
+            cells = (cascade, cores, batch, each, f"{total:.1f} s", f"{total / batch:.3f} s")
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -158,6 +205,7 @@ def main(argv: list[str]) -> None:
             failed.append(name)
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     write_table(pathlib.Path(_DOCUMENT.value), table(reports))
+    write_table(pathlib.Path(_CASCADES.value), cascade_table(reports))
     if failed:
         print(f"error: no report of {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
