@@ -31,10 +31,7 @@ _CASCADES = flags.DEFINE_string(
     "cascades", "docs/generation.md", "Where the table of cascades stands."
 )
 _ONLY = flags.DEFINE_string("only", "", "Compile only what has this in its name.")
-_RENDER_CASCADES = flags.DEFINE_string(
-    "cascades", "docs/generation.md", "Where the table of cascades stands."
-)
-_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
+_RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
 
 _CONFIGS = (
     "ffhq_16_128",
