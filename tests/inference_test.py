@@ -97,6 +97,31 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
         _close(results[0], other)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_whose_height_devices_share_are_the_same(resolver, images, count):
+    """Four devices and fewer images: each device has a strip, and asks its neighbours for edges."""
+    made = []
+    for share in (False, True):
+        refiner = refinement.Refiner(
+            resolver.refiner.model,
+            resolver._options,
+            factor=4,
+            stride=1,
+            devices=jax.local_devices(),
+            share_heights=share,
+        )
+        refiner.set_params(resolver.params)
+        keys = jax.random.split(jax.random.key(0), count)
+        snapshot, result = refiner.refine(images[:count], keys, resolver.make_sampler(3), [2])
+        made.append((snapshot(), result()))
+    # It really is split: arrays of strips, as the compiled program has them.
+    (advance,) = (p for (name, *_), p in refiner._compiled.items() if name == "advance")
+    _, x, *_ = advance.input_shardings[0]
+    assert x.shard_shape((count, 32, 32, 3)) == (1, 32 * count // 4, 32, 3)
+    for one, other in zip(*made, strict=True):
+        _close(one, other)
+
+
 def test_16_bits_stay_16_bits(resolver, images):
     """The same picture in finer levels, up to the rounding of the input's."""
     deep = resolver.upscale(images.astype(np.uint16) * 257)

@@ -58,8 +58,22 @@ class Refiner:
         factor: int,
         stride: int,
         devices: Sequence[jax.Device],
+        share_heights: bool | None = None,
     ) -> None:
-        """Takes the network; its weights come with `set_params`."""
+        """Takes the network; its weights come with `set_params`.
+
+        Args:
+          model: of images, or of a baseline; see `TrainedNetwork`.
+          options: of sampling.
+          factor: by how much images grow.
+          stride: of the network's deepest level.
+          devices: that share the images, or tiles.
+          share_heights: also the height of each image, where there are fewer images than devices.
+            None: if they are not CPUs, which work on one image with all cores anyway.
+        """
+        if share_heights is None:
+            share_heights = devices[0].platform != "cpu"
+        self._share_heights = share_heights
         self.model, self._options = model, options
         # What only some networks have; see `models.UNet`.
         self._has_source = getattr(model, "has_source", True)
@@ -204,6 +218,8 @@ class Refiner:
 
     def _spatial(self, devices: int, grid: tiling.Grid) -> int:
         """As many devices to an image as there are, if each has a row of the deepest level."""
+        if not self._share_heights:
+            return 1
         rows, free = grid.canvas[0] // self._stride, len(self._devices) // devices
         return max(n for n in range(1, free + 1) if rows % n == 0)
 
