@@ -44,11 +44,11 @@ def get_config(stage: str = "") -> config_dict.ConfigDict:
         low, high = map(int, stage.split("_"))
         config.data.image_size, config.data.low_resolution = high, low
         config.model.multipliers = (1, 2, 2, 4)
-        config.train.num_steps = 3000
-        config.train.num_decay_steps = 2500
+        config.train.num_steps = 2500
+        config.train.num_decay_steps = 1500
         config.train.batch_size = {32: 16, 64: 4}[high]
         config.train.blur_probability = 0.5
-        config.train.source_noise = 0.1
+        config.train.source_noise = 0.3
     else:
         raise ValueError(f"no stage {stage!r}; use base, 16_32 or 32_64")
     return config
