@@ -133,6 +133,11 @@ def main(argv: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value or ".")
     if _MODE.value == "train":
         _require("config", _CONFIG.value)
+    if _MODE.value != "generate" and _CONFIG.value is not None and "stage_1" in _CONFIG.value:
+        raise _WrongUseError(
+            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
+            "by one, by the configs that it names"
+        )
     if _MODE.value == "upscale":
         _require("input", _INPUT.value)
         _require("output", _OUTPUT.value)

@@ -11,6 +11,8 @@ from PIL import Image
 
 TRAIN = ["--config=configs/quickstart.py", "--workdir=/nonexistent/never-made"]
 
+CASCADE = ["--mode=generate", "--num_images=3", "--config=configs/cascade_ffhq_1024.py"]
+
 
 def _run(*flags: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sr3_jax.main", *flags]
@@ -36,6 +38,15 @@ def _run(*flags: str) -> subprocess.CompletedProcess:
         (["--config=configs/absent.py", "--workdir=/nonexistent"], "configs/absent.py"),
         (["--mode=upscale", "--workdir=/nonexistent", "--input=a"], "needs --output"),
         (["--mode=evaluate", "--workdir=/nonexistent"], "config.json does not exist"),
+        (["--mode=generate", "--workdir=/nonexistent"], "needs --num_images"),
+        (["--mode=generate", "--num_images=3"], "needs --workdir"),
+        ([*CASCADE, "--workdir=/nonexistent"], "--config=CASCADE or --workdir, not both"),
+        ([*CASCADE, "--steps=3"], "--steps: each stage of a cascade has its own"),
+        ([*CASCADE, "--label=cat"], "--label has 'cat'; give numbers of classes"),
+        (CASCADE, "stage runs/ffhq_64_base: runs/ffhq_64_base/config.json does not exist"),
+        ([*CASCADE, "--config.stage_2.sampling.nmu_steps=3"], 'Did you mean "num_steps"'),
+        ([*CASCADE[1:], "--workdir=/nonexistent"], "which is for --mode=generate"),
+        (["--mode=generate", "--num_images=3", TRAIN[0]], "no section stage_1"),
         (["stray", "--workdir=/nonexistent"], "unexpected argument 'stray'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
