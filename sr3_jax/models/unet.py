@@ -177,7 +177,8 @@ class UNet(nn.Module):
             layers.NoiseEmbedding(self.channels, self.embedding_scale, self.dtype, name=name)(level)
             for name, level in (
                 ("noise_embedding", gamma),
-                ("source_noise_embedding", source_gamma),
+                # By its noise: sqrt(gamma) hardly changes where there is little.
+                ("source_noise_embedding", None if source_gamma is None else 1.0 - source_gamma),
             )
             if level is not None
         ]
