@@ -104,34 +104,29 @@ def shown_in_training(
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     """What a network is shown first of the training images, in batches, but for its flips.
 
-    Of random crops `most`, drawn as in training; of central ones each image once, `most` of them.
+    Of random crops `most` at least, drawn as in training; of central ones each image once, or
+    `most` of them.
     """
-    source = training_source(config, index_dir)
-    images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
-    if config.data.crop == "random":
-        num_batches, batches = -(-most // _ROWS), images.training_batches()
-    else:
-        num_batches = -(-min(most, len(source)) // _ROWS)
-        batches = images.evaluation_batches() if len(source) <= most else images.training_batches()
-    with contextlib.closing(batches):
-        for batch in itertools.islice(batches, num_batches):
-            yield batch["high_resolution"][batch["weight"] > 0]
+    yield from _first_crops(config, training_source(config, index_dir), most)
 
 
 def held_out_images(
     config: ConfigDict, most: int, index_dir: epath.PathLike | None = None
 ) -> UInt8[np.ndarray, "n size size 3"]:
-    """The first usable held-out images, cut as those of `shown_in_training` are."""
+    """Usable held-out images, `most` at most, cut as those of `shown_in_training` are."""
     source = evaluation_source(config, index_dir)
+    return np.concatenate(list(_first_crops(config, source, most)))[:most]
+
+
+def _first_crops(
+    config: ConfigDict, source: sources.Source, most: int
+) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
-    is_random = config.data.crop == "random"
-    batches = images.training_batches() if is_random else images.evaluation_batches()
+    once = config.data.crop == "central" and len(source) <= most
+    batches = images.evaluation_batches() if once else images.training_batches()
     with contextlib.closing(batches):
-        some = [
-            batch["high_resolution"][batch["weight"] > 0]
-            for batch in itertools.islice(batches, -(-most // _ROWS))
-        ]
-    return np.concatenate(some)[:most]
+        for batch in itertools.islice(batches, -(-most // _ROWS)):
+            yield batch["high_resolution"][batch["weight"] > 0]
 
 
 def make_pipeline(

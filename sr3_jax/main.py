@@ -123,31 +123,13 @@ def main(argv: list[str]) -> None:
     """Picks the job."""
     if len(argv) > 1:
         raise _WrongUseError(f"unexpected argument {argv[1]!r}; options start with --")
-    if _MODE.value == "generate":
-        _require("num_images", _NUM_IMAGES.value)
-    # A cascade's config says where its networks are.
-    if _MODE.value != "generate" or _CONFIG.value is None:
-        _require("workdir", _WORKDIR.value)
-    elif _WORKDIR.value is not None:
-        raise _WrongUseError("--mode=generate takes --config=CASCADE or --workdir, not both")
-    workdir = epath.Path(_WORKDIR.value or ".")
-    if _MODE.value == "train":
-        _require("config", _CONFIG.value)
-    if _MODE.value != "generate" and _CONFIG.value is not None and "stage_1" in _CONFIG.value:
-        raise _WrongUseError(
-            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
-            "by one, by the configs that it names"
-        )
-    if _MODE.value == "upscale":
-        _require("input", _INPUT.value)
-        _require("output", _OUTPUT.value)
+    workdir = _check_flags()
     outputs = _outputs() if _MODE.value == "score" else {}
 
     # Late, so that a wrong flag is answered at once.
     from jax.errors import JaxRuntimeError
 
     from sr3_jax import config_file, jobs, parallel
-    from sr3_jax.inference import files
     from sr3_jax.jobs.ray_engine import ActorError
     from sr3_jax.training.checkpoint import CheckpointError, quiet_orbax
     from sr3_jax.training.loop import NonFiniteError, StoppedError
@@ -168,22 +150,7 @@ def main(argv: list[str]) -> None:
         elif _MODE.value == "generate":
             _generate(workdir)
         else:
-            num_failed = jobs.upscale(
-                workdir,
-                epath.Path(_INPUT.value),
-                epath.Path(_OUTPUT.value),
-                files.Options(
-                    _STEPS.value, _SEED.value, _FACTOR.value, _SAMPLES.value, _ANIMATE.value
-                ),
-                sampling=_sampling(),
-                engine=_ENGINE.value,
-                engine_options={"address": _RAY_ADDRESS.value, "num_workers": _WORKERS.value}
-                if _ENGINE.value == "ray"
-                else None,
-                overwrite=_OVERWRITE.value,
-            )
-            if num_failed:
-                _leave(_FAILED)
+            _upscale(workdir)
     except KeyboardInterrupt:
         _leave(_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
     except StoppedError as stopped:
@@ -204,6 +171,49 @@ def main(argv: list[str]) -> None:
             why = "this process cannot go on, most likely because another one was lost"
             _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
         _leave(_FAILED, f"error: {error}")
+
+
+def _check_flags() -> epath.Path:
+    """Whether the mode has what it needs; the workdir."""
+    if _MODE.value == "generate":
+        _require("num_images", _NUM_IMAGES.value)
+    # A cascade's config says where its networks are.
+    if _MODE.value != "generate" or _CONFIG.value is None:
+        _require("workdir", _WORKDIR.value)
+    elif _WORKDIR.value is not None:
+        raise _WrongUseError("--mode=generate takes --config=CASCADE or --workdir, not both")
+    if _MODE.value == "train":
+        _require("config", _CONFIG.value)
+    if _MODE.value != "generate" and _CONFIG.value is not None and "stage_1" in _CONFIG.value:
+        raise _WrongUseError(
+            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
+            "by one, by the configs that it names"
+        )
+    if _MODE.value == "upscale":
+        _require("input", _INPUT.value)
+        _require("output", _OUTPUT.value)
+    return epath.Path(_WORKDIR.value or ".")
+
+
+def _upscale(workdir: epath.Path) -> None:
+    """Ends with status 1 where an input failed."""
+    from sr3_jax import jobs
+    from sr3_jax.inference import files
+
+    num_failed = jobs.upscale(
+        workdir,
+        epath.Path(_INPUT.value),
+        epath.Path(_OUTPUT.value),
+        files.Options(_STEPS.value, _SEED.value, _FACTOR.value, _SAMPLES.value, _ANIMATE.value),
+        sampling=_sampling(),
+        engine=_ENGINE.value,
+        engine_options={"address": _RAY_ADDRESS.value, "num_workers": _WORKERS.value}
+        if _ENGINE.value == "ray"
+        else None,
+        overwrite=_OVERWRITE.value,
+    )
+    if num_failed:
+        _leave(_FAILED)
 
 
 def _generate(workdir: epath.Path) -> None:

@@ -172,6 +172,13 @@ def changed(config: factory.ConfigDict, sampling: Mapping[str, Any]) -> factory.
     return config
 
 
+def recipe(config: factory.ConfigDict) -> dict[str, Any]:
+    """All of `config.sampling` that decides what becomes of an input; JSON."""
+    how = json.loads(config.to_json())["sampling"]
+    how.pop("batch_size")
+    return how
+
+
 def options(config: factory.ConfigDict) -> Options:
     """How to sample."""
     c = config.sampling

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,8 +53,7 @@ class Stage:
 
     def recipe(self) -> dict[str, Any]:
         """All that decides what it makes of an input, but for seed and label."""
-        how = json.loads(self.config.to_json())["sampling"]
-        how.pop("batch_size")
+        how = sampling_factory.recipe(self.config)
         return {"workdir": self.workdir, "checkpoint": self.step, **how}
 
 
@@ -181,8 +179,7 @@ def start(
       labels: of the images; not looked at by a network that is told none.
       progress: called after each step of each batch.
     """
-    if not getattr(network.refiner.model, "num_classes", 0):
-        labels = None
+    labels = labels if network.num_classes else None
     if inputs is None:
         yield from network.start(len(keys), seed=keys, label=labels, progress=progress)
         return

@@ -54,5 +54,7 @@ def _opened(
     inputs = models.example_inputs(model, config.data.image_size)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
-    yield checkpointer, shapes["params"]
-    checkpointer.close()
+    try:
+        yield checkpointer, shapes["params"]
+    finally:
+        checkpointer.close()

@@ -166,6 +166,11 @@ class TrainedNetwork:
         """Images sampled at once (the next multiple of the devices, where they share it)."""
         return self._options.batch_size
 
+    @property
+    def num_classes(self) -> int:
+        """That the network is told of; 0: none."""
+        return getattr(self.refiner.model, "num_classes", 0)
+
     def num_calls(self, steps: int | None = None) -> int:
         """How often the network is called for one image: `steps`, but of Heun's method more."""
         sampler = self._sampler(steps)
@@ -197,7 +202,7 @@ class TrainedNetwork:
 
     def _labels(self, label: Label | None, count: int) -> Int[np.ndarray, " n"] | None:
         """One for each image; None where the network is told none."""
-        known = getattr(self.refiner.model, "num_classes", 0)
+        known = self.num_classes
         if label is None:
             if known and not self._options.knows_no_class:
                 raise ValueError(

@@ -194,8 +194,8 @@ def _recipe(config: factory.ConfigDict, resolver: SuperResolver) -> str:
         weights.update(jax.tree_util.keystr(path).encode())
         weights.update(np.ascontiguousarray(leaf).tobytes())
     sections = json.loads(config.to_json())
-    how = {key: sections[key] for key in ("seed", "model", "diffusion", "sampling")}
-    how["sampling"].pop("batch_size")
+    how = {key: sections[key] for key in ("seed", "model", "diffusion")}
+    how["sampling"] = sampling_factory.recipe(config)
     how["network_input"] = factory.network_input(config)
     return json.dumps([weights.hexdigest(), how], sort_keys=True)
 

@@ -75,8 +75,9 @@ def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list
     for section in sampling_factory.stages(config):
         stage = cascade.open_stage(section.workdir, section.checkpoint, **section.sampling)
         if guidance is not None and stage.num_classes:
-            changed = section.sampling | {"guidance": float(guidance)}
-            stage = cascade.open_stage(section.workdir, section.checkpoint, **changed)
+            guided = sampling_factory.changed(stage.config, {"guidance": float(guidance)})
+            sampling_factory.options(guided)
+            stage = dataclasses.replace(stage, config=guided)
         stages.append(stage)
     if guidance is not None and not any(stage.num_classes for stage in stages):
         raise ValueError(f"guidance = {guidance}, but no stage knows classes; leave it out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -177,8 +176,7 @@ def _recipe(work: Work) -> dict[str, Any]:
     """All that decides what an input becomes."""
     config = config_file.load(epath.Path(work.workdir) / "config.json")
     changed = sampling_factory.changed(config, work.sampling)
-    how = json.loads(changed.to_json())["sampling"]
-    how.pop("batch_size")
+    how = sampling_factory.recipe(changed)
     options = dataclasses.asdict(work.options)
     how["num_steps"] = options.pop("steps") or how["num_steps"]
     return {"workdir": work.workdir, "checkpoint": work.step, **options, **how}

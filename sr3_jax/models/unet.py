@@ -160,7 +160,12 @@ class UNet(nn.Module):
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        out = self._to_image(h, fold[0])
+        return self._correct(self._to_image(h, fold[0]), x, y_t, gamma)
+
+    def _correct(
+        self, out: Array, x: Array | None, y_t: Array | None, gamma: Array | None
+    ) -> Float[Array, "b h w _"]:
+        """What the convolutions give, as it is or as a correction (`residual_std`)."""
         if not self.residual_std:
             return out
         if y_t is None:
