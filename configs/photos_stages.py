@@ -36,19 +36,18 @@ def get_config(stage: str = "") -> config_dict.ConfigDict:
         config.model.num_heads = 2
         config.model.dropout = 0.1
         config.model.residual_std = 0.5  # of the photographs themselves, about 0
-        config.train.num_steps = 8000
-        config.train.num_decay_steps = 5000
+        config.train.num_steps = 10_000
+        config.train.num_decay_steps = 7000
         config.train.batch_size = 16
         config.train.learning_rate = 5e-4
     elif stage in ("16_32", "32_64"):
         low, high = map(int, stage.split("_"))
         config.data.image_size, config.data.low_resolution = high, low
         config.model.multipliers = (1, 2, 2, 4)
-        config.train.num_steps = 2500
-        config.train.num_decay_steps = 1500
+        config.train.num_steps = 4000
+        config.train.num_decay_steps = 3000
         config.train.batch_size = {32: 16, 64: 4}[high]
         config.train.blur_probability = 0.5
-        config.train.source_noise = 0.3
     else:
         raise ValueError(f"no stage {stage!r}; use base, 16_32 or 32_64")
     return config
