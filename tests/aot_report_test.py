@@ -13,7 +13,7 @@ import pytest
 import small_run
 from jax.sharding import PartitionSpec, SingleDeviceSharding
 
-from sr3_jax import parallel
+from sr3_jax import models, parallel
 from sr3_jax.models import convolution
 from sr3_jax.parallel import compilation, topology
 from sr3_jax.tools import aot_report, aot_table, roofline
@@ -103,7 +103,6 @@ def test_a_quick_report_differs_in_code_and_cycles_alone(tmp_path):
 
 
 @needs_libtpu
-@needs_libtpu
 def test_few_images_are_not_cut_into_strips():
     """As the compiler for newer TPUs would, left alone: strips' edges are bytes to copy."""
     device = topology.tpu_devices("v5e:2x2")[0]
@@ -129,6 +128,18 @@ def test_an_option_that_is_no_more_is_left_out_and_said(monkeypatch, caplog):
     row = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=SingleDeviceSharding(device))
     assert parallel.compile_for(device, jax.jit(jnp.sin).lower(row)).as_text()
     assert "No such compile option: 'xla_tpu_gone'" in caplog.text
+
+
+@needs_libtpu
+def test_operations_are_counted_where_an_accelerator_is_the_default():
+    """Its plugin counts none of a program that is not compiled, which ended a training on GPUs."""
+    model = models.UNet(channels=8, multipliers=(1, 2), num_blocks=1)
+    expected = models.count_flops(model, 16)
+    accelerator = topology.tpu_devices("v3:2x2")[0]
+    elsewhere = jax.jit(jnp.sin, in_shardings=SingleDeviceSharding(accelerator))
+    assert elsewhere.lower(jax.ShapeDtypeStruct((8,), jnp.float32)).cost_analysis() is None
+    with jax.default_device(accelerator):
+        assert models.count_flops(model, 16) == expected > 0
 
 
 @needs_libtpu

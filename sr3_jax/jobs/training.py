@@ -83,7 +83,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         sample=_logged_samples(config, workdir, mesh),
         learning_rate=factory.learning_rate(config),
         counts=functools.partial(shared.count_unusable, pipeline),
-        flops_per_step=3 * flops_of_image * options.batch_size,
+        flops_per_step=flops_of_image and 3 * flops_of_image * options.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
     )

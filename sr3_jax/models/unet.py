@@ -279,13 +279,19 @@ def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> in
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float:
+def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float | None:
     """Floating-point operations of the network on one image, as XLA counts the plain program.
 
     Folding and recomputation are not counted; a training step is taken for three times as many.
-    Nothing is allocated.
+    Nothing is allocated. None where `JAX_PLATFORMS` leaves out the CPU: plugins for accelerators
+    count only what they have compiled.
     """
+    try:
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return None
     plain = model.clone(lanes=1, remat=False) if isinstance(model, UNet) else model
     inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
-    shapes = jax.eval_shape(plain.init, jax.random.key(0), *inputs)
-    return jax.jit(plain.apply).lower(shapes, *inputs).cost_analysis()["flops"]
+    shapes = jax.eval_shape(lambda *i: plain.init(jax.random.key(0), *i), *inputs)
+    program = jax.jit(plain.apply, in_shardings=cpu).lower(shapes, *inputs)
+    return program.cost_analysis()["flops"]
