@@ -1,4 +1,4 @@
-r"""The three networks of a small cascade of photographs, 16 to 64 pixels: hours on two CPU cores.
+r"""The three networks of a small cascade of photographs, 16 to 64 pixels, for two CPU cores.
 
     bash launch/cascade.sh [IMAGES]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the three networks of a small cascade of photographs (16x16 from nothing, 16 to 32, 32 to
-# 64), and draws 64 photographs with it: two hours or so on two CPU cores. Stopped, it goes on.
+# 64), and draws 64 photographs with it: an hour and a half on two CPU cores. Stopped, it goes on.
 #   bash launch/cascade.sh [IMAGES] [--config.KEY=VALUE ...]
 # IMAGES: a folder of photographs; without, the seven of scikit-image, which are few. Further
 # arguments go to each training. WORKDIR: where everything lands (default runs/cascade).
