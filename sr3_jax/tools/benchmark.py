@@ -93,12 +93,8 @@ def make_runs(
     """
     mesh = parallel.make_mesh()
     parallel.check_batch_size(batch_size, mesh, "--batch_size")
-    flops_of_image = models.count_flops(model, image_size)
-    if flops_of_image is None:
-        raise ValueError(
-            f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS', '')!r} leaves out the CPU, where "
-            "operations are counted; add ,cpu to it"
-        )
+    # Of the program as written, before XLA rewrites convolutions into other forms.
+    forward_flops = batch_size * _flops_of_image(model, image_size)
     shape = (batch_size, image_size, image_size, 3)
     keys = jax.random.split(jax.random.key(0), 3)
     x, y_0, eps = (jax.random.normal(key, shape) for key in keys)
@@ -134,7 +130,6 @@ def make_runs(
         )
 
     state = [params, opt_state]
-    lowered = jax.jit(forward).lower(params, *batch)
     compile_seconds = {}
 
     def compiled(name: str, program: Any) -> Any:
@@ -143,7 +138,7 @@ def make_runs(
         compile_seconds[name] = time.perf_counter() - start
         return executable
 
-    run_forward = compiled("forward", lowered)
+    run_forward = compiled("forward", jax.jit(forward).lower(params, *batch))
     run_train = compiled("train", jax.jit(train, donate_argnums=(0, 1)).lower(*state, *batch))
 
     def train_once() -> None:
@@ -161,11 +156,20 @@ def make_runs(
         runs["sample"] = _timed(lambda: jax.block_until_ready(run_sample(few, row_keys, batch[0])))
     facts = {
         "parameters": models.count_parameters(model, image_size),
-        # Of the program as written, before XLA rewrites convolutions into other forms.
-        "forward_flops": batch_size * flops_of_image,
+        "forward_flops": forward_flops,
         "compile_seconds": compile_seconds,
     }
     return runs, facts
+
+
+def _flops_of_image(model: models.UNet, image_size: int) -> float:
+    flops = models.count_flops(model, image_size)
+    if flops is None:
+        raise ValueError(
+            f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS', '')!r} leaves out the CPU, where "
+            "operations are counted; add ,cpu to it"
+        )
+    return flops
 
 
 def _timed(call: Callable[[], object]) -> Run:
