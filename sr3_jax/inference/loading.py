@@ -50,11 +50,9 @@ def _opened(
     """Its checkpoints, and the shapes of the network's parameters."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
-    model = factory.model(config)
-    inputs = models.example_inputs(model, config.data.image_size)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    shapes = models.parameter_shapes(factory.model(config), config.data.image_size)
     checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
     try:
-        yield checkpointer, shapes["params"]
+        yield checkpointer, shapes
     finally:
         checkpointer.close()

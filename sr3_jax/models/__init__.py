@@ -8,6 +8,7 @@ from sr3_jax.models.unet import (
     count_parameters,
     deepest_stride,
     example_inputs,
+    parameter_shapes,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "deepest_stride",
     "example_inputs",
     "guided_eps",
+    "parameter_shapes",
 ]

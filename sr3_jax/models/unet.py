@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -272,11 +272,18 @@ def example_inputs(
     )
 
 
+def parameter_shapes(model: nn.Module, image_size: int, channels: int = 3) -> dict[str, Any]:
+    """A network's parameters as `jax.ShapeDtypeStruct`s: nothing is allocated."""
+
+    def init() -> dict[str, Any]:
+        return model.init(jax.random.key(0), *example_inputs(model, image_size, channels))
+
+    return jax.eval_shape(init)["params"]
+
+
 def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> int:
     """Number of parameters, by shape evaluation: nothing is allocated."""
-    inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_size, channels)))
 
 
 def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float | None:
@@ -292,6 +299,6 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float |
         return None
     plain = model.clone(lanes=1, remat=False) if isinstance(model, UNet) else model
     inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
-    shapes = jax.eval_shape(lambda *i: plain.init(jax.random.key(0), *i), *inputs)
-    program = jax.jit(plain.apply, in_shardings=cpu).lower(shapes, *inputs)
+    variables = {"params": parameter_shapes(plain, image_size, channels)}
+    program = jax.jit(plain.apply, in_shardings=cpu).lower(variables, *inputs)
     return program.cost_analysis()["flops"]

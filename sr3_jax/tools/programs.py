@@ -54,10 +54,8 @@ def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
     model = factory.model(config)
     rows, size = config.train.batch_size, config.data.image_size
     low = config.data.low_resolution
-    inputs = models.example_inputs(model, size)
-    shapes = jax.eval_shape(
-        lambda: training_step.narrow(model.init(jax.random.key(0), *inputs)["params"], model.dtype)
-    )
+    shapes = models.parameter_shapes(model, size)
+    shapes = jax.eval_shape(lambda tree: training_step.narrow(tree, model.dtype), shapes)
     params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
     sampler = diffusion.ancestral(diffusion.linear(1, 0.999, 0.999))
     guidance = sampling_factory.options(config).guidance
