@@ -108,8 +108,8 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
 
 
 def fill_the_disk():
-    # Room for what is said, not for a checkpoint.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    # Room for what is said (30 kB and more of Orbax's threads), not for a checkpoint (files of 90).
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
