@@ -1,12 +1,16 @@
 """The upscaling job, on this process's devices and on a Ray cluster of this machine."""
 
 import io
+import ipaddress
 import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import small_run
 from etils import epath
@@ -181,23 +185,33 @@ class Killed(upscaling.Work):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One for all tests of this file, of two actors at most."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    """One for all tests of this file, of two actors at most, as the engine starts it."""
     path = os.pathsep.join([str(small_run.ROOT), str(small_run.ROOT / "tests")])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}},
+    variables = {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}
+    with ray_engine.cluster(None, num_cpus=2, runtime_env={"env_vars": variables}) as ray:
+        yield ray
+
+
+def test_a_cluster_of_this_machine_is_closed_to_others(cluster):
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        (process.name(), socket.laddr.ip.removeprefix("::ffff:"))
+        for process in processes
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert all(ipaddress.ip_address(address).is_loopback for _, address in listening), listening
+    # Another process of this machine, which has no token.
+    address = cluster.get_runtime_context().gcs_address
+    said = subprocess.run(
+        [sys.executable, "-c", f"import ray; ray.init({address!r}); print('inside')"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+        | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
     )
-    yield
-    ray.shutdown()
+    assert said.returncode and "inside" not in said.stdout and "auth" in said.stderr.lower()
 
 
 def _by_ray(monkeypatch, work, workdir, pictures, folder) -> int:
