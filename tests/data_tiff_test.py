@@ -9,8 +9,8 @@ import tifffile
 from picture_files import noise, png, tiff_file
 from PIL import ExifTags, Image
 
-from sr3_jax.data import picture, tiff
-from sr3_jax.data.image_file import BadImageError
+from sr3_jax.data import picture
+from sr3_jax.data.picture import BadImageError, tiff
 
 
 def test_maker_notes_stay_and_the_thumbnail_goes():
@@ -22,26 +22,26 @@ def test_maker_notes_stay_and_the_thumbnail_goes():
     block += struct.pack("<HHHIII", 1, 37500, 7, len(note), place + 18, 0) + note + bytes(6)
     second = struct.pack("<HHHIIHHIII", 2, 513, 4, 1, place + 90, 514, 4, 1, len(thumbnail), 0)
     block += second + thumbnail
-    kept = tiff.exif_of_block(tiff.EXIF_PREFIX + block)
+    kept = tiff.clean_exif(tiff.EXIF_PREFIX + block)
     assert b"THUMB" not in kept
     assert kept.index(note) - len(tiff.EXIF_PREFIX) == block.index(note)
     exif = Image.Exif()
     exif.load(kept)
     assert exif.get_ifd(ExifTags.IFD.Exif)[37500] == note
     assert 274 not in exif and not exif.get_ifd(ExifTags.IFD.IFD1)
-    assert tiff.exif_of_block(kept) == kept
+    assert tiff.clean_exif(kept) == kept
 
 
 @pytest.mark.parametrize("pointer", [8, 9, 2**31])
 def test_damaged_exif_is_left_out(pointer):
     block = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, 34665, 4, 1, pointer, 0)
-    assert tiff.exif_of_block(block) is None
+    assert tiff.clean_exif(block) is None
     for n in range(len(block) - 4):
-        assert tiff.exif_of_block(block[:n]) is None
+        assert tiff.clean_exif(block[:n]) is None
     found = picture.decode_picture(png(noise(3, np.uint16), (b"eXIf", block)))
     assert found.exif is None
     text = struct.pack("<4sIHHHIII", b"II*\0", 8, 1, 271, 2, 9, pointer + 18, 0)
-    assert tiff.exif_of_block(text) is None
+    assert tiff.clean_exif(text) is None
 
 
 def test_exif_that_would_explode_is_left_out():
@@ -51,7 +51,7 @@ def test_exif_that_would_explode_is_left_out():
         entries = [(tag, 4, 1, 8 + 42 * (i + 1)) for tag in (34665, 34853, 40965)]
         block += struct.pack("<H", 3) + b"".join(struct.pack("<HHII", *e) for e in entries)
         block += bytes(4)
-    assert tiff.exif_of_block(block + bytes(6)) is None
+    assert tiff.clean_exif(block + bytes(6)) is None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

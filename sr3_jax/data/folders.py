@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sr3_jax.data import image_file, sources, storage
+from sr3_jax.data import sources, storage
+from sr3_jax.data.picture import BadImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -151,10 +152,8 @@ class PairRef:
         picture = self.high.read()
         try:
             low = self.low.read().image
-        except image_file.BadImageError as error:
-            raise image_file.BadImageError(
-                f"its low resolution {self.low.name}: {error}"
-            ) from error
+        except BadImageError as error:
+            raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
         return picture._replace(low_resolution=low)
 
 

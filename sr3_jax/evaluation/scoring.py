@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from sr3_jax.data import folders, image_file, sources
+from sr3_jax.data import folders, sources
+from sr3_jax.data.picture import BadImageError
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
 from sr3_jax.evaluation.pretrained import Images
@@ -122,7 +123,7 @@ def _score_image(
     reference, low = images.pop("reference"), images.pop("input", None)
     for name, image in images.items():
         if image.shape != reference.shape:
-            raise image_file.BadImageError(
+            raise BadImageError(
                 f"{_size(image)} by {name}, where the reference has {_size(reference)}"
             )
     if low is not None:

@@ -23,7 +23,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import images as image_ops
-from sr3_jax.data import folders, image_file, picture, sources
+from sr3_jax.data import folders, picture, sources
 from sr3_jax.inference import pictures
 
 if TYPE_CHECKING:  # which knows this module
@@ -221,7 +221,7 @@ def _read_one(
         read = picture.read_picture(ref.path)
         factor = resolver.factor if options.factor is None else options.factor
         picture.check_writable(read, output / ref.name, float(factor))
-    except (image_file.BadImageError, OSError, ValueError) as error:
+    except (picture.BadImageError, OSError, ValueError) as error:
         return _record(ref.name, seed, "failed", error=str(error))
     note = ""
     if factor != resolver.factor:
@@ -319,7 +319,8 @@ def _write(
         if options.animate:
             pictures.write_animation(made.frames, path.with_name(path.name + ".refinement.gif"))
         # Last: where it is, all of it is.
-        picture.write_picture(dataclasses.replace(one.picture, pixels=pixels, alpha=alpha), path)
+        scale = float(options.factor or pixels.shape[0] / one.pixels.shape[0])
+        picture.write_picture(one.picture.scaled(pixels, alpha, scale), path)
     except (OSError, ValueError) as error:
         return _record(one.name, one.seed, "failed", error=f"cannot write: {error}")
     shift = _colour_shift(one.pixels, made.pixels)

@@ -1,0 +1,410 @@
+"""Picture files to pixels, at full depth: the one reader of the project.
+
+A file is opened first, which reads its header and refuses what cannot be read, and decoded then.
+Pillow decodes what it reads at full depth (JPEG, BMP, GIF, PNG and AVIF of 8 bits), pillow-heif
+HEIC, and libvips (pyvips) everything else. The last two are imported when such a file comes.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin
+from PIL import Image as PillowImage
+
+from sr3_jax.data import storage
+from sr3_jax.data.picture import belongings, cmyk, containers, tiff, tiff_reading
+from sr3_jax.data.picture.content import Picture, Pixels, rgb
+from sr3_jax.data.picture.errors import BadImageError, check_pixels, max_pixels, reasons
+from sr3_jax.data.picture.vips import vips
+
+Box = tuple[int, int, int, int]  # (left, top, right, bottom) in pixels
+
+_FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
+_ROWS = 256  # that are taken out of Pillow's memory at once
+
+# The major and the compatible brands of files in the container of HEIF.
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What is known of a picture before it is decoded.
+
+    Attributes:
+        width: of the upright picture, in pixels.
+        height: of it.
+        bands: colours and alpha; CMYK counts as the RGB that it becomes.
+        bits: of each in memory, 8 or 16.
+    """
+
+    width: int
+    height: int
+    bands: int
+    bits: int
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Of the pixels in memory. Decoding takes about three times that for a moment."""
+        return self.width * self.height * self.bands * self.bits // 8
+
+
+class _Opened(NamedTuple):
+    """A file whose header was read.
+
+    Attributes:
+        size: width and height as stored.
+        bands: see `Header`.
+        bits: see `Header`.
+        decode: gives the pixels as stored: grey or RGB, then alpha; 2 or 3 dimensions.
+        belongings: reads what belongs to the picture.
+        orientation: of EXIF.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    bits: int
+    decode: Callable[[], Shaped[np.ndarray, "height width *bands"]]
+    belongings: Callable[[], belongings.Belongings]
+    orientation: int = 1
+
+
+def read_picture(path: str) -> Picture:
+    """Reads a picture, local or a URL (see `storage`).
+
+    Raises:
+        BadImageError: missing file, or see `decode_picture`.
+        OSError: reading failed for another reason (permissions, network), which says nothing about
+            the picture.
+    """
+    return decode_picture(content(path))
+
+
+def decode_picture(data: bytes) -> Picture:
+    """Decodes a picture file, with everything that belongs to the picture.
+
+    The EXIF orientation is applied. 16 bits stay so; 10 and 12 bits of HEIC and AVIF are stretched
+    to 16. CMYK becomes 8-bit sRGB, by its profile or else by Pillow's plain formula.
+
+    Args:
+        data: content of a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file.
+
+    Raises:
+        BadImageError: with a short reason, where the data is empty, no picture, broken or
+            truncated; of more pixels than the limit; of several pages or frames; of other bands
+            than grey or RGB, and alpha; of pixels without a range; or where the package that reads
+            it is not installed.
+        ValueError: the limit on pixels in the environment is no number.
+    """
+    opened = _open(data)
+    values = _decoded(opened)
+    with reasons():
+        kept = opened.belongings()
+    pixels, alpha, is_grey = _split(values)
+    profile, notes = kept.icc_profile, kept.notes
+    if profile and profile[16:20] != (b"GRAY" if is_grey else b"RGB "):
+        notes.append(f"its colour profile, which is for {_space(profile)} pixels")
+        profile = None
+    return Picture(
+        pixels=pixels,
+        alpha=alpha,
+        is_grey=is_grey,
+        icc_profile=profile or None,
+        exif=kept.exif,
+        metadata=kept.metadata,
+        is_lossless=kept.is_lossless,
+        notes=tuple(notes),
+    )
+
+
+def read_rgb(path: str, box: Box | None = None) -> Pixels:
+    """Reads what networks see of a picture file; see `decode_rgb`.
+
+    Args:
+        path: local, or a URL; see `storage`.
+        box: what to cut out of the upright picture; None for all of it.
+
+    Raises:
+        BadImageError: missing file, see `decode_picture`, or a box that is not inside the picture.
+        OSError: see `read_picture`.
+    """
+    image = decode_rgb(content(path))
+    if box is None:
+        return image
+    left, top, right, bottom = box
+    height, width = image.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise BadImageError(f"box {box} is not inside the {width}x{height} image")
+    # A copy, so that the whole image can be freed.
+    return image[top:bottom, left:right].copy()
+
+
+def decode_rgb(data: bytes) -> Pixels:
+    """The RGB pixels of a picture file at its own depth, transparency composited over white.
+
+    As `decode_picture`, but without reading what belongs to the picture.
+    """
+    pixels, alpha, _ = _split(_decoded(_open(data)))
+    return rgb(Picture(pixels, alpha))
+
+
+def header(data: bytes) -> Header:
+    """What the header of a picture file says; nothing is decoded.
+
+    Raises:
+        BadImageError: see `decode_picture`; pixels that are broken are not noticed.
+    """
+    opened = _open(data)
+    size = opened.size[::-1] if opened.orientation >= 5 else opened.size
+    return Header(*size, opened.bands, opened.bits)
+
+
+def content(path: str) -> bytes:
+    """The content of a picture file.
+
+    Raises:
+        BadImageError: there is no such file.
+        OSError: see `read_picture`.
+    """
+    try:
+        return storage.read(path)
+    except FileNotFoundError as error:
+        raise BadImageError(f"no such file: {path}") from error
+
+
+def _open(data: bytes) -> _Opened:
+    max_pixels()  # what is wrong in the environment is no fault of the picture
+    if not data:
+        raise BadImageError("empty file (0 bytes)")
+    with reasons():
+        opened = _opener(data)(data)
+        check_pixels(*opened.size)
+    return opened
+
+
+def _opener(data: bytes) -> Callable[[bytes], _Opened]:
+    """By the first bytes of a file, whatever its name."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return _open_jpeg
+    if data.startswith(containers.PNG_SIGNATURE):
+        return _open_png
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _open_webp
+    if tiff.is_tiff(data):
+        return _open_tiff
+    if data[:2] == b"BM":
+        return _open_bmp
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _open_gif
+    if data[4:8] == b"ftyp":
+        end = int.from_bytes(data[:4], "big")
+        brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(end, 256), 4))}
+        if brands & _AVIF_BRANDS:
+            return _open_avif
+        if brands & _HEIC_BRANDS:
+            return _open_heic
+    raise BadImageError(f"not a {_FORMATS} file")
+
+
+def _open_jpeg(data: bytes) -> _Opened:
+    # Without Image.open, whose limit on pixels is another; this is what it makes.
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    if image.mode == "CMYK":
+        profile = image.info.get("icc_profile")
+        decode = lambda: cmyk.image_to_srgb(_loaded(image), profile)  # noqa: E731
+        bands = 3
+    else:
+        decode, bands = lambda: _values(_loaded(image)), len(image.getbands())
+    orientation = belongings.orientation(image.info.get("exif"), image.info.get("xmp"))
+    return _Opened(image.size, bands, 8, decode, lambda: belongings.of_jpeg(image), orientation)
+
+
+def _open_png(data: bytes) -> _Opened:
+    if not any(kind == b"IEND" for kind, _, end in containers.png_chunks(data) if end <= len(data)):
+        raise BadImageError("truncated: it ends before its last chunk")
+    for kind, begin, end in containers.png_chunks(data):
+        if kind == b"acTL":
+            _refuse_frames(int.from_bytes(data[begin : min(begin + 4, end)], "big"))
+    pixels = containers.png_of_pixels(data)
+    image = PngImagePlugin.PngImageFile(io.BytesIO(pixels))
+    bits = 16 if data[24] == 16 else 8
+    has_alpha = image.has_transparency_data
+    if bits == 16:
+        decode = _by_vips("pngload_buffer", pixels)
+    else:
+        if data[24] < 8 and isinstance(level := image.info.get("transparency"), int):
+            if image.mode in ("1", "L"):
+                # Pillow stretches the levels to 8 bits, but not the one that is transparent.
+                image.info["transparency"] = level * 255 // (2 ** data[24] - 1)
+        decode = lambda: _values(_loaded(image))  # noqa: E731
+    return _Opened(
+        image.size,
+        (1 if data[25] in (0, 4) else 3) + has_alpha,
+        bits,
+        decode,
+        lambda: belongings.of_png(data),
+        belongings.orientation(*containers.png_exif_and_xmp(data)),
+    )
+
+
+def _open_webp(data: bytes) -> _Opened:
+    image = vips().Image.webpload_buffer(data, access="sequential")
+    if image.get_typeof("n-pages"):
+        _refuse_frames(image.get("n-pages"))
+    chunks = dict(containers.webp_chunks(data))
+    return _Opened(
+        (image.width, image.height),
+        image.bands,
+        8,
+        _by_vips("webpload_buffer", data),
+        lambda: belongings.of_webp(chunks),
+        belongings.orientation(chunks.get(b"EXIF"), chunks.get(b"XMP ")),
+    )
+
+
+def _open_tiff(data: bytes) -> _Opened:
+    found = tiff_reading.inspect(data)
+    check_pixels(found.width, found.height)
+    return _Opened(
+        (found.width, found.height),
+        found.bands,
+        found.bits,
+        lambda: tiff_reading.decode(data, found),
+        lambda: belongings.of_tiff(data, found),
+        found.orientation,
+    )
+
+
+def _open_bmp(data: bytes) -> _Opened:
+    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    return _of_pillow(image, lambda: belongings.of_bmp(image))
+
+
+def _open_gif(data: bytes) -> _Opened:
+    image = GifImagePlugin.GifImageFile(io.BytesIO(data))
+    check_pixels(*image.size)
+    _refuse_frames(image.n_frames)
+    return _of_pillow(image, lambda: belongings.of_gif(image))
+
+
+def _open_avif(data: bytes) -> _Opened:
+    image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+    _refuse_frames(image.n_frames)
+    opened = _of_pillow(image, lambda: belongings.of_avif(image))
+    # Pillow makes 8 bits of more.
+    deep = vips().Image.heifload_buffer(data, access="sequential")
+    bits = deep.get("bits-per-sample")
+    if bits == 8:
+        return opened
+    load = _by_vips("heifload_buffer", data)
+    # Upright already, and in the upper bits.
+    decode = lambda: _stretched(load() >> (16 - bits), bits)  # noqa: E731
+    size = (deep.width, deep.height)
+    return opened._replace(size=size, bits=16, decode=decode, orientation=1)
+
+
+def _open_heic(data: bytes) -> _Opened:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise BadImageError(
+            f"HEIC files need pillow-heif ({error}); run: pip install pillow-heif"
+        ) from error
+    file = pillow_heif.open_heif(
+        io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False, reload_size=True
+    )
+    if len(file) > 1:
+        raise BadImageError(
+            f"{len(file)} pictures in one file, and networks take one; save each as its own file"
+        )
+    bits = file.info["bit_depth"]
+    if file.premultiplied_alpha:
+        raise BadImageError("its colours are multiplied by alpha; save it as PNG")
+
+    def decode() -> np.ndarray:
+        values = np.asarray(file)
+        return values if bits == 8 else _stretched(values, bits)
+
+    bands = (1 if file.mode.startswith("L") else 3) + file.has_alpha
+    return _Opened(
+        file.size, bands, 8 if bits == 8 else 16, decode, lambda: belongings.of_heic(file)
+    )
+
+
+def _of_pillow(image: PillowImage.Image, read: Callable[[], belongings.Belongings]) -> _Opened:
+    # A palette of GIF may be one of greys, and is then loaded as such.
+    is_grey = image.mode in ("1", "L", "LA")
+    bands = (1 if is_grey else 3) + image.has_transparency_data
+    orientation = belongings.orientation(image.info.get("exif"), image.info.get("xmp"))
+    return _Opened(image.size, bands, 8, lambda: _values(_loaded(image)), read, orientation)
+
+
+def _loaded(image: PillowImage.Image) -> PillowImage.Image:
+    image.load()
+    return image
+
+
+def _by_vips(loader: str, data: bytes) -> Callable[[], np.ndarray]:
+    # Row by row: else libvips would hold the whole picture once more.
+    load = getattr(vips().Image, loader)
+    return lambda: load(data, access="sequential", fail_on="error").numpy()
+
+
+def _values(image: PillowImage.Image) -> Shaped[np.ndarray, "height width bands"]:
+    """The pixels of an image of Pillow's of any mode of 8 bits, with little memory beside them."""
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    mode += "A" if image.has_transparency_data else ""
+    made = np.empty((image.height, image.width, len(mode)), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        made[top : top + _ROWS] = np.atleast_3d(np.asarray(strip.convert(mode)))
+    return made
+
+
+def _stretched(values: Shaped[np.ndarray, "*shape"], bits: int) -> Shaped[np.ndarray, "*shape"]:
+    """Whole numbers of 9 to 16 bits to 16 bits, so that the largest becomes the largest."""
+    top = 2**bits - 1
+    table = (np.arange(2**bits, dtype=np.uint64) * 65535 + top // 2) // top
+    return table.astype(np.uint16)[values]
+
+
+def _decoded(opened: _Opened) -> Shaped[np.ndarray, "height width *bands"]:
+    """The upright pixels."""
+    with reasons():
+        values = np.atleast_3d(opened.decode())
+    if values.shape != (*opened.size[::-1], opened.bands):
+        raise BadImageError(
+            f"its header says {opened.bands} bands of {opened.size[0]}x{opened.size[1]}, and what "
+            f"was decoded has {values.shape[2]} of {values.shape[1]}x{values.shape[0]}"
+        )
+    if opened.orientation in (3, 4, 6, 7):
+        values = values[::-1]
+    if opened.orientation in (2, 3, 7, 8):
+        values = values[:, ::-1]
+    return values.swapaxes(0, 1) if opened.orientation in (5, 6, 7, 8) else values
+
+
+def _split(
+    values: Shaped[np.ndarray, "height width bands"],
+) -> tuple[Pixels, np.ndarray | None, bool]:
+    """Pixels, alpha, and whether they are grey; without a copy."""
+    bands = values.shape[2]
+    is_grey = bands < 3
+    colours = values[..., :1] if is_grey else values[..., :3]
+    pixels = np.broadcast_to(colours, (*values.shape[:2], 3)) if is_grey else colours
+    return pixels, values[..., -1] if bands in (2, 4) else None, is_grey
+
+
+def _refuse_frames(count: int) -> None:
+    if count > 1:
+        raise BadImageError(
+            f"an animation of {count} frames, and networks take one; save one of them"
+        )
+
+
+def _space(profile: bytes) -> str:
+    return profile[16:20].decode("ascii", "replace").strip() or "unknown"
