@@ -18,7 +18,7 @@ from picture_files import exif_block, make, noise, png, png_values, saved, tiff_
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from sr3_jax.data import picture
-from sr3_jax.data.picture import BadImageError, Picture
+from sr3_jax.data.picture import BadImageError, Picture, tiff
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # Only what says of which pixels it is differs; nothing here opens it.
@@ -247,8 +247,8 @@ def _files() -> dict[str, bytes]:
         np.dstack([own.pixels, own.alpha]),
         is_grey=False,
         has_alpha=True,
-        icc_profile=SRGB,
         exif=exif_block(),
+        tags=[tiff.Value(tiff.ICC_PROFILE, "u", SRGB)],
     )
     return files
 

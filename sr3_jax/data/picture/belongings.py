@@ -174,9 +174,9 @@ def of_tiff(data: bytes, found: Inspected) -> Belongings:
 def of_bmp(image: Image.Image) -> Belongings:
     """Of a BMP file that was opened."""
     kept = Belongings(is_lossless=True)
-    if dpi := image.info.get("dpi"):
-        # BMP has whole numbers for a metre, which Pillow has made inches of.
-        kept.metadata = Metadata(density=Density(*(round(x / 0.0254) / 100 for x in dpi), "cm"))
+    x, y = (round(dpi * containers.BMP_INCHES) for dpi in image.info.get("dpi", (0, 0)))
+    if x and y:
+        kept.metadata = Metadata(density=Density(x / 100, y / 100, "cm"))
     return kept
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from sr3_jax.data.picture.content import Density
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BMP_INCHES = 39.3701  # in a metre, by which Pillow converts what BMP files say of a metre
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
 RAW_EXIF = ("exif", "app1")  # what ImageMagick calls EXIF

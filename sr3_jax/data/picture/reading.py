@@ -236,9 +236,9 @@ def _open_png(data: bytes) -> _Opened:
     if bits == 16:
         decode = _by_vips("pngload_buffer", pixels)
     else:
-        if data[24] < 8 and isinstance(level := image.info.get("transparency"), int):
-            if image.mode in ("1", "L"):
-                # Pillow stretches the levels to 8 bits, but not the one that is transparent.
+        if data[24] < 8 and image.mode == "L":
+            # Pillow stretches the levels to 8 bits, but not the one that is transparent.
+            if isinstance(level := image.info.get("transparency"), int):
                 image.info["transparency"] = level * 255 // (2 ** data[24] - 1)
         decode = lambda: _values(_loaded(image))  # noqa: E731
     return _Opened(

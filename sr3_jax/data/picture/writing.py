@@ -274,7 +274,8 @@ def _png_pixels(picture: Picture, level: int) -> bytes:
     space = "grey16" if picture.is_grey else "rgb16"
     image = vips().Image.new_from_array(values, interpretation=space)
     # Of its filters the one that takes 60% of the time of all, for files 3% larger.
-    return image.pngsave_buffer(compression=level, filter="up", bitdepth=16, keep="none")
+    data = image.pngsave_buffer(compression=level, filter="up", bitdepth=16, keep="none")
+    return containers.png_of_pixels(data)  # else it would state a density
 
 
 def _encode_jpeg(picture: Picture, quality: Quality | None) -> bytes:
@@ -303,10 +304,9 @@ def _encode_avif(picture: Picture, quality: Quality | None) -> bytes:
 
 def _encode_bmp(picture: Picture, quality: Quality | None) -> bytes:
     density = picture.metadata.density
-    options = {}
-    if density and density.unit:
-        options["dpi"] = tuple(number * 0.0254 for number in density.per_metre())
-    return _by_pillow(_values(picture), "BMP", options)
+    per_metre = density.per_metre() if density and density.unit else (0, 0)
+    dpi = tuple(number / containers.BMP_INCHES for number in per_metre)
+    return _by_pillow(_values(picture), "BMP", {"dpi": dpi})
 
 
 def _encode_tiff(picture: Picture, quality: Quality | None) -> bytes:
