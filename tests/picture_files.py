@@ -1,4 +1,4 @@
-"""Picture files, made by Pillow, tifffile and by hand, for the tests of sr3_jax.data.picture."""
+"""Picture files, made by Pillow, tifffile, libvips and by hand, for the tests of data.picture."""
 
 import io
 import struct
@@ -6,9 +6,13 @@ import zlib
 
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from sr3_jax.data.picture import Picture
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# Only what says of which pixels it is differs; nothing in the tests opens it.
+GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
 def noise(channels: int, dtype: type, height: int = 9, width: int = 14) -> np.ndarray:
@@ -84,6 +88,36 @@ def tiff_file(values: np.ndarray, **options) -> bytes:
     head = {key: options.pop(key) for key in ("byteorder", "bigtiff") if key in options}
     tifffile.imwrite(file, values[..., 0] if channels == 1 else values, **head, **options)
     return file.getvalue()
+
+
+def levels_tiff(levels: np.ndarray, bits: int, white_is_zero: bool, order: str) -> bytes:
+    """Grey of 1 to 16 bits, as they are; written by hand."""
+    height, width = levels.shape
+    if bits == 16:
+        packed = levels.astype(order + "u2").tobytes()
+    else:
+        spread = np.unpackbits(levels.astype(np.uint8)[..., np.newaxis], axis=-1)[..., -bits:]
+        packed = np.packbits(spread.reshape(height, -1), axis=-1).tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, height), (279, len(packed))]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(tags))
+    table = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    return head + table + bytes(4) + packed
+
+
+def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """How pixels that are stored in an orientation of EXIF are seen, by its specification."""
+    # Which side of the picture the first row is, and which the first column.
+    return {
+        1: stored,
+        2: stored[:, ::-1],
+        3: np.rot90(stored, 2),
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored, 2).swapaxes(0, 1),
+        8: np.rot90(stored, 1),
+    }[orientation]
 
 
 def png_values(data: bytes) -> np.ndarray:

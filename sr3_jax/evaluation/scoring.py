@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sr3_jax.data import folders, sources
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data.picture import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
 from sr3_jax.evaluation.pretrained import Images
@@ -44,7 +43,7 @@ class Read(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, position: int) -> Pixels:
         return self._source[position].read().image
 
 

@@ -32,7 +32,10 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     place = len(PNG_SIGNATURE)
     while place + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
-        yield data[place + 4 : place + 8], place + 8, place + 8 + size
+        kind = data[place + 4 : place + 8]
+        yield kind, place + 8, place + 8 + size
+        if kind == b"IEND":
+            return
         place += 12 + size
 
 

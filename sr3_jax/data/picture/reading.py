@@ -8,7 +8,7 @@ HEIC, and libvips (pyvips) everything else. The last two are imported when such 
 import dataclasses
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,6 +20,9 @@ from sr3_jax.data.picture import belongings, cmyk, containers, tiff, tiff_readin
 from sr3_jax.data.picture.content import Picture, Pixels, rgb
 from sr3_jax.data.picture.errors import BadImageError, check_pixels, max_pixels, reasons
 from sr3_jax.data.picture.vips import vips
+
+if TYPE_CHECKING:  # else imported when it is needed
+    import pyvips
 
 Box = tuple[int, int, int, int]  # (left, top, right, bottom) in pixels
 
@@ -224,8 +227,6 @@ def _open_jpeg(data: bytes) -> _Opened:
 
 
 def _open_png(data: bytes) -> _Opened:
-    if not any(kind == b"IEND" for kind, _, end in containers.png_chunks(data) if end <= len(data)):
-        raise BadImageError("truncated: it ends before its last chunk")
     for kind, begin, end in containers.png_chunks(data):
         if kind == b"acTL":
             _refuse_frames(int.from_bytes(data[begin : min(begin + 4, end)], "big"))
@@ -234,7 +235,7 @@ def _open_png(data: bytes) -> _Opened:
     bits = 16 if data[24] == 16 else 8
     has_alpha = image.has_transparency_data
     if bits == 16:
-        decode = _by_vips("pngload_buffer", pixels)
+        decode = lambda: _by_vips("pngload_buffer", pixels).numpy()  # noqa: E731
     else:
         if data[24] < 8 and image.mode == "L":
             # Pillow stretches the levels to 8 bits, but not the one that is transparent.
@@ -252,7 +253,7 @@ def _open_png(data: bytes) -> _Opened:
 
 
 def _open_webp(data: bytes) -> _Opened:
-    image = vips().Image.webpload_buffer(data, access="sequential")
+    image = _by_vips("webpload_buffer", data)
     if image.get_typeof("n-pages"):
         _refuse_frames(image.get("n-pages"))
     chunks = dict(containers.webp_chunks(data))
@@ -260,7 +261,7 @@ def _open_webp(data: bytes) -> _Opened:
         (image.width, image.height),
         image.bands,
         8,
-        _by_vips("webpload_buffer", data),
+        image.numpy,
         lambda: belongings.of_webp(chunks),
         belongings.orientation(chunks.get(b"EXIF"), chunks.get(b"XMP ")),
     )
@@ -296,13 +297,12 @@ def _open_avif(data: bytes) -> _Opened:
     _refuse_frames(image.n_frames)
     opened = _of_pillow(image, lambda: belongings.of_avif(image))
     # Pillow makes 8 bits of more.
-    deep = vips().Image.heifload_buffer(data, access="sequential")
+    deep = _by_vips("heifload_buffer", data)
     bits = deep.get("bits-per-sample")
     if bits == 8:
         return opened
-    load = _by_vips("heifload_buffer", data)
     # Upright already, and in the upper bits.
-    decode = lambda: _stretched(load() >> (16 - bits), bits)  # noqa: E731
+    decode = lambda: _stretched(deep.numpy() >> (16 - bits), bits)  # noqa: E731
     size = (deep.width, deep.height)
     return opened._replace(size=size, bits=16, decode=decode, orientation=1)
 
@@ -348,10 +348,10 @@ def _loaded(image: PillowImage.Image) -> PillowImage.Image:
     return image
 
 
-def _by_vips(loader: str, data: bytes) -> Callable[[], np.ndarray]:
+def _by_vips(loader: str, data: bytes) -> "pyvips.Image":
+    """An image that libvips decodes when its pixels are asked for, which is done once."""
     # Row by row: else libvips would hold the whole picture once more.
-    load = getattr(vips().Image, loader)
-    return lambda: load(data, access="sequential", fail_on="error").numpy()
+    return getattr(vips().Image, loader)(data, access="sequential", fail_on="error")
 
 
 def _values(image: PillowImage.Image) -> Shaped[np.ndarray, "height width bands"]:
