@@ -2,17 +2,23 @@
 
 import io
 import struct
+import tarfile
 import zlib
 
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
-from sr3_jax.data.picture import Picture
+from sr3_jax.data import archives, folders, picture, records
+from sr3_jax.data.picture import BadImageError, Density, Metadata, Picture, tiff
+from sr3_jax.evaluation import scoring
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # Only what says of which pixels it is differs; nothing in the tests opens it.
 GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+IPTC = b"\x1c\x02x\x00\ta caption\x1c\x02\x19\x00\x03sea"  # of an odd number of bytes
 
 
 def noise(channels: int, dtype: type, height: int = 9, width: int = 14) -> np.ndarray:
@@ -134,3 +140,55 @@ def png_values(data: bytes) -> np.ndarray:
     assert (rows[:, 0] == 2).all()
     rows = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
     return rows.view(">u2").reshape(height, width, -1)
+
+
+def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, object]]:
+    """What each reader of the project makes of each file: pixels, or the message of an error."""
+    for name, data in files.items():
+        (folder / "in").mkdir(exist_ok=True)
+        (folder / "in" / name).write_bytes(data)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / "in", ".")
+    source, tar = folders.folder(folder / "in"), archives.archive(folder / "a.tar")
+    assert len(source) == len(tar) == len(files)
+
+    def attempt(read):
+        try:
+            return read()
+        except BadImageError as error:
+            return str(error)
+
+    found = {}
+    for i, (ref, member) in enumerate(zip(source, tar, strict=True)):
+        record = records.serialize_example({"image": files[ref.name]})
+        found[ref.name] = {
+            "training, a folder": attempt(lambda r=ref: r.read().image),
+            "training, a tar": attempt(lambda m=member: m.read().image),
+            "training, records": attempt(lambda r=record: records.picture(r).image),
+            "scoring": attempt(lambda i=i: scoring.Read(source)[i]),
+            "upscaling": attempt(lambda r=ref: picture.rgb(picture.read_picture(r.path))),
+        }
+    return found
+
+
+def metadata(**others) -> Metadata:
+    geo = (
+        tiff.Value(33550, "d", (10.0, 10.0, 0.0)),
+        tiff.Value(33922, "d", (0.0, 0.0, 0.0, 399960.0, 5000040.0, 0.0)),
+        tiff.Value(34735, "H", (1, 1, 0, 2, 1025, 0, 1, 1, 3072, 0, 1, 32632)),
+        tiff.Value(42113, "s", b"-9999\0"),
+    )
+    parts = {
+        "density": Density(300.0, 240.0, "inch"),
+        "xmp": XMP % 1,
+        "iptc": IPTC,
+        "comments": (b"hello",),
+        "png_chunks": (
+            (b"tEXt", b"parameters\0a cat, steps: 20"),
+            (b"iTXt", b"Title\0\0\0\0\0" + "Ünï".encode()),
+            (b"zTXt", b"Log\0\0" + zlib.compress(b"long" * 99)),
+            (b"gAMA", struct.pack(">I", 45455)),
+        ),
+        "geo": geo,
+    }
+    return Metadata(**parts | others)

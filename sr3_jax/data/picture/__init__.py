@@ -1,8 +1,8 @@
 """Picture files: the one reader and writer of the project, at full depth.
 
-`content` is a picture in memory; `reading` decodes files, with the help of `tiff_reading`, `cmyk`
-and `vips`; `belongings` are read from them beside the pixels, by `containers` and `tiff`; `writing`
-makes files. Everything outside this package uses the names here.
+`content` is a picture in memory; `reading` decodes files that `opening` has opened, with the help
+of `tiff_reading`, `cmyk` and `vips`; `belongings` are read from them beside the pixels, with the
+help of `containers` and `tiff`; `writing` makes files. What is outside uses the names here.
 """
 
 from sr3_jax.data.picture.content import (

@@ -12,6 +12,7 @@ from sr3_jax.data.picture.content import GEO_TAGS, Density, Metadata
 from sr3_jax.data.picture.tiff_reading import Inspected, profile
 
 if TYPE_CHECKING:
+    import pyvips
     from PIL import GifImagePlugin, Image, JpegImagePlugin
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])")
@@ -186,9 +187,11 @@ def of_gif(image: GifImagePlugin.GifImageFile) -> Belongings:
     return Belongings(is_lossless=True, metadata=Metadata(comments=(comment,) if comment else ()))
 
 
-def of_avif(image: Image.Image) -> Belongings:
-    """Of an AVIF file that was opened by Pillow."""
-    return _of_info(image.info)
+def of_avif(image: Image.Image, by_vips: pyvips.Image) -> Belongings:
+    """Of an AVIF file that was opened by Pillow and by libvips."""
+    # Pillow writes EXIF anew with the orientation of the file, and loses letters in it.
+    has_exif = by_vips.get_typeof("exif-data")
+    return _of_info(image.info | {"exif": by_vips.get("exif-data") if has_exif else None})
 
 
 def of_heic(file: Any) -> Belongings:

@@ -4,7 +4,6 @@ import fractions
 import io
 import types
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from etils import epath
@@ -17,7 +16,7 @@ from sr3_jax.data.picture.content import Density, Picture, Pixels
 from sr3_jax.data.picture.errors import BadImageError
 from sr3_jax.data.picture.vips import vips
 
-Quality = int | Literal["lossless"]
+Quality = int | str  # 1 to 100, or "lossless"
 
 # By suffix of a name; others get .png appended.
 _KINDS = {
