@@ -66,6 +66,24 @@ def test_what_belongs_to_a_picture_stays_or_is_told(tmp_path, kind):
     assert picture.read_picture(str(path)).metadata == Metadata()
 
 
+def test_what_is_too_long_for_jpeg_is_told(tmp_path):
+    long = Metadata(xmp=bytes(70000), iptc=b"\x1c" * 70000, comments=(b"c" * 70000, b"short"))
+    exif = tiff.clean_exif(exif_block(ImageDescription="d" * 70000))
+    before = make(3, np.uint8, exif=exif, metadata=long)
+    told = picture.not_kept(before, epath.Path("a.jpg"))
+    assert told == ("its EXIF", "its XMP", "its IPTC", "its comments")
+    path = picture.write_picture(before, epath.Path(tmp_path / "a.jpg"))
+    found = picture.read_picture(str(path))
+    assert found.exif is None and found.metadata == Metadata(comments=(b"short",))
+
+
+def test_a_density_in_exif_is_kept_where_there_is_no_other_place():
+    exif = exif_block(XResolution=72.0, YResolution=72.0, ResolutionUnit=2)
+    found = picture.decode_picture(saved(Image.fromarray(noise(3, np.uint8)), "WEBP", exif=exif))
+    assert found.metadata.density == Density(72, 72, "inch")
+    assert picture.not_kept(found, epath.Path("a.webp")) == ()
+
+
 def test_what_other_programs_wrote_is_found():
     image = Image.fromarray(noise(3, np.uint8))
     iptc = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC + b"\0"

@@ -227,6 +227,18 @@ def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
         assert np.abs(found.pixels.astype(int) - values).max() <= (2 if bits == 8 else 4 << shift)
         header = picture.header(file.getvalue())
         assert (header.width, header.height, header.bytes_decoded) == (64, 48, values.nbytes)
+    # These two store orientation in their own way beside EXIF's.
+    for number in range(1, 9):
+        options = {"exif": exif_block(Orientation=number)}
+        file = io.BytesIO()
+        pillow_heif.from_pillow(Image.fromarray(smooth)).save(
+            file, quality=-1, chroma=444, **options
+        )
+        avif = saved(Image.fromarray(smooth), "AVIF", quality=100, subsampling="4:4:4", **options)
+        for data in (file.getvalue(), avif):
+            found, expected = picture.decode_rgb(data), upright(smooth, number)
+            assert found.shape == expected.shape
+            assert np.abs(found.astype(int) - expected).max() <= 3
 
 
 def test_cmyk_becomes_srgb_by_its_profile_on_every_path(tmp_path):

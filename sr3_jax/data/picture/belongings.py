@@ -93,7 +93,7 @@ def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
     if segments:
         kept.notes.append(f"JPEG segments {', '.join(sorted(segments))}")
     kept.metadata = Metadata(
-        density=_jpeg_density(info) or _exif_density(info.get("exif")),
+        density=_jpeg_density(info) or exif_density(info.get("exif")),
         xmp=_xmp(info.get("xmp")),
         iptc=resources.get(containers.IPTC),
         comments=tuple(comments),
@@ -143,7 +143,7 @@ def of_webp(chunks: dict[bytes, bytes]) -> Belongings:
     kept.read_exif(exif)
     if others := sorted(kind.decode("latin-1") for kind in chunks if kind not in _WEBP_READ):
         kept.notes.append(f"WebP chunks {', '.join(others)}")
-    kept.metadata = Metadata(density=_exif_density(exif), xmp=_xmp(chunks.get(b"XMP ")))
+    kept.metadata = Metadata(density=exif_density(exif), xmp=_xmp(chunks.get(b"XMP ")))
     return kept
 
 
@@ -210,7 +210,7 @@ def of_heic(file: Any) -> Belongings:
 def _of_info(info: dict[str, Any]) -> Belongings:
     kept = Belongings(icc_profile=info.get("icc_profile"))
     kept.read_exif(info.get("exif"))
-    kept.metadata = Metadata(density=_exif_density(info.get("exif")), xmp=_xmp(info.get("xmp")))
+    kept.metadata = Metadata(density=exif_density(info.get("exif")), xmp=_xmp(info.get("xmp")))
     return kept
 
 
@@ -226,7 +226,8 @@ def _jpeg_density(info: dict[str, Any]) -> Density | None:
     return Density(*map(float, numbers), ("inch", "cm")[unit - 1])
 
 
-def _exif_density(exif: bytes | None) -> Density | None:
+def exif_density(exif: bytes | None) -> Density | None:
+    """What EXIF says of the density; None where it says nothing, or is damaged."""
     try:
         file = tiff.Tiff((exif or b"").removeprefix(tiff.EXIF_PREFIX))
         return _tiff_density(file, file.directory(file.first)[0])

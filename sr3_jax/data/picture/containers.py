@@ -19,7 +19,8 @@ IPTC = 1028  # the resource of Photoshop that holds it
 
 # Of profile and packets once they are decompressed: many times what real ones have.
 _MOST_BYTES = 16 << 20
-_LONGEST_SEGMENT = 65533
+# Of a segment of JPEG, less what says which it is.
+MOST_OF_SEGMENT = 65533 - 64
 
 # In XMP, either as an attribute or as an element.
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>)\s*)[2-8]")
@@ -196,8 +197,7 @@ def with_jpeg_segments(
 ) -> bytes:
     """The JPEG file with more segments behind its first one, which says that it is JFIF.
 
-    Raises:
-        ValueError: one of them is longer than a segment may be; see `fits_jpeg`.
+    None of them may be longer than `MOST_OF_SEGMENT`.
     """
     head = bytearray(data[:20])
     if density is not None:
@@ -209,15 +209,8 @@ def with_jpeg_segments(
     segments += [(0xFE, comment) for comment in comments]
     packed = b""
     for marker, content in segments:
-        if len(content) > _LONGEST_SEGMENT:
-            raise ValueError(f"{len(content)} bytes do not fit into a segment of JPEG")
         packed += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
     return bytes(head) + packed + data[20:]
-
-
-def fits_jpeg(content: bytes | None) -> bool:
-    """Whether a packet or comment is short enough for a segment of JPEG, its head included."""
-    return len(content or b"") <= _LONGEST_SEGMENT - 64
 
 
 def _text_bytes(chunk: PngChunk) -> bytes:

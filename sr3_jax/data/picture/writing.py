@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from sr3_jax.data import storage
-from sr3_jax.data.picture import containers, reading, tiff
+from sr3_jax.data.picture import belongings, containers, reading, tiff
 from sr3_jax.data.picture.content import Density, Picture, Pixels
 from sr3_jax.data.picture.errors import BadImageError
 from sr3_jax.data.picture.vips import vips
@@ -43,7 +43,7 @@ _MAX_SIDE = {"jpeg": 65500, "webp": 16383, "avif": 65536}
 
 # What each format has a place for beside pixels and profile.
 _HOLDS = {
-    "png": {"EXIF", "density", "XMP", "comments", "PNG's texts"},
+    "png": {"EXIF", "density", "XMP", "comments"},  # and its own texts
     "jpeg": {"EXIF", "density", "XMP", "IPTC", "comments"},
     "webp": {"EXIF", "XMP"},
     "avif": {"EXIF", "XMP"},
@@ -146,23 +146,23 @@ def not_kept(picture: Picture, path: epath.Path, format: str | None = None) -> t
     """
     kind = _KINDS[output_path(path, format).suffix.lower()]
     metadata = picture.metadata
-    fits = containers.fits_jpeg if kind == "jpeg" else lambda content: True
+    lost = []
+    for name, parts in (
+        ("EXIF", [picture.exif]),
+        ("density", [metadata.density]),
+        ("XMP", [metadata.xmp]),
+        ("IPTC", [metadata.iptc]),
+        ("comments", metadata.comments),
+        ("georeference", metadata.geo),
+    ):
+        is_held = name in _HOLDS[kind] and (kind != "jpeg" or all(map(_fits_jpeg, parts)))
+        if name == "density" and "EXIF" in _HOLDS[kind]:
+            is_held |= belongings.exif_density(picture.exif) == metadata.density
+        if any(parts) and not is_held:
+            lost.append(f"its {name}")
     texts = [containers.png_keyword(chunk) for chunk in metadata.png_chunks]
-    texts = [repr(text) for text in texts if text]
-    lost = [
-        name if name.startswith("PNG") else f"its {name}"
-        for name, value in (
-            ("EXIF", picture.exif),
-            ("density", metadata.density),
-            ("XMP", metadata.xmp),
-            ("IPTC", metadata.iptc),
-            ("comments", metadata.comments),
-            ("georeference", metadata.geo),
-        )
-        if value and (name not in _HOLDS[kind] or not (isinstance(value, tuple) or fits(value)))
-    ]
-    if texts and "PNG's texts" not in _HOLDS[kind]:
-        lost.append(f"PNG's texts {', '.join(texts)}")
+    if any(texts) and kind != "png":
+        lost.append(f"PNG's texts {', '.join(repr(text) for text in texts if text)}")
     colours = {chunk for chunk, _ in metadata.png_chunks} & {b"gAMA", b"cHRM", b"cICP"}
     if colours and kind != "png":
         lost.append("PNG's description of its colours")
@@ -279,26 +279,29 @@ def _png_pixels(picture: Picture, level: int) -> bytes:
 
 def _encode_jpeg(picture: Picture, quality: Quality | None) -> bytes:
     options = {"quality": quality, "subsampling": 0}
-    data = _by_pillow(_values(picture), "JPEG", options | _pillow_profile(picture, "EXIF"))
+    if picture.icc_profile:
+        options["icc_profile"] = picture.icc_profile
+    if picture.exif and _fits_jpeg(picture.exif):
+        options["exif"] = picture.exif
     metadata = picture.metadata
     return containers.with_jpeg_segments(
-        data,
+        _by_pillow(_values(picture), "JPEG", options),
         density=metadata.density,
-        xmp=metadata.xmp if containers.fits_jpeg(metadata.xmp) else None,
-        iptc=metadata.iptc if containers.fits_jpeg(metadata.iptc) else None,
-        comments=metadata.comments,
+        xmp=metadata.xmp if _fits_jpeg(metadata.xmp) else None,
+        iptc=metadata.iptc if _fits_jpeg(metadata.iptc) else None,
+        comments=filter(_fits_jpeg, metadata.comments),
     )
 
 
 def _encode_webp(picture: Picture, quality: Quality | None) -> bytes:
     # `exact`: hidden colours stay, too.
     options = {"lossless": True, "exact": True} if quality == "lossless" else {"quality": quality}
-    return _by_pillow(_values(picture), "WEBP", options | _pillow_profile(picture, "EXIF", "XMP"))
+    return _by_pillow(_values(picture), "WEBP", options | _pillow_options(picture))
 
 
 def _encode_avif(picture: Picture, quality: Quality | None) -> bytes:
     options = {"quality": quality, "subsampling": "4:4:4"}
-    return _by_pillow(_values(picture), "AVIF", options | _pillow_profile(picture, "EXIF", "XMP"))
+    return _by_pillow(_values(picture), "AVIF", options | _pillow_options(picture))
 
 
 def _encode_bmp(picture: Picture, quality: Quality | None) -> bytes:
@@ -351,12 +354,19 @@ def _tiff_density(density: Density) -> list[tiff.Value]:
     ]
 
 
-def _pillow_profile(picture: Picture, *held: str) -> dict[str, bytes]:
-    """Options of Pillow's writers."""
-    options = {"icc_profile": picture.icc_profile, "exif": picture.exif}
-    if "XMP" in held:
-        options["xmp"] = picture.metadata.xmp
+def _pillow_options(picture: Picture) -> dict[str, bytes]:
+    """What Pillow's writers of WebP and AVIF take beside pixels."""
+    options = {
+        "icc_profile": picture.icc_profile,
+        "exif": picture.exif,
+        "xmp": picture.metadata.xmp,
+    }
     return {name: value for name, value in options.items() if value}
+
+
+def _fits_jpeg(part: object) -> bool:
+    """Whether it is short enough for a segment of JPEG."""
+    return not isinstance(part, bytes) or len(part) <= containers.MOST_OF_SEGMENT
 
 
 def _by_pillow(
