@@ -9,7 +9,7 @@ import pytest
 import small_run
 from PIL import Image
 
-from sr3_jax.data import degrade, image_file
+from sr3_jax.data import degrade, picture
 from sr3_jax.tools import preview_data
 
 # The sheet's measures: a gap, tiles, a gap; a title above, a name under each row.
@@ -49,7 +49,7 @@ def _is(tile, image):
 
 def test_the_sheet_shows_pairs_mirrored_together(images):
     made = preview_data.preview(_config(images), num_images=6, num_read=0)
-    pictures = [image_file.read_file(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     mirrored = 0
     for row in range(6):
         pairs = [
@@ -71,7 +71,7 @@ def test_a_network_without_a_source_sees_the_pictures_alone(images):
     config.train.flip = False
     made = preview_data.preview(config, num_images=6, num_read=0)
     assert made.sheet.shape[1] == 2 * _GAP + _TILE
-    pictures = [image_file.read_file(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     for row in range(6):
         assert any(_is(_tile(made.sheet, row, 0), picture) for picture in pictures)
 
@@ -106,7 +106,7 @@ def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     assert "10 images; 10 read, of which" in done.stdout
     assert "  a/empty.jpg: empty file (0 bytes)\n" in done.stdout
     sheet = np.array(Image.open(output))
-    pictures = [image_file.read_file(str(p)) for p in images.glob("?/[0-9].png")]
+    pictures = [picture.read_rgb(str(p)) for p in images.glob("?/[0-9].png")]
     for row in range(6):
         assert any(_is(_tile(sheet, row, 2), p) for p in pictures)
 

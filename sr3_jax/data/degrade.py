@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Float32, Num, UInt8
 
-from sr3_jax.data.image_file import BadImageError, Box
+from sr3_jax.data.picture import BadImageError, Box
 
 # Of small crops that are resized in one go.
 BYTES_TOGETHER = 1 << 18

@@ -21,7 +21,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Float64, Int32, Integer, UInt8
 
-from sr3_jax.data import degrade, image_file, sources
+from sr3_jax.data import degrade, sources
+from sr3_jax.data.picture import BadImageError
 
 # With no usable image among so many, the source as a whole is at fault; a large one would take
 # hours to read to the end.
@@ -139,7 +140,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._cache: dict[int, _Pair | sources.Picture] = {}
         self._free_cache_bytes = cache_bytes
-        self._unusable: dict[int, image_file.BadImageError] = {}
+        self._unusable: dict[int, BadImageError] = {}
         self._found_usable = False
         self._orders: dict[int, Integer[np.ndarray, " num_images"]] = {}
 
@@ -304,7 +305,7 @@ class Pipeline:
                 picture = kept or self._source[index].read()
                 image, low_resolution, _ = picture
                 crop = degrade.cut(image, low_resolution, self._options, uniforms)
-            except image_file.BadImageError as error:
+            except BadImageError as error:
                 self._skip(index, error)
                 continue
             waiting[row] = picture, crop
@@ -323,7 +324,7 @@ class Pipeline:
                 self._cache[index] = value
                 self._free_cache_bytes -= size
 
-    def _skip(self, index: int, error: image_file.BadImageError) -> None:
+    def _skip(self, index: int, error: BadImageError) -> None:
         name = self._source[index].name
         with self._lock:
             if index in self._unusable:

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from sr3_jax.data import degrade, folders, image_file, records, sources, storage
+from sr3_jax.data import degrade, folders, records, sources, storage
+from sr3_jax.data.picture import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
@@ -98,7 +98,7 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
         for ref in plan.images[first : first + plan.images_per_file]:
             try:
                 content = _example(ref, plan.image_size)
-            except image_file.BadImageError as error:
+            except BadImageError as error:
                 skipped[ref.name] = [str(error), isinstance(error, degrade.TooSmallError)]
                 continue
             record = records.write_record(content)
@@ -214,9 +214,7 @@ def _example(ref: sources.FileRef, image_size: int) -> bytes:
         degrade.check_size(picture.image, image_size)
         left, top, right, bottom = degrade.central_box(*picture.image.shape[:2])
         square = picture.image[top:bottom, left:right]
-        encoded = io.BytesIO()
-        Image.fromarray(degrade.by_area(square, image_size)).save(encoded, "PNG")
-        data = encoded.getvalue()
+        data = encode_image(degrade.by_area(square, image_size))
     else:
         data = storage.read(ref.path)
     features: dict[str, bytes | int] = {

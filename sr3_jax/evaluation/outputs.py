@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from sr3_jax.data import image_file
+from sr3_jax.data import picture
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.pretrained import Images
 from sr3_jax.training.step import Batch
@@ -35,7 +35,7 @@ class Files(Sequence):
         return len(self._numbers)
 
     def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        return image_file.read_file(str(self._folder / file_of(self._numbers[position])))
+        return picture.read_rgb(str(self._folder / file_of(self._numbers[position])))
 
 
 class Upsampled(Sequence):
@@ -116,13 +116,13 @@ def _digest(recipe: bytes, image: np.ndarray) -> str:
 def _read(path: epath.Path, made_of: str) -> tuple[np.ndarray, float] | None:
     """The image and its seconds, if it is there, whole, and made from the same."""
     try:
-        image, comment = image_file.read_with_comment(str(path))
+        image, comment = picture.read_with_comment(str(path))
         said = json.loads(comment)
         return (image, float(said["seconds"])) if said["made_of"] == made_of else None
-    except (image_file.BadImageError, json.JSONDecodeError, KeyError, TypeError):
+    except (picture.BadImageError, json.JSONDecodeError, KeyError, TypeError):
         return None
 
 
 def _write(image: np.ndarray, path: epath.Path, made_of: str, seconds: float) -> None:
     comment = json.dumps({"made_of": made_of, "seconds": seconds})
-    image_file.write_image(image, path, comment=comment)
+    picture.write_image(image, path, comment=comment)

@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax.data import storage
-from sr3_jax.data.image_file import write_image
+from sr3_jax.data.picture import write_image
 from sr3_jax.evaluation import gallery, histograms, intervals, measures, tables
 from sr3_jax.evaluation.tables import Results
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
-from sr3_jax.data import folders, image_file, sources
+from sr3_jax.data import folders, sources
+from sr3_jax.data.picture import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
 from sr3_jax.evaluation.pretrained import Images
@@ -43,7 +43,7 @@ class Read(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, position: int) -> Pixels:
         return self._source[position].read().image
 
 
@@ -122,7 +122,7 @@ def _score_image(
     reference, low = images.pop("reference"), images.pop("input", None)
     for name, image in images.items():
         if image.shape != reference.shape:
-            raise image_file.BadImageError(
+            raise BadImageError(
                 f"{_size(image)} by {name}, where the reference has {_size(reference)}"
             )
     if low is not None:

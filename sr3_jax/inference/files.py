@@ -51,6 +51,8 @@ class Options:
       num_samples: of each picture, with noise of their own; of more than one the output is the
         mean, and beside it lies `NAME.uncertainty.png` (`pictures.uncertainty`).
       animate: write also `NAME.refinement.gif`, from noise to picture.
+      format: of the outputs, one of `picture.FORMATS`; None for that of each input.
+      quality: of lossy formats, 1 to 100, or `lossless`; see `picture.write_picture`.
     """
 
     steps: int | None = None
@@ -58,8 +60,11 @@ class Options:
     factor: float | None = None
     num_samples: int = 1
     animate: bool = False
+    format: str | None = None
+    quality: int | str | None = None
 
     def __post_init__(self):
+        picture.check_format(self.format, self.quality)
         if self.factor is not None and not self.factor > 0:
             raise ValueError(f"factor = {self.factor}; it must be above 0")
         if self.num_samples < 1:
@@ -101,13 +106,14 @@ def find_inputs(path: epath.PathLike, output: epath.PathLike | None = None) -> s
             "folder as --input",
             storage.shown(path / part),
         )
-    kept = tuple(ref for ref in found if not made.intersection(_parents(ref.name)))
+    kept = [ref.name for ref in found if not made.intersection(_parents(ref.name))]
     if not kept:
         raise ValueError(
             f"all images in {storage.shown(path)} are outputs of this program; to upscale them, "
             "give the folder that they lie in"
         )
-    return kept
+    unread = [name for name in found.unread if not made.intersection(_parents(name))]
+    return folders.Folder(found.root, folders.arrays_of(kept), found.others, unread)
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -116,14 +122,14 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def output_name(name: str) -> str:
+def output_name(name: str, format: str | None = None) -> str:
     """Returns the file that an input becomes, relative to the folder of outputs."""
-    return str(picture.output_path(epath.Path(name)))
+    return str(picture.output_path(epath.Path(name), format))
 
 
 def output_names(name: str, options: Options) -> list[str]:
     """Returns all files that an input becomes; the first is the picture."""
-    made = output_name(name)
+    made = output_name(name, options.format)
     names = [made]
     if options.num_samples > 1:
         names.append(storage.fitting_name(made, ".uncertainty.png"))
@@ -214,6 +220,7 @@ class _Source:
     """An input, and what is known of its file."""
 
     ref: sources.FileRef
+    output: str
     seed: int
     state: storage.State | None = None
     digest: str = ""
@@ -225,7 +232,7 @@ class _Source:
         size, version = self.state or (None, "")
         return Record(
             self.ref.name,
-            output_name(self.ref.name),
+            self.output,
             status,
             seed=self.seed,
             input_size=size,
@@ -305,7 +312,7 @@ class _Content(NamedTuple):
 
 def _fetch(options: Options, ref: sources.FileRef) -> tuple[_Source, _Content | str]:
     """Returns a file's content, or why it cannot be used."""
-    source = _Source(ref, seed_of(ref.name, options.seed))
+    source = _Source(ref, output_name(ref.name, options.format), seed_of(ref.name, options.seed))
     try:
         # Before it is read: what changes it meanwhile makes it another version.
         source = dataclasses.replace(source, state=storage.state(ref.path))
@@ -329,7 +336,8 @@ def _decode(
     try:
         read = picture.decode_picture(content.data)
         factor = resolver.factor if options.factor is None else options.factor
-        picture.check_writable(read, output / output_name(name), float(factor))
+        given = {"format": options.format, "quality": options.quality}
+        picture.check_writable(read, output / name, float(factor), **given)
     except (picture.BadImageError, OSError, ValueError) as error:
         return source.record("failed", error=str(error))
     note = ""
@@ -431,7 +439,12 @@ def _write(
         if options.animate:
             pictures.write_animation(made.frames, beside[-1])
         # Last: where it is, all of it is.
-        picture.write_picture(dataclasses.replace(one.picture, pixels=pixels, alpha=alpha), path)
+        scale = float(options.factor or pixels.shape[0] / one.pixels.shape[0])
+        large = one.picture.scaled(pixels, alpha, scale)
+        # The name is the input's: the writer appends what the format wants.
+        given = {"format": options.format, "quality": options.quality}
+        picture.write_picture(large, output / one.name, **given)
+        lost = picture.not_kept(large, output / one.name, options.format)
     except (OSError, ValueError) as error:
         if storage.is_of_the_place(error):
             raise
@@ -444,7 +457,7 @@ def _write(
     return one.source.record(
         "written",
         seconds=round(seconds, 4),
-        note=one.note,
+        note="; ".join(filter(None, (one.note, lost and f"not kept: {', '.join(lost)}"))),
         colour_shift=round(shift, 3),
         output_size=storage.state(path).size,
     )

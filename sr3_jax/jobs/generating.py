@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 
 from sr3_jax import data_factory, factory, parallel, sampling_factory
-from sr3_jax.data import image_file, storage
+from sr3_jax.data import picture, storage
 from sr3_jax.evaluation import neighbours, pictures
 from sr3_jax.evaluation.outputs import Files, file_of
 from sr3_jax.inference import cascade, manifest
@@ -266,7 +266,7 @@ def _run_stage(
             nonlocal written
             images = waiting.popleft()()
             paths = [folder / file_of(int(k)) for k in numbers[written : written + len(images)]]
-            list(pool.map(image_file.write_image, images, paths))
+            list(pool.map(picture.write_image, images, paths))
             written += len(images)
             if not each_call:
                 shared.advance(bar, len(images))
@@ -281,7 +281,7 @@ def _run_stage(
 
 
 def _read(path: epath.Path) -> UInt8[np.ndarray, "h w 3"]:
-    return image_file.read_file(str(path))
+    return picture.read_rgb(str(path))
 
 
 def _show(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -104,6 +105,12 @@ def upscale(
             print(f"{len(inputs) - len(missing)} of {len(inputs)} outputs are there already")
         share = missing[jax.process_index() :: jax.process_count()]
         rows = manifest.Manifest(output)
+        # Pictures by their names, of formats that are not read.
+        unread = getattr(inputs, "unread", ())
+        for name in unread if jax.process_index() == 0 else ():
+            suffix = os.path.splitext(name)[1]
+            error = f"files of this format ({suffix}) are not read; convert it, to PNG for example"
+            rows.add(manifest.Record(name, "", "failed", error))
         try:
             with parallel.StopSignal() as stop, shared.progress_bar("upscale", len(share)) as bar:
                 if share and engine == "ray":
@@ -118,7 +125,7 @@ def upscale(
         parallel.wait_for_all()
         if jax.process_index() != 0:
             return 0
-        return _conclude(output, [ref.name for ref in inputs])
+        return _conclude(output, [*(ref.name for ref in inputs), *unread])
 
 
 def _prepare(
@@ -139,7 +146,7 @@ def _prepare(
         manifest.forget(output)
     manifest.merge(output)
     manifest.remove_partials(output)
-    names = {ref.name: files.output_name(ref.name) for ref in inputs}
+    names = {ref.name: files.output_name(ref.name, options.format) for ref in inputs}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
     found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
     if found.unknown:

@@ -19,7 +19,8 @@ from concurrent import futures
 from typing import Any
 
 from sr3_jax import data_factory
-from sr3_jax.data import degrade, image_file, sources
+from sr3_jax.data import degrade, sources
+from sr3_jax.data.picture import BadImageError
 
 # Of the bound: images for each turn of a thread.
 _ROWS = 8
@@ -139,7 +140,7 @@ def _make_pairs(refs: Sequence[sources.ImageRef], options: degrade.DegradeOption
         try:
             picture = ref.read()
             crops.append(degrade.cut(picture.image, picture.low_resolution, options, None))
-        except image_file.BadImageError:
+        except BadImageError:
             pass  # the pipeline leaves it out, too, and says so
     degrade.make_pairs(crops, options)
 
