@@ -39,7 +39,7 @@ def _folder(root):
 def _folder_pairs(root):
     for ref in folders.folder(_photographs(root / "photographs")):
         image = ref.read().image[:160, :160]
-        low = degrade.to_uint8(degrade.resize_bicubic(image, 40))
+        low = degrade.to_levels(degrade.resize_bicubic(image, 40), np.uint8)
         for name, picture in (("high", image), ("low", low)):
             (root / name).mkdir(exist_ok=True)
             Image.fromarray(picture).save(root / name / f"{pathlib.Path(ref.name).stem}.png")
