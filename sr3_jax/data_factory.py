@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tqdm
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from ml_collections import config_dict
 
 from sr3_jax import config_checks
@@ -91,16 +91,13 @@ def evaluation_size(config: ConfigDict) -> int:
 
 def central_training_images(
     config: ConfigDict, index_dir: epath.PathLike | None = None
-) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
-    """The largest central square of every usable training image, at the size of evaluation.
-
-    In 8 bits, which is what pretrained networks take.
-    """
+) -> Iterator[UInt[np.ndarray, "_h _w 3"]]:
+    """The largest central square of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
     size = evaluation_size(config)
     batches = make_pipeline(config, source, _ROWS, size, split=False).evaluation_batches()
     for batch in batches:
-        yield from picture.to_8_bits(batch["high_resolution"][batch["weight"] > 0])
+        yield from batch["high_resolution"][batch["weight"] > 0]
 
 
 def shown_in_training(

@@ -1,4 +1,8 @@
-"""Scores of images that any program made: folders of files, matched by name."""
+"""Scores of images that any program made: folders of files, matched by name.
+
+Files are read at their own depth, and values count as shares of the largest of it: of an 8-bit
+output and a 16-bit reference as if the output were multiplied by 257.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt
 
 from sr3_jax.data import folders, sources
 from sr3_jax.data.picture import BadImageError
@@ -26,6 +30,7 @@ class Scores(NamedTuple):
       of_images: by method and metric, one number for each image.
       images: `reference`, `input` (with low resolutions) and each method's, read when asked for.
       labels: of the references' classes; `data.sources.NO_LABEL` where there is none.
+      bits: depths of the files read, by method, `reference` and `input`.
     """
 
     means: dict[str, dict[str, float]]
@@ -33,6 +38,7 @@ class Scores(NamedTuple):
     of_images: dict[str, dict[str, list[float]]]
     images: dict[str, Images]
     labels: list[int]
+    bits: dict[str, list[int]]
 
 
 class Read(Sequence):
@@ -44,7 +50,7 @@ class Read(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
         return self._source[position].read().image
 
 
@@ -86,12 +92,15 @@ def score_folders(
         method: {metric: [] for metric in metrics} for method in methods
     }
     names, labels, wrong = [], [], []
+    bits: dict[str, set[int]] = {name: set() for name in matched}
     for i in range(len(reference)):
         names.append(reference[i].name)
         try:
             pictures = {name: images[i].read() for name, images in matched.items()}
             labels.append(pictures["reference"].label)
             images = {name: picture.image for name, picture in pictures.items()}
+            for name, image in images.items():
+                bits[name].add(8 * image.itemsize)
             scores = _score_image(images, luminance, border)
         except ValueError as error:
             wrong.append(f"{names[-1]}: {error}")
@@ -114,7 +123,8 @@ def score_folders(
     images = {name: Read(source) for name, source in matched.items()}
     if low_resolution is not None:
         images["bicubic"] = Upsampled(images["input"], images["reference"])
-    return Scores(means, names, of_images, images, labels)
+    depths = {name: sorted(found) for name, found in bits.items()}
+    return Scores(means, names, of_images, images, labels, depths)
 
 
 def _score_image(
@@ -127,7 +137,7 @@ def _score_image(
                 f"{_size(image)} by {name}, where the reference has {_size(reference)}"
             )
     if low is not None:
-        images["bicubic"] = evaluator.resize(low, reference.shape[:2])
+        images["bicubic"] = evaluator.resize(low, reference.shape[:2], reference.dtype)
     found = {}
     for name, image in images.items():
         scores = evaluator.score(
