@@ -105,8 +105,8 @@ class Reader:
             return ""
         white_level = (1 << largest.bit_length()) - 1
         return (
-            f"values of 16-bit images reach {largest} of 65535, which is nearly black: set "
-            f"config.data.white_level={white_level}, or 65535 if that is meant"
+            f"16-bit values reach {largest} of 65535: set config.data.white_level={white_level} "
+            "(65535 keeps them)"
         )
 
     def read(self, index: int) -> sources.Picture:
@@ -129,7 +129,7 @@ class Reader:
         largest = max((int(p.max()) for p in images if p.dtype == np.uint16), default=0)
         lost = set(notes)
         if self.dtype == np.uint8 and any(p.dtype == np.uint16 for p in images):
-            lost.add("16 bits, read at 8: set config.data.dtype=uint16 to keep them")
+            lost.add("16 bits, read at 8; config.data.dtype=uint16 keeps them")
         if 0 < self._white_level < largest:
             lost.add(f"values above config.data.white_level={self._white_level} are clipped")
         with self._lock:
