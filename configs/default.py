@@ -36,6 +36,12 @@ def get_config() -> config_dict.ConfigDict:
     # Of the source, in pixels; divides image_size. 0: none; images are made from nothing, as by the
     # model that a cascade begins with.
     data.low_resolution = 64
+    # Of pixels: `uint8` or `uint16`; empty: that of the first image. To 16 bits, 8-bit images are
+    # scaled exactly; to 8 bits, 16-bit ones are rounded, which is logged.
+    data.dtype = ""
+    # The value that means white in 16-bit images, as 4095 where they hold 12 bits; brighter values
+    # are clipped. 0: 65535.
+    data.white_level = 0
     data.crop = "central"  # `central`: the largest central square; `random`: see crop_scale
     data.crop_scale = (0.0, 1.0)  # sides of random squares, as a share of the shorter side
     data.cache_gb = 1.0  # RAM for what was read: pairs, or whole images where crops are random

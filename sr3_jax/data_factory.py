@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import tqdm
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from ml_collections import config_dict
 
-from sr3_jax.data import archives, folders, index_file, sources, storage
+from sr3_jax import config_checks
+from sr3_jax.data import archives, folders, index_file, picture, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import pipeline
@@ -90,7 +91,7 @@ def evaluation_size(config: ConfigDict) -> int:
 
 def central_training_images(
     config: ConfigDict, index_dir: epath.PathLike | None = None
-) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+) -> Iterator[UInt[np.ndarray, "_h _w 3"]]:
     """The largest central square of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
     size = evaluation_size(config)
@@ -104,6 +105,7 @@ def shown_in_training(
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     """What a network is shown first of the training images, in batches, but for its flips.
 
+    In 8 bits, as the images that are generated, with which they are compared.
     Of random crops `most` at least, drawn as in training; of central ones each image once, or
     `most` of them.
     """
@@ -126,7 +128,7 @@ def _first_crops(
     batches = images.evaluation_batches() if once else images.training_batches()
     with contextlib.closing(batches):
         for batch in itertools.islice(batches, -(-most // _ROWS)):
-            yield batch["high_resolution"][batch["weight"] > 0]
+            yield picture.to_8_bits(batch["high_resolution"][batch["weight"] > 0])
 
 
 def make_pipeline(
@@ -157,6 +159,14 @@ def make_pipeline(
         )
     if c.num_threads < 0:
         raise ValueError(f"config.data.num_threads = {c.num_threads}; it must be at least 0")
+    # Older workdirs have neither key.
+    dtype, white_level = c.get("dtype", ""), c.get("white_level", 0)
+    config_checks.choice("config.data.dtype", dtype, {"": None, "uint8": None, "uint16": None})
+    if not 0 <= white_level <= 65535:
+        raise ValueError(
+            f"config.data.white_level = {white_level}; it must be in 0 to 65535, as 4095 for files "
+            "of 12 bits, or 0 for 65535"
+        )
     options = degrade.DegradeOptions(
         image_size=image_size,
         low_resolution=image_size // factor if c.low_resolution else 0,
@@ -170,6 +180,8 @@ def make_pipeline(
         seed=config.seed,
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
+        dtype=dtype or None,
+        white_level=white_level,
         cache_bytes=int(c.cache_gb * 2**30),
         max_bad_share=c.max_bad_share,
         num_threads=c.num_threads or None,

@@ -1,7 +1,7 @@
 """Pixels and numbers: value ranges and the two resizes every part of SR3 shares.
 
-Images are NHWC. "8-bit" is uint8 0..255 as in files, "signed" is float32 in [-1, 1] as the
-network sees them.
+Images are NHWC. "8-bit" is uint8 0..255 as in files, "16-bit" uint16 0..65535, "signed" is float32
+in [-1, 1] as the network sees them.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def resize_bicubic(
 
 
 def upsample_source(
-    low_resolution: UInt8[Array | np.ndarray, "b h w c"], size: tuple[int, int]
+    low_resolution: UInt8[Array | np.ndarray, "b h w c"] | UInt16[Array | np.ndarray, "b h w c"],
+    size: tuple[int, int],
 ) -> Float[Array, "b h2 w2 c"]:
-    """The network's x: 8-bit low resolution to signed, bicubic, at the target size."""
+    """The network's x: the low resolution to signed, bicubic, at the target size."""
     return resize_bicubic(to_signed(low_resolution), size)
 
 

@@ -79,7 +79,7 @@ def two_folders(tmp_path):
     """Pictures by a camera that adds 7 to every level of the low resolution."""
     for i in range(3):
         high = _noise(32 + 8 * i, 48, seed=i)
-        low = degrade.to_uint8(high.reshape(8 + 2 * i, 4, 12, 4, 3).mean((1, 3)) + 7)
+        low = degrade.to_levels(high.reshape(8 + 2 * i, 4, 12, 4, 3).mean((1, 3)) + 7, np.uint8)
         _save(tmp_path / "high" / "a" / f"{i}.png", high)
         _save(tmp_path / "low" / "a" / f"{i}.bmp", low)
     return tmp_path / "high", tmp_path / "low"

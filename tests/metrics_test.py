@@ -28,6 +28,32 @@ def test_psnr_agrees_with_skimage(pair):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
+    """8 bits and the same times 257 are one picture; other 16-bit values are seen in full."""
+    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(pair[1]), (24, 36))))
+    wide = tuple(rows * np.uint16(257) for rows in (*pair, low))
+    options = {"luminance": True, "border": 3}
+    for score in (
+        lambda a, b, _: metrics.psnr(a, b),
+        lambda a, b, _: metrics.psnr(a, b, **options),
+        lambda a, b, _: metrics.ssim(a, b, **options),
+        lambda a, _, low: metrics.consistency(a, low),
+        lambda a, b, _: metrics.detail(a, b),
+        lambda a, b, _: list(metrics.energy_score(np.stack([a, a[::-1]]), b).values()),
+    ):
+        expected = np.asarray(score(*pair, low))
+        for a, b, c in ((wide[0], pair[1], low), (pair[0], wide[1], wide[2]), wide):
+            np.testing.assert_allclose(score(a, b, c), expected, rtol=1e-5)
+    noise = np.random.default_rng(0).integers(0, 20, wide[1].shape, dtype=np.uint16)
+    finer = wide[1] - np.minimum(noise, wide[1])  # less than a level of 8 bits
+    theirs = [
+        skimage.metrics.peak_signal_noise_ratio(b, a, data_range=65535)
+        for a, b in zip(finer, wide[1], strict=True)
+    ]
+    assert min(theirs) > 70
+    np.testing.assert_allclose(metrics.psnr(finer, wide[1]), theirs, atol=1e-3)
+
+
 def test_ssim_agrees_with_skimage(pair):
     theirs = [
         skimage.metrics.structural_similarity(

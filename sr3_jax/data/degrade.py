@@ -1,9 +1,9 @@
-"""From an image to a (high resolution, low resolution) pair of uint8 images.
+"""From an image to a (high resolution, low resolution) pair of images of its own depth.
 
 Crop first, then make both sizes from the same crop: resizing and cropping the two sizes separately
 shifts them against each other (1.9 high-resolution pixels on a 500x375 image at 64 to 256). As in
-SR3, the crop is resized by area; the low resolution is the 8-bit high resolution reduced by
-bicubic with anti-aliasing, and is itself 8-bit, as real inputs are.
+SR3, the crop is resized by area and rounded; the low resolution is that, reduced by bicubic with
+anti-aliasing and rounded, too, as real inputs are. Pixels are uint8, or uint16 for 16-bit pictures.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Float32, Num, UInt8
+from jaxtyping import Float, Float32, Num, UInt
+from numpy.typing import DTypeLike
 
 from sr3_jax.data.picture import BadImageError, Box
 
@@ -24,8 +25,8 @@ BYTES_TOGETHER = 1 << 18
 
 # High and low resolution of one square of a picture.
 Pair = tuple[
-    UInt8[np.ndarray, "*batch image_size image_size 3"],
-    UInt8[np.ndarray, "*batch low_resolution low_resolution 3"],
+    UInt[np.ndarray, "*batch image_size image_size 3"],
+    UInt[np.ndarray, "*batch low_resolution low_resolution 3"],
 ]
 
 
@@ -37,8 +38,8 @@ class Crop(NamedTuple):
         low: the same square as another camera, or another method, took it; None to make it.
     """
 
-    high: UInt8[np.ndarray, "side side 3"]
-    low: UInt8[np.ndarray, "low_side low_side 3"] | None
+    high: UInt[np.ndarray, "side side 3"]
+    low: UInt[np.ndarray, "low_side low_side 3"] | None
 
 
 class TooSmallError(BadImageError):
@@ -84,7 +85,7 @@ class DegradeOptions:
             )
 
 
-def check_size(image: UInt8[np.ndarray, "height width 3"], image_size: int) -> None:
+def check_size(image: UInt[np.ndarray, "height width 3"], image_size: int) -> None:
     """Checks that a square of `image_size` pixels fits, so that nothing would be enlarged.
 
     Raises:
@@ -145,20 +146,20 @@ def resize_bicubic(
     return _resize(image, size, _bicubic_weights)
 
 
-def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Rounds to the nearest integer (halves to even) and clips to [0, 255]."""
-    return np.clip(np.rint(image), 0.0, 255.0).astype(np.uint8)
+def to_levels(image: Float[np.ndarray, "*shape"], dtype: DTypeLike) -> UInt[np.ndarray, "*shape"]:
+    """Rounds to the nearest integer (halves to even) and clips to the range of uint8 or uint16."""
+    return np.clip(np.rint(image), 0.0, np.iinfo(dtype).max).astype(dtype)
 
 
 def by_area(
-    crop: UInt8[np.ndarray, "*batch side side 3"], size: int
-) -> UInt8[np.ndarray, "*batch size size 3"]:
-    """A crop to `size` pixels, rounded to bytes; one of that size as it is."""
-    return crop if crop.shape[-2] == size else to_uint8(resize_area(crop, size))
+    crop: UInt[np.ndarray, "*batch side side 3"], size: int
+) -> UInt[np.ndarray, "*batch size size 3"]:
+    """A crop to `size` pixels, rounded to its own type; one of that size as it is."""
+    return crop if crop.shape[-2] == size else to_levels(resize_area(crop, size), crop.dtype)
 
 
 def make_pair(
-    crop: UInt8[np.ndarray, "*batch side side 3"], image_size: int, low_resolution: int
+    crop: UInt[np.ndarray, "*batch side side 3"], image_size: int, low_resolution: int
 ) -> Pair:
     """Makes the pair from a square crop, or several.
 
@@ -167,13 +168,14 @@ def make_pair(
     """
     high_resolution = by_area(crop, image_size)
     if not low_resolution:
-        return high_resolution, np.zeros((*high_resolution.shape[:-3], 0, 0, 3), np.uint8)
-    return high_resolution, to_uint8(resize_bicubic(high_resolution, low_resolution))
+        return high_resolution, np.zeros((*high_resolution.shape[:-3], 0, 0, 3), crop.dtype)
+    low = resize_bicubic(high_resolution, low_resolution)
+    return high_resolution, to_levels(low, crop.dtype)
 
 
 def cut(
-    image: UInt8[np.ndarray, "height width 3"],
-    low_resolution: UInt8[np.ndarray, "low_height low_width 3"] | None,
+    image: UInt[np.ndarray, "height width 3"],
+    low_resolution: UInt[np.ndarray, "low_height low_width 3"] | None,
     options: DegradeOptions,
     uniforms: Num[np.ndarray, "3"] | None,
 ) -> Crop:
@@ -212,19 +214,19 @@ def cut(
 
 
 def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
-    """Makes the pair of each crop.
+    """Makes the pair of each crop; all are of one type.
 
     Neighbours of one size are resized together as far as `BYTES_TOGETHER` goes, which for small
     ones takes a third less: Python's share is paid once.
     """
     sizes = options.image_size, options.low_resolution
     pairs: list[Pair] = []
-    for (shape, low_is_made), group in itertools.groupby(
+    for (_, low_is_made), group in itertools.groupby(
         crops, lambda crop: (crop.high.shape, crop.low is None)
     ):
         if low_is_made:
-            together = max(1, BYTES_TOGETHER // math.prod(shape))
             squares = [crop.high for crop in group]
+            together = max(1, BYTES_TOGETHER // squares[0].nbytes)
             for i in range(0, len(squares), together):
                 pairs += zip(*make_pair(np.stack(squares[i : i + together]), *sizes), strict=True)
         else:

@@ -192,10 +192,11 @@ class PairRef:
         """See `ImageRef`; what is wrong with the low resolution is said to be of it."""
         picture = self.high.read()
         try:
-            low = self.low.read().image
+            low = self.low.read()
         except BadImageError as error:
             raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
-        return picture._replace(low_resolution=low)
+        notes = tuple(f"its low resolution: {note}" for note in low.notes)
+        return picture._replace(low_resolution=low.image, notes=picture.notes + notes)
 
 
 class Pairs(sources.LazySource):

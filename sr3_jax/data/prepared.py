@@ -34,7 +34,7 @@ class Plan:
         images: the pictures.
         output: the folder to fill, local or a URL.
         image_size: side of the largest central square after it is resized by area, in pixels,
-            kept as PNG; 0 to keep the files as they are.
+            kept as PNG of its own depth; 0 to keep the files as they are.
         images_per_file: at most.
     """
 

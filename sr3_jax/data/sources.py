@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8, UInt16
+from jaxtyping import Integer, UInt
 
 from sr3_jax.data import picture
 
@@ -71,15 +71,13 @@ class Picture(NamedTuple):
         low_resolution: the same picture as another camera, or another method, took it; None
             where it is still to be made from `image`.
         label: of its class, from 0; NO_LABEL where there is none.
+        notes: what the file holds besides and `image` does not, as other pages or a profile.
     """
 
-    image: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
-    low_resolution: (
-        UInt8[np.ndarray, "low_height low_width 3"]
-        | UInt16[np.ndarray, "low_height low_width 3"]
-        | None
-    ) = None
+    image: UInt[np.ndarray, "height width 3"]
+    low_resolution: UInt[np.ndarray, "low_height low_width 3"] | None = None
     label: int = NO_LABEL
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float64, Int, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Float64, Int, UInt
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
@@ -25,10 +26,10 @@ METRICS = ("psnr", "ssim", "consistency", "detail")
 # Of several samples of one image, which is the best; detail has its best in the middle.
 _BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
-# each, and the seconds that they took altogether.
+# each, of the same type, and the seconds that they took altogether.
 Run = Callable[
-    [UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
-    tuple[UInt8[np.ndarray, "samples n h2 w2 3"], float],
+    [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
+    tuple[UInt[np.ndarray, "samples n h2 w2 3"], float],
 ]
 
 
@@ -52,40 +53,44 @@ class Evaluation:
       of_images: for each method and metric one number an image, the mean of its samples: `psnr`
         (dB), `ssim`, `consistency` (times 1e5), `detail`; of several samples also `diversity`,
         their standard deviation in levels of 255, averaged over pixels.
-      pictures: 8-bit images: `input`, each method's first sample, `reference`.
+      pictures: images: `input`, each method's first sample, `reference`.
     """
 
     means: dict[str, dict[str, float]]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     of_images: dict[str, dict[str, list[float]]]
-    pictures: dict[str, UInt8[np.ndarray, "_pictures _h _w 3"]]
+    pictures: dict[str, UInt[np.ndarray, "_pictures _h _w 3"]]
 
 
 def bicubic(factor: int) -> Method:
-    """The baseline: bicubic upsampling, rounded to 8 bits."""
+    """The baseline: bicubic upsampling, rounded to the input's type."""
 
     def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
         size = tuple(factor * n for n in low.shape[1:3])
-        jax.block_until_ready(_resize(low, size))  # compiles; not counted
+        jax.block_until_ready(_resize(low, size, low.dtype))  # compiles; not counted
         begin = time.perf_counter()
-        high = np.asarray(_resize(low, size))
+        high = np.asarray(_resize(low, size, low.dtype))
         return high[None], time.perf_counter() - begin
 
     return Method(run)
 
 
 def resize(
-    images: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "*n h2 w2 3"]:
-    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width), in 8 bits."""
+    images: UInt[np.ndarray, "*n h w 3"], size: tuple[int, int], dtype: DTypeLike | None = None
+) -> UInt[np.ndarray, "*n h2 w2 3"]:
+    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width).
+
+    Rounded to `dtype`, uint8 or uint16; None for that of the images.
+    """
     flat = images.reshape(-1, *images.shape[-3:])
-    return np.asarray(_resize(flat, size)).reshape(*images.shape[:-3], *size, 3)
+    made = _resize(flat, size, np.dtype(images.dtype if dtype is None else dtype))
+    return np.asarray(made).reshape(*images.shape[:-3], *size, 3)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    return image_ops.to_uint8(image_ops.upsample_source(images, size))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _resize(images: jax.Array, size: tuple[int, int], dtype: np.dtype) -> jax.Array:
+    return image_ops.to_levels(image_ops.upsample_source(images, size), dtype)
 
 
 def evaluate(
@@ -131,8 +136,8 @@ def evaluate(
         rows_of["label"].append(batch["label"])
         rows_of["numbers"].append(np.concatenate(numbers, axis=1))
         if not shown:
-            shown = {n: np.zeros((num_pictures, *high.shape[1:]), np.uint8) for n in names}
-            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), np.uint8)
+            shown = {n: np.zeros((num_pictures, *high.shape[1:]), high.dtype) for n in names}
+            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), low.dtype)
         free = np.flatnonzero(shown_index < 0)[: len(rows)]
         shown_index[free] = index[: len(free)]
         for name in names if len(free) else ():
@@ -173,7 +178,8 @@ def _numbers(
         scores = score(images, reference, low, luminance, border)
         columns += [scores[metric] for metric in METRICS]
     if len(samples) > 1:
-        columns.append(samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3)).tolist())
+        deviation = samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3))
+        columns.append((deviation * 255 / np.iinfo(samples.dtype).max).tolist())
     return np.array(columns).T
 
 
@@ -200,9 +206,9 @@ def _summary(
 
 
 def score(
-    images: UInt8[np.ndarray, "n h w 3"],
-    reference: UInt8[np.ndarray, "n h w 3"],
-    low_resolution: UInt8[np.ndarray, "n h2 w2 3"] | None,
+    images: UInt[np.ndarray, "n h w 3"],
+    reference: UInt[np.ndarray, "n h w 3"],
+    low_resolution: UInt[np.ndarray, "n h2 w2 3"] | None,
     luminance: bool = False,
     border: int = 0,
 ) -> dict[str, list[float]]:

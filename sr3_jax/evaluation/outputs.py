@@ -4,8 +4,8 @@
     FOLDER/reference/000012.png   what it should be
     FOLDER/sr3/000012.png         what a method made of it; its second sample: sr3_sample_1
 
-The PNGs are lossless. Each says in a comment what it was made from (`made_of`, a digest) and how
-long it took; one that says something else, or is damaged, is made again.
+The PNGs are lossless, of 8 or 16 bits. Each says in a comment what it was made from (`made_of`, a
+digest) and how long it took; one that says something else, or is damaged, is made again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 
 from sr3_jax.data import picture
 from sr3_jax.evaluation import evaluator
@@ -34,12 +34,12 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
         return picture.read_rgb(str(self._folder / file_of(self._numbers[position])))
 
 
 class Upsampled(Sequence):
-    """Inputs, upsampled by bicubic to the sizes of their references."""
+    """Inputs, upsampled by bicubic to the sizes and types of their references."""
 
     def __init__(self, inputs: Images, references: Images) -> None:
         self._inputs, self._references = inputs, references
@@ -47,9 +47,9 @@ class Upsampled(Sequence):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        size = self._references[position].shape[:2]
-        return evaluator.resize(self._inputs[position], size)
+    def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
+        reference = self._references[position]
+        return evaluator.resize(self._inputs[position], reference.shape[:2], reference.dtype)
 
 
 def file_of(number: int) -> str:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -28,6 +29,9 @@ from sr3_jax.evaluation import (
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import generating, judging, shared
 from sr3_jax.training.step import Batch
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
 
 # The strip of refinement: columns from noise to image, and rows.
 _NUM_REFINEMENT_PICTURES = 9
@@ -85,7 +89,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             _images_of(images, evaluation, name),
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
-            protocol=_protocol(config, pipeline.sizes, resolver.num_calls()),
+            protocol=_protocol(config, pipeline, resolver.num_calls()),
             checkpoint_step=resolver.checkpoint_step,
             files=[outputs.file_of(int(number)) for number in evaluation.index],
         )
@@ -211,13 +215,14 @@ def _images_of(
     return images | {"bicubic": outputs.Upsampled(images["input"], images["reference"])}
 
 
-def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) -> list[str]:
+def _protocol(config: factory.ConfigDict, pipeline: Pipeline, steps: int) -> list[str]:
     """What was done, a statement each."""
-    c, (size, low) = config.data, sizes
+    c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
     held_out = c.eval_path or f"held out of {c.path or c.source}"
     said = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
-        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in 8 bits.",
+        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
+        *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
     ]
     if side := factory.network_input(config):
         said.append(
@@ -234,6 +239,17 @@ def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) ->
     if sampling_factory.options(config).consistent:
         said.append("Outputs were moved to the nearest image whose downsampling is the input.")
     return said
+
+
+def _depths(bits: Mapping[str, Sequence[int]]) -> list[str]:
+    """Says at which depth files were compared, where any has other than 8 bits."""
+    if all(found == [8] for found in bits.values()):
+        return []
+    each = (f"{name} {' and '.join(map(str, found))}" for name, found in bits.items())
+    return [
+        f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the largest "
+        "of its type, so that 8 bits and the same at 16 score the same."
+    ]
 
 
 def score(
@@ -274,5 +290,6 @@ def score(
             f"Images: {reference}, as they are.",
             *inputs,
             *(f"{name}: {path}, matched by name." for name, path in outputs.items()),
+            *_depths(scores.bits),
         ],
     )

@@ -65,9 +65,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
                 _check_labels(pipeline, batch, model.num_classes)
                 yield parallel.to_global(batch, mesh)
 
-    shapes = training_step.batch_shapes(
-        layout, options.batch_size, config.data.image_size, config.data.low_resolution
-    )
+    shapes = training_step.batch_shapes(layout, options.batch_size, *pipeline.sizes, pipeline.dtype)
     program = training_step.jit_train_step(train_step, layout, state)
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     validate = _validation(config, workdir, model, schedule, step_options, state.ema_params, mesh)
@@ -139,9 +137,8 @@ def _validation(config, workdir, model, schedule, options, params, mesh) -> loop
     pipeline = data_factory.evaluation_pipeline(
         config, batch_size, index_dir=workdir / shared.INDEX
     )
-    size, low_resolution = pipeline.sizes
     layout = parallel.Layout(mesh)
-    shapes = training_step.batch_shapes(layout, batch_size, size, low_resolution)
+    shapes = training_step.batch_shapes(layout, batch_size, *pipeline.sizes, pipeline.dtype)
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
     )

@@ -1,4 +1,7 @@
-"""PSNR, SSIM, consistency and detail: pure functions of 8-bit images, one number for each image.
+"""PSNR, SSIM, consistency and detail: pure functions of images, one number for each image.
+
+Images are uint8 or uint16, and two that are compared need not be of one type: a value counts as a
+share of the largest of its type, so that 8 bits and the same at 16 (times 257) score the same.
 
 A mean over a data set is the mean of these numbers, taken by the caller in float64.
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
 from sr3_jax import images as image_ops
 
@@ -21,8 +24,8 @@ _SSIM_SIGMA = 1.5
 
 
 def psnr(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
     *,
     luminance: bool = False,
     border: int = 0,
@@ -33,8 +36,8 @@ def psnr(
 
 
 def ssim(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
     *,
     luminance: bool = False,
     border: int = 0,
@@ -68,8 +71,8 @@ def ssim(
 
 
 def consistency(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    low_resolution: UInt8[Array | np.ndarray, "b h2 w2 c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    low_resolution: UInt[Array | np.ndarray, "b h2 w2 c"],
 ) -> Float[Array, " b"]:
     """Mean square error, in [0, 1] and times 1e5, of the downsampled image to the input.
 
@@ -82,8 +85,8 @@ def consistency(
 
 
 def detail(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
 ) -> Float[Array, " b"]:
     """Gradient energy over the reference's: 1 is as much detail, below 1 is blurred.
 
@@ -103,12 +106,12 @@ def _gradient_energy(images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
     return sum(jnp.mean(each, axis=(1, 2, 3)) for each in squares) / 2
 
 
-def _unit(images: UInt8[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
-    return jnp.asarray(images, jnp.float32) / 255.0
+def _unit(images: UInt[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
+    return jnp.asarray(images, jnp.float32) / jnp.iinfo(images.dtype).max
 
 
 def _seen(
-    images: UInt8[Array | np.ndarray, "b h w c"], luminance: bool, border: int
+    images: UInt[Array | np.ndarray, "b h w c"], luminance: bool, border: int
 ) -> Float[Array, "b h2 w2 c2"]:
     """In [0, 1]: what of the images a metric looks at."""
     height, width = images.shape[1:3]

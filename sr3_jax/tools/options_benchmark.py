@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from sr3_jax import config_file, metrics
+from sr3_jax.data.picture import to_8_bits
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference import pictures as inference_pictures
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -45,7 +46,7 @@ def measure(
 
     workdir = epath.Path(workdir)
     config = config_file.load(workdir / "config.json")
-    low, high = shared.held_out(config, workdir, num_images)
+    low, high = map(to_8_bits, shared.held_out(config, workdir, num_images))
     rows: dict[str, dict[str, float]] = {}
     for name, consistent in (("one sample", False), ("consistent", True)):
         resolver = SuperResolver.from_workdir(workdir, consistent=consistent)
