@@ -80,7 +80,7 @@ def folder(path: str | os.PathLike[str]) -> Folder:
 
     An image is a file whose name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; whether
     it holds an image is found out when it is read. Files and folders whose name begins with a dot
-    are skipped, and links to folders are not followed (`path` itself may be one).
+    are skipped. Links to folders are followed, except one that leads back to a folder it lies in.
 
     Args:
         path: a local folder, or a URL (`gs://bucket/images`); see `storage`.

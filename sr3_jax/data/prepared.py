@@ -80,10 +80,10 @@ def begin(plan: Plan) -> list[int]:
             )
         if found == manifest:
             return []
-    elif storage.matches(plan.path("*")):
+    elif storage.matches(plan.output, "*"):
         raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
     storage.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
-    done = set(storage.matches(plan.path(_PARTS, "*.json")))
+    done = set(storage.matches(plan.path(_PARTS), "*.json"))
     return [part for part in range(plan.num_files) if _note(plan, part) not in done]
 
 

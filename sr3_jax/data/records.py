@@ -120,9 +120,9 @@ def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
     path = os.fspath(path)
     is_folder = storage.is_folder(path)
     if "*" in os.path.basename(path):
-        files = storage.matches(path)
+        files = storage.matches(*os.path.split(path))
     elif is_folder:
-        files = storage.matches(os.path.join(path, "*.tfrecord*"))
+        files = storage.matches(path, "*.tfrecord*")
     else:
         files = [path] if storage.exists(path) else []
     if not files:

@@ -5,13 +5,40 @@ gcsfs, `s3://` with s3fs): of an image one request, of a record of a large file 
 """
 
 import contextlib
-import glob
+import errno
+import fnmatch
+import hashlib
 import io
 import os
-from collections.abc import Iterator
-from typing import IO, NoReturn
+import re
+import secrets
+from collections.abc import Collection, Iterator
+from typing import IO, NamedTuple, NoReturn
 
 import fsspec
+from absl import logging
+
+_MOST_NAME_BYTES = 255  # of a file, on all common file systems
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+
+# Errors that the next file would meet as well: no space, read-only, quota, broken disk, no rights.
+_OF_THE_PLACE = frozenset(
+    (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM)
+)
+
+
+class State(NamedTuple):
+    """What tells one version of a file from another.
+
+    Attributes:
+        size: in bytes.
+        version: changes whenever the file is written: of a local file the time of the last change
+            in nanoseconds, in a bucket the object's checksum or time.
+    """
+
+    size: int
+    version: str
 
 
 def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None) -> bytes:
@@ -35,11 +62,15 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
         return file.read(-1 if size is None else size)
 
 
-def find(root: str | os.PathLike[str]) -> Iterator[str]:
-    """Every file under a folder, at any depth, as a path relative to it with forward slashes.
+def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[str]:
+    """Yields the relative path, with forward slashes, of every file under a folder at any depth.
 
-    What is in folders whose name begins with a dot is left out, and links to folders are not
-    followed.
+    Folders whose names begin with a dot are left out. Links to folders are followed, except one
+    that leads back to a folder it lies in, which is logged and left out.
+
+    Args:
+        root: a local folder or a URL.
+        skip: folders that are left out, with all that is in them; see `real_path`.
 
     Raises:
         FileNotFoundError: no such folder, or bucket.
@@ -55,18 +86,39 @@ def find(root: str | os.PathLike[str]) -> Iterator[str]:
             paths = filesystem.find(inner)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{root} does not exist, or may not be listed") from error
+        skipped = tuple(_filesystem(folder)[1].rstrip("/") + "/" for folder in skip)
         for path in paths:
             name = path.removeprefix(inner)
             hidden = any(part.startswith(".") for part in name.split("/")[:-1])
-            if name and not name.endswith("/") and not hidden:
+            if name and not name.endswith("/") and not hidden and not path.startswith(skipped):
                 yield name
         return
-    for directory, subfolders, files in os.walk(root, onerror=_raise):
-        # In place, so that walk does not descend into hidden folders.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = os.path.relpath(directory, root).replace(os.sep, "/")
-        prefix = "" if relative == "." else f"{relative}/"
+    for directory, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
+        relative = os.path.relpath(directory, root)
+        # In place, so that walk does not descend into what is left out.
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".")
+            and not _is_loop(root, relative, name)
+            and not (skip and os.path.realpath(os.path.join(directory, name)) in skip)
+        ]
+        prefix = "" if relative == "." else f"{relative.replace(os.sep, '/')}/"
         yield from (prefix + file for file in files)
+
+
+def _is_loop(root: str, relative: str, name: str) -> bool:
+    """Returns whether a subfolder is a link to one of the folders that it lies in."""
+    link = os.path.join(root, relative, name)
+    if not os.path.islink(link):
+        return False
+    target, above = os.path.realpath(link), root
+    for part in ("", *relative.split(os.sep)):
+        above = os.path.join(above, part)
+        if os.path.realpath(above) == target:
+            logging.warning("%s is left out: it is a link to a folder that it lies in", link)
+            return True
+    return False
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -77,9 +129,11 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write, in a folder that need not exist: a reader finds all of it or nothing.
+    """Opens a file to write, in a folder that need not exist: a reader finds all of it or nothing.
 
-    On a disk it has a temporary name until the end; in a bucket nothing is there before.
+    On a disk the file has a random temporary name until it is whole and flushed to the disk, so
+    that two writers of one path cannot mix, and a power failure leaves no half file. A link at
+    `path` is replaced, not followed. In a bucket nothing is there before the end.
     """
     path = os.path.expanduser(path)
     if is_url(path):
@@ -88,17 +142,133 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
         file.commit()
         return
-    folder, name = os.path.split(path)
-    os.makedirs(folder or ".", exist_ok=True)
-    partial = os.path.join(folder, f".{name}.partial")
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    # Short, since `path` may have the longest name there can be.
+    partial = os.path.join(folder, f".{secrets.token_hex(8)}.partial")
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(partial, new, 0o666)
     try:
-        with open(partial, "wb") as file:
+        with open(descriptor, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(descriptor)
         os.replace(partial, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(partial)
         raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Flushes a folder's list of names, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_partial(name: str) -> bool:
+    """Returns whether a path has a temporary name of `open_whole`: a killed process left it."""
+    return bool(_PARTIAL.fullmatch(name.rpartition("/")[2]))
+
+
+def try_writing(folder: str | os.PathLike[str]) -> None:
+    """Writes and removes a small file, so that a place that takes no files is noticed early.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    probe = os.path.join(os.path.expanduser(folder), f".{secrets.token_hex(8)}.partial")
+    write_whole(probe, bytes(4096))
+    remove(probe)
+
+
+def is_of_the_place(error: BaseException) -> bool:
+    """Returns whether an error would meet every file there: a full or read-only disk, no rights."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_PLACE
+
+
+def fitting_name(name: str, suffix: str) -> str:
+    """Returns the name of a file with a suffix added, shortened to what file systems take.
+
+    Where the last part of `name + suffix` has more than 255 bytes, the end of the name is replaced
+    by a digest of all of it, so that different names stay different.
+
+    Args:
+        name: of a file, or a path with forward slashes.
+        suffix: such as `.png`.
+    """
+    folder, slash, last = name.rpartition("/")
+    encoded, ending = os.fsencode(last), os.fsencode(suffix)
+    if len(encoded) + len(ending) > _MOST_NAME_BYTES:
+        mark = b"~" + hashlib.sha256(encoded).hexdigest()[:8].encode()
+        encoded = encoded[: _MOST_NAME_BYTES - len(mark) - len(ending)]
+        # Not in the middle of a character.
+        while encoded and (encoded[-1] & 0xC0) == 0x80:
+            encoded = encoded[:-1]
+        if encoded and encoded[-1] >= 0xC0:
+            encoded = encoded[:-1]
+        encoded += mark
+    return folder + slash + os.fsdecode(encoded + ending)
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """Returns a name as it can be printed on one line: unprintable characters are escaped."""
+    name = os.fspath(name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def state(path: str | os.PathLike[str]) -> State | None:
+    """Returns what tells this version of a file from others; None where there is no file."""
+    path = os.path.expanduser(path)
+    try:
+        if not is_url(path):
+            found = os.stat(path)
+            return State(found.st_size, str(found.st_mtime_ns))
+        filesystem, inner = _filesystem(path)
+        found = filesystem.info(inner)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    version = next(
+        (found[key] for key in ("md5Hash", "ETag", "etag", "updated", "created") if found.get(key)),
+        "",
+    )
+    return State(int(found["size"]), str(version))
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """Returns the one name of a file or folder, with links resolved; of a URL without final `/`."""
+    path = os.path.expanduser(path)
+    return path.rstrip("/") if is_url(path) else os.path.realpath(path)
+
+
+def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a folder, or lies in it, links resolved."""
+    inner, outer = real_path(path), real_path(folder)
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Returns whether two paths are one file: by name, link or hard link. Both need not exist."""
+    if real_path(a) == real_path(b):
+        return True
+    if is_url(os.fspath(a)) or is_url(os.fspath(b)):
+        return False
+    try:
+        return os.path.samefile(os.path.expanduser(a), os.path.expanduser(b))
+    except OSError:
+        return False
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Removes a file; one that is not there is no error."""
+    filesystem, inner = _filesystem(path)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(inner)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -113,14 +283,23 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return filesystem.isdir(inner)
 
 
-def matches(pattern: str | os.PathLike[str]) -> list[str]:
-    """Paths that a pattern with `*` means, sorted; `FOLDER/*` lists a folder, hidden ones apart."""
-    pattern = os.path.expanduser(pattern)
-    if not is_url(pattern):
-        return sorted(glob.glob(pattern))
-    filesystem, inner = _filesystem(pattern)
-    protocol = pattern.partition("://")[0]
-    return sorted(f"{protocol}://{path}" for path in filesystem.glob(inner))
+def matches(folder: str | os.PathLike[str], pattern: str) -> list[str]:
+    """Returns the paths in a folder whose names fit a pattern with `*`, sorted; hidden ones apart.
+
+    Of a folder that does not exist, none. The folder's own name is taken as it is.
+    """
+    folder = os.path.expanduser(folder)
+    filesystem, inner = _filesystem(folder)
+    try:
+        paths = filesystem.ls(inner, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = {path.rstrip("/").rpartition("/")[2] for path in paths}
+    return sorted(
+        os.path.join(folder, name)
+        for name in names
+        if fnmatch.fnmatchcase(name, pattern) and (pattern.startswith(".") or name[:1] != ".")
+    )
 
 
 def open_read(path: str | os.PathLike[str]) -> io.IOBase:

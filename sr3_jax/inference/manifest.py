@@ -149,7 +149,7 @@ def read(output: epath.PathLike) -> list[Record]:
 
 
 def _parts(output: epath.PathLike) -> list[str]:
-    return storage.matches(str(epath.Path(output) / _PARTS / "*.jsonl"))
+    return storage.matches(epath.Path(output) / _PARTS, "*.jsonl")
 
 
 def _lines(path: str) -> Iterator[str]:
