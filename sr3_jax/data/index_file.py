@@ -63,28 +63,30 @@ def kept(
     return arrays
 
 
-def read_arrays(data: bytes, most_bytes: int | None = None) -> dict[str, np.ndarray]:
+def read_arrays(
+    data: bytes, names: Sequence[str] | None = None, most_bytes: int | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, whose checksums are compared.
 
     Unlike `np.load`, it believes no header that promises more than there is.
 
     Args:
         data: the file.
-        most_bytes: that all arrays may have; None for the size of the file, which is enough for
-            those that are not compressed.
+        names: of the arrays to read, as far as they are there; None for all.
+        most_bytes: that they may have together; None for the size of the file, which is enough
+            for arrays that are not compressed.
 
     Raises:
-        ValueError: the file is damaged, no .npz file, or has more.
+        ValueError: the file is damaged, no .npz file, or the arrays have more bytes.
     """
     most_bytes = len(data) if most_bytes is None else most_bytes
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
-            if sum(entry.file_size for entry in file.infolist()) > most_bytes:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in file.infolist()}
+            wanted = {name: entries[name] for name in names or entries if name in entries}
+            if sum(entry.file_size for entry in wanted.values()) > most_bytes:
                 raise ValueError(f"it has arrays of more than {most_bytes} bytes")
-            return {
-                entry.filename.removesuffix(".npy"): _array(file.read(entry))
-                for entry in file.infolist()
-            }
+            return {name: _array(file.read(entry)) for name, entry in wanted.items()}
     except Exception as error:  # zipfile and numpy have a dozen kinds for what is damaged
         raise ValueError(f"no whole .npz file ({type(error).__name__}: {error})") from error
 

@@ -59,7 +59,10 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
     with open(path, "rb", buffering=0) as file:
         if offset:
             file.seek(offset)
-        return file.read(-1 if size is None else size)
+        if size is None:
+            return file.read()
+        # Python takes the memory first: of a damaged length that may be all there is.
+        return file.read(max(0, min(size, os.fstat(file.fileno()).st_size - offset)))
 
 
 def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[str]:
