@@ -197,7 +197,8 @@ def _walk(path: str) -> Iterator[tuple[int, int]]:
             # Up to 2^64; one that is longer than the file is cut off, as reading it tells.
             yield position + _HEADER.size, min(size, end)
             position += _HEADER.size + size + _CHECKSUM.size
-            file.seek(position)
+            if position < end:  # else perhaps farther away than there can be files
+                file.seek(position)
 
 
 def _is_header(data: bytes) -> bool:
