@@ -48,7 +48,7 @@ def outputs(folder) -> dict[str, bytes]:
     }
 
 
-def rows(folder) -> dict[str, files.Record]:
+def rows(folder) -> dict[str, manifest.Record]:
     read = manifest.read(folder)
     assert len({row.input for row in read}) == len(read), "a row twice"
     return {row.input: row for row in read}
@@ -101,10 +101,10 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     after = outputs(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in after)
     assert all(row.seed == files.seed_of(name, 1) for name, row in rows(folder).items())
-    # A single picture is made whenever it is asked for.
-    upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
-    single = outputs(folder)
-    assert single.pop("0.png") != after.pop("0.png") and single == after
+    # So it is for a single picture.
+    with pytest.raises(ValueError, match="seed was 1 and is 0.*--overwrite"):
+        upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
+    assert outputs(folder) == after
 
 
 def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):
@@ -113,7 +113,7 @@ def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):
     try:
         upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "out"), files.Options())
         recipe = json.loads((tmp_path / "out" / ".manifest" / "recipe.json").read_text())
-        assert {key: recipe[key] for key in tuned} == tuned and recipe["checkpoint"] == 3
+        assert {key: recipe[key] for key in tuned} == tuned and recipe["network"]
         (workdir / "inference.json").write_text("{}")
         with pytest.raises(ValueError, match=r"inference\.json does not hold"):
             upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "o"), files.Options())
@@ -145,7 +145,11 @@ def test_two_inputs_with_one_output_are_refused(workdir, pictures, tmp_path):
     Image.new("RGB", (4, 4)).save(pictures / "0.jpe", format="JPEG")
     names = [files.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
     with pytest.raises(ValueError, match=r"a\.gif and a\.gif\.png would both become a\.gif\.png"):
-        upscaling._check_names(tuple(names))
+        upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), OPTIONS)
+    with pytest.raises(ValueError, match="would both become a.png.uncertainty.png"):
+        names = [files.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
+        several = files.Options(num_samples=2)
+        upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), several)
     with pytest.raises(NotADirectoryError, match=r"0\.png is a file"):
         upscaling.upscale(workdir, pictures, pictures / "0.png")
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -158,9 +162,10 @@ class Killed(upscaling.Work):
     def load(self):
         resolver = super().load()
         state = epath.Path(self.output).parent
-        read_one = files._read_one
+        decode = files._decode
 
-        def deadly(resolver, output, options, ref):
+        def deadly(resolver, output, options, source, content):
+            ref = source.ref
             if (state / f"raise-{ref.name}").exists():
                 raise RuntimeError("unforeseen")
             if (state / f"always-{ref.name}").exists():
@@ -168,9 +173,9 @@ class Killed(upscaling.Work):
             if (state / f"once-{ref.name}").exists():
                 (state / f"once-{ref.name}").unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return read_one(resolver, output, options, ref)
+            return decode(resolver, output, options, source, content)
 
-        files._read_one = deadly
+        files._decode = deadly
         return resolver
 
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
     }
 
 
-def folder(path: str | os.PathLike[str]) -> Folder:
+def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
     """Every image file under `path`, at any depth, sorted by relative path.
 
     An image is a file whose name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; whether
@@ -107,6 +107,7 @@ def folder(path: str | os.PathLike[str]) -> Folder:
 
     Args:
         path: a local folder, or a URL (`gs://bucket/images`); see `storage`.
+        skip: folders that are left out; see `storage.find`.
 
     Returns:
         One `FileRef` an image, whose name is the path relative to `path`.
@@ -128,7 +129,7 @@ def folder(path: str | os.PathLike[str]) -> Folder:
                 f"{os.path.dirname(root)}"
             )
     other_files: collections.Counter[str] = collections.Counter()
-    names = sorted(name for name in storage.find(root) if is_image(name, other_files))
+    names = sorted(name for name in storage.find(root, skip) if is_image(name, other_files))
     if not names:
         raise ValueError(no_image_message(f"folder {str(path)!r}", other_files))
     return Folder(root, arrays_of(names))

@@ -12,7 +12,8 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent import futures
 from typing import IO, NamedTuple, NoReturn
 
 import fsspec
@@ -234,14 +235,36 @@ def state(path: str | os.PathLike[str]) -> State | None:
             found = os.stat(path)
             return State(found.st_size, str(found.st_mtime_ns))
         filesystem, inner = _filesystem(path)
-        found = filesystem.info(inner)
+        return _state_of(filesystem.info(inner))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    version = next(
-        (found[key] for key in ("md5Hash", "ETag", "etag", "updated", "created") if found.get(key)),
-        "",
-    )
-    return State(int(found["size"]), str(version))
+
+
+def states(root: str | os.PathLike[str], names: Collection[str]) -> dict[str, State]:
+    """Returns the `state` of files under a folder, by their relative paths; missing ones apart."""
+    root = os.path.expanduser(root)
+    if is_url(root) and len(names) > 1:
+        filesystem, inner = _filesystem(root)
+        inner = inner.rstrip("/") + "/"
+        wanted, listed = set(names), filesystem.find(inner, detail=True)
+        found = {path.removeprefix(inner): info for path, info in listed.items()}
+        return {name: _state_of(info) for name, info in found.items() if name in wanted}
+    with futures.ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda name: state(os.path.join(root, name)), names)
+        return {name: its for name, its in zip(names, found, strict=True) if its is not None}
+
+
+def _state_of(info: Mapping[str, object]) -> State:
+    """From what a bucket says of an object."""
+    keys = ("md5Hash", "ETag", "etag", "updated", "created")
+    version = next((info[key] for key in keys if info.get(key)), "")
+    return State(int(info["size"]), str(version))
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Returns a path that does not depend on the working directory, nor begins with `~`."""
+    path = os.path.expanduser(path)
+    return path if is_url(path) else os.path.abspath(path)
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
@@ -266,6 +289,35 @@ def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
         return os.path.samefile(os.path.expanduser(a), os.path.expanduser(b))
     except OSError:
         return False
+
+
+def same_files(
+    a: Iterable[str | os.PathLike[str]], b: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of paths, one of each, that are one file; see `is_same_file`.
+
+    Looks at the files of `b` only where a file of `a` exists.
+    """
+    urls = {path.rstrip("/") for path in map(os.fspath, b) if is_url(path)}
+    by_place: dict[tuple[int, int], str] | None = None
+    for path in map(os.fspath, a):
+        if is_url(path):
+            if path.rstrip("/") in urls:
+                yield path, path
+        elif (place := _place(path)) is not None:
+            if by_place is None:
+                by_place = {its: os.fspath(other) for other in b if (its := _place(other))}
+            if place in by_place:
+                yield path, by_place[place]
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Returns what all names of a local file have in common; None where there is no file."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -56,3 +56,15 @@ def _opened(
         yield checkpointer, shapes
     finally:
         checkpointer.close()
+
+
+def weights_digest(config: factory.ConfigDict, checkpoints: epath.Path, step: int) -> str:
+    """Returns the digest of the averaged weights."""
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(restore(config, checkpoints, step)[1]):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

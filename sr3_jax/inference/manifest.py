@@ -1,12 +1,18 @@
-"""What became of every input of a job, kept so that the job can be stopped at any time and go on.
+"""Keeps which outputs of a folder were made, of what and how, so that a job can go on.
 
-Beside the outputs lie `manifest.jsonl`, a row for each input, and in `.manifest/` the recipe by
-which all outputs of the folder are made and, while a job runs, what its processes did since.
+    OUTPUT/manifest.jsonl         a row for each input: its status, and what its output was made of
+    OUTPUT/.manifest/recipe.json  how all outputs of the folder are made
+    OUTPUT/.manifest/plan.jsonl   what the job that runs, or was killed, set out to make
+    OUTPUT/.manifest/TIME.jsonl   rows that processes of that job have written since
+
+A file that neither a row nor the plan accounts for is not an output of this program, and is left
+alone. Rows are ASCII, so that any name survives, also one that is not UTF-8 or has line breaks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 import uuid
@@ -16,20 +22,99 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import storage
-from sr3_jax.inference.files import Record, output_name
+from sr3_jax.data import sources, storage
 
 NAME = "manifest.jsonl"
-_PARTS = ".manifest"  # hidden, so that it is not taken for a folder of images
+FOLDER = ".manifest"  # hidden, so that it is not taken for a folder of images
+MARK = f"{FOLDER}/recipe.json"  # which folders of outputs have
+_PLAN = "plan.jsonl"
 _FLUSH_SECONDS = 30.0
 _ROWS_OF_A_PART = 10_000  # each flush writes the part anew: a bucket's files cannot be appended to
+_STATUSES = ("written", "failed", "found")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The status of one input: a row of the manifest.
+
+    Attributes:
+      input: its name, relative to the folder of inputs.
+      output: relative to the folder of outputs.
+      status: `written`, `failed`, or `found`: its job was killed between the output and its row.
+      error: why it failed; else empty.
+      seconds: its share of the time that its batch took.
+      seed: of its noise.
+      note: what was done to it besides, and what of it could not be kept; else empty.
+      colour_shift: mean colour of the output less the input's, in levels of 255; of the three
+        channels the one that is off most. A network that has learnt enough stays under 1.
+      input_size: of the input's file when it was read, in bytes.
+      input_version: of that file; see `storage.State`.
+      input_digest: of its content.
+      output_size: of the output's file, in bytes. A failed input may have an output of an earlier
+        version.
+    """
+
+    input: str
+    output: str
+    status: str
+    error: str = ""
+    seconds: float | None = None
+    seed: int | None = None
+    note: str = ""
+    colour_shift: float | None = None
+    input_size: int | None = None
+    input_version: str = ""
+    input_digest: str = ""
+    output_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An input to upscale: a row of the plan.
+
+    Attributes:
+      input: its name.
+      output: relative to the folder of outputs.
+      state: of the input's file when the job began; None where it could not be seen.
+      before: of a file in the output's place that the job replaces; None where there was none.
+    """
+
+    input: str
+    output: str
+    state: storage.State | None
+    before: storage.State | None
+
+    def is_made(self, now: storage.State | None) -> bool:
+        """Returns whether the output was written since the job began."""
+        return now is not None and now != self.before
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a job finds in its folder of outputs.
+
+    Attributes:
+      tasks: what is to be made.
+      unknown: files in an output's place that are not what this program wrote there; of each, why.
+    """
+
+    tasks: list[Task]
+    unknown: dict[str, str]
+
+
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("input", "output", "status", "error", "note"), str),
+    **dict.fromkeys(("input_version", "input_digest"), str),
+    **dict.fromkeys(("seconds", "colour_shift"), float | int | None),
+    **dict.fromkeys(("seed", "input_size", "output_size"), int | None),
+}
 
 
 class Manifest:
     """Rows of one process; see `merge`."""
 
     def __init__(self, output: epath.PathLike) -> None:
-        """Of the folder of outputs."""
+        """Takes the folder of outputs."""
         self._folder = epath.Path(output)
         self._rows: list[str] = []
         self._part = self._new_part()
@@ -37,56 +122,74 @@ class Manifest:
 
     def add(self, record: Record) -> None:
         """Adds a row, which is written within half a minute, while rows come."""
-        self._rows.append(json.dumps(dataclasses.asdict(record), ensure_ascii=False))
+        self._rows.append(_line(record))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Writes what was added."""
         if self._rows:
-            storage.write_whole(self._part, "".join(f"{row}\n" for row in self._rows).encode())
+            storage.write_whole(self._part, "".join(self._rows).encode())
         if len(self._rows) >= _ROWS_OF_A_PART:
             self._rows, self._part = [], self._new_part()
         self._flushed = time.monotonic()
 
     def _new_part(self) -> str:
         # Begins with the time, so that later ones sort later.
-        return str(self._folder / _PARTS / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
+        return str(self._folder / FOLDER / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
 
 
-def check_recipe(output: epath.PathLike, recipe: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Keeps the recipe with the outputs, so that a folder never mixes those of several.
+def check_recipe(
+    output: epath.PathLike, recipe: Mapping[str, Any], older: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses to mix outputs of several recipes in one folder.
+
+    Args:
+      output: the folder of outputs, which need not exist.
+      recipe: everything that decides what an input becomes; JSON.
+      older: see `differences`.
+
+    Raises:
+      ValueError: the folder has outputs by another recipe, or its recipe is damaged.
+    """
+    if differ := differences(output, recipe, older):
+        raise ValueError(
+            f"{storage.shown(output)} has outputs made in another way: {'; '.join(differ)}. Give "
+            "another folder, or --overwrite to make all of them anew"
+        )
+
+
+def differences(
+    output: epath.PathLike, recipe: Mapping[str, Any], older: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Returns in what a recipe differs from that of the outputs in a folder; empty without any.
 
     Args:
       output: the folder of outputs.
-      recipe: everything that decides what an input becomes; JSON.
-      overwrite: forget what was there, so that it is made anew.
+      recipe: see `check_recipe`.
+      older: what stood in recipes for the digest of the weights, before there was one: workdirs
+        and steps.
 
     Raises:
-      ValueError: the folder has outputs by another recipe.
+      ValueError: the folder's recipe is damaged.
     """
-    if not overwrite:
-        if differ := differences(output, recipe):
-            raise ValueError(
-                f"{output} has outputs made in another way: {'; '.join(differ)}. Give another "
-                "folder, or --overwrite to make all of them anew"
-            )
-        if _recipe_of(output).exists():
-            return
-    for part in _parts(output) if overwrite else ():
-        epath.Path(part).unlink()
-    if overwrite:
-        (epath.Path(output) / NAME).unlink(missing_ok=True)
-    text = json.dumps(recipe, indent=2, sort_keys=True)
-    storage.write_whole(str(_recipe_of(output)), text.encode())
-
-
-def differences(output: epath.PathLike, recipe: Mapping[str, Any]) -> list[str]:
-    """In what the recipe of the outputs in a folder differs from this one; nothing without any."""
-    path = _recipe_of(output)
-    if not path.exists():
+    path = epath.Path(output) / MARK
+    try:
+        before = json.loads(storage.read(str(path)))
+        if not isinstance(before, dict):
+            raise ValueError("it is no JSON object")
+    except FileNotFoundError:
         return []
-    before, recipe = json.loads(path.read_text()), json.loads(json.dumps(recipe))
+    except ValueError as error:
+        raise ValueError(
+            f"{storage.shown(path)}, which says how the outputs beside it were made, is damaged: "
+            f"{error}. Remove it if you know that they were made in this way, give another folder, "
+            "or --overwrite to make all of them anew"
+        ) from error
+    recipe = json.loads(json.dumps(recipe))
+    if older and before.keys() >= older.keys():
+        recipe = {key: value for key, value in recipe.items() if not key.endswith("network")}
+        recipe.update(json.loads(json.dumps(older)))
     return [
         f"{key} was {before.get(key)!r} and is {recipe.get(key)!r}"
         for key in sorted(before.keys() | recipe.keys())
@@ -94,73 +197,216 @@ def differences(output: epath.PathLike, recipe: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _recipe_of(output: epath.PathLike) -> epath.Path:
-    return epath.Path(output) / _PARTS / "recipe.json"
+def keep_recipe(output: epath.PathLike, recipe: Mapping[str, Any]) -> None:
+    """Writes the recipe of a folder's outputs."""
+    text = json.dumps(recipe, indent=2, sort_keys=True)
+    storage.write_whole(str(epath.Path(output) / MARK), text.encode())
+
+
+def forget(output: epath.PathLike) -> None:
+    """Removes all rows, so that no output there counts as made; the outputs stay."""
+    for path in (*_parts(output), _plan_of(output), str(epath.Path(output) / NAME)):
+        storage.remove(path)
 
 
 def existing(output: epath.PathLike) -> set[str]:
-    """Names of the files in a folder, which need not exist."""
+    """Returns the names of the files in a folder, which need not exist."""
     if not epath.Path(output).exists():
         return set()
     return set(storage.find(str(output)))
 
 
-def merge(output: epath.PathLike, inputs: Iterable[str]) -> dict[str, int]:
-    """Makes `manifest.jsonl` of all rows there are: one for each input, the last that was written.
+def remove_partials(output: epath.PathLike) -> None:
+    """Removes temporary files that killed processes left; call it while the folder is held."""
+    hidden = epath.Path(output) / FOLDER
+    for folder, names in ((output, existing(output)), (hidden, existing(hidden))):
+        for name in filter(storage.is_partial, names):
+            storage.remove(str(epath.Path(folder) / name))
 
-    An input that has an output but no row, as its job was killed in between, gets one of status
-    `found`; one with neither gets none. To be called when no process adds rows any more.
+
+def survey(
+    output: epath.PathLike,
+    inputs: Iterable[sources.FileRef],
+    outputs: Mapping[str, str],
+    versions: Mapping[str, storage.State],
+    *,
+    overwrite: bool = False,
+) -> Survey:
+    """Compares what is in a folder of outputs with what is asked for.
+
+    To be made are outputs that are missing, whose input has changed since, or that the job before
+    was to replace and did not come to; with `overwrite`, all.
 
     Args:
       output: the folder of outputs.
-      inputs: names of the job's inputs; rows of others are kept.
-
-    Returns:
-      How many rows there are of each status, of these inputs.
+      inputs: of the job.
+      outputs: the output of each input, by name.
+      versions: of the inputs' files, by name, as far as they could be seen.
+      overwrite: make anew whatever is there.
     """
-    parts = _parts(output)
-    rows: dict[str, str] = {}
-    for path in (str(epath.Path(output) / NAME), *parts):
-        for line in _lines(path):
-            rows[json.loads(line)["input"]] = line
-    there, counts = existing(output), {}
-    for name in inputs:
-        status = json.loads(rows[name])["status"] if name in rows else None
-        is_there = output_name(name) in there
-        if is_there and status in (None, "failed"):
-            record = Record(name, output_name(name), "found")
-            rows[name], status = json.dumps(dataclasses.asdict(record)), "found"
-        elif status in ("written", "found") and not is_there:
-            # Somebody has removed it since.
-            del rows[name]
-            status = None
-        if status is not None:
-            counts[status] = counts.get(status, 0) + 1
-    text = "".join(f"{rows[name]}\n" for name in sorted(rows))
+    rows = {} if overwrite else {row.input: row for row in read(output)}
+    before = {} if overwrite else {task.input: task for task in _read_plan(output)}
+    there = existing(output)
+    states = storage.states(output, [name for name in outputs.values() if name in there])
+    tasks, unknown = [], {}
+    for ref in inputs:
+        name, its = ref.name, versions.get(ref.name)
+        now, row, task = states.get(outputs[name]), rows.get(name), before.get(name)
+        if now is None or overwrite:
+            pass
+        elif row is None or row.output != outputs[name]:
+            if task is None or task.before != now:
+                unknown[outputs[name]] = "no row of the manifest says that it was made here"
+                continue
+        elif row.output_size is not None and row.output_size != now.size:
+            unknown[outputs[name]] = (
+                f"it has {now.size} bytes, where {row.output_size} were written"
+            )
+            continue
+        elif not _has_output(row):
+            unknown[outputs[name]] = "its input had failed when the manifest was written"
+            continue
+        elif row.status != "failed" and not _has_changed(row, ref, its, now):
+            continue
+        tasks.append(Task(name, outputs[name], its, now))
+    return Survey(tasks, unknown)
+
+
+def _has_changed(
+    row: Record, ref: sources.FileRef, its: storage.State | None, output: storage.State
+) -> bool:
+    """Returns whether an input is another one than that which its output was made of."""
+    if its is None:
+        return False  # it will fail if it is asked for
+    if row.input_size is None:  # a row of an older version
+        versions = (its.version, output.version)
+        return all(v.isdigit() for v in versions) and int(versions[0]) > int(versions[1])
+    if its == (row.input_size, row.input_version):
+        return False
+    if its.size != row.input_size or not row.input_digest:
+        return True
+    try:
+        # Copied or touched, it may still have the same content.
+        return digest(storage.read(ref.path)) != row.input_digest
+    except OSError:
+        return True  # it will fail, and say why
+
+
+def _has_output(row: Record | None) -> bool:
+    return row is not None and (row.status != "failed" or row.output_size is not None)
+
+
+def digest(content: bytes) -> str:
+    """Returns the digest of a file's content, as in `Record.input_digest`."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def keep_plan(output: epath.PathLike, tasks: Iterable[Task]) -> None:
+    """Writes what the job is about to make, so that its outputs are known if it is killed."""
+    lines = "".join(json.dumps(dataclasses.asdict(task)) + "\n" for task in tasks)
+    storage.write_whole(_plan_of(output), lines.encode())
+
+
+def planned(output: epath.PathLike) -> set[str]:
+    """Returns the names of the inputs that the plan has."""
+    return {task.input for task in _read_plan(output)}
+
+
+def merge(output: epath.PathLike) -> None:
+    """Makes `manifest.jsonl` of all rows there are: one for each input, the last that was written.
+
+    An output of the plan without a row, whose job was killed in between, gets one of status
+    `found`. Rows whose output somebody has removed go. To be called while no process adds rows.
+    """
+    parts, there = _parts(output), existing(output)
+    rows = {row.input: row for row in read(output)}
+    new = {row.input: row for part in parts for row in _records(part)}
+    plan = _read_plan(output)
+    states = storage.states(output, [task.output for task in plan if task.output in there])
+    for task in plan:
+        now, row, old = states.get(task.output), new.get(task.input), rows.get(task.input)
+        if row is None and task.is_made(now):
+            size, version = task.state or (None, "")
+            new[task.input] = Record(
+                task.input,
+                task.output,
+                "found",
+                input_size=size,
+                input_version=version,
+                output_size=now.size,
+            )
+        elif row is not None and row.status == "failed" and now is not None and _has_output(old):
+            # What was made of an earlier version of the input is still an output of this program.
+            new[task.input] = dataclasses.replace(row, output_size=now.size)
+    rows |= new
+    kept = (row for row in rows.values() if row.status == "failed" or row.output in there)
+    text = "".join(_line(row) for row in sorted(kept, key=lambda row: row.input))
     storage.write_whole(str(epath.Path(output) / NAME), text.encode())
     for part in parts:
-        epath.Path(part).unlink()
-    return counts
+        storage.remove(part)
+    # What it did not come to stays planned: the next job may replace what is there.
+    if left := [task for task in plan if task.input not in new]:
+        keep_plan(output, left)
+    else:
+        storage.remove(_plan_of(output))
 
 
 def read(output: epath.PathLike) -> list[Record]:
-    """The rows of `manifest.jsonl`."""
-    return [Record(**json.loads(line)) for line in _lines(str(epath.Path(output) / NAME))]
+    """Returns the rows of `manifest.jsonl`; damaged ones are left out, with a warning."""
+    return list(_records(str(epath.Path(output) / NAME)))
+
+
+def _read_plan(output: epath.PathLike) -> list[Task]:
+    found = []
+    for line in _lines(_plan_of(output)):
+        states = [line.get(key) for key in ("state", "before")]
+        if all(pair is None or _is_state(pair) for pair in states):
+            states = (None if pair is None else storage.State(*pair) for pair in states)
+            found.append(Task(line["input"], line["output"], *states))
+    return found
+
+
+def _is_state(pair: Any) -> bool:
+    return isinstance(pair, list) and [*map(type, pair)] == [int, str]
+
+
+def _records(path: str) -> Iterator[Record]:
+    for line in _lines(path):
+        # Other versions have other fields.
+        row = {key: value for key, value in line.items() if key in _TYPES}
+        if row.get("status") in _STATUSES and all(isinstance(row[k], _TYPES[k]) for k in row):
+            yield Record(**row)
+        else:
+            logging.warning("%s: row of an unknown kind, left out: %.100r", path, line)
+
+
+def _lines(path: str) -> Iterator[dict[str, Any]]:
+    try:
+        content = storage.read(path)
+    except FileNotFoundError:
+        return
+    for line in content.split(b"\n"):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not all(isinstance(row[key], str) for key in ("input", "output")):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            shown = line[:100].decode(errors="backslashreplace")
+            logging.warning("%s: not a row of a manifest, left out: %s", storage.shown(path), shown)
+            continue
+        yield row
+
+
+def _line(record: Record) -> str:
+    return json.dumps(dataclasses.asdict(record)) + "\n"
+
+
+def _plan_of(output: epath.PathLike) -> str:
+    return str(epath.Path(output) / FOLDER / _PLAN)
 
 
 def _parts(output: epath.PathLike) -> list[str]:
-    return storage.matches(epath.Path(output) / _PARTS, "*.jsonl")
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        text = storage.read(path).decode()
-    except FileNotFoundError:
-        return
-    for line in text.splitlines():
-        try:
-            json.loads(line)["input"]
-        except (ValueError, KeyError, TypeError):
-            logging.warning("%s: not a row of a manifest, left out: %s", path, line[:100])
-            continue
-        yield line
+    # Their names begin with the time.
+    return storage.matches(epath.Path(output) / FOLDER, "[0-9]*.jsonl")

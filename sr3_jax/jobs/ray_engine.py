@@ -2,8 +2,7 @@
 
 Inputs go to the actors in chunks of names. What an actor makes it writes itself, whole or not at
 all, and only rows come back, so that nothing is lost where an actor dies: Ray starts another one,
-which does the chunk again, but for the outputs that are there. An actor never raises. Of a chunk
-at which one has died, images are done one by one; the one at which it dies again and again fails.
+which does the chunk again, image by image; the one at which it dies again and again fails.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from sr3_jax.data import sources, storage
-from sr3_jax.inference import files
+from sr3_jax.inference import files, manifest
 from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # which imports this module
@@ -58,7 +57,7 @@ class Upscaler:
                 rows.append(json.dumps(dataclasses.asdict(record)))
         return {"record": rows}
 
-    def _upscale(self, refs: list[sources.FileRef]) -> Iterator[files.Record]:
+    def _upscale(self, refs: list[sources.FileRef]) -> Iterator[manifest.Record]:
         if self._failure:
             yield from (self._record(ref, "broken", self._failure) for ref in refs)
             return
@@ -69,9 +68,6 @@ class Upscaler:
                 yield from self._together(refs)
             return
         for ref in refs:
-            if (output / files.output_name(ref.name)).exists():
-                yield self._record(ref, "found")
-                continue
             its = _Mark(output, ref.name)
             if its.deaths >= _MAX_DEATHS - 1:  # the first was the chunk's
                 yield self._record(ref, "failed", f"{_MAX_DEATHS} workers died at it")
@@ -80,7 +76,7 @@ class Upscaler:
                 yield from self._together([ref])
         mark.remove()
 
-    def _together(self, refs: list[sources.FileRef]) -> Iterator[files.Record]:
+    def _together(self, refs: list[sources.FileRef]) -> Iterator[manifest.Record]:
         done = set()
         try:
             for record in files.upscale_files(
@@ -97,9 +93,9 @@ class Upscaler:
                 else:
                     yield self._record(ref, "failed", f"{type(error).__name__}: {error}")
 
-    def _record(self, ref: sources.FileRef, status: str, error: str = "") -> files.Record:
+    def _record(self, ref: sources.FileRef, status: str, error: str = "") -> manifest.Record:
         seed = files.seed_of(ref.name, self._work.options.seed)
-        return files.Record(ref.name, files.output_name(ref.name), status, error, seed=seed)
+        return manifest.Record(ref.name, files.output_name(ref.name), status, error, seed=seed)
 
 
 class _Mark:
@@ -124,7 +120,7 @@ def run(
     inputs: Sequence[sources.FileRef],
     address: str | None = None,
     num_workers: int | None = None,
-) -> Iterator[files.Record]:
+) -> Iterator[manifest.Record]:
     """Yields one record for each input, in no particular order.
 
     Args:
@@ -172,7 +168,7 @@ def run(
         )
         with _stopping_at_once():
             for row in rows.iter_rows():
-                record = files.Record(**json.loads(row["record"]))
+                record = manifest.Record(**json.loads(row["record"]))
                 if record.status == "broken":
                     raise ActorError(f"a worker could not start: {record.error}")
                 yield record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,6 +14,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax import data_factory, factory, parallel
+from sr3_jax.data import locks
 from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -22,6 +25,27 @@ INDEX = "index"
 
 # Of columns of pictures, where they are not a method's name.
 LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
+
+
+@contextlib.contextmanager
+def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
+    """Holds a folder for a job of any number of processes; see `data.locks.hold`.
+
+    Raises:
+      HeldError: another job holds it; in every process.
+    """
+    with contextlib.ExitStack() as stack:
+        error: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locks.hold(folder, job))
+            except (locks.HeldError, OSError) as why:
+                error = why
+        # Nobody begins before the folder is held, or waits for those that cannot.
+        if not parallel.of_all_processes(np.asarray([error is None])).all():
+            raise error or locks.HeldError(f"process 0 could not take {folder} for this job")
+        yield
+        parallel.wait_for_all()
 
 
 def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bool) -> None:

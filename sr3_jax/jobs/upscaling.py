@@ -12,16 +12,16 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import config_file, factory, parallel, sampling_factory
-from sr3_jax.data import sources
-from sr3_jax.inference import files, manifest
+from sr3_jax.data import sources, storage
+from sr3_jax.inference import files, loading, manifest
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
-from sr3_jax.training import checkpoint
 
 Engine = Literal["local", "ray"]
 
 # Up to so many pictures the bar moves with every network call, for which each is waited for.
 _FEW = 32
+_MOST_NAMED = 20  # files, in one message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,11 @@ def upscale(
     engine_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Upscales what has no output yet, or one picture; returns how many inputs failed.
+    """Upscales what has no output yet, or whose input has changed; returns how many inputs failed.
 
     Every output is written whole or not at all, so that what was done by a job that was stopped, or
-    killed, need not be done again. `output/manifest.jsonl` says what became of each input.
+    killed, need not be done again. `output/manifest.jsonl` has the status of each input. Nothing is
+    replaced that this program did not write there, and never an input (docs/guarantees.md).
 
     Args:
       workdir: of a training run.
@@ -76,46 +77,88 @@ def upscale(
       engine: `local` uses the devices of this process, and where there are several processes each
         takes its share; `ray` a cluster (`jobs.ray_engine`).
       engine_options: of `ray_engine.run`.
-      overwrite: make outputs anew that are there.
+      overwrite: make outputs anew that are there, whoever wrote them.
 
     Raises:
-      ValueError: two inputs would have one output, or the folder has outputs made in another way.
+      ValueError: an output would be one of the inputs, two inputs would have one output, or the
+        folder has outputs made in another way, or files that this program did not write.
+      HeldError: another job is at work in the folder.
+      OSError: the folder takes no files.
       StoppedError: a signal asked to stop.
     """
+    output = epath.Path(storage.absolute(output))
     if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"--output={output} is a file; give a folder")
-    inputs = files.find_inputs(input_path)
-    _check_names(inputs)
-    work = _plan(workdir, output, options, dict(sampling or {}))
-    # A single picture is made whenever it is asked for.
-    is_single = not input_path.is_dir()
-    if jax.process_index() == 0 and not is_single:
-        manifest.check_recipe(output, _recipe(work), overwrite=overwrite)
-        if overwrite:
-            for name in manifest.existing(output) & {files.output_name(r.name) for r in inputs}:
-                (output / name).unlink()
-    parallel.wait_for_all()
-    there = set() if is_single else manifest.existing(output)
-    share = list(inputs)[jax.process_index() :: jax.process_count()]
-    missing = [ref for ref in share if files.output_name(ref.name) not in there]
-    if len(missing) < len(share):
-        print(f"{len(share) - len(missing)} of {len(share)} outputs are there already")
-    rows = manifest.Manifest(output)
-    try:
-        with parallel.StopSignal() as stop, shared.progress_bar("upscale", len(missing)) as bar:
-            if missing and engine == "ray":
-                from sr3_jax.jobs import ray_engine  # late: ray is optional
+        raise NotADirectoryError(f"--output={storage.shown(output)} is a file; give a folder")
+    inputs = files.find_inputs(input_path, output)
+    _check_outputs(inputs, input_path, output, options)
+    work, recipe, older = _plan(workdir, output, options, dict(sampling or {}))
+    if not overwrite:
+        manifest.check_recipe(output, recipe, older)
+    with shared.holding(output, "upscaling"):
+        if jax.process_index() == 0:
+            _prepare(inputs, input_path, output, recipe, options, overwrite=overwrite)
+        parallel.wait_for_all()
+        names = manifest.planned(output)
+        missing = [ref for ref in inputs if ref.name in names]
+        if len(missing) < len(inputs) and jax.process_index() == 0:
+            print(f"{len(inputs) - len(missing)} of {len(inputs)} outputs are there already")
+        share = missing[jax.process_index() :: jax.process_count()]
+        rows = manifest.Manifest(output)
+        try:
+            with parallel.StopSignal() as stop, shared.progress_bar("upscale", len(share)) as bar:
+                if share and engine == "ray":
+                    from sr3_jax.jobs import ray_engine  # late: ray is optional
 
-                records = ray_engine.run(work, missing, **(engine_options or {}))
-                _collect(records, rows, stop, functools.partial(shared.advance, bar, 1.0))
-            elif missing:
-                _upscale_here(work, missing, rows, stop, bar)
-    finally:
-        rows.flush()
-    parallel.wait_for_all()
-    if jax.process_index() != 0:
-        return 0
-    return _conclude(output, [ref.name for ref in inputs])
+                    records = ray_engine.run(work, share, **(engine_options or {}))
+                    _collect(records, rows, stop, functools.partial(shared.advance, bar, 1.0))
+                elif share:
+                    _upscale_here(work, share, rows, stop, bar)
+        finally:
+            rows.flush()
+        parallel.wait_for_all()
+        if jax.process_index() != 0:
+            return 0
+        return _conclude(output, [ref.name for ref in inputs])
+
+
+def _prepare(
+    inputs: sources.Source,
+    input_path: epath.Path,
+    output: epath.Path,
+    recipe: Mapping[str, Any],
+    options: files.Options,
+    *,
+    overwrite: bool,
+) -> None:
+    """Finds what is to be made, and writes recipe and plan: with them, that files can be written.
+
+    Raises:
+      ValueError: a file in the place of an output is not one that this program wrote there.
+    """
+    if overwrite and not _is_of(output, recipe):
+        manifest.forget(output)
+    manifest.merge(output)
+    manifest.remove_partials(output)
+    names = {ref.name: files.output_name(ref.name) for ref in inputs}
+    versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
+    found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
+    if found.unknown:
+        some = [f"{storage.shown(name)}: {why}" for name, why in found.unknown.items()]
+        more = f"; and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
+        raise ValueError(
+            f"{len(some)} files in {storage.shown(output)} would be replaced, which this program "
+            f"did not write or which were changed since: {'; '.join(some[:_MOST_NAMED])}{more}. "
+            "Move them, give another folder, or --overwrite to replace them"
+        )
+    manifest.keep_recipe(output, recipe)
+    manifest.keep_plan(output, found.tasks)
+
+
+def _is_of(output: epath.Path, recipe: Mapping[str, Any]) -> bool:
+    try:
+        return not manifest.differences(output, recipe)
+    except ValueError:  # damaged
+        return False
 
 
 def _upscale_here(
@@ -140,7 +183,7 @@ def _upscale_here(
 
 
 def _collect(
-    records: Iterator[files.Record],
+    records: Iterator[manifest.Record],
     rows: manifest.Manifest,
     stop: parallel.StopSignal,
     done: Callable[[], None],
@@ -153,8 +196,14 @@ def _collect(
 
 def _plan(
     workdir: epath.Path, output: epath.Path, options: files.Options, sampling: dict[str, Any]
-) -> Work:
-    """Checks what was asked for before any weights are loaded, and fixes what may change."""
+) -> tuple[Work, dict[str, Any], dict[str, Any]]:
+    """Checks what was asked for before any weights are loaded, and fixes what may change.
+
+    Returns:
+      The work; its recipe, which is all that decides what an input becomes; and what stood in
+      recipes before networks had digests.
+    """
+    workdir = epath.Path(storage.absolute(workdir))
     config = config_file.load(workdir / "config.json")
     if not factory.has_source(config):
         raise ValueError(
@@ -163,49 +212,62 @@ def _plan(
         )
     sampling = sampling_factory.tuned(workdir, config) | sampling
     changed = sampling_factory.changed(config, sampling)
+    sampling_factory.options(changed)
     sampling_factory.sampler(changed, options.steps)
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{workdir / 'checkpoints'} does not exist: train first")
-    checkpointer = checkpoint.Checkpointer(workdir / "checkpoints", read_only=True)
-    step = checkpointer.find(factory.checkpoint(config))
-    checkpointer.close()
-    return Work(str(workdir), step, sampling, str(output), options)
-
-
-def _recipe(work: Work) -> dict[str, Any]:
-    """All that decides what an input becomes."""
-    config = config_file.load(epath.Path(work.workdir) / "config.json")
-    changed = sampling_factory.changed(config, work.sampling)
+    step = loading.find(config, workdir / "checkpoints", None)
+    network = loading.weights_digest(config, workdir / "checkpoints", step)
     how = sampling_factory.recipe(changed)
-    options = dataclasses.asdict(work.options)
-    how["num_steps"] = options.pop("steps") or how["num_steps"]
-    return {"workdir": work.workdir, "checkpoint": work.step, **options, **how}
+    given = dataclasses.asdict(options)
+    how["num_steps"] = given.pop("steps") or how["num_steps"]
+    recipe = {"network": network, **given, **how}
+    work = Work(str(workdir), step, sampling, str(output), options)
+    return work, recipe, {"workdir": str(workdir), "checkpoint": step}
 
 
-def _check_names(inputs: sources.Source) -> None:
-    seen: dict[str, str] = {}
+def _check_outputs(
+    inputs: sources.Source, input_path: epath.Path, output: epath.Path, options: files.Options
+) -> None:
+    """Checks that each output is a file of its own, and none of the inputs.
+
+    Raises:
+      ValueError: names the input and the output.
+    """
+    made: dict[str, str] = {}
     for ref in inputs:
-        name = files.output_name(ref.name)
-        if name in seen:
-            raise ValueError(
-                f"{seen[name]} and {ref.name} would both become {name}; rename one of them"
-            )
-        seen[name] = ref.name
+        for name in files.output_names(ref.name, options):
+            if name in made:
+                raise ValueError(
+                    f"{storage.shown(made[name])} and {storage.shown(ref.name)} would both become "
+                    f"{storage.shown(name)}; rename one of them"
+                )
+            made[name] = ref.name
+    folder = input_path if input_path.is_dir() else input_path.parent
+    proposal = f"give another folder, such as --output={storage.shown(folder)}_upscaled"
+    if input_path.is_dir() and storage.is_same_file(input_path, output):
+        raise ValueError(
+            f"--output={storage.shown(output)} is the folder of the inputs, "
+            f"--input={storage.shown(input_path)}, whose pictures would be replaced; {proposal}"
+        )
+    paths = {ref.path for ref in inputs}
+    for of_output, of_input in storage.same_files((output / name for name in made), paths):
+        raise ValueError(
+            f"the output {storage.shown(of_output)} is the input {storage.shown(of_input)}, which "
+            f"would be replaced; {proposal}"
+        )
 
 
 def _conclude(output: epath.Path, names: Sequence[str]) -> int:
-    """Makes the manifest, says what became of the inputs, and how many failed."""
-    counts = manifest.merge(output, names)
-    failed = counts.get("failed", 0)
-    print(f"{len(names) - failed} of {len(names)} images are in {output}")
-    if failed:
-        wanted = set(names)
-        rows = [r for r in manifest.read(output) if r.status == "failed" and r.input in wanted]
-        for row in rows[:20]:
-            print(f"failed: {row.input}: {row.error}")
-        if len(rows) > 20:
-            print(f"and {len(rows) - 20} more: {output / manifest.NAME}")
-    missing = len(names) - sum(counts.values())
+    """Makes the manifest, prints how many outputs there are, and returns how many inputs failed."""
+    manifest.merge(output)
+    wanted = set(names)
+    rows = [row for row in manifest.read(output) if row.input in wanted]
+    failed = [row for row in rows if row.status == "failed"]
+    print(f"{len(rows) - len(failed)} of {len(names)} images are in {storage.shown(output)}")
+    for row in failed[:_MOST_NAMED]:
+        print(f"failed: {storage.shown(row.input)}: {storage.shown(row.error)}")
+    if len(failed) > _MOST_NAMED:
+        print(f"and {len(failed) - _MOST_NAMED} more: {storage.shown(output / manifest.NAME)}")
+    missing = len(names) - len(rows)
     if missing:
         logging.error("%d inputs have neither output nor row; run the command again", missing)
-    return failed + missing
+    return len(failed) + missing

@@ -1,0 +1,289 @@
+"""Upscaling loses nothing of a user's files, whatever the paths and names."""
+
+import errno
+import functools
+import json
+import os
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from PIL import Image
+
+from sr3_jax.data import locks, storage
+from sr3_jax.inference import files, manifest
+from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import upscaling
+
+OPTIONS = files.Options(steps=1)
+SIZE = (6, 7, 3)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    root = epath.Path(tmp_path_factory.mktemp("run"))
+    small_run.write_workdir(root)
+    return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def load_once():
+    """Each network is loaded once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = functools.cache(lambda workdir, _: SuperResolver.from_workdir(workdir))
+        patch.setattr(
+            upscaling.Work,
+            "load",
+            lambda work: load(work.workdir, os.stat(f"{work.workdir}/checkpoints").st_ctime_ns),
+        )
+        yield
+
+
+def _save(path, seed=0):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, SIZE, dtype=np.uint8)).save(path, "PNG")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(3):
+        _save(tmp_path / "in" / f"{i}.png", i)
+    return epath.Path(tmp_path / "in")
+
+
+def _contents(folder) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def _sizes(folder) -> set[tuple[int, int]]:
+    return {Image.open(path).size for path in pathlib.Path(folder).rglob("*.png")}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_is_never_an_input(workdir, pictures, tmp_path, overwrite):
+    """A folder, a file, a link to the folder, a link and a hard link to a file, from outside."""
+    link = epath.Path(tmp_path / "link")
+    os.symlink(pictures, link)
+    linked, hard = (epath.Path(tmp_path / name) for name in ("linked", "hard"))
+    for folder in (linked, hard):
+        folder.mkdir()
+    os.symlink(pictures / "0.png", linked / "0.png")
+    os.link(pictures / "1.png", hard / "0.png")
+    before = _contents(tmp_path)
+    for input_path, output in (
+        (pictures, pictures),
+        (link, pictures),
+        (pictures, link),
+        (pictures / "0.png", pictures),
+        (link / "0.png", pictures),
+        (pictures, linked),
+        (pictures, hard),
+        (pictures, pictures / "sub" / ".."),
+    ):
+        (pictures / "sub").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"would be\s+replaced; give another folder, such as"):
+            upscaling.upscale(workdir, input_path, output, OPTIONS, overwrite=overwrite)
+        assert _contents(tmp_path) == before
+
+
+def test_outputs_within_the_inputs_never_become_inputs(workdir, pictures):
+    before = _contents(pictures)
+    first, second = pictures / "up", pictures / "deeper" / "again"
+    for output in (first, first, second):
+        assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    for output in (first, second):
+        assert {row.input for row in manifest.read(output)} == {"0.png", "1.png", "2.png"}
+        assert _sizes(output) == {(28, 24)}
+    assert before.items() <= _contents(pictures).items()
+    # What was made by this program is an input where that is asked for.
+    assert len(files.find_inputs(first)) == 3
+    for path in ("0.png", "1.png", "2.png"):
+        (pictures / path).unlink()
+    with pytest.raises(ValueError, match="all images in .* are outputs of this program"):
+        upscaling.upscale(workdir, pictures, pictures / "third", OPTIONS)
+
+
+def test_a_file_that_was_not_made_here_is_neither_taken_for_an_output_nor_replaced(
+    workdir, pictures, tmp_path
+):
+    output = epath.Path(tmp_path / "out")
+    output.mkdir()
+    (output / "1.png").write_bytes(b"precious")
+    before = _contents(tmp_path)
+    for input_path in (pictures, pictures / "1.png"):
+        with pytest.raises(ValueError, match=r"1 files in .*1\.png: no row.*--overwrite"):
+            upscaling.upscale(workdir, input_path, output, OPTIONS)
+        made = _contents(tmp_path)
+        assert {
+            k: v for k, v in made.items() if ".manifest" not in k and "jsonl" not in k
+        } == before
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS, overwrite=True) == 0
+    assert _sizes(output) == {(28, 24)}
+    # One that was damaged or edited since is not what was made here either.
+    (output / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2\.png: it has 0 bytes, where \d+ were written"):
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    (output / "2.png").unlink()
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+
+
+def test_an_input_that_has_changed_is_made_anew(workdir, pictures, tmp_path):
+    output = epath.Path(tmp_path / "out")
+    upscaling.upscale(workdir, pictures, output, OPTIONS)
+    before = _contents(output)
+    os.utime(pictures / "0.png")  # the same content at another time
+    _save(pictures / "1.png", 9)
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    after = _contents(output)
+    changed = {name for name in before if name.endswith(".png") and after[name] != before[name]}
+    assert changed == {"1.png"}
+    # One that is broken now fails; what was made of it before stays, and is replaced later.
+    good = (pictures / "2.png").read_bytes()
+    (pictures / "2.png").write_bytes(b"broken")
+    for _ in range(2):
+        assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 1
+        assert _contents(output)["2.png"] == before["2.png"]
+    (pictures / "2.png").write_bytes(good)
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    assert {row.status for row in manifest.read(output)} == {"written"}
+
+
+def test_what_a_killed_job_made_is_known_and_what_it_was_to_replace_too(
+    workdir, pictures, tmp_path, monkeypatch
+):
+    """A kill is here an exception at which no row is written."""
+    output = epath.Path(tmp_path / "out")
+    upscaling.upscale(workdir, pictures, output, OPTIONS)
+    before = _contents(output)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_):
+        raise KilledError
+
+    other = files.Options(steps=1, seed=1)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(manifest.Manifest, "add", killed)
+        patch.setattr(manifest.Manifest, "flush", lambda self: None)
+        patch.setattr(files, "_THREADS", 1)
+        upscaling.upscale(workdir, pictures / "0.png", output, other, overwrite=True)
+    (output / f".{'0' * 16}.partial").write_bytes(b"half")
+    assert _contents(output)["0.png"] != before["0.png"]
+    # 1.png and 2.png are of the other seed, so that they are not outputs of this recipe.
+    with pytest.raises(ValueError, match="2 files"):
+        upscaling.upscale(workdir, pictures, output, other)
+    assert {row.input: row.status for row in manifest.read(output)} == {"0.png": "found"}
+    assert upscaling.upscale(workdir, pictures, output, other, overwrite=True) == 0
+    assert {row.status for row in manifest.read(output)} == {"written"}
+    assert {p.name for p in (output / ".manifest").iterdir()} == {"recipe.json"}
+    assert not [name for name in _contents(output) if "partial" in name or "lock" in name]
+
+
+def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
+    workdir, pictures, tmp_path
+):
+    output = epath.Path(tmp_path / "out")
+    upscaling.upscale(workdir, pictures, output, OPTIONS)
+    moved = epath.Path(tmp_path / "moved")
+    os.system(f"cp -r '{workdir}' '{moved}'")
+    before = _contents(output)
+    assert upscaling.upscale(moved, pictures, output, OPTIONS) == 0
+    assert {k: v for k, v in _contents(output).items() if k.endswith("png")} == {
+        k: v for k, v in before.items() if k.endswith("png")
+    }
+    # Folders of older versions have path and step instead.
+    recipe = json.loads((output / manifest.MARK).read_text())
+    older = {**recipe, "workdir": str(workdir), "checkpoint": 3}
+    del older["network"]
+    (output / manifest.MARK).write_text(json.dumps(older))
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    assert json.loads((output / manifest.MARK).read_text()) == recipe
+    (moved / "checkpoints").rmtree()
+    small_run.write_workdir(moved, noise=0.1)
+    with pytest.raises(ValueError, match="network was '.*' and is '.*--overwrite"):
+        upscaling.upscale(moved, pictures, output, OPTIONS)
+
+
+NAMES = (
+    os.fsdecode(b"bad\xff.png"),
+    "line\nbreak.png",
+    "u\u2028\x85\x0b\x1cn.png",
+    "a" * 251 + ".png",
+    "é" * 125 + "b.png",
+    "x" * 250 + ".jpeg",
+    "~root/[1]*.png",
+)
+
+
+def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(NAMES):
+        _save(tmp_path / "in [1]" / name, i)
+    broken = "bro\nken.png"
+    (tmp_path / "in [1]" / broken).write_bytes(b"text")
+    several = files.Options(steps=1, num_samples=2, animate=True)
+    for _ in range(2):
+        # Relative, so that a name that begins with ~ is tried.
+        assert upscaling.upscale(workdir, epath.Path("in [1]"), epath.Path("o*"), several) == 1
+        rows = {row.input: row for row in manifest.read("o*")}
+        assert set(rows) == {*NAMES, broken}
+        for name in NAMES:
+            assert rows[name].status == "written"
+            for made in files.output_names(name, several):
+                assert os.path.getsize(tmp_path / "o*" / made)
+    said = capsys.readouterr().out
+    assert "7 of 8 images" in said and "7 of 8 outputs are there already" in said
+    assert "failed: bro\\nken.png: " in said and all(
+        line.isprintable() for line in said.split("\n")
+    )
+
+
+def test_two_jobs_of_one_folder(workdir, pictures, tmp_path):
+    output = epath.Path(tmp_path / "out")
+    with locks.hold(output, "upscaling"):
+        with pytest.raises(locks.HeldError, match=f"in use by upscaling .*process {os.getpid()}"):
+            upscaling.upscale(workdir, pictures, output, OPTIONS)
+        assert os.listdir(output) == [locks.NAME]
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+
+
+def test_a_full_disk_ends_the_job_and_a_rerun_goes_on(workdir, pictures, tmp_path, monkeypatch):
+    output = epath.Path(tmp_path / "out")
+    write_whole, written = storage.write_whole, threading.Semaphore(1)
+
+    def full(path, data):
+        if os.fspath(path).endswith(".png") and not written.acquire(blocking=False):
+            raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+        write_whole(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(storage, "write_whole", full)
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    assert len(list(output.glob("*.png"))) == 1
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    assert len(list(output.glob("*.png"))) == 3
+
+
+def test_a_damaged_recipe_and_damaged_rows_are_told(workdir, pictures, tmp_path):
+    output = epath.Path(tmp_path / "out")
+    upscaling.upscale(workdir, pictures, output, OPTIONS)
+    whole = (output / "manifest.jsonl").read_bytes()
+    (output / "manifest.jsonl").write_bytes(whole[:40] + b"\xff" + whole[41:])
+    assert len(manifest.read(output)) == 2
+    with pytest.raises(ValueError, match=r"0\.png: no row of the manifest"):
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    (output / manifest.MARK).write_bytes(b"[1")
+    with pytest.raises(ValueError, match=r"recipe\.json.*is damaged.*Remove it"):
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS, overwrite=True) == 0
+    assert {row.status for row in manifest.read(output)} == {"written"}
