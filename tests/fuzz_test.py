@@ -437,7 +437,7 @@ def test_trials(tmp_path):
 def test_manifests_and_recipes(tmp_path):
     """Damaged rows are left out; a damaged recipe is an error that names it."""
     recipe = {"checkpoint": 3, "seed": 0, "sampler": "ddim"}
-    manifest.check_recipe(tmp_path, recipe, overwrite=False)
+    manifest.keep_recipe(tmp_path, recipe)
     rows = "".join(
         json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
         for i in range(4)

@@ -134,11 +134,11 @@ def finish(plan: Plan) -> dict[str, Any]:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
-        ValueError: no image could be used.
+        ValueError: no image could be used, or what is known of the files is damaged.
     """
     if storage.exists(plan.path(_MANIFEST)):
         return _manifest(plan.output)
-    notes = [_read_json(_note(plan, part), _NOTE) for part in range(plan.num_files)]
+    notes = [_read_note(plan, part) for part in range(plan.num_files)]
     counts = [note["count"] for note in notes]
     skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
     if not sum(counts):
@@ -152,8 +152,8 @@ def finish(plan: Plan) -> dict[str, Any]:
     data = io.BytesIO()
     np.savez(data, **index)
     storage.write_whole(plan.path(_INDEX), data.getvalue())
-    lines = (f"{name}\t{reason}\n" for name, (reason, _) in skipped.items())
-    storage.write_whole(plan.path(_SKIPPED), os.fsencode("".join(lines)))
+    lines = (f"{storage.shown(name)}\t{reason}\n" for name, (reason, _) in skipped.items())
+    storage.write_whole(plan.path(_SKIPPED), "".join(lines).encode())
     num_too_small = sum(too_small for _, too_small in skipped.values())
     manifest = {
         "format": _FORMAT,
@@ -239,6 +239,23 @@ def _manifest(folder: str) -> dict[str, Any]:
                 f"of it; put the file itself there, or {_REMEDY}"
             )
     return manifest
+
+
+def _read_note(plan: Plan, part: int) -> dict[str, Any]:
+    """Reads what is known of file `part`; raises ValueError where that is damaged."""
+    path = _note(plan, part)
+    note = _read_json(path, _NOTE)
+    skipped = note["skipped"].values()
+    is_whole = all(isinstance(why, list) and list(map(type, why)) == [str, bool] for why in skipped)
+    try:
+        columns = {key: np.array(note[key], np.int64) for key in ("offsets", "sizes")}
+        for key in columns:
+            index_file.check_column(columns, key, (np.int64,), note["count"])
+    except (ValueError, TypeError, OverflowError):
+        is_whole = False
+    if not is_whole or note["file"] != plan.file_name(part):
+        raise ValueError(f"{path} is damaged; {_REMEDY}")
+    return note
 
 
 def _read_json(path: str, keys: Mapping[str, type]) -> dict[str, Any]:
