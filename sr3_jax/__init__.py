@@ -5,6 +5,14 @@
 what lies where.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "sr3_jax." in sys.orig_argv[-len(sys.argv)]:
+    # `python -m sr3_jax.main` or a tool, whose imports take seconds in which Ctrl-C may come.
+    from sr3_jax import command_line
+
+    command_line.take_interrupts()
+
 __version__ = "0.1.0"
 
 _PLACES = {"Cascade": "cascade", "Generator": "generator", "SuperResolver": "super_resolver"}

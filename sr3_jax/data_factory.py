@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -257,8 +258,14 @@ def _open(
 
 
 def _folder(path: str, index: epath.Path | None) -> folders.Folder:
-    arrays = index_file.kept(index, f"folder {path}", lambda: folders.folder(path).to_arrays())
-    return folders.Folder(os.path.expanduser(path), arrays)
+    root = os.path.expanduser(path)
+    arrays = index_file.kept(
+        index,
+        f"folder {path}",
+        lambda: folders.folder(path).to_arrays(),
+        functools.partial(folders.Folder, root),
+    )
+    return folders.Folder(root, arrays)
 
 
 def _tar(path: str, index: epath.Path | None) -> archives.Archive:
@@ -273,7 +280,8 @@ def _tar(path: str, index: epath.Path | None) -> archives.Archive:
         ) as bar:
             return archives.archive(path, bar.update).to_arrays()
 
-    return archives.Archive(path, index_file.kept(index, archives.made_of(path), walk))
+    opened = functools.partial(archives.Archive, path)
+    return opened(index_file.kept(index, archives.made_of(path), walk, opened))
 
 
 def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.LazySource:
@@ -294,7 +302,8 @@ def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[st
         ) as bar:
             return records.tfrecords(files, bar.update).to_arrays()
 
-    return index_file.kept(index, "\n".join(files), walk)
+    opened = functools.partial(records.Records, files)
+    return index_file.kept(index, "\n".join(files), walk, opened)
 
 
 def _held_out(config: ConfigDict, images: sources.LazySource) -> np.ndarray:

@@ -16,19 +16,18 @@ import json
 import os
 import signal
 import sys
-import traceback
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
+
+from sr3_jax import command_line
 
 # TensorFlow only writes TensorBoard's files here (clu) and prepares TFDS's data sets; what it says
 # when it starts is of no use to anyone. That it uses oneDNN it says whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-_FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 
 _MODES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score")
 
@@ -72,8 +71,19 @@ _SAMPLES = flags.DEFINE_integer(
     "samples", 1, "upscale: so many of each; writes their mean, and where they differ.", 1
 )
 _ANIMATE = flags.DEFINE_bool("animate", False, "upscale: also write a GIF from noise to picture.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "same",
+    ("same", "png", "jpeg", "webp", "tiff", "avif"),
+    "upscale: of the outputs; `same` as each input, or PNG where that cannot be written.",
+)
+_QUALITY = flags.DEFINE_string(
+    "quality", None, "upscale: 1 to 100 of jpeg, webp and avif, or `lossless`; default 95, avif 90."
+)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "upscale, generate: make outputs anew that are there."
+    "overwrite",
+    False,
+    "upscale, generate: make outputs anew, and replace files in their place, whoever wrote them.",
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "generate: how many images.", 1)
 _LABELS = flags.DEFINE_list(
@@ -115,24 +125,18 @@ _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this
 _SEED = flags.DEFINE_integer("seed", 0, "upscale, generate: seed of the noise.", lower_bound=0)
 
 
-class _WrongUseError(Exception):
-    """Something the user gave cannot work; shown without a traceback."""
-
-
-def main(argv: list[str]) -> None:
-    """Picks the job."""
-    if len(argv) > 1:
-        raise _WrongUseError(f"unexpected argument {argv[1]!r}; options start with --")
+def main(_: list[str]) -> int | None:
+    """Picks the job; returns its exit status, None for 0."""
     workdir = _check_flags()
     outputs = _outputs() if _MODE.value == "score" else {}
 
-    # Late, so that a wrong flag is answered at once.
-    from jax.errors import JaxRuntimeError
+    with command_line.nothing_to_lose():
+        # Late, so that a wrong flag is answered at once.
+        from jax.errors import JaxRuntimeError
 
-    from sr3_jax import config_file, jobs, parallel
-    from sr3_jax.jobs.ray_engine import ActorError
-    from sr3_jax.training.checkpoint import CheckpointError, quiet_orbax
-    from sr3_jax.training.loop import NonFiniteError, StoppedError
+        from sr3_jax import config_file, jobs, parallel
+        from sr3_jax.training.checkpoint import quiet_orbax
+        from sr3_jax.training.loop import StoppedError
 
     quiet_orbax()
 
@@ -149,28 +153,22 @@ def main(argv: list[str]) -> None:
             jobs.score(_CONFIG.value, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
         elif _MODE.value == "generate":
             _generate(workdir)
-        else:
-            _upscale(workdir)
-    except KeyboardInterrupt:
-        _leave(_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
+        elif _upscale(workdir):
+            _leave(command_line.FAILED)  # an input failed
     except StoppedError as stopped:
-        _leave(_INTERRUPTED if stopped.signal == signal.SIGINT else _START_AGAIN, str(stopped))
-    except (NonFiniteError, CheckpointError, ActorError) as error:
-        logging.debug("traceback", exc_info=True)
-        _leave(_FAILED, f"error: {error}")
-    except (ValueError, FileNotFoundError, NotADirectoryError, ImportError) as error:
-        # Messages for users; the traceback is one flag away.
-        logging.debug("traceback", exc_info=True)
-        _leave(_WRONG_USE, f"error: {error}")
+        is_user = stopped.signal == signal.SIGINT
+        status = command_line.INTERRUPTED if is_user else command_line.START_AGAIN
+        command_line.leave(status, str(stopped))
     except Exception as error:
-        if not parallel.is_one_of_several():
-            raise
-        traceback.print_exc()
+        status, message = command_line.ending(error)
         # Where another process is gone, so is the other end of a sum over devices.
-        if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        several = parallel.is_one_of_several()
+        lost = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        if several and lost:
             why = "this process cannot go on, most likely because another one was lost"
-            _leave(_START_AGAIN, f"error: {why}: {error}", alone=True)
-        _leave(_FAILED, f"error: {error}")
+            status = command_line.START_AGAIN
+            message = message.replace("error: ", f"error: {why}: ", 1)
+        _leave(status, message)
 
 
 def _check_flags() -> epath.Path:
@@ -181,11 +179,11 @@ def _check_flags() -> epath.Path:
     if _MODE.value != "generate" or _CONFIG.value is None:
         _require("workdir", _WORKDIR.value)
     elif _WORKDIR.value is not None:
-        raise _WrongUseError("--mode=generate takes --config=CASCADE or --workdir, not both")
+        raise ValueError("--mode=generate takes --config=CASCADE or --workdir, not both")
     if _MODE.value == "train":
         _require("config", _CONFIG.value)
     if _MODE.value != "generate" and _CONFIG.value is not None and "stage_1" in _CONFIG.value:
-        raise _WrongUseError(
+        raise ValueError(
             "--config is of a cascade, which is for --mode=generate; its networks are trained one "
             "by one, by the configs that it names"
         )
@@ -195,16 +193,26 @@ def _check_flags() -> epath.Path:
     return epath.Path(_WORKDIR.value or ".")
 
 
-def _upscale(workdir: epath.Path) -> None:
-    """Ends with status 1 where an input failed."""
+def _upscale(workdir: epath.Path) -> int:
+    """Returns how many inputs failed."""
     from sr3_jax import jobs
     from sr3_jax.inference import files
 
-    num_failed = jobs.upscale(
+    quality = _QUALITY.value
+    options = files.Options(
+        _STEPS.value,
+        _SEED.value,
+        _FACTOR.value,
+        _SAMPLES.value,
+        _ANIMATE.value,
+        None if _FORMAT.value == "same" else _FORMAT.value,
+        int(quality) if quality and quality.isdecimal() else quality,
+    )
+    return jobs.upscale(
         workdir,
         epath.Path(_INPUT.value),
         epath.Path(_OUTPUT.value),
-        files.Options(_STEPS.value, _SEED.value, _FACTOR.value, _SAMPLES.value, _ANIMATE.value),
+        options,
         sampling=_sampling(),
         engine=_ENGINE.value,
         engine_options={"address": _RAY_ADDRESS.value, "num_workers": _WORKERS.value}
@@ -212,8 +220,6 @@ def _upscale(workdir: epath.Path) -> None:
         else None,
         overwrite=_OVERWRITE.value,
     )
-    if num_failed:
-        _leave(_FAILED)
 
 
 def _generate(workdir: epath.Path) -> None:
@@ -233,7 +239,7 @@ def _generate(workdir: epath.Path) -> None:
         return
     given = {"steps": _STEPS.value, "sampler": _SAMPLER.value, "sampling": _SAMPLING.value}
     if wrong := [name for name, value in given.items() if value]:
-        raise _WrongUseError(
+        raise ValueError(
             f"--{wrong[0]}: each stage of a cascade has its own; give it as "
             "--config.stage_1.sampling.KEY=VALUE"
         )
@@ -246,7 +252,7 @@ def _label(name: str) -> int:
     try:
         return int(name)
     except ValueError:
-        raise _WrongUseError(f"--label has {name!r}; give numbers of classes, from 0") from None
+        raise ValueError(f"--label has {name!r}; give numbers of classes, from 0") from None
 
 
 def _sampling() -> dict[str, object]:
@@ -255,7 +261,7 @@ def _sampling() -> dict[str, object]:
     for pair in _SAMPLING.value:
         key, separator, value = pair.partition("=")
         if not separator:
-            raise _WrongUseError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
+            raise ValueError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
         try:
             given[key] = json.loads(value)
         except ValueError:
@@ -271,60 +277,42 @@ def _outputs() -> dict[str, str]:
     for given in _OUTPUTS.value:
         name, _, folder = given.partition("=")
         if not name or not folder:
-            raise _WrongUseError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
+            raise ValueError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
         if name in folders:
-            raise _WrongUseError(f"--outputs has two folders of the name {name!r}; rename one")
+            raise ValueError(f"--outputs has two folders of the name {name!r}; rename one")
         folders[name] = folder
     return folders
 
 
-def _leave(status: int, message: str = "", alone: bool | None = None) -> NoReturn:
-    """Ends the process; `alone`, or after a failure, without waiting for the others."""
+def _leave(status: int, message: str = "") -> NoReturn:
+    """Ends the process after a failure, without waiting for the other processes of the job."""
     from sr3_jax import parallel
 
+    if not parallel.is_one_of_several():
+        command_line.leave(status, message)
+    # The usual end of a process waits until all have come to theirs, and the others may be waiting
+    # for this one.
     if message:
         print(message, file=sys.stderr, flush=True)
-    alone = status in (_FAILED, _WRONG_USE) if alone is None else alone
-    if alone and parallel.is_one_of_several():
-        # The usual end of a process waits until all have come to theirs, and the others may be
-        # waiting for this one.
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _require(name: str, value: object) -> None:
     if not value:
-        raise _WrongUseError(f"--mode={_MODE.value} needs --{name}=...; see --help")
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses as absl does; config errors name the key and the nearest valid one."""
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        # A config file that cannot be loaded is noticed when its value is first used.
-        if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()
-        return rest
-    except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0] if error.args else error).replace("\\n", " ").strip("'\"")
-        raise SystemExit(f"error in --config: {message}") from error
+        raise ValueError(f"--mode={_MODE.value} needs --{name}=...; see --help")
 
 
 def command() -> None:
     """The console command `sr3`: `sr3 upscale --workdir=...` for `--mode=upscale`."""
     if len(sys.argv) > 1 and sys.argv[1] in _MODES:
         sys.argv[1] = f"--mode={sys.argv[1]}"
-    run()
+    command_line.run(main)
 
 
 def run() -> None:
-    """Runs `main`; wrong use ends with one line and status 2."""
-    try:
-        app.run(main, flags_parser=_parse_flags)
-    except _WrongUseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(_WRONG_USE)
+    """The same for `python -m sr3_jax.main`."""
+    command_line.run(main)
 
 
 if __name__ == "__main__":

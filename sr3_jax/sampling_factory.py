@@ -269,15 +269,29 @@ def stages(config: factory.ConfigDict) -> list[StageOptions]:
     return found
 
 
-def tuned(workdir: epath.PathLike) -> dict[str, Any]:
-    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none."""
+def tuned(workdir: epath.PathLike, config: factory.ConfigDict) -> dict[str, Any]:
+    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none.
+
+    Args:
+      workdir: of the run, where `inference.json` is if schedules were tuned.
+      config: of the run.
+
+    Raises:
+      ValueError: the file is damaged, or has keys or values that cannot be.
+    """
     path = epath.Path(workdir) / INFERENCE
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text())["sampling"])
-    except (ValueError, KeyError, TypeError) as error:
+        sampling = json.loads(path.read_bytes())["sampling"]
+        if not isinstance(sampling, dict):
+            raise TypeError(f"sampling is a {type(sampling).__name__}")
+        with_it = changed(config, sampling)
+        options(with_it)
+        sampler(with_it)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
             "remove it to sample as the config says"
         ) from error
+    return sampling

@@ -26,6 +26,7 @@ FLOORS = {
     "training": 4,
     "inference": 4,
     "evaluation": 4,
+    "command_line": 5,
     "jobs": 5,
     "main": 5,
     "tools": 5,

@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from sr3_jax.data import folders, sources, storage
+from sr3_jax.data import folders, index_file, sources, storage
 from sr3_jax.data.picture import BadImageError, decode_rgb
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -62,10 +62,19 @@ class Archive(sources.LazySource):
         Args:
             path: of the tar file.
             arrays: what `to_arrays` gives.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: the arrays are damaged.
         """
         self.path = os.fspath(path)
         self._named = folders.Folder(self.path, arrays)
-        self._offset, self._size = arrays["offset"], arrays["size"]
+        self._offset, self._size = (
+            index_file.check_column(arrays, key, (np.int64,), len(self._named))
+            for key in ("offset", "size")
+        )
+        if (self._offset < 0).any() or (self._size < 0).any():
+            raise ValueError("an image has a negative offset or size")
         self._listed_labels = _listed_labels(self._named.names())
 
     def __len__(self) -> int:
@@ -283,6 +292,8 @@ def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.Tar
         tar = tarfile.TarFile(fileobj=file)  # begins where the file is
         while (member := tar.next()) is not None:
             tar.members.clear()  # which would become all, at a kilobyte each
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
             if not position < tar.offset <= end:
                 raise tarfile.ReadError(
                     f"{member.name} is said to reach to byte {tar.offset} of the file, in which "
@@ -290,7 +301,7 @@ def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.Tar
                 )
             position = tar.offset
             yield member
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise _wrong(what, position, str(error)) from error
     # For tarfile anything that is no header ends a tar, be it in the middle.
     file.seek(position)

@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import itertools
 import os
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sr3_jax.data import sources, storage
+from sr3_jax.data import index_file, sources, storage
 from sr3_jax.data.picture import BadImageError
 
 # What `picture` reads.
@@ -56,7 +57,12 @@ class Folder(sources.LazySource):
             arrays: what `to_arrays` gives.
             others: see `Folder`.
             unread: see `Folder`.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: the arrays are damaged, or name files outside `root`.
         """
+        _check(arrays)
         self.root = root
         self.others, self.unread = collections.Counter(others), tuple(unread)
         # Bytes, since on Linux a name need not be text.
@@ -91,6 +97,23 @@ class Folder(sources.LazySource):
             "ends": self._ends,
             "classes": np.frombuffer(classes, np.uint8),
         }
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
+    names = index_file.check_column(arrays, "names", (np.uint8,))
+    ends = index_file.check_column(arrays, "ends", (np.int64,))
+    index_file.check_column(arrays, "classes", (np.uint8,))
+    starts = np.concatenate([np.zeros(1, np.int64), ends])
+    if (np.diff(starts) <= 0).any() or starts[-1] != len(names):
+        raise ValueError("ends are not those of names")
+    # Of a million names these are found at once; the few with two dots are then looked at.
+    is_absolute = len(ends) and (names[starts[:-1]] == ord("/")).any()
+    joined = names.tobytes()
+    climbs = b".." in joined and any(
+        b".." in joined[start:end].split(b"/") for start, end in itertools.pairwise(starts.tolist())
+    )
+    if is_absolute or climbs or b"\0" in joined:
+        raise ValueError("a name leads out of the folder, or is none")
 
 
 def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:

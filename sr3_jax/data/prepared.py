@@ -14,16 +14,26 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sr3_jax.data import degrade, folders, records, sources, storage
+from sr3_jax.data import degrade, folders, index_file, records, sources, storage
 from sr3_jax.data.picture import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
+_FILE_NAME = re.compile(r"images-\d{5,}-of-\d{5,}\.tfrecord")
+_REMEDY = "remove the folder that prepare_data wrote, and prepare the images again"
+# Types of what JSON files hold.
+_FILE_KEYS = {"file": str, "count": int, "bytes": int, "sha256": str}
+_MANIFEST_KEYS = {
+    **{"plan": str, "made_of": str, "classes": list, "files": list},
+    **{key: int for key in ("format", "image_size", "count", "too_small", "damaged")},
+}
+_NOTE = _FILE_KEYS | {"offsets": list, "sizes": list, "skipped": dict}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +83,7 @@ def begin(plan: Plan) -> list[int]:
     manifest, note = plan.path(_MANIFEST), plan.path(_PARTS, "plan.json")
     found = next((path for path in (manifest, note) if storage.exists(path)), None)
     if found:
-        if json.loads(storage.read(found))["plan"] != plan.digest():
+        if _read_json(found, {"plan": str})["plan"] != plan.digest():
             raise FileExistsError(
                 f"--output={plan.output} holds what was made of other images or with other "
                 "options; give another folder, or empty this one"
@@ -124,11 +134,11 @@ def finish(plan: Plan) -> dict[str, Any]:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
-        ValueError: no image could be used.
+        ValueError: no image could be used, or what is known of the files is damaged.
     """
     if storage.exists(plan.path(_MANIFEST)):
-        return json.loads(storage.read(plan.path(_MANIFEST)))
-    notes = [json.loads(storage.read(_note(plan, part))) for part in range(plan.num_files)]
+        return _manifest(plan.output)
+    notes = [_read_note(plan, part) for part in range(plan.num_files)]
     counts = [note["count"] for note in notes]
     skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
     if not sum(counts):
@@ -142,8 +152,8 @@ def finish(plan: Plan) -> dict[str, Any]:
     data = io.BytesIO()
     np.savez(data, **index)
     storage.write_whole(plan.path(_INDEX), data.getvalue())
-    lines = (f"{name}\t{reason}\n" for name, (reason, _) in skipped.items())
-    storage.write_whole(plan.path(_SKIPPED), os.fsencode("".join(lines)))
+    lines = (f"{storage.shown(name)}\t{reason}\n" for name, (reason, _) in skipped.items())
+    storage.write_whole(plan.path(_SKIPPED), "".join(lines).encode())
     num_too_small = sum(too_small for _, too_small in skipped.values())
     manifest = {
         "format": _FORMAT,
@@ -170,30 +180,30 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
     """The images of a prepared folder; reads the manifest and the index alone.
 
     Raises:
-        ValueError: they are under `image_size`, or written by another version.
+        ValueError: they are under `image_size`, written by another version, or damaged.
     """
     folder = os.fspath(path)
-    manifest = json.loads(storage.read(os.path.join(folder, _MANIFEST)))
-    if manifest["format"] != _FORMAT:
-        raise ValueError(
-            f"{folder} has format {manifest['format']}, this version reads {_FORMAT}; prepare the "
-            "images again"
-        )
+    manifest = _manifest(folder)
     if 0 < manifest["image_size"] < image_size:
         raise ValueError(
             f"{folder} was prepared with --image_size={manifest['image_size']}, and "
             f"config.data.image_size is {image_size}; prepare the images for that"
         )
-    with np.load(io.BytesIO(storage.read(os.path.join(folder, _INDEX)))) as file:
-        arrays = dict(file)
     files = [os.path.join(folder, file["file"]) for file in manifest["files"]]
-    return records.Records(files, arrays)
+    index = os.path.join(folder, _INDEX)
+    try:
+        arrays = index_file.read_arrays(storage.read(index))
+        found = records.Records(files, arrays)
+        _check_index(arrays, manifest["files"])
+    except (ValueError, KeyError, OverflowError, FileNotFoundError) as error:
+        raise ValueError(f"{index} is damaged: {error}; {_REMEDY}") from error
+    return found
 
 
 def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
     """Checks each file of a prepared folder against the manifest; yields what is wrong."""
     folder = os.fspath(path)
-    for file in json.loads(storage.read(os.path.join(folder, _MANIFEST)))["files"]:
+    for file in _manifest(folder)["files"]:
         found = os.path.join(folder, file["file"])
         if not storage.exists(found):
             yield f"{found} is missing"
@@ -202,6 +212,91 @@ def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file["sha256"]:
             yield f"{found} has checksum {digest}, where the manifest says {file['sha256']}"
+
+
+def _manifest(folder: str) -> dict[str, Any]:
+    """Reads the manifest of a prepared folder.
+
+    Raises:
+        ValueError: it is damaged, of another version, or names files outside the folder.
+    """
+    path = os.path.join(folder, _MANIFEST)
+    manifest = _read_json(path, {"format": int})
+    if manifest["format"] != _FORMAT:
+        raise ValueError(
+            f"{folder} has format {manifest['format']}, this version reads {_FORMAT}; prepare the "
+            "images again"
+        )
+    manifest = _read_json(path, _MANIFEST_KEYS)
+    for file in manifest["files"]:
+        if not _has(file, _FILE_KEYS):
+            raise ValueError(f"{path} is damaged: of its files one is {file}; {_REMEDY}")
+        name = file["file"]
+        found = os.path.join(folder, name)
+        if not _FILE_NAME.fullmatch(name) or not storage.is_within(found, folder):
+            raise ValueError(
+                f"{path} names the file {name!r}, which is not one of this folder, or a link out "
+                f"of it; put the file itself there, or {_REMEDY}"
+            )
+    return manifest
+
+
+def _read_note(plan: Plan, part: int) -> dict[str, Any]:
+    """Reads what is known of file `part`; raises ValueError where that is damaged."""
+    path = _note(plan, part)
+    note = _read_json(path, _NOTE)
+    skipped = note["skipped"].values()
+    is_whole = all(isinstance(why, list) and list(map(type, why)) == [str, bool] for why in skipped)
+    try:
+        columns = {key: np.array(note[key], np.int64) for key in ("offsets", "sizes")}
+        for key in columns:
+            index_file.check_column(columns, key, (np.int64,), note["count"])
+    except (ValueError, TypeError, OverflowError):
+        is_whole = False
+    if not is_whole or note["file"] != plan.file_name(part):
+        raise ValueError(f"{path} is damaged; {_REMEDY}")
+    return note
+
+
+def _read_json(path: str, keys: Mapping[str, type]) -> dict[str, Any]:
+    """Reads a file of one JSON object.
+
+    Args:
+        path: of the file.
+        keys: types of values that it must have.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(storage.read(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
+    if not _has(content, keys):
+        raise ValueError(
+            f"{path} is damaged, or not of prepare_data: it lacks some of {', '.join(keys)}, or "
+            f"has them with other types; {_REMEDY}"
+        )
+    return content
+
+
+def _has(content: Any, keys: Mapping[str, type]) -> bool:
+    return isinstance(content, dict) and all(
+        # True is an int of Python's.
+        type(content.get(key)) is kind
+        for key, kind in keys.items()
+    )
+
+
+def _check_index(arrays: Mapping[str, np.ndarray], files: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where records lie beyond their files, or are not as many as there were."""
+    counts, ends = (np.array([file[key] for file in files], np.int64) for key in ("count", "bytes"))
+    found = np.bincount(arrays["file_index"], minlength=len(files))
+    if not np.array_equal(found, counts):
+        raise ValueError(f"it has {found.sum()} records, and the manifest {counts.sum()}")
+    beyond = arrays["offset"] > ends[arrays["file_index"]] - arrays["size"]
+    if (arrays["size"] < 0).any() or beyond.any():
+        raise ValueError("a record lies beyond the end of its file")
 
 
 def _note(plan: Plan, part: int) -> str:

@@ -11,15 +11,17 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
 from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from sr3_jax.data import sources, storage
+from sr3_jax.data import index_file, sources, storage
 from sr3_jax.data.picture import BadImageError, decode_rgb
+
+T = TypeVar("T")
 
 # What TFDS, TensorFlow's ImageNet and `prepare_data` call an encoded image and its class.
 _IMAGE_KEYS = ("image", "image/encoded", "hr")
@@ -42,11 +44,22 @@ class Records(sources.LazySource):
             files: the files, in order.
             arrays: of each record its `file_index` (a position in `files`), `offset` and `size` in
                 bytes.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: the arrays are damaged.
         """
         self.files = tuple(files)
-        self._file, self._offset, self._size = (
-            arrays[key] for key in ("file_index", "offset", "size")
+        self._file = index_file.check_column(arrays, "file_index", (np.int32, np.int64))
+        self._offset, self._size = (
+            index_file.check_column(arrays, key, (np.int64,), len(self._file))
+            for key in ("offset", "size")
         )
+        in_order = np.concatenate([[0], self._file, [len(files) - 1]])
+        if len(self._file) and (np.diff(in_order) < 0).any():
+            raise ValueError(f"file_index is not in order within [0, {len(files)})")
+        if (self._offset < 0).any() or (self._size < _LOST).any():
+            raise ValueError("a record has a negative offset or size")
         self._first = np.searchsorted(self._file, np.arange(len(files)))
 
     def __len__(self) -> int:
@@ -99,7 +112,7 @@ def picture(content: bytes) -> sources.Picture:
         return sources.Picture(_raw_image(features))
     for key in _IMAGE_KEYS:
         if key in features:
-            [data] = features[key]
+            data = _only(features, key, bytes)
             return sources.Picture(decode_rgb(data), label=_label(features))
     raise BadImageError(
         f"no image among its features {sorted(features)}; known are {', '.join(_IMAGE_KEYS)}, or "
@@ -182,9 +195,11 @@ def _walk(path: str) -> Iterator[tuple[int, int]]:
                 yield position, _LOST
                 return
             size = _HEADER.unpack(header)[0]
-            yield position + _HEADER.size, size
+            # Up to 2^64; one that is longer than the file is cut off, as reading it tells.
+            yield position + _HEADER.size, min(size, end)
             position += _HEADER.size + size + _CHECKSUM.size
-            file.seek(position)
+            if position < end:  # else perhaps farther away than there can be files
+                file.seek(position)
 
 
 def _is_header(data: bytes) -> bool:
@@ -258,8 +273,9 @@ def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
 
 def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height width 3"]:
     """StyleGAN's: 8-bit channels, rows, columns."""
-    shape, [data] = [int(n) for n in features["shape"]], features["data"]
-    if len(shape) != 3 or shape[0] != 3 or math.prod(shape) != len(data):
+    shape, data = features["shape"], _only(features, "data", bytes)
+    is_shape = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+    if not is_shape or shape[0] != 3 or math.prod(shape) != len(data):
         raise BadImageError(
             f"feature shape {shape} does not describe the {len(data)} bytes of feature data as "
             "(3, height, width)"
@@ -273,5 +289,16 @@ def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height w
 def _label(features: Mapping[str, list[Any]]) -> int:
     for key in _LABEL_KEYS:
         if key in features:
-            return int(features[key][0])
+            return _only(features, key, int)
     return sources.NO_LABEL
+
+
+def _only(features: Mapping[str, list[Any]], key: str, kind: type[T]) -> T:
+    """The one value of a feature."""
+    values = features[key]
+    if len(values) != 1 or not isinstance(values[0], kind):
+        raise BadImageError(
+            f"its feature {key} has {len(values)} values where one of type {kind.__name__} is "
+            "expected"
+        )
+    return values[0]

@@ -58,9 +58,13 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
         return filesystem.cat_file(inner)
     # Without a buffer: what is asked for is read in one go.
     with open(path, "rb", buffering=0) as file:
+        # Python takes the memory first: for a damaged length that may be all there is.
+        left = os.fstat(file.fileno()).st_size - offset
+        if size is not None and left <= 0:
+            return b""
         if offset:
             file.seek(offset)
-        return file.read(-1 if size is None else size)
+        return file.read(-1 if size is None else min(size, left))
 
 
 def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt, UInt8
 
-from sr3_jax.data import storage
+from sr3_jax.data import index_file, storage
 from sr3_jax.evaluation import pretrained
 
 _BATCH_SIZE = 64
@@ -21,6 +20,7 @@ _NUM_FEATURES = 2048
 _NUM_SPLITS = 10
 # Of torch-fidelity's command line, so that the scores are the same.
 _SHUFFLE_SEED = 2020
+_MOST_BYTES = 1 << 26  # of a file's statistics; in float64 they have 34 million
 
 
 class Statistics(NamedTuple):
@@ -220,12 +220,12 @@ def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
     """Those of a file, which must not be of other weights than `weights`."""
     if not storage.exists(path):
         raise FileNotFoundError(f"statistics {path} do not exist; write_statistics makes them")
-    content = io.BytesIO(storage.read(path))
     shapes = {"mu": (_NUM_FEATURES,), "sigma": (_NUM_FEATURES, _NUM_FEATURES)}
-    arrays: dict[str, np.ndarray] = {}
-    if zipfile.is_zipfile(content):
-        with np.load(content) as file:
-            arrays = {name: file[name] for name in (*shapes, "n", "weights") if name in file}
+    names = (*shapes, "n", "weights")
+    try:
+        arrays = index_file.read_arrays(storage.read(path), names, _MOST_BYTES)
+    except ValueError as error:
+        raise ValueError(f"statistics {path}: {error}; write_statistics makes them") from error
     for name, shape in shapes.items():
         found = arrays.get(name)
         if found is None or found.shape != shape or not np.isfinite(found).all():

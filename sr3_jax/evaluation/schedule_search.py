@@ -59,22 +59,28 @@ class Trials:
           recipe: what trials have in common: weights, images, metric.
 
         Raises:
-          ValueError: the file is of another recipe.
+          ValueError: the file is of another recipe, or damaged.
         """
         self._path = epath.Path(path)
         self._recipe = json.loads(json.dumps(recipe))
         self.rows: list[Trial] = []
         if not self._path.exists():
             return
-        first, *rows = self._path.read_text().splitlines()
-        before = json.loads(first)
+        try:
+            before, *rows = map(json.loads, self._path.read_bytes().splitlines())
+            if not isinstance(before, dict):
+                raise TypeError("its first row is not what trials have in common")
+            self.rows = [Trial(**row) for row in rows]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; mend it, or remove it to search anew"
+            ) from error
         if before != self._recipe:
             differ = [k for k in before | self._recipe if before.get(k) != self._recipe.get(k)]
             raise ValueError(
                 f"{path} has trials of something else ({', '.join(differ)} differ); remove it, or "
                 "ask for what it was made with"
             )
-        self.rows = [Trial(**json.loads(row)) for row in rows]
 
     def add(self, trial: Trial) -> None:
         """Adds a row, and writes the table."""

@@ -78,7 +78,9 @@ def open_stage(
     workdir = epath.Path(workdir)
     try:
         config = config or config_file.load(workdir / "config.json")
-        changed = sampling_factory.changed(config, sampling_factory.tuned(workdir) | sampling)
+        changed = sampling_factory.changed(
+            config, sampling_factory.tuned(workdir, config) | sampling
+        )
         sampling_factory.options(changed)
         sampling_factory.sampler(changed)
         step = loading.find(changed, workdir / "checkpoints", which)

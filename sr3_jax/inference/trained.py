@@ -89,7 +89,10 @@ class TrainedNetwork:
         workdir = epath.Path(workdir)
         config = config_file.load(workdir / "config.json")
         return cls.from_config(
-            config, workdir / "checkpoints", which, **(sampling_factory.tuned(workdir) | sampling)
+            config,
+            workdir / "checkpoints",
+            which,
+            **(sampling_factory.tuned(workdir, config) | sampling),
         )
 
     @classmethod

@@ -217,7 +217,7 @@ def _plan(
             f"the network of {workdir} makes images from nothing, so it upscales none; use "
             "--mode=generate"
         )
-    sampling = sampling_factory.tuned(workdir) | sampling
+    sampling = sampling_factory.tuned(workdir, config) | sampling
     changed = sampling_factory.changed(config, sampling)
     sampling_factory.options(changed)
     sampling_factory.sampler(changed, options.steps)

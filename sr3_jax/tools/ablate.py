@@ -42,22 +42,22 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import IO, Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from sr3_jax import factory
+from sr3_jax import command_line, factory
+from sr3_jax.command_line import FAILED, INTERRUPTED, START_AGAIN
 from sr3_jax.data import storage
 from sr3_jax.tools import ablation_plan, ablation_table
 from sr3_jax.tools.ablation_plan import Run
 
-_FAILED, _WRONG_USE, _START_AGAIN, _INTERRUPTED = 1, 2, 75, 130
 # What a run that someone else has stopped ends with, and what this program does then.
 _STOPPED = {
-    _START_AGAIN: _START_AGAIN,
-    128 + signal.SIGTERM: _START_AGAIN,
-    -signal.SIGTERM: _START_AGAIN,
-    _INTERRUPTED: _INTERRUPTED,
-    -signal.SIGINT: _INTERRUPTED,
+    START_AGAIN: START_AGAIN,
+    128 + signal.SIGTERM: START_AGAIN,
+    -signal.SIGTERM: START_AGAIN,
+    INTERRUPTED: INTERRUPTED,
+    -signal.SIGINT: INTERRUPTED,
 }
 _LOG = "log.txt"
 _END_OF_LOG = 1 << 16  # bytes
@@ -81,7 +81,7 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
                 of_run = [f"--mode={step}", f"--workdir={run.folder}", *run.flags]
                 status, said = _execute(of_run, run.folder, signals)
                 if signals.got is not None:
-                    status = _INTERRUPTED if signals.got == signal.SIGINT else _START_AGAIN
+                    status = INTERRUPTED if signals.got == signal.SIGINT else START_AGAIN
                 if status in _STOPPED:
                     ablation_table.write(_results(runs, failed), workdir)
                     print("stopped; the same command goes on", file=sys.stderr)
@@ -91,7 +91,7 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
             ablation_table.write(_results(runs, failed), workdir)
     print(ablation_table.table(_results(runs, failed)))
     print("results:", workdir / "ablation.md", workdir / "ablation.json")
-    return _FAILED if failed else 0
+    return FAILED if failed else 0
 
 
 class _Signals:
@@ -192,35 +192,29 @@ def define_flags() -> None:
     flags.DEFINE_bool("dry_run", False, "Only say what is done and what is to do.")
 
 
-def main(argv: list[str]) -> None:
-    """Does what is left of the ablation, or says what it is."""
+def main(_: list[str]) -> int:
+    """Does what is left of the ablation, or says what it is; returns the exit status."""
     given = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     if given.config is None or not given.workdir or not given.vary:
-        raise app.UsageError("--config=FILE, --workdir=DIR and --vary=KEY=V1,V2 are needed")
-    try:
-        if storage.is_url(given.workdir):
-            raise ValueError(f"--workdir={given.workdir} is in a bucket; give a folder on a disk")
-        workdir = pathlib.Path(given.workdir).expanduser().absolute()
-        filename = config_flags.get_config_filename(given["config"])
-        overrides = config_flags.get_override_values(given["config"])
-        runs = ablation_plan.combinations(
-            given.config, filename, overrides, given.vary, given.seeds, workdir
-        )
-        ablation_plan.check_folders(runs)
-        configs = {run.folder.name: run.config for run in runs}
-        with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(ablation_plan.check, configs).result()
-        if given.dry_run:
-            _print_plan(runs)
-        status = 0 if given.dry_run else run_all(runs, workdir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = _WRONG_USE
-    sys.exit(status)
+        raise ValueError("--config=FILE, --workdir=DIR and --vary=KEY=V1,V2 are needed")
+    if storage.is_url(given.workdir):
+        raise ValueError(f"--workdir={given.workdir} is in a bucket; give a folder on a disk")
+    workdir = pathlib.Path(given.workdir).expanduser().absolute()
+    filename = config_flags.get_config_filename(given["config"])
+    overrides = config_flags.get_override_values(given["config"])
+    runs = ablation_plan.combinations(
+        given.config, filename, overrides, given.vary, given.seeds, workdir
+    )
+    ablation_plan.check_folders(runs)
+    configs = {run.folder.name: run.config for run in runs}
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(ablation_plan.check, configs).result()
+    if given.dry_run:
+        _print_plan(runs)
+        return 0
+    return run_all(runs, workdir)
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    command_line.run(main)

@@ -14,16 +14,15 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import time
 from typing import Any, Literal
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from sr3_jax import factory, models, parallel
+from sr3_jax import command_line, factory, models, parallel
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
@@ -325,18 +324,12 @@ def _advice(config: factory.ConfigDict, layout: parallel.Layout) -> str:
     return "To make it fit, in this order: " + ", ".join(ideas) + ", or a larger topology."
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints the report of the flags."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
     if _CONFIG.value is None:
-        raise app.UsageError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
+        raise ValueError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
     make = largest_batch if _LARGEST.value else compile_report
-    try:
-        report = make(_CONFIG.value, _TOPOLOGY.value, _MODE.value, _HLO.value, _QUICK.value)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    report = make(_CONFIG.value, _TOPOLOGY.value, _MODE.value, _HLO.value, _QUICK.value)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     report = dataclasses.replace(report, config=epath.Path(name).stem)
     print(render(report))
@@ -347,4 +340,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # the topology's devices are found all the same
-    app.run(main)
+    command_line.run(main)

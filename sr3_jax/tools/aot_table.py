@@ -20,9 +20,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from sr3_jax import sampling_factory
+from sr3_jax import command_line, sampling_factory
 from sr3_jax.data import storage
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
@@ -182,10 +182,8 @@ def write_table(document: pathlib.Path, text: str) -> None:
         storage.write_whole(document, new.encode())
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Compiles what is missing, and writes the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
     folder = pathlib.Path(_REPORTS.value)
     missing = [
         (name, arguments)
@@ -204,9 +202,8 @@ def main(argv: list[str]) -> None:
     write_table(pathlib.Path(_DOCUMENT.value), table(reports))
     write_table(pathlib.Path(_CASCADES.value), cascade_table(reports))
     if failed:
-        print(f"error: no report of {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
+        command_line.leave(command_line.FAILED, f"error: no report of {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

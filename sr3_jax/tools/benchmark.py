@@ -27,10 +27,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from sr3_jax import diffusion, models, parallel
+from sr3_jax import command_line, diffusion, models, parallel
 from sr3_jax.models import layers
 from sr3_jax.tools import (
     data_benchmark,
@@ -303,7 +303,7 @@ def report(results: dict[str, Any]) -> str:
 
 def _benchmark_data() -> dict[str, Any]:
     if _CONFIG.value is None:
-        raise app.UsageError("--what=data needs --config=FILE; keys can be overridden")
+        raise ValueError("--what=data needs --config=FILE; keys can be overridden")
     result = data_benchmark.measure(_CONFIG.value, _IMAGES.value, _REPEATS.value)
     print(data_benchmark.report(result))
     return dataclasses.asdict(result)
@@ -319,7 +319,7 @@ def _benchmark_options() -> dict[str, Any]:
 
 def _workdir() -> str:
     if _WORKDIR.value is None:
-        raise app.UsageError(f"--what={_WHAT.value} needs --workdir=DIR of a trained network")
+        raise ValueError(f"--what={_WHAT.value} needs --workdir=DIR of a trained network")
     return _WORKDIR.value
 
 
@@ -327,7 +327,7 @@ def _benchmark_upscale() -> dict[str, Any]:
     try:
         height, width = (int(n) for n in _SIZE.value.split("x"))
     except ValueError:
-        raise app.UsageError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
+        raise ValueError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
     result = upscale_benchmark.measure(
         _workdir(), (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
     )
@@ -335,31 +335,26 @@ def _benchmark_upscale() -> dict[str, Any]:
     return dataclasses.asdict(result)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Times, prints, and writes JSON where asked."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
     checkpoint.quiet_orbax()
-    try:
-        if _WHAT.value == "data":
-            results = _benchmark_data()
-        elif _WHAT.value == "upscale":
-            results = _benchmark_upscale()
-        elif _WHAT.value == "options":
-            results = _benchmark_options()
-        elif _WHAT.value == "samplers":
-            results = {"table": sampler_benchmark.table()}
-            print(results["table"])
-        else:
-            results = benchmark_model()
-            print(report(results))
-    except (ValueError, OSError, diffusers_peer.PeerError) as error:
-        sys.exit(f"error: {error}")
+    if _WHAT.value == "data":
+        results = _benchmark_data()
+    elif _WHAT.value == "upscale":
+        results = _benchmark_upscale()
+    elif _WHAT.value == "options":
+        results = _benchmark_options()
+    elif _WHAT.value == "samplers":
+        results = {"table": sampler_benchmark.table()}
+        print(results["table"])
+    else:
+        results = benchmark_model()
+        print(report(results))
     if _JSON.value:
         with open(_JSON.value, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -17,7 +17,7 @@ INSTALL = (
 )
 
 
-class PeerError(Exception):
+class PeerError(RuntimeError):
     """The peer could not be started, or died."""
 
 

@@ -18,7 +18,6 @@ import inspect
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,14 +25,22 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from flax import linen as nn
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import config_checks, config_file, diffusion, factory, models, sampling_factory
+from sr3_jax import (
+    command_line,
+    config_checks,
+    config_file,
+    diffusion,
+    factory,
+    models,
+    sampling_factory,
+)
 from sr3_jax import images as image_ops
 from sr3_jax.data import storage
 from sr3_jax.inference import super_resolver, tiling
@@ -44,8 +51,6 @@ from sr3_jax.training.state import Params
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
 
 PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
-
-_FAILED, _WRONG_USE = 1, 2
 
 # What docs.jax.dev/en/latest/export/export.html#compatibility-guarantees says of every export.
 _PROMISE = (
@@ -358,31 +363,20 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def main(argv: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
-    """Exports, and says what; wrong use ends with one line and status 2."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
-        if not given.workdir or not given.output:
-            raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
-        if storage.exists(given.output) and not storage.is_folder(given.output):
-            raise ValueError(f"--output={given.output} is a file; give a folder")
-        size = None if given.size is None else _size(given.size)
-        which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
-        config = config_file.load(workdir / "config.json")
-        config = sampling_factory.changed(config, sampling_factory.tuned(workdir))
-        plan = make_plan(config, size, given.steps, given.platforms)
-        resolver = super_resolver.SuperResolver.from_config(
-            plan.config, workdir / "checkpoints", which
-        )
-        params, step = resolver.params, resolver.checkpoint_step
-        about = write(given.output, plan, params, export_sampler(plan, params), step)
-    except checkpoint.CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(_FAILED)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(_WRONG_USE)
+def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
+    """Exports, and says what."""
+    if not given.workdir or not given.output:
+        raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
+    if storage.exists(given.output) and not storage.is_folder(given.output):
+        raise ValueError(f"--output={given.output} is a file; give a folder")
+    size = None if given.size is None else _size(given.size)
+    which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
+    config = config_file.load(workdir / "config.json")
+    config = sampling_factory.changed(config, sampling_factory.tuned(workdir, config))
+    plan = make_plan(config, size, given.steps, given.platforms)
+    resolver = super_resolver.SuperResolver.from_config(plan.config, workdir / "checkpoints", which)
+    params, step = resolver.params, resolver.checkpoint_step
+    about = write(given.output, plan, params, export_sampler(plan, params), step)
     sizes = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
     print(
         f"{given.output}: {_text(plan.size)} to {_text(plan.large_size)} in "
@@ -396,4 +390,4 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
     checkpoint.quiet_orbax()
     define_flags()
-    app.run(main)
+    command_line.run(main)

@@ -17,8 +17,9 @@ import sys
 from concurrent import futures
 
 import tqdm
-from absl import app, flags
+from absl import flags
 
+from sr3_jax import command_line
 from sr3_jax.data import folders, prepared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of images, at any depth.")
@@ -75,27 +76,18 @@ class _Worker:
         return prepared.write_file(cls.plan, part)
 
 
-def main(argv: list[str]) -> None:
-    """Prepares, or checks."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
+def main(_: list[str]) -> int | None:
+    """Prepares, or checks; returns the exit status."""
     if not _OUTPUT.value or not (_INPUT.value or _CHECK.value):
-        raise app.UsageError("--input=FOLDER and --output=DIR are needed")
+        raise ValueError("--input=FOLDER and --output=DIR are needed")
     output = os.path.expanduser(_OUTPUT.value)
-    try:
-        if _CHECK.value:
-            wrong = list(prepared.damaged_files(output))
-            print("\n".join(wrong) or f"{output} is whole")
-            sys.exit(1 if wrong else 0)
-        images = folders.folder(_INPUT.value)
-        plan = prepared.Plan(images, output, _IMAGE_SIZE.value, _IMAGES_PER_FILE.value)
-        manifest = prepare(plan, _NUM_WORKERS.value or os.cpu_count() or 1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    if _CHECK.value:
+        wrong = list(prepared.damaged_files(output))
+        print("\n".join(wrong) or f"{output} is whole")
+        return command_line.FAILED if wrong else None
+    images = folders.folder(_INPUT.value)
+    plan = prepared.Plan(images, output, _IMAGE_SIZE.value, _IMAGES_PER_FILE.value)
+    manifest = prepare(plan, _NUM_WORKERS.value or os.cpu_count() or 1)
     print(
         f"{manifest['count']} images in {len(manifest['files'])} files in {output}; left out: "
         f"{manifest['too_small']} too small, {manifest['damaged']} damaged (skipped.txt)"
@@ -103,4 +95,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from jaxtyping import UInt8
 from ml_collections import config_flags
 
-from sr3_jax import data_factory, factory, images
+from sr3_jax import command_line, data_factory, factory, images
 from sr3_jax.data import pipeline, sources
 from sr3_jax.evaluation import pictures
 from sr3_jax.training import step as training_step
@@ -142,22 +142,16 @@ def define_flags() -> None:
     flags.DEFINE_bool("held_out", False, "Show the held-out images, in their order.")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Writes the picture, and prints the counts."""
     given = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
     if given.config is None:
-        raise app.UsageError("--config=configs/NAME.py is needed")
+        raise ValueError("--config=configs/NAME.py is needed")
     output = epath.Path(given.output).expanduser()
     # Listed at the end, not between the lines of the progress bar.
     logging.set_verbosity(logging.ERROR)
-    try:
-        made = preview(given.config, given.num_images, given.num_read, given.held_out)
-        pictures.save(made.sheet, output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    made = preview(given.config, given.num_images, given.num_read, given.held_out)
+    pictures.save(made.sheet, output)
     for name, reason in list(made.skipped.items())[:_MOST_NAMED]:
         print(f"  {name}: {reason}")
     if len(made.skipped) > _MOST_NAMED:
@@ -167,4 +161,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    command_line.run(main)

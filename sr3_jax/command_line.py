@@ -1,0 +1,196 @@
+"""How every command of this package begins and ends: flags, Ctrl-C, exit statuses.
+
+Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and it goes on; 130
+Ctrl-C. A command that fails says why in one line on stderr; `--verbosity=1` shows the traceback.
+
+This module imports nothing but the standard library, so that it is there before what takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+FAILED, WRONG_USE, START_AGAIN, INTERRUPTED = 1, 2, 75, 130
+
+# Of what the user gave. Every other error is a failure.
+_WRONG_USE_ERRORS = (
+    ValueError,
+    ImportError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+# Their messages are made for users; those of others begin with the name of the exception.
+_TOLD_ERRORS = (ValueError, ImportError, OSError, RuntimeError)
+_LONGEST_LINE = 2000  # characters; a device that is out of memory says much more
+
+# Ctrl-C is first answered by an exception, so that files are closed and helpers ended. Where Python
+# does not get to raise it, as within a compiler, the process ends after this time.
+_GRACE_SECONDS = 2.0
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command: parses its flags, calls `main`, and ends the process.
+
+    Args:
+      main: gets the program's name, and arguments that are no flags. Returns the exit status, None
+        for 0. Its exceptions end the process as `ending` says.
+    """
+    _interrupts.take()
+    try:
+        from absl import app
+
+        def work(argv: list[str]) -> int | None:
+            if len(argv) > 1:
+                raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+            _interrupts.at_once = False
+            return main(argv)
+
+        app.run(work, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        leave(INTERRUPTED, _Interrupts.LINE)
+    except Exception as error:
+        leave(*ending(error))
+    finally:
+        _interrupts.at_once = True  # a traceback of the interpreter's own end helps nobody
+
+
+def take_interrupts() -> None:
+    """Has Ctrl-C end the process with one line and status 130, while a command is being imported.
+
+    Does nothing after the first call, or outside the main thread.
+    """
+    _interrupts.take()
+
+
+@contextlib.contextmanager
+def nothing_to_lose() -> Iterator[None]:
+    """A context in which Ctrl-C ends the process at once, as while modules are imported.
+
+    An exception there may be swallowed by what is imported, or taken for its fault.
+    """
+    before, _interrupts.at_once = _interrupts.at_once, True
+    yield
+    _interrupts.at_once = before
+
+
+def leave(status: int, message: str = "") -> NoReturn:
+    """Ends the process by SystemExit, with a line on stderr."""
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def ending(error: Exception) -> tuple[int, str]:
+    """The exit status for an exception, and the line that tells it; logs the traceback as debug."""
+    from absl import logging
+
+    logging.debug("traceback", exc_info=error)
+    status = WRONG_USE if isinstance(error, _WRONG_USE_ERRORS) else FAILED
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"out of memory: {text}" if text else "out of memory"
+    elif not (isinstance(error, _TOLD_ERRORS) and text):
+        text = f"{type(error).__name__}: {text} (--verbosity=1 shows where)"
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE]} ... (--verbosity=1 shows all)"
+    return status, f"error: {text}"
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; errors become one line of status 2, with the nearest key of a config."""
+    from absl import flags
+
+    try:
+        rest = flags.FLAGS(argv)
+    except SystemExit:
+        sys.exit(0)  # of --help, where absl has 1
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(_of_config(error)) from error
+    try:
+        # A config file that cannot be loaded is noticed when its value is first used.
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.to_dict()
+    except Exception as error:
+        raise ValueError(_of_config(error)) from error
+    return rest
+
+
+def _of_config(error: Exception) -> str:
+    message = str(error.args[0] if error.args else error).replace("\\n", " ").strip("'\"")
+    if isinstance(error, (KeyError, AttributeError, TypeError, ValueError, OSError)):
+        return f"--config: {message}"
+    # A fault in the user's file.
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"--config: {type(error).__name__}: {message} ({where.filename}, line {where.lineno})"
+
+
+class _Interrupts:
+    """What Ctrl-C does to a command.
+
+    Python calls handlers in the main thread, between two of its own instructions, which may be
+    minutes away while a program compiles. So a thread learns of the signal, too.
+    """
+
+    LINE = (
+        "interrupted; all files that are there are whole, and the same command may be given again"
+    )
+
+    def __init__(self) -> None:
+        self.at_once = True
+        self._is_taken = False
+        self._raised = threading.Event()
+
+    def take(self) -> None:
+        if self._is_taken or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            return  # as nohup and background jobs have it
+        self._is_taken = True
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self._handle)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        """In the main thread, unless a `parallel.StopSignal` has put another in its place."""
+        if self.at_once:
+            self._end()
+        self._raised.set()
+        raise KeyboardInterrupt
+
+    def _watch(self, reader: int) -> None:
+        count = 0
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT:
+                continue
+            count += 1
+            if self.at_once or count > 2:
+                self._end()
+            if count == 2:
+                time.sleep(_GRACE_SECONDS)
+                self._end()
+            # Where another handler is in place, it is waited for.
+            is_ours = signal.getsignal(signal.SIGINT) == self._handle
+            if is_ours and not self._raised.wait(_GRACE_SECONDS):
+                self._end()
+
+    def _end(self) -> NoReturn:
+        os.write(2, f"{self.LINE}\n".encode())
+        os._exit(INTERRUPTED)
+
+
+_interrupts = _Interrupts()

@@ -1,0 +1,463 @@
+"""Damaged files of every kind that is read: a valid value or a documented error, in little memory.
+
+Small valid files are mutated, by bytes and, where checksums would hide what is behind them, by
+their parts. Seeds are fixed, so that what fails once fails always.
+"""
+
+import functools
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import small_run
+from absl import logging
+from ml_collections import config_dict
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_generated_pb2
+
+from sr3_jax import config_file, sampling_factory
+from sr3_jax.data import archives, folders, index_file, picture, prepared, records
+from sr3_jax.evaluation import schedule_search
+from sr3_jax.inference import manifest
+
+# Readers of pictures, from bytes.
+DECODERS = {"with all it carries": picture.decode_picture, "for networks": picture.decode_rgb}
+BadImageError = picture.BadImageError
+
+_MUTATIONS = 400  # of each file
+_ROOM = 1 << 30  # bytes that a reader may take beyond what the process has
+_MOST_SECONDS = 20  # for one mutation, which takes some milliseconds
+_NUMBERS = (0, 1, -1, 255, 2**31 - 1, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, -(2**63))
+
+
+@pytest.fixture(autouse=True)
+def bounds():
+    """What takes gigabytes gets a MemoryError, what hangs a TimeoutError: neither is documented."""
+    logging.set_verbosity(logging.FATAL)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + _ROOM, before[1]))
+
+    def too_long(*_):
+        raise TimeoutError
+
+    handler = signal.signal(signal.SIGALRM, too_long)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    logging.set_verbosity(logging.WARNING)
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """One to three random changes."""
+    made = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        i, j = sorted(rng.randrange(len(made) + 1) for _ in "ij")
+        j = min(j, i + rng.choice((1, 4, 64, len(made))))
+        part = made[i:j]
+        match rng.randrange(7):
+            case 0 if i < len(made):
+                made[i] ^= 1 << rng.randrange(8)
+            case 1:
+                del made[i:]
+            case 2:
+                del made[i:j]
+            case 3:
+                made[i:i] = rng.randbytes(rng.choice((1, 4, 100)))
+            case 4:
+                made[i:i] = part
+            case 5:
+                made[i:j] = bytes([rng.choice((0, 255))]) * len(part)
+            case _:
+                k = rng.randrange(len(made) + 1)
+                made[i:j], made[k : k + len(part)] = made[k : k + len(part)], part
+    return bytes(made)
+
+
+def mutated_json(tree, rng: random.Random):
+    """The same with one value, anywhere in it, that is another one, or away."""
+    tree = json.loads(json.dumps(tree))
+    places = []
+
+    def visit(node):
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                visit(node[key])
+
+    visit(tree)
+    node, key = rng.choice(places)
+    if rng.random() < 0.2:
+        del node[key]
+    else:
+        others = (None, True, -1, 0, 10**30, 0.5, float("nan"), "", "../x", "/x", [], {}, [[1]])
+        node[key] = rng.choice(others)
+    return tree
+
+
+def mutated_arrays(arrays: dict, rng: random.Random) -> bytes:
+    """An .npz file, whole, of arrays of which one is not as it was."""
+    arrays = dict(arrays)
+    key = rng.choice(list(arrays))
+    array = np.array(arrays[key])
+    match rng.randrange(6):
+        case 0:
+            del arrays[key]
+        case 1:
+            arrays[key] = array.astype(rng.choice((np.float64, np.uint16, np.bool_, "U3")))
+        case 2:
+            arrays[key] = rng.choice((array[:-1], array[None], np.resize(array, len(array) + 3)))
+        case _:
+            least, most = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+            value = rng.choice((*_NUMBERS, ord("/"), ord(".")))
+            array[rng.randrange(len(array)) :][: rng.choice((1, 2, 9))] = min(
+                max(value, least), most
+            )
+            arrays[key] = array
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def fuzz(
+    make: Callable[[random.Random], bytes], read: Callable[[bytes], object], *allowed: type
+) -> None:
+    """Reads mutation after mutation; `read` asserts that what it returns is valid."""
+    outcomes = set()
+    for seed in range(_MUTATIONS):
+        data = make(random.Random(seed))
+        signal.alarm(_MOST_SECONDS)
+        try:
+            read(data)
+            outcomes.add("read")
+        except allowed as error:
+            assert str(error), f"seed {seed}"
+            outcomes.add("refused")
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+        signal.alarm(0)
+    # Both happen, or the mutations are of no use.
+    assert "refused" in outcomes
+
+
+def pixels(mode: str, height: int = 11, width: int = 14) -> Image.Image:
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 1 << 16, (height, width), dtype=np.uint16))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    return image.convert(mode)
+
+
+def encoded(mode: str, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    pixels(mode).save(file, kind, exif=exif, **options)
+    return file.getvalue()
+
+
+PICTURES = {
+    "jpeg": functools.partial(encoded, "RGB", "JPEG"),
+    "jpeg cmyk": functools.partial(encoded, "CMYK", "JPEG", icc_profile=b"none"),
+    "png": functools.partial(encoded, "RGBA", "PNG"),
+    "png 16": functools.partial(encoded, "I;16", "PNG"),
+    "png palette": functools.partial(encoded, "P", "PNG", transparency=3),
+    "webp": functools.partial(encoded, "RGBA", "WEBP", lossless=True),
+    "bmp": functools.partial(encoded, "RGB", "BMP"),
+    "gif": functools.partial(encoded, "P", "GIF"),
+    "tiff": functools.partial(encoded, "RGBA", "TIFF"),
+    "tiff 16": functools.partial(encoded, "I;16", "TIFF"),
+    "tiff lzw": functools.partial(encoded, "RGB", "TIFF", compression="tiff_lzw"),
+}
+
+
+def with_checksums(png: bytes) -> bytes:
+    """The chunks of a PNG with checksums that are right, as far as there are whole ones."""
+    made, at = bytearray(png), 8
+    while at + 12 <= len(made):
+        end = at + 8 + int.from_bytes(made[at : at + 4])
+        if end + 4 > len(made):
+            break
+        made[end : end + 4] = zlib.crc32(made[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(made)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(name, decoder):
+    whole = PICTURES[name]()
+
+    def make(rng):
+        data = mutated(whole, rng)
+        return with_checksums(data) if name.startswith("png") and rng.random() < 0.7 else data
+
+    def read(data):
+        made = DECODERS[decoder](data)
+        values = made if isinstance(made, np.ndarray) else made.pixels
+        assert values.dtype in (np.uint8, np.uint16) and values.ndim == 3 and values.size
+
+    read(whole)
+    fuzz(make, read, BadImageError)
+
+
+def read_all(source, root) -> None:
+    """Every image of a source can be asked for, lies in its place, and is one or is refused."""
+    for index in range(len(source)):
+        ref = source[index]
+        assert os.path.realpath(ref.path).startswith(os.path.realpath(root)), ref.path
+        try:
+            assert ref.read().image.size
+        except BadImageError as error:
+            assert str(error)
+
+
+def make_images(root) -> None:
+    for i in range(5):
+        (root / "ab"[i % 2]).mkdir(exist_ok=True)
+        pixels("RGB").save(root / "ab"[i % 2] / f"{i}.png")
+
+
+def make_tar(root, path) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.add(root, "")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_lists_of_images(kind, by_parts, tmp_path):
+    root, path = tmp_path / "images", tmp_path / "train.npz"
+    root.mkdir()
+    make_images(root)
+    opened = functools.partial(folders.Folder, str(root))
+    list_images = lambda: folders.folder(root).to_arrays()  # noqa: E731
+    if kind == "tar":
+        make_tar(root, tmp_path / "images.tar")
+        root = tmp_path / "images.tar"
+        opened = functools.partial(archives.Archive, root)
+        list_images = lambda: archives.archive(root).to_arrays()  # noqa: E731
+    arrays = index_file.kept(path, "these", list_images)
+    whole = path.read_bytes()
+    with_digest = index_file.read_arrays(whole)
+
+    def make(rng):
+        return mutated_arrays(with_digest, rng) if by_parts else mutated(whole, rng)
+
+    def read(data):
+        path.write_bytes(data)
+        try:
+            read_all(opened(index_file.kept(path, "these", list_images, opened)), root)
+        except ValueError as error:
+            assert str(path) in str(error) and "remove it" in str(error)
+            raise
+
+    assert len(opened(arrays)) == 5
+    fuzz(make, read, ValueError)
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "index.npz", "parts"])
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_prepared_folders(what, by_parts, tmp_path):
+    (tmp_path / "images").mkdir()
+    make_images(tmp_path / "images")
+    plan = prepared.Plan(folders.folder(tmp_path / "images"), str(tmp_path / "out"), 8, 3)
+    for part in prepared.begin(plan):
+        prepared.write_file(plan, part)
+    if what == "parts":
+        path = tmp_path / "out" / "parts" / "00001.json"
+        shutil.copytree(tmp_path / "out", tmp_path / "begun")
+    else:
+        prepared.finish(plan)
+        path = tmp_path / "out" / what
+    whole = path.read_bytes()
+    # What the manifest could be made to point at.
+    (tmp_path / "x").write_bytes((tmp_path / "out" / plan.file_name(0)).read_bytes())
+
+    def make(rng):
+        if not by_parts:
+            return mutated(whole, rng)
+        if what == "index.npz":
+            return mutated_arrays(index_file.read_arrays(whole), rng)
+        return json.dumps(mutated_json(json.loads(whole), rng)).encode()
+
+    def read(data):
+        if what == "parts":
+            shutil.rmtree(tmp_path / "out")
+            shutil.copytree(tmp_path / "begun", tmp_path / "out")
+        path.write_bytes(data)
+        if what == "parts":
+            assert prepared.begin(plan) == []
+            prepared.finish(plan)
+        read_all(prepared.open_prepared(tmp_path / "out", 8), tmp_path / "out")
+        list(prepared.damaged_files(tmp_path / "out"))
+
+    fuzz(make, read, ValueError)
+
+
+def framed(content: bytes, length: int | None = None) -> bytes:
+    """A record whose checksums are right, be its length or not."""
+    record = records.write_record(content)
+    if length is None:
+        return record
+    of_length = struct.pack("<Q", length % 2**64)
+    return of_length + records.write_record(of_length)[12 + 8 :][:4] + record[12:]
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+@pytest.mark.parametrize("kind", ["encoded", "raw"])
+def test_records(kind, by_parts, tmp_path):
+    path = tmp_path / "images.tfrecord"
+    features = {"image": PICTURES["png"](), "label": 3, "filename": b"a"}
+    if kind == "raw":
+        example = tf_example_generated_pb2.Example()
+        example.features.feature["shape"].int64_list.value.extend((3, 4, 5))
+        example.features.feature["data"].bytes_list.value.append(bytes(range(60)))
+        content = example.SerializeToString()
+    else:
+        content = records.serialize_example(features)
+    whole = b"".join(records.write_record(content) for _ in range(3))
+
+    def make(rng):
+        if not by_parts:
+            return mutated(whole, rng)
+        parts = [framed(content), framed(mutated(content, rng)), framed(content)]
+        if rng.random() < 0.5:
+            parts[rng.randrange(3)] = framed(content, rng.choice(_NUMBERS))
+        return b"".join(parts)
+
+    def read(data):
+        path.write_bytes(data)
+        found = records.tfrecords([str(path)])
+        assert all(ref.offset <= len(data) for ref in found)
+        for ref in found:
+            # Of the first that is refused the reason is enough.
+            assert ref.read().image.size
+
+    path.write_bytes(whole)
+    assert len(records.tfrecords([str(path)])) == 3
+    fuzz(make, read, ValueError)
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_tars(by_parts, tmp_path):
+    (tmp_path / "images").mkdir()
+    make_images(tmp_path / "images")
+    path = tmp_path / "images.tar"
+    make_tar(tmp_path / "images", path)
+    whole = path.read_bytes()
+
+    def make(rng):
+        if not by_parts:
+            return mutated(whole, rng)
+        made = bytearray(whole)
+        # A field of a header, under a checksum that is right.
+        headers = [at for at in range(0, len(made), 512) if made[at + 257 : at + 262] == b"ustar"]
+        at = rng.choice(headers)
+        field, end = rng.choice(((0, 100), (124, 136), (124, 136), (156, 157), (257, 265)))
+        made[at + field : at + end] = rng.choice(
+            (
+                mutated(bytes(made[at + field : at + end]), rng)[: end - field],
+                b"\x80" + rng.choice(_NUMBERS).to_bytes(20, signed=True)[-(end - field) + 1 :],
+                b"\xff" * (end - field),
+                rng.choice((b"L", b"K", b"x", b"g", b"S", b"1", b"2", b"5")),
+            )
+        ).ljust(end - field, b"\0")[: end - field]
+        made[at + 148 : at + 156] = b" " * 8
+        made[at + 148 : at + 156] = b"%06o\0 " % sum(made[at : at + 512])
+        return bytes(made)
+
+    def read(data):
+        path.write_bytes(data)
+        read_all(archives.archive(path), path)
+
+    read(whole)
+    fuzz(make, read, ValueError)
+
+
+def test_configs_and_tuned_sampling(tmp_path):
+    small = small_run.config()
+    tuned = {"sampling": {"sampler": "ddim", "num_steps": 3, "eta": 0.5, "schedule": "karras"}}
+    whole = {"config.json": json.loads(small.to_json()), "inference.json": tuned}
+    for name, tree in whole.items():
+        (tmp_path / name).write_text(json.dumps(tree))
+    assert sampling_factory.tuned(tmp_path, config_file.load(tmp_path / "config.json"))
+    for name, tree in whole.items():
+        path, text = tmp_path / name, json.dumps(tree)
+
+        def make(rng, tree=tree, text=text):
+            if rng.random() < 0.5:
+                return json.dumps(mutated_json(tree, rng)).encode()
+            return mutated(text.encode(), rng)
+
+        def read(data, path=path, name=name):
+            path.write_bytes(data)
+            try:
+                loaded = config_file.load(tmp_path / "config.json")
+                assert isinstance(loaded, config_dict.ConfigDict)
+                if name == "inference.json":
+                    sampling_factory.tuned(tmp_path, loaded)
+            except ValueError as error:
+                assert str(path) in str(error) and "remove it" in str(error)
+                raise
+
+        for data in (b"", b"3", b"[]", b"\xff", b"[" * 10**5, b'{"data": 3}', b'{"sampling": 3}'):
+            with pytest.raises(ValueError, match="remove it"):
+                read(data)
+        fuzz(make, read, ValueError)
+        path.write_text(text)
+
+
+def test_trials(tmp_path):
+    path, recipe = tmp_path / "trials.jsonl", {"metric": "energy"}
+    trials = schedule_search.Trials(path, recipe)
+    for calls in (2, 3):
+        trials.add(schedule_search.Trial(calls, {"eta": 0.5}, "done", "", {"energy": 1.0}, 2.0))
+    whole = path.read_bytes()
+
+    def read(data):
+        path.write_bytes(data)
+        for row in schedule_search.Trials(path, recipe).rows:
+            assert isinstance(row.calls, int) and isinstance(row.sampling, dict)
+
+    fuzz(functools.partial(mutated, whole), read, ValueError)
+
+
+def test_manifests_and_recipes(tmp_path):
+    """Damaged rows are left out; a damaged recipe is an error that names it."""
+    recipe = {"checkpoint": 3, "seed": 0, "sampler": "ddim"}
+    manifest.keep_recipe(tmp_path, recipe)
+    rows = "".join(
+        json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
+        for i in range(4)
+    )
+    (of_recipe,) = (path for path in tmp_path.rglob("*.json"))
+    whole = of_recipe.read_bytes()
+
+    def read_rows(data):
+        (tmp_path / manifest.NAME).write_bytes(data)
+        for row in manifest.read(tmp_path):
+            assert isinstance(row.input, str) and isinstance(row.status, str)
+
+    def read_recipe(data):
+        of_recipe.write_bytes(data)
+        try:
+            assert all(isinstance(found, str) for found in manifest.differences(tmp_path, recipe))
+        except ValueError as error:
+            assert str(of_recipe) in str(error)
+            raise
+
+    for seed in range(_MUTATIONS):
+        read_rows(mutated(rows.encode(), random.Random(seed)))
+    fuzz(functools.partial(mutated, whole), read_recipe, ValueError)
