@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from sr3_jax.data import storage
+from sr3_jax.evaluation import measures
 
 # Better is below for True.
 METRICS = {"fid": True, "energy": True, "psnr": False, "ssim": False}
@@ -75,6 +76,9 @@ class Trials:
                 "ask for what it was made with"
             )
         self.rows = [Trial(**json.loads(row)) for row in rows]
+        self.rows = [
+            dataclasses.replace(row, metrics=measures.current(row.metrics)) for row in self.rows
+        ]
 
     def add(self, trial: Trial) -> None:
         """Adds a row, and writes the table."""
@@ -214,7 +218,7 @@ def _steps(sampler: str, calls: int) -> int:
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
     """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
-    names = ("fid", "energy", "psnr", "ssim", "consistency", "detail")
+    names = ("fid", "energy", "psnr", "ssim", "consistency", "gradient_energy")
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
     lines = [
         "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
