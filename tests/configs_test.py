@@ -43,6 +43,18 @@ def test_a_config_describes_something_that_can_be_built(name):
     assert importlib.import_module(f"configs.{name}").__doc__
 
 
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("schedule", ["respaced", "noise_level", "log_snr", "karras", "linear"])
+def test_every_sampler_and_schedule_works_with_its_defaults(sampler, schedule):
+    config = _config("default")
+    config.sampling.sampler, config.sampling.schedule = sampler, schedule
+    made = sampling_factory.sampler(config)
+    assert made.num_steps == 100
+    assert np.sqrt(made.gamma[0]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
+    # From most noise to least.
+    assert (np.diff(made.gamma) >= 0).all()
+
+
 @pytest.mark.parametrize("name", TABLE_A1)
 def test_table_a1(name):
     millions, channels, multipliers, blocks, dropout = TABLE_A1[name]

@@ -62,7 +62,7 @@ def test_several_samples_have_mean_deviation_best_and_diversity(evaluated):
     assert means["diversity"] == pytest.approx(np.std([-1, 5, 8], ddof=1))
     assert means["seconds_per_image"] == pytest.approx(2.0)
     # Levels added everywhere do not change a gradient.
-    assert means["detail"] == pytest.approx(1.0)
+    assert means["gradient_energy"] == pytest.approx(1.0)
     one = evaluated.means["one"]
     assert one["psnr"] == pytest.approx(20 * np.log10(255 / 3), abs=1e-3)
     assert not any(key.endswith(("_std", "_best")) or key == "diversity" for key in one)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import skimage.data
 import skimage.metrics
 
 from sr3_jax import images, metrics
+from sr3_jax.evaluation import evaluator
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,25 @@ def test_luminance_without_a_border_agrees_with_skimage(pair, border):
     np.testing.assert_allclose(metrics.ssim(*pair, **options), theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("luminance", [False, True])
+@pytest.mark.parametrize("side", [11, 16, 31, 64, 257])
+def test_psnr_of_equal_images_alone_is_infinite(side, luminance):
+    """Compiled programs round otherwise for images of other sizes."""
+    photo = skimage.data.astronaut()[None, :side, :side]
+    other = photo.copy()
+    other[0, 5, 5, 1] ^= 1  # the least difference there is
+    psnr = jax.jit(functools.partial(metrics.psnr, luminance=luminance))
+    assert np.isposinf(psnr(photo, photo.copy())).all()
+    assert np.isposinf(metrics.psnr(photo, photo.copy(), luminance=luminance)).all()
+    squares = side**2 if luminance else 3 * side**2
+    level = (128.553 / 255 if luminance else 1) / 255
+    expected = 10 * np.log10(squares / level**2)
+    np.testing.assert_allclose(psnr(photo, other), expected, atol=1e-3)
+    # As evaluation and scoring call it.
+    found = evaluator.score(photo, photo.copy(), None, luminance)["psnr"]
+    assert found == [np.inf]
+
+
 def test_a_border_that_leaves_nothing_is_named(pair):
     for metric in (metrics.psnr, metrics.ssim):
         with pytest.raises(ValueError, match="border of 48 pixels leaves nothing"):
@@ -114,23 +136,23 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
         assert (np.diff(metrics.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
-def test_detail_is_lost_by_blur_and_grows_with_noise():
+def test_gradient_energy_falls_with_blur_and_grows_with_noise():
     photo = skimage.data.astronaut()[:128, :128]
-    assert metrics.detail(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
+    assert metrics.gradient_energy(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
     # A wave of half the contrast has a quarter of the energy.
     wave = 100 * np.sin(np.arange(64) / 3)[None, :, None] * np.ones((64, 1, 3))
     half, whole = (np.round(128 + wave * gain).astype(np.uint8)[None] for gain in (0.5, 1.0))
-    assert metrics.detail(half, whole)[0] == pytest.approx(0.25, rel=0.02)
+    assert metrics.gradient_energy(half, whole)[0] == pytest.approx(0.25, rel=0.02)
     # Noise adds the energy of its differences, twice its variance.
     noise = np.random.default_rng(0).normal(size=photo.shape) * 10
     grey = np.full_like(photo, 128)
     noisy = (grey + noise).round().astype(np.uint8)
     noisier = (grey + 2 * noise).round().astype(np.uint8)
-    assert metrics.detail(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
+    assert metrics.gradient_energy(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
     blurred = [scipy.ndimage.gaussian_filter(photo, (s, s, 0)) for s in (0.5, 1, 2)]
-    assert (np.diff(metrics.detail(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
+    assert (np.diff(metrics.gradient_energy(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
     # A flat reference gives no infinity.
-    assert np.isfinite(metrics.detail(noisy[None], grey[None]))[0]
+    assert np.isfinite(metrics.gradient_energy(noisy[None], grey[None]))[0]
 
 
 def test_ssim_keeps_its_digits_on_a_bright_flat_image():
@@ -196,7 +218,7 @@ def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
     assert metrics.consistency(made, low)[0] < 0.05
     # Nearer to every consistent image, and so to the photograph; its details stay.
     assert metrics.psnr(made, photo)[0] > metrics.psnr(worse, photo)[0] + 0.2
-    before, after = (float(metrics.detail(each, photo)[0]) for each in (worse, made))
+    before, after = (float(metrics.gradient_energy(each, photo)[0]) for each in (worse, made))
     assert after == pytest.approx(before, rel=0.1)
     # What is consistent already stays where it is.
     np.testing.assert_allclose(np.asarray(improve(better)), np.asarray(better), atol=1e-3)

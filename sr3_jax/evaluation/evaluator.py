@@ -22,8 +22,8 @@ from sr3_jax.data import storage
 from sr3_jax.evaluation import measures
 from sr3_jax.training.step import Batch
 
-METRICS = ("psnr", "ssim", "consistency", "detail")
-# Of several samples of one image, which is the best; detail has its best in the middle.
+METRICS = ("psnr", "ssim", "consistency", "gradient_energy")
+# Of several samples of one image, which is the best; gradient energy has its best in the middle.
 _BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
 # each, of the same type, and the seconds that they took altogether.
@@ -47,12 +47,13 @@ class Evaluation:
     Attributes:
       means: for each method the means of `of_images`, `n` (images) and `seconds_per_image`. Where
         there are several samples of each image, also METRIC_std, the standard deviation between
-        samples of the mean over images, and METRIC_best, the mean of each image's best sample.
+        samples of the mean over images (nan where one of these is infinite), and METRIC_best, the
+        mean of each image's best sample.
       index: number of each scored image in the set, ascending.
       labels: of their classes; `data.sources.NO_LABEL` where there is none.
       of_images: for each method and metric one number an image, the mean of its samples: `psnr`
-        (dB), `ssim`, `consistency` (times 1e5), `detail`; of several samples also `diversity`,
-        their standard deviation in levels of 255, averaged over pixels.
+        (dB), `ssim`, `consistency` (times 1e5), `gradient_energy`; of several samples also
+        `diversity`, their standard deviation in levels of 255, averaged over pixels.
       pictures: images: `input`, each method's first sample, `reference`.
     """
 
@@ -195,7 +196,8 @@ def _summary(
         of_images[metric] = values.mean(axis=1).tolist()
         means[metric] = float(values.mean())
         if num_samples > 1:
-            means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
+            with np.errstate(invalid="ignore"):  # nan where an image's PSNR is infinite
+                means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
         if num_samples > 1 and metric in _BEST:
             of_images[f"{metric}_best"] = _BEST[metric](values, axis=1).tolist()
             means[f"{metric}_best"] = float(np.mean(of_images[f"{metric}_best"]))
@@ -225,7 +227,7 @@ def _score(
     found = {
         "psnr": metrics.psnr(images, reference, **seen),
         "ssim": metrics.ssim(images, reference, **seen),
-        "detail": metrics.detail(images, reference),
+        "gradient_energy": metrics.gradient_energy(images, reference),
     }
     return found if low is None else found | {"consistency": metrics.consistency(images, low)}
 
@@ -259,9 +261,8 @@ def _cell(row: Mapping[str, float], column: str) -> str:
         return ""
     digits = measures.measure(column).digits
     std = row.get(f"{column}_std")
-    return measures.write(float(row[column]), digits) + (
-        f" ± {std:{digits}}" if std is not None else ""
-    )
+    has_std = std is not None and math.isfinite(std)
+    return measures.write(float(row[column]), digits) + (f" ± {std:{digits}}" if has_std else "")
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:

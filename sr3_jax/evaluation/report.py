@@ -65,7 +65,6 @@ def write(
         "main": main,
         "methods": list(results.means),
         "num_images": len(results.names),
-        "num_resamples": intervals.NUM_RESAMPLES,
         "level": f"{intervals.LEVEL:.0%}",
         "columns": [measures.measure(m) for m in tables.metric_names(results)],
         "rows": rows,

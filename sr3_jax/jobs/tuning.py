@@ -179,7 +179,7 @@ def _score(
         "psnr": metrics.psnr(made, high).mean(),
         "ssim": metrics.ssim(made, high).mean(),
         "consistency": metrics.consistency(made, low).mean(),
-        "detail": metrics.detail(made, high).mean(),
+        "gradient_energy": metrics.gradient_energy(made, high).mean(),
     }
     if metric == "fid":
         weights = factory.feature_options(config)["weights"]
