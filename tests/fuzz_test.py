@@ -28,7 +28,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 from sr3_jax import config_file, sampling_factory
 from sr3_jax.data import archives, folders, index_file, picture, prepared, records
 from sr3_jax.evaluation import schedule_search
-from sr3_jax.inference import manifest
+from sr3_jax.inference import manifest, recipes
 
 # Readers of pictures, from bytes.
 DECODERS = {"with all it carries": picture.decode_picture, "for networks": picture.decode_rgb}
@@ -437,7 +437,7 @@ def test_trials(tmp_path):
 def test_manifests_and_recipes(tmp_path):
     """Damaged rows are left out; a damaged recipe is an error that names it."""
     recipe = {"checkpoint": 3, "seed": 0, "sampler": "ddim"}
-    manifest.keep_recipe(tmp_path, recipe)
+    recipes.keep(tmp_path, recipe)
     rows = "".join(
         json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
         for i in range(4)
@@ -453,7 +453,7 @@ def test_manifests_and_recipes(tmp_path):
     def read_recipe(data):
         of_recipe.write_bytes(data)
         try:
-            assert all(isinstance(found, str) for found in manifest.differences(tmp_path, recipe))
+            assert all(isinstance(found, str) for found in recipes.differences(tmp_path, recipe))
         except ValueError as error:
             assert str(of_recipe) in str(error)
             raise

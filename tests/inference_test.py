@@ -233,7 +233,7 @@ def folder(tmp_path, images):
 
 def _upscale(resolver, source, output, **options):
     """Records by input."""
-    inputs = files.find_inputs(source)
+    inputs = reading.find_inputs(source)
     records = list(files.upscale_files(resolver, inputs, output, files.Options(**options)))
     assert len(records) == len(inputs)
     return {record.input: record for record in records}
@@ -242,7 +242,7 @@ def _upscale(resolver, source, output, **options):
 def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path):
     output = epath.Path(tmp_path / "out")
     done = []
-    inputs = files.find_inputs(folder)
+    inputs = reading.find_inputs(folder)
     records = list(files.upscale_files(resolver, inputs, output, progress=done.append))
     good = {"a.png", "b.JPG", "c.bmp", "d.tiff", "sub/a.png"}
     written = {str(p.relative_to(output)) for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -343,6 +343,6 @@ def test_a_single_file(resolver, folder, tmp_path):
 
 def test_wrong_paths_are_named(resolver, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        files.find_inputs(tmp_path / "nowhere")
+        reading.find_inputs(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         SuperResolver.from_workdir(tmp_path)

@@ -41,7 +41,7 @@ def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
         lambda a, b, _: metrics.psnr(a, b, **options),
         lambda a, b, _: metrics.ssim(a, b, **options),
         lambda a, _, low: metrics.consistency(a, low),
-        lambda a, b, _: metrics.detail(a, b),
+        lambda a, b, _: metrics.gradient_energy(a, b),
         lambda a, b, _: list(metrics.energy_score(np.stack([a, a[::-1]]), b).values()),
     ):
         expected = np.asarray(score(*pair, low))

@@ -16,7 +16,7 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax.inference import files, manifest
+from sr3_jax.inference import files, manifest, reading
 from sr3_jax.jobs import ray_engine, upscaling
 from sr3_jax.training.loop import StoppedError
 
@@ -104,7 +104,7 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     assert upscaling.upscale(workdir, pictures, folder, other, overwrite=True) == 0
     after = outputs(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in after)
-    assert all(row.seed == files.seed_of(name, 1) for name, row in rows(folder).items())
+    assert all(row.seed == reading.seed_of(name, 1) for name, row in rows(folder).items())
     # So it is for a single picture.
     with pytest.raises(ValueError, match="seed was 1 and is 0.*--overwrite"):
         upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
@@ -147,11 +147,11 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(workdir, pictures, tmp_p
 
 def test_two_inputs_with_one_output_are_refused(workdir, pictures, tmp_path):
     Image.new("RGB", (4, 4)).save(pictures / "0.jpe", format="JPEG")
-    names = [files.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
+    names = [reading.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
     with pytest.raises(ValueError, match=r"a\.gif and a\.gif\.png would both become a\.gif\.png"):
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), OPTIONS)
     with pytest.raises(ValueError, match="would both become a.png.uncertainty.png"):
-        names = [files.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
+        names = [reading.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
         several = files.Options(num_samples=2)
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), several)
     with pytest.raises(NotADirectoryError, match=r"0\.png is a file"):
@@ -166,7 +166,7 @@ class Killed(upscaling.Work):
     def load(self):
         resolver = super().load()
         state = epath.Path(self.output).parent
-        decode = files._decode
+        decode = reading._decode
 
         def deadly(resolver, output, options, source, content):
             ref = source.ref
@@ -179,7 +179,7 @@ class Killed(upscaling.Work):
                 os.kill(os.getpid(), signal.SIGKILL)
             return decode(resolver, output, options, source, content)
 
-        files._decode = deadly
+        reading._decode = deadly
         return resolver
 
 

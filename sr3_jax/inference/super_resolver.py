@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8, UInt16
 
-from sr3_jax.inference import files, levels, trained
+from sr3_jax.inference import files, levels, reading, trained
 
 # One image or several, and what becomes of them.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
@@ -178,7 +178,7 @@ class SuperResolver(trained.TrainedNetwork):
         if epath.Path(path).is_dir():
             raise ValueError(f"{path} is a folder; give a file, or use --mode=upscale")
         options = files.Options(steps, seed, factor, num_samples, animate)
-        (record,) = files.upscale_files(self, files.find_inputs(path), output, options)
+        (record,) = files.upscale_files(self, reading.find_inputs(path), output, options)
         if record.error:
             raise ValueError(f"{path}: {record.error}")
         return str(epath.Path(output) / record.output)

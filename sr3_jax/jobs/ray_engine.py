@@ -24,7 +24,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import sources, storage
-from sr3_jax.inference import files, manifest
+from sr3_jax.inference import files, manifest, reading
 from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # which imports this module
@@ -99,8 +99,8 @@ class Upscaler:
                     yield self._record(ref, "failed", f"{type(error).__name__}: {error}")
 
     def _record(self, ref: sources.FileRef, status: str, error: str = "") -> manifest.Record:
-        seed = files.seed_of(ref.name, self._work.options.seed)
-        return manifest.Record(ref.name, files.output_name(ref.name), status, error, seed=seed)
+        seed = reading.seed_of(ref.name, self._work.options.seed)
+        return manifest.Record(ref.name, reading.output_name(ref.name), status, error, seed=seed)
 
 
 class _Mark:

@@ -239,15 +239,29 @@ def read_with_comment(path: str) -> tuple[Pixels, str]:
         OSError: see `reading.read_picture`.
     """
     data = reading.content(path)
-    image = reading.decode_rgb(data)
+    return reading.decode_rgb(data), comment_of(data)
+
+
+def comment_of(data: bytes) -> str:
+    """Returns the comment that `write_image` gave a PNG file, whose pixels are not decoded.
+
+    Returns:
+        The comment; empty where there is none.
+
+    Raises:
+        BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
+    """
+    comment, kind = "", None
     for kind, begin, end in containers.png_chunks(data):
         chunk = (kind, data[begin:end])
         if containers.png_keyword(chunk) == _COMMENT:
             try:
-                return image, containers.png_text_of(chunk)
+                comment = containers.png_text_of(chunk)
             except ValueError as error:
                 raise BadImageError(f"its comment cannot be read: {error}") from error
-    return image, ""
+    if kind != b"IEND" or not data.startswith(containers.PNG_SIGNATURE):
+        raise BadImageError(f"its {len(data)} bytes are no whole PNG file")
+    return comment
 
 
 def _encode_png(picture: Picture, quality: Quality | None) -> bytes:
