@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sr3_jax import data_factory
-from sr3_jax.data import degrade, picture, records
+from sr3_jax.data import degrade, folders, picture, prepared, records
 from sr3_jax.data.pipeline import Pipeline
 
 from configs import default  # isort: skip
@@ -170,6 +170,17 @@ def test_a_damaged_header_ends_the_file_and_is_named(tmp_path):
     path.write_bytes(b"some text that is no TFRecord file")
     with pytest.raises(ValueError, match="a.tfrecord is not a TFRecord file"):
         records.tfrecords([str(path)])
+
+
+def test_prepared_squares_of_16_bits_keep_them(tmp_path):
+    square = np.random.default_rng(0).integers(0, 65536, (16, 16, 3)).astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture.encode_image(square))
+    plan = prepared.Plan(folders.folder(tmp_path / "in"), str(tmp_path / "out"), 16, 4)
+    assert [prepared.write_file(plan, part) for part in prepared.begin(plan)] == [(1, 0)]
+    prepared.finish(plan)
+    [ref] = prepared.open_prepared(plan.output, 16)
+    np.testing.assert_array_equal(ref.read().image, square)
 
 
 def test_a_file_that_goes_away_while_it_is_read(tmp_path):
