@@ -13,12 +13,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from sr3_jax import images as image_ops
 
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
+_MAX_LEVEL = 65535
 
 
 def psnr(
@@ -31,8 +32,8 @@ def psnr(
     """Peak signal-to-noise ratio in dB, over all channels; infinite for equal images alone."""
     # Integers are subtracted, which is exact. Of scaled numbers a compiled program may round one
     # and not the other (a fused multiply-add), so that equal images would differ.
-    a, b = (_within(jnp.asarray(each), border).astype(jnp.int32) for each in (images, reference))
-    error = (a - b).astype(jnp.float32) / jnp.iinfo(images.dtype).max
+    a, b = (_within(_levels(each), border) for each in (images, reference))
+    error = (a - b).astype(jnp.float32) / _MAX_LEVEL
     if luminance:
         error = _luma(error)
     return -10.0 * jnp.log10(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
@@ -127,9 +128,14 @@ def _luma(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 1"]:
     return jnp.einsum("bhwc,c->bhw", images, weights, precision="highest")[..., None]
 
 
+def _levels(images: UInt8[Array | np.ndarray, "b h w c"]) -> Int[Array, "b h w c"]:
+    """Values of 8 or 16 bits as levels of 16."""
+    return jnp.asarray(images, jnp.int32) * (_MAX_LEVEL // jnp.iinfo(images.dtype).max)
+
+
 def _within(
-    images: UInt8[Array | np.ndarray, "b h w c"], border: int
-) -> UInt8[Array | np.ndarray, "b h2 w2 c"]:
+    images: Shaped[Array | np.ndarray, "b h w c"], border: int
+) -> Shaped[Array | np.ndarray, "b h2 w2 c"]:
     """Without so many pixels at each side."""
     height, width = images.shape[1:3]
     if not 0 <= 2 * border < min(height, width):
