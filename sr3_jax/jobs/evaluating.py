@@ -243,6 +243,8 @@ def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) ->
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in 8 bits.",
     ]
+    if config.evaluation.get("downsampling", "pillow") == "matlab":  # older workdirs have no key
+        said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
     if side := factory.network_input(config):
         said.append(
             f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
