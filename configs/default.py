@@ -153,6 +153,9 @@ def get_config() -> config_dict.ConfigDict:
     # Of held-out images, in pixels; 0: data.image_size. Their source is smaller by the same
     # factor as in training.
     evaluation.image_size = 0
+    # How inputs are made, both bicubic with anti-aliasing. `pillow`: as in training; `matlab`: as
+    # MATLAB's imresize, to compare with benchmarks whose inputs it made (docs/evaluation.md).
+    evaluation.downsampling = "pillow"
     # Of PSNR and SSIM: luminance (Y of YCbCr) instead of RGB, and pixels at each side left out.
     evaluation.luminance = False
     evaluation.crop_border = 0

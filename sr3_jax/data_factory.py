@@ -23,7 +23,7 @@ from sr3_jax import config_checks
 from sr3_jax.data import archives, folders, index_file, picture, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    from sr3_jax.data import pipeline
+    from sr3_jax.data import degrade, pipeline
 
 ConfigDict = config_dict.ConfigDict
 
@@ -79,10 +79,23 @@ def evaluation_pipeline(
 ) -> pipeline.Pipeline:
     """Batches of (the first `num_images` of) the held-out images.
 
-    Where `split`, each process gets rows of its own.
+    Where `split`, each process gets rows of its own. Inputs are made by
+    `config.evaluation.downsampling`.
     """
+    downsampling = config.evaluation.get("downsampling", "pillow")  # older workdirs have no key
+    config_checks.choice(
+        "config.evaluation.downsampling", downsampling, dict.fromkeys(("pillow", "matlab"))
+    )
+    c = config.data
+    if downsampling != "pillow" and (c.eval_source or c.source) == "folder_pairs":
+        raise ValueError(
+            f"config.evaluation.downsampling = {downsampling!r}, but held-out images of "
+            "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
+            "there"
+        )
     source = evaluation_source(config, index_dir)[:num_images]
-    return make_pipeline(config, source, batch_size, evaluation_size(config), split)
+    size = evaluation_size(config)
+    return make_pipeline(config, source, batch_size, size, split, downsampling)
 
 
 def evaluation_size(config: ConfigDict) -> int:
@@ -138,6 +151,7 @@ def make_pipeline(
     batch_size: int,
     image_size: int,
     split: bool = True,
+    downsampling: degrade.Downsampling = "pillow",
 ) -> pipeline.Pipeline:
     """Batches of a source, with everything else from `config.data`.
 
@@ -173,6 +187,7 @@ def make_pipeline(
         low_resolution=image_size // factor if c.low_resolution else 0,
         crop=c.crop,
         crop_scale=tuple(c.crop_scale),
+        downsampling=downsampling,
     )
     return pipeline.Pipeline(
         source,

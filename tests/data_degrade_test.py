@@ -5,9 +5,11 @@ import pathlib
 
 import numpy as np
 import pytest
+import small_run
 import tensorflow as tf
 from PIL import Image
 
+from sr3_jax import data_factory
 from sr3_jax.data import degrade, picture, sources
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -31,6 +33,52 @@ def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
         plane = Image.fromarray(image[..., channel].astype(np.float32))
         pillow = np.asarray(plane.resize((new_size, new_size), Image.Resampling.BICUBIC))
         np.testing.assert_allclose(ours[..., channel], pillow, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(64, 16), (96, 32), (100, 37), (16, 2), (24, 48)])
+def test_bicubic_as_matlabs_mirrors_the_borders(size, new_size):
+    """It is Pillow, one direction after the other, of an image padded by its mirror image.
+
+    But for rounding, which may turn a tie in float32, and then both directions of it.
+    """
+    image = _noise(size, size)
+    found = degrade.resize_as_matlab(image, new_size)
+
+    def one_direction(pixels: np.ndarray) -> np.ndarray:
+        # Padded by whole images, so that sizes stay multiples, and by Pillow.
+        columns = np.pad(pixels, ((size, size), (0, 0)), mode="symmetric").astype(np.float32)
+        high = Image.fromarray(columns).resize(
+            (columns.shape[1], 3 * new_size), Image.Resampling.BICUBIC
+        )
+        return np.clip(np.floor(np.asarray(high)[new_size:-new_size] + 0.5), 0, 255)
+
+    expected = np.stack(
+        [one_direction(one_direction(image[..., c]).T).T for c in range(3)], axis=-1
+    )
+    off = np.abs(found.astype(int) - expected)
+    assert off.max() <= 1 and np.mean(off > 0) < 2e-3
+
+
+def test_bicubic_as_matlabs_differs_at_borders_alone():
+    image = _noise(128, 128)
+    image[:, :40] = 200
+    low, pillow = (
+        made(image, 32).astype(int)
+        for made in (
+            degrade.resize_as_matlab,
+            lambda *args: degrade.to_levels(degrade.resize_bicubic(*args), np.uint8),
+        )
+    )
+    # The kernel reaches two output pixels. Within, rounding each direction makes a level or two.
+    off = np.abs(low - pillow)
+    assert off[2:-2, 2:-2].max() <= 2 and off.max() > 4
+    np.testing.assert_array_equal(degrade.resize_as_matlab(image[:, ::-1], 32), low[:, ::-1])
+    constant = np.full((8, 8, 3), 77, np.uint8)
+    np.testing.assert_array_equal(degrade.resize_as_matlab(constant, 2), constant[:2, :2])
+    options = degrade.DegradeOptions(128, 32, downsampling="matlab")
+    ((high, made),) = degrade.make_pairs([degrade.cut(image, None, options, None)], options)
+    np.testing.assert_array_equal(high, image)
+    np.testing.assert_array_equal(made, low)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(16, 4), (64, 8), (5, 1), (21, 3)])
@@ -150,6 +198,7 @@ def test_random_boxes_fit_and_fill_their_range(crop_scale):
         ({"image_size": 60, "low_resolution": 16}, "60.*16"),
         ({"image_size": 0, "low_resolution": 1}, "0.*at least 1"),
         ({"crop": "middle"}, "(?s)middle.*central.*random"),
+        ({"downsampling": "octave"}, "(?s)octave.*pillow.*matlab"),
         ({"crop_scale": (0.5, 0.2)}, r"\(0\.5, 0\.2\)"),
         ({"crop_scale": (0.5, 1.2)}, r"\(0\.5, 1\.2\)"),
     ],
@@ -158,6 +207,30 @@ def test_invalid_options_name_the_value(kwargs, message):
     # TypeError where the tests run with type checking, which comes first for the Literal.
     with pytest.raises((ValueError, TypeError), match=message):
         degrade.DegradeOptions(**({"image_size": 64, "low_resolution": 16} | kwargs))
+
+
+def test_evaluation_alone_makes_inputs_as_asked():
+    config = small_run.config()
+    config.evaluation.num_images = 2
+
+    def made(downsampling: str, training: bool = False) -> dict[str, np.ndarray]:
+        config.evaluation.downsampling = downsampling
+        if training:
+            return next(data_factory.training_pipeline(config).training_batches())
+        return next(data_factory.evaluation_pipeline(config, 2).evaluation_batches())
+
+    pillow, matlab = made("pillow"), made("matlab")
+    np.testing.assert_array_equal(pillow["high_resolution"], matlab["high_resolution"])
+    for high, low in zip(matlab["high_resolution"], matlab["low_resolution"], strict=True):
+        np.testing.assert_array_equal(degrade.resize_as_matlab(high, len(low)), low)
+    assert (pillow["low_resolution"] != matlab["low_resolution"]).any()
+    low, other = (made(name, training=True)["low_resolution"] for name in ("pillow", "matlab"))
+    np.testing.assert_array_equal(low, other)
+    with pytest.raises(ValueError, match="evaluation.downsampling = 'octave'"):
+        made("octave")
+    config.data.eval_source = "folder_pairs"
+    with pytest.raises(ValueError, match="folder_pairs come with their low resolutions"):
+        made("matlab")
 
 
 def test_shared_photographs_decode():

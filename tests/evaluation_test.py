@@ -233,6 +233,13 @@ def test_an_evaluation_that_was_killed_goes_on(trained, tmp_path):
     assert _without_times(again) == _without_times(scores)
     now = _files(epath.Path(tmp_path))
     assert {name: now[name] for name in made} == made and now.keys() == files.keys()
+    # Neither does it show: the first images' refinement, whichever batch was made last.
+    strip, original = (w / "evaluation" / "refinement.png" for w in (tmp_path, trained))
+    assert strip.read_bytes() == original.read_bytes()
+    strip.unlink()
+    (tmp_path / "evaluation" / "images" / "sr3" / "000006.png").unlink()
+    _evaluate(epath.Path(tmp_path))
+    assert strip.read_bytes() == original.read_bytes()
 
 
 def test_samples_differ_and_the_first_is_the_one(trained):

@@ -61,8 +61,10 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     name, (size, low) = factory.method(config), pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
+        recipe, has_steps = _recipe(config, resolver), not factory.predicts_image(config)
+        strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
         method = outputs.kept(
-            _method(config, resolver, bar, folder), name, images, _recipe(config, resolver)
+            _method(config, resolver, bar, strip), name, images, recipe, strip.is_missing
         )
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
@@ -144,17 +146,44 @@ def _conclude(
     print(f"report: {folder / 'report.html'}")
 
 
+class _Strip:
+    """`refinement.png`, from noise to image, of the first images of the set.
+
+    It is drawn by the batch that makes these, before their files are written. So an evaluation that
+    goes on leaves the same strip as one that was not stopped.
+    """
+
+    def __init__(self, path: epath.Path, recipe: str, batch_size: int, is_drawn: bool) -> None:
+        """Where it is, what decides how it looks, images of a batch, and whether there is one."""
+        self._path, self._recipe = path, recipe
+        self._batch_size, self._is_drawn = batch_size, is_drawn and jax.process_index() == 0
+
+    def is_missing(self, low: np.ndarray, index: np.ndarray) -> bool:
+        """Whether these are the first batch, and it is not there or of something else."""
+        is_first = self._is_drawn and int(index[0]) < self._batch_size
+        return is_first and outputs.read(self._path, self._made_of(low)) is None
+
+    def draw(self, times: np.ndarray, refinement: np.ndarray, low: np.ndarray) -> None:
+        """Writes it, of y_t at `times` (`[k, n, h, w, 3]`)."""
+        columns = {
+            f"t = {t}": picture[:_NUM_REFINED] for t, picture in zip(times, refinement, strict=True)
+        }
+        outputs.write(pictures.grid(columns), self._path, self._made_of(low), 0.0)
+
+    def _made_of(self, low: np.ndarray) -> str:
+        return outputs.digest(self._recipe, low[:_NUM_REFINED])
+
+
 def _method(
-    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, folder: epath.Path
+    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
 ) -> evaluator.Method:
-    """The network; while it works the bar moves. Draws `refinement.png` of its first images."""
+    """The network; while it works the bar moves. Of the first batch it draws the strip."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
-    wanted = not factory.predicts_image(config) and jax.process_index() == 0
 
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
-        nonlocal wanted
+        is_wanted = strip.is_missing(low, index)
         size = tuple(resolver.factor * n for n in low.shape[1:3])
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * num_samples
@@ -165,16 +194,11 @@ def _method(
                 inputs,
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
-                num_snapshots=len(times) if wanted else 0,
+                num_snapshots=len(times) if is_wanted and k == 0 else 0,
                 progress=lambda: shared.advance(bar, share),
             )
-            if wanted:
-                columns = {
-                    f"t = {t}": picture[:_NUM_REFINED]
-                    for t, picture in zip(times, result.refinement, strict=True)
-                }
-                pictures.save(pictures.grid(columns), folder / "refinement.png")
-                wanted = False
+            if is_wanted and k == 0:
+                strip.draw(times, result.refinement, low)
             samples.append(evaluator.resize(result.images, size) if side else result.images)
             seconds += result.seconds
         return np.stack(samples), seconds
@@ -224,6 +248,8 @@ def _protocol(config: factory.ConfigDict, pipeline: Pipeline, steps: int) -> lis
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
         *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
     ]
+    if config.evaluation.get("downsampling", "pillow") == "matlab":  # older workdirs have no key
+        said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
     if side := factory.network_input(config):
         said.append(
             f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
