@@ -56,9 +56,12 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
     name, (size, low) = factory.method(config), pipeline.sizes
-    with shared.progress_bar("evaluate", pipeline.num_images) as bar:
+    with (
+        parallel.StopSignal(alone=True) as stop,
+        shared.progress_bar("evaluate", pipeline.num_images) as bar,
+    ):
         method = outputs.kept(
-            _method(config, resolver, bar, folder), name, images, _recipe(config, resolver)
+            _method(config, resolver, bar, stop, folder), name, images, _recipe(config, resolver)
         )
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
@@ -141,13 +144,21 @@ def _conclude(
 
 
 def _method(
-    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, folder: epath.Path
+    config: factory.ConfigDict,
+    resolver: SuperResolver,
+    bar: tqdm.tqdm,
+    stop: parallel.StopSignal,
+    folder: epath.Path,
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Draws `refinement.png` of its first images."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     wanted = not factory.predicts_image(config) and jax.process_index() == 0
+
+    def advance(share: float) -> None:
+        shared.check_signal(stop)
+        shared.advance(bar, share)
 
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
         nonlocal wanted
@@ -162,7 +173,7 @@ def _method(
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if wanted else 0,
-                progress=lambda: shared.advance(bar, share),
+                progress=lambda: advance(share),
             )
             if wanted:
                 columns = {

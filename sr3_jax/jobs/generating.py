@@ -168,7 +168,7 @@ def generate(
     folders = [output / str(stage.image_size) for stage in stages]
     _prepare(stages, folders, options)
     numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
-    with parallel.StopSignal() as stop:
+    with parallel.StopSignal(alone=True) as stop:
         for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
             there = manifest.existing(folder)
             missing = numbers[[file_of(int(k)) not in there for k in numbers]]

@@ -105,7 +105,10 @@ def upscale(
         share = missing[jax.process_index() :: jax.process_count()]
         rows = manifest.Manifest(output)
         try:
-            with parallel.StopSignal() as stop, shared.progress_bar("upscale", len(share)) as bar:
+            with (
+                parallel.StopSignal(alone=True) as stop,
+                shared.progress_bar("upscale", len(share)) as bar,
+            ):
                 if share and engine == "ray":
                     from sr3_jax.jobs import ray_engine  # late: ray is optional
 
