@@ -158,7 +158,8 @@ def main(_: list[str]) -> int | None:
     except StoppedError as stopped:
         is_user = stopped.signal == signal.SIGINT
         status = command_line.INTERRUPTED if is_user else command_line.START_AGAIN
-        command_line.leave(status, str(stopped))
+        leave = _leave if stopped.alone else command_line.leave
+        leave(status, str(stopped))
     except Exception as error:
         status, message = command_line.ending(error)
         # Where another process is gone, so is the other end of a sum over devices.

@@ -27,7 +27,7 @@ from sr3_jax import (
     models,
     sampling_factory,
 )
-from sr3_jax.tools import export
+from sr3_jax.tools import export, export_files
 from sr3_jax.training import checkpoint
 
 SIZE = (5, 7)  # times the factor, 3, no multiple of the network's stride, 2
@@ -283,6 +283,19 @@ def test_wrong_use_is_one_line(workdir, tmp_path, wrong, said):
     status, line = command_line.ending(error.value)
     assert status == 2 and line.startswith("error: ") and said in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["run.py", "params.npz", "sampler.json"])
+def test_files_that_are_none_of_an_export_are_left_alone(workdir, folder, tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text("{}")
+    with pytest.raises(
+        FileExistsError, match=rf"mine has files .* did not make .*: {name}; remove"
+    ):
+        _command(f"--workdir={workdir}", f"--output={mine}")
+    assert [path.name for path in mine.iterdir()] == [name] and (mine / name).read_text() == "{}"
+    export_files.check_output(str(folder))  # may be made anew
 
 
 def test_the_command_without_a_run(tmp_path):

@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from sr3_jax import data_factory
-from sr3_jax.data import folders
+from sr3_jax.data import folders, locks, prepared
+from sr3_jax.tools import prepare_data
 
 from configs import default  # isort: skip
 
@@ -107,21 +108,32 @@ def test_prepared_images_give_the_same_pairs_and_labels(images, squares, tmp_pat
 
 
 def test_where_it_is_killed_again_and_again_it_goes_on_to_the_same_files(images, squares, tmp_path):
+    """SIGKILL of the command alone ends its workers, too; Ctrl-C goes to all, as in a terminal."""
     output = tmp_path / "killed"
-    for kill in range(3):
+    for kill, number in enumerate((signal.SIGKILL, signal.SIGKILL, signal.SIGINT)):
         process = subprocess.Popen(
             _command(images, output, "--image_size=16", "--num_workers=1"),
             cwd=ROOT,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         deadline = time.monotonic() + 120
         while len(list(output.glob("*.tfrecord"))) <= 2 * kill and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        said = process.communicate()[1]
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, 0)  # whether any process of the command is left
+                time.sleep(0.01)
+        assert process.returncode == (130 if number == signal.SIGINT else -number), said
+        assert "Traceback" not in said and ("interrupted" in said or number == signal.SIGKILL)
     done = _run(images, output, "--image_size=16")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in squares[0].iterdir()}
@@ -140,6 +152,15 @@ def test_other_options_other_images_and_other_files_are_refused(images, squares,
     (tmp_path / "full" / "mine.txt").write_text("do not touch")
     wrong = _run(images, tmp_path / "full")
     assert wrong.returncode == 2 and "full is not empty" in wrong.stderr
+    plan = prepared.Plan(folders.folder(images), str(tmp_path / "new"), 0, 4)
+    with locks.hold(plan.output, "another"), pytest.raises(locks.HeldError, match="another on"):
+        prepare_data.prepare(plan, 1)
+    (tmp_path / "link").symlink_to(images)
+    for inside in (images, images / "made", tmp_path / "link" / "a"):
+        plan = prepared.Plan(folders.folder(images), str(inside), 0, 4)
+        with pytest.raises(ValueError, match="is, or lies within, --input=.* a folder beside it"):
+            prepare_data.prepare(plan, 1)
+    assert not (images / "made").exists()
     with pytest.raises(ValueError, match="prepared with --image_size=16, and .* is 32"):
         config = default.get_config()
         config.data.update(source="tfrecord", path=str(output), image_size=32, low_resolution=8)

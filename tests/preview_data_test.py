@@ -135,6 +135,16 @@ def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     for row in range(6):
         assert any(_is(_tile(sheet, row, 2), p) for p in pictures)
 
+    config = _config(images)
+    preview_data.check_output(config, str(output))  # may be made anew
+    (tmp_path / "link").symlink_to(images / "a")
+    for mine in (images / "a" / "0.png", images / "new.png", tmp_path / "link" / "0.png"):
+        with pytest.raises(ValueError, match="is among the images of config.data.path"):
+            preview_data.check_output(config, str(mine))
+    Image.new("RGB", (2, 2)).save(tmp_path / "mine.png")
+    with pytest.raises(FileExistsError, match="mine.png is there, and is no preview"):
+        preview_data.check_output(config, str(tmp_path / "mine.png"))
+
     wrong = subprocess.run([*command, "--config.data.path=/nowhere", flags[1]], **run)
     assert wrong.returncode == 2
     assert "'/nowhere' does not exist" in wrong.stderr

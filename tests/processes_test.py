@@ -5,6 +5,7 @@ The real training command, as two processes of four CPU devices each that talk o
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -42,7 +43,7 @@ def images(tmp_path_factory):
 class Job:
     """The training command as so many processes; ends them all when it ends."""
 
-    def __init__(self, workdir, images, *, processes=2, devices=4, **overrides):
+    def __init__(self, workdir, images, *, mode="train", processes=2, devices=4, **overrides):
         self.workdir = pathlib.Path(workdir)
         self.notes = self.workdir / "notes"
         self.notes.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,11 @@ class Job:
             "data.max_bad_share": 0.1,
             "parallel.layout": "zero1",
         } | overrides
-        flags = [*small_run.flags(), *(f"--config.{k}={v}" for k, v in values.items())]
+        flags = [
+            f"--mode={mode}",
+            *small_run.flags(),
+            *(f"--config.{k}={v}" for k, v in values.items()),
+        ]
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -213,6 +218,21 @@ def test_a_sigterm_to_one_stops_both_after_the_same_step(images, tmp_path):
     assert said[0] == said[1] and len(said[0]) == 1
     step = int(said[0][0].split("step ")[1].split()[0])
     assert (tmp_path / "checkpoints" / str(step)).exists()
+
+
+def test_a_sigterm_to_one_of_an_evaluation_ends_that_one_at_once(two, images, tmp_path):
+    """Each has images of its own; the other notices, and the same command goes on."""
+    (tmp_path / "checkpoints").symlink_to(two[0] / "checkpoints")
+    with Job(tmp_path, images, mode="evaluate", **{"sampling.num_steps": 1000}) as job:
+        deadline = time.monotonic() + 300
+        while not re.search(r"\d\.[1-9]/", job.stderr(0)):  # its bar has moved
+            running = all(process.poll() is None for process in job.processes)
+            assert running and time.monotonic() < deadline, job.stderr(0) + job.stderr(1)
+            time.sleep(0.05)
+        job.processes[1].send_signal(signal.SIGTERM)
+        assert job.processes[1].wait(timeout=60) == 75, job.stderr(1)
+        assert job.stderr(1).endswith("SIGTERM: the same command does what is missing\n")
+        assert job.processes[0].wait(timeout=120) not in (0, 1, 2), job.stderr(0)
 
 
 def test_half_of_the_flags_and_impossible_ones_are_named():

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -105,6 +106,28 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
     result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))
     assert result.returncode == 0 and f"resuming at step {step}" in result.stderr
     assert max(steps_in(tmp_path)) == step + 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_an_evaluation_that_is_asked_to_stop_does_so_between_network_calls(
+    tmp_path, number, status
+):
+    small_run.write_workdir(tmp_path)
+    process = start(tmp_path, "--mode=evaluate", "--config.sampling.num_steps=1000")
+    try:
+        deadline = time.monotonic() + 300
+        while not re.search(r"\d\.[1-9]/", said := (tmp_path / "stderr.txt").read_text()):
+            assert process.is_alive() and time.monotonic() < deadline, said[-3000:]
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        process.join(timeout=30)
+        assert process.exitcode == status
+    finally:
+        process.kill()
+        process.join()
+    last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
+    assert last == f"{number.name}: the same command does what is missing"
+    assert not (tmp_path / "evaluation" / "metrics.json").exists()
 
 
 def fill_the_disk():

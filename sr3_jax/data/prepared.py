@@ -74,8 +74,20 @@ class Plan:
         return os.path.join(self.output, *names)
 
 
+def check_place(plan: Plan) -> None:
+    """Raises ValueError where `output` is, or lies within, the folder of the images."""
+    inner, outer = plan.output, plan.images.root
+    if storage.is_within(inner, outer):
+        raise ValueError(
+            f"--output={inner} is, or lies within, --input={outer}, the folder of the images; give "
+            f"a folder beside it, such as {outer.rstrip('/')}_prepared"
+        )
+
+
 def begin(plan: Plan) -> list[int]:
     """Makes the folder; returns the files that are still to be written.
+
+    Removes what workers that were killed left unfinished. Nobody else may be at work there.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -93,6 +105,9 @@ def begin(plan: Plan) -> list[int]:
     elif storage.matches(plan.output, "*"):
         raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
     storage.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
+    for folder in (plan.output, plan.path(_PARTS)):
+        for path in filter(storage.is_partial, storage.matches(folder, ".*")):
+            storage.remove(path)
     done = set(storage.matches(plan.path(_PARTS), "*.json"))
     return [part for part in range(plan.num_files) if _note(plan, part) not in done]
 

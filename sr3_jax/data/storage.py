@@ -159,9 +159,11 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(descriptor)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(partial)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = path  # a full disk does not say of which file
         raise
     _sync_folder(folder)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent import futures
 
 import jax
 import numpy as np
 import tqdm
 from jaxtyping import UInt
 
+from sr3_jax import worker_processes
 from sr3_jax.data import storage
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 
@@ -68,9 +67,7 @@ def judge(
       OSError: weights could not be downloaded.
       ValueError: what does not fit; see the metrics.
     """
-    # Not forked: the child must not have what this process has loaded.
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(1, context, _leave_devices) as pool:
+    with worker_processes.pool(1, _leave_devices) as pool:
         arguments = (metrics, methods, reference, labels, fid_reference, make_fid_reference)
         return pool.submit(_judge, *arguments, weights or {}).result()
 

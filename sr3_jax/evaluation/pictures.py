@@ -83,9 +83,9 @@ def mosaic(
     return sheet
 
 
-def save(sheet: UInt8[np.ndarray, "h w 3"], path: epath.PathLike) -> None:
-    """Writes a picture as PNG, whole or not at all."""
-    write_image(sheet, epath.Path(path))
+def save(sheet: UInt8[np.ndarray, "h w 3"], path: epath.PathLike, comment: str = "") -> None:
+    """Writes a picture as PNG with a comment, whole or not at all."""
+    write_image(sheet, epath.Path(path), comment=comment)
 
 
 def _enlarge(image: UInt[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:

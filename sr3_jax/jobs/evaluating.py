@@ -60,12 +60,14 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
     name, (size, low) = factory.method(config), pipeline.sizes
-    with shared.progress_bar("evaluate", pipeline.num_images) as bar:
+    with (
+        parallel.StopSignal(alone=True) as stop,
+        shared.progress_bar("evaluate", pipeline.num_images) as bar,
+    ):
         recipe, has_steps = _recipe(config, resolver), not factory.predicts_image(config)
         strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
-        method = outputs.kept(
-            _method(config, resolver, bar, strip), name, images, recipe, strip.is_missing
-        )
+        made = _method(config, resolver, bar, stop, strip)
+        method = outputs.kept(made, name, images, recipe, strip.is_missing)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
@@ -175,12 +177,20 @@ class _Strip:
 
 
 def _method(
-    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
+    config: factory.ConfigDict,
+    resolver: SuperResolver,
+    bar: tqdm.tqdm,
+    stop: parallel.StopSignal,
+    strip: _Strip,
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Of the first batch it draws the strip."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
+
+    def advance(share: float) -> None:
+        shared.check_signal(stop)
+        shared.advance(bar, share)
 
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
         is_wanted = strip.is_missing(low, index)
@@ -195,7 +205,7 @@ def _method(
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if is_wanted and k == 0 else 0,
-                progress=lambda: shared.advance(bar, share),
+                progress=lambda: advance(share),
             )
             if is_wanted and k == 0:
                 strip.draw(times, result.refinement, low)

@@ -173,15 +173,15 @@ def generate(
     if measure is not None:
         judging.check_generated(measure, options.num_images)
     folders = [output / str(stage.image_size) for stage in stages]
-    recipes = _recipes(stages, options)
+    made_by = _recipes(stages, options)
     with shared.holding(output, "generation"):
         if jax.process_index() == 0:
-            _prepare(stages, output, folders, recipes, options)
+            _prepare(stages, output, folders, made_by, options)
         parallel.wait_for_all()
         numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
-        with parallel.StopSignal() as stop:
+        with parallel.StopSignal(alone=True) as stop:
             for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
-                there = set() if options.overwrite else _look(folder, numbers, recipes[i]).made
+                there = set() if options.overwrite else _look(folder, numbers, made_by[i]).made
                 missing = numbers[[int(k) not in there for k in numbers]]
                 if len(missing) < len(numbers):
                     print(f"{len(numbers) - len(missing)} of {len(numbers)} images are in {folder}")
@@ -189,8 +189,8 @@ def generate(
                     continue
                 labels = cascade.labels_of(stages, options.labels, missing)
                 before = folders[i - 1] if i else None
-                made_of = recipes.digest_of(recipes[i])
-                _run_stage(stage, i, missing, labels, before, folder, options.seed, stop, made_of)
+                given = (labels, before, folder, options.seed, stop)
+                _run_stage(stage, i, missing, *given, recipes.digest_of(made_by[i]))
         parallel.wait_for_all()
         if jax.process_index() == 0:
             _show(stages, folders, output, options)
@@ -204,18 +204,18 @@ def _recipes(stages: Sequence[cascade.Stage], options: Options) -> list[dict[str
     recipe: dict[str, Any] = {"seed": options.seed}
     if stages[0].num_classes:
         recipe["labels"] = list(options.labels) or "all in turn"
-    recipes = []
+    made_by = []
     for number, stage in enumerate(stages, 1):
         recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
-        recipes.append(dict(recipe))
-    return recipes
+        made_by.append(dict(recipe))
+    return made_by
 
 
 def _prepare(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
     folders: Sequence[epath.Path],
-    recipes: Sequence[Mapping[str, Any]],
+    made_by: Sequence[Mapping[str, Any]],
     options: Options,
 ) -> None:
     """Checks that nothing would be replaced that is not ours; then keeps the recipes.
@@ -225,7 +225,7 @@ def _prepare(
         anything is touched.
     """
     anew, older = [], {}
-    for number, (stage, folder, recipe) in enumerate(zip(stages, folders, recipes, strict=True), 1):
+    for number, (stage, folder, recipe) in enumerate(zip(stages, folders, made_by, strict=True), 1):
         older |= {f"stage_{number}.{key}": value for key, value in stage.older_recipe().items()}
         if options.overwrite or (options.renew and recipes.differs(folder, recipe, older)):
             anew.append(folder)
@@ -247,7 +247,7 @@ def _prepare(
                 f"{output / found[0]} would be replaced, which this program did not write; give "
                 "another folder, or --overwrite to replace it"
             )
-    for folder, recipe in zip(folders, recipes, strict=True):
+    for folder, recipe in zip(folders, made_by, strict=True):
         manifest.remove_partials(folder)
         # A folder of an older version stays one: its images have no comments.
         if folder in anew or not _is_older(folder):

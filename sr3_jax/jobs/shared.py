@@ -94,12 +94,13 @@ def held_out(
 
 
 def check_signal(stop: parallel.StopSignal) -> None:
-    """Raises StoppedError where a signal asked a single process to stop.
+    """Raises StoppedError where a signal asked this process to stop.
 
-    Several processes that each have files of their own need not agree when to stop.
+    Args:
+      stop: alone, since processes that each have files of their own need not agree.
     """
-    if jax.process_count() == 1 and (signal := stop.asked(0)) is not None:
-        raise StoppedError(signal, "the same command does what is missing")
+    if (signal := stop.asked(0)) is not None:
+        raise StoppedError(signal, "the same command does what is missing", alone=True)
 
 
 def advance(bar: tqdm.tqdm, share: float) -> None:

@@ -112,7 +112,10 @@ def upscale(
             error = f"files of this format ({suffix}) are not read; convert it, to PNG for example"
             rows.add(manifest.Record(name, "", "failed", error))
         try:
-            with parallel.StopSignal() as stop, shared.progress_bar("upscale", len(share)) as bar:
+            with (
+                parallel.StopSignal(alone=True) as stop,
+                shared.progress_bar("upscale", len(share)) as bar,
+            ):
                 if share and engine == "ray":
                     from sr3_jax.jobs import ray_engine  # late: ray is optional
 

@@ -83,7 +83,9 @@ class StopSignal:
     processes agree: where any of them gets a SIGTERM, all are asked, at the same point.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        """Of a job whose processes stop together, or, `alone`, of one whose processes need not."""
+        self._alone = alone
         self._signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -91,7 +93,7 @@ class StopSignal:
         # Of several processes, jax has taken SIGTERM to tell the others. Python lets signals be
         # taken by the main thread alone.
         main = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and main:
+        if (self._alone or jax.process_count() == 1) and main:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -102,9 +104,10 @@ class StopSignal:
         self._before.clear()
 
     def asked(self, step: int) -> signal.Signals | None:
-        """The signal that asked, or None; all processes ask after every step."""
+        """The signal that asked, or None; all processes ask after every step, unless alone."""
         if (
-            jax.process_count() > 1
+            not self._alone
+            and jax.process_count() > 1
             and self._signal is None
             and multihost_utils.reached_preemption_sync_point(step)
         ):

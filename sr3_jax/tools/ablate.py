@@ -29,7 +29,6 @@ Exit status: 0 all is done; 1 a combination failed, and those that could be done
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import pathlib
 import re
@@ -39,13 +38,12 @@ import sys
 import time
 import types
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 from typing import IO, Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from sr3_jax import command_line, factory
+from sr3_jax import command_line, factory, worker_processes
 from sr3_jax.command_line import FAILED, INTERRUPTED, START_AGAIN
 from sr3_jax.data import storage
 from sr3_jax.tools import ablation_plan, ablation_table
@@ -207,7 +205,7 @@ def main(_: list[str]) -> int:
     )
     ablation_plan.check_folders(runs)
     configs = {run.folder.name: run.config for run in runs}
-    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with worker_processes.pool(1) as pool:
         pool.submit(ablation_plan.check, configs).result()
     if given.dry_run:
         _print_plan(runs)

@@ -13,9 +13,7 @@ rounding: both draw noise for the same padded array. Larger images than a tile a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -44,13 +42,12 @@ from sr3_jax import (
 from sr3_jax import images as image_ops
 from sr3_jax.data import storage
 from sr3_jax.inference import super_resolver, tiling
-from sr3_jax.tools import export_example
+from sr3_jax.tools import export_example, export_files
+from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
-
-PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
 
 # What docs.jax.dev/en/latest/export/export.html#compatibility-guarantees says of every export.
 _PROMISE = (
@@ -189,13 +186,16 @@ def write(
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(params)
     }
-    files = {}
+    files, plain = {}, {name: export_files.plain(array) for name, array in weights.items()}
     for name, save in (
         (PROGRAM, lambda file: file.write(bytes(exported.serialize()))),
-        (WEIGHTS, lambda file: np.savez(file, **{n: _plain(a) for n, a in weights.items()})),
+        (
+            WEIGHTS,
+            lambda file: np.savez(file, **plain),
+        ),
     ):
         with storage.open_whole(f"{folder}/{name}") as file:
-            hashed = _Hashed(file)
+            hashed = export_files.Hashed(file)
             save(hashed)
         files[name] = {"sha256": hashed.sha256.hexdigest(), "bytes": hashed.size}
     about = _describe(plan, exported, checkpoint_step) | {
@@ -297,30 +297,6 @@ def _describe(
     }
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """In a type that numpy can read by itself, bit for bit."""
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-
-
-class _Hashed(io.RawIOBase):
-    """Passes on what is written, and hashes it; it cannot seek, so that nothing is changed later.
-
-    Weights are not held in memory as a file for that.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.sha256, self.size = file, hashlib.sha256(), 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._file.write(data)
-        self.sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-
 def _text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
@@ -367,8 +343,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     """Exports, and says what."""
     if not given.workdir or not given.output:
         raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
-    if storage.exists(given.output) and not storage.is_folder(given.output):
-        raise ValueError(f"--output={given.output} is a file; give a folder")
+    export_files.check_output(given.output)
     size = None if given.size is None else _size(given.size)
     which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
     config = config_file.load(workdir / "config.json")

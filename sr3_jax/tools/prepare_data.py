@@ -11,16 +11,16 @@ goes on. `--check` reads what is there again and compares checksums.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from concurrent import futures
+from typing import Any
 
 import tqdm
 from absl import flags
 
-from sr3_jax import command_line
-from sr3_jax.data import folders, prepared
+from sr3_jax import command_line, worker_processes
+from sr3_jax.data import folders, locks, prepared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of images, at any depth.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the files.")
@@ -32,32 +32,34 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0: one a core.
 _CHECK = flags.DEFINE_bool("check", False, "Compare the files of --output with their checksums.")
 
 
-def prepare(plan: prepared.Plan, num_workers: int) -> dict:
-    """Writes what is missing of `plan` in `num_workers` processes; returns the manifest."""
-    missing = prepared.begin(plan)
-    done = plan.num_files - len(missing)
-    with (
-        tqdm.tqdm(
-            total=len(plan.images),
-            initial=min(done * plan.images_per_file, len(plan.images)),
-            desc="prepare",
-            unit="image",
-            dynamic_ncols=True,
-            file=sys.stderr,
-        ) as bar,
-        # Not forked: threads of whoever calls this would not come along.
-        futures.ProcessPoolExecutor(
-            num_workers, multiprocessing.get_context("spawn"), _Worker.begin, (plan,)
-        ) as pool,
-    ):
-        tasks = [pool.submit(_Worker.write, part) for part in missing]
-        try:
+def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
+    """Writes what is missing of `plan` in `num_workers` processes; returns the manifest.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+        locks.HeldError: another command is at work in the folder.
+        OSError: a file cannot be written.
+        ValueError: no image could be used, or the folder lies in that of the images.
+    """
+    prepared.check_place(plan)
+    with locks.hold(plan.output, "prepare_data"):
+        missing = prepared.begin(plan)
+        done = plan.num_files - len(missing)
+        with (
+            tqdm.tqdm(
+                total=len(plan.images),
+                initial=min(done * plan.images_per_file, len(plan.images)),
+                desc="prepare",
+                unit="image",
+                dynamic_ncols=True,
+                file=sys.stderr,
+            ) as bar,
+            worker_processes.pool(num_workers, _Worker.begin, (plan,)) as pool,
+        ):
+            tasks = [pool.submit(_Worker.write, part) for part in missing]
             for task in futures.as_completed(tasks):
                 bar.update(sum(task.result()))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return prepared.finish(plan)
+        return prepared.finish(plan)
 
 
 class _Worker:

@@ -12,6 +12,8 @@ and what is lost of the others, such as 16 bits that are read at 8.
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,16 +22,17 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags, logging
-from etils import epath
 from jaxtyping import UInt8
 from ml_collections import config_flags
+from PIL import Image
 
 from sr3_jax import command_line, data_factory, factory, images
-from sr3_jax.data import pipeline, sources
+from sr3_jax.data import pipeline, sources, storage
 from sr3_jax.evaluation import pictures
 from sr3_jax.training import step as training_step
 
 _MOST_NAMED = 20
+_COMMENT = "sr3_jax.tools.preview_data"  # in the PNG: a file that may be replaced
 
 
 class Preview(NamedTuple):
@@ -131,6 +134,36 @@ def _count(
     return lines, made.skipped
 
 
+def check_output(config: Any, output: str) -> None:
+    """Checks where the picture shall go, before anything is read.
+
+    Raises:
+      FileExistsError: there is a file that is no preview.
+      ValueError: it would be among the images of the config, or is no PNG by its name.
+    """
+    for key in ("path", "low_path", "eval_path", "eval_low_path"):
+        folder = config.data.get(key, "")
+        if folder and storage.is_within(output, folder):
+            raise ValueError(
+                f"--output={output} is among the images of config.data.{key} = {folder!r}; give a "
+                "place outside of it"
+            )
+    if not output.lower().endswith(".png"):
+        raise ValueError(f"--output={output} must end in .png")
+    if not storage.exists(output):
+        return
+    try:
+        with Image.open(io.BytesIO(storage.read(output)), formats=("PNG",)) as file:
+            is_preview = file.info.get("Comment") == _COMMENT
+    except (OSError, ValueError, SyntaxError):  # Pillow's, for what is no PNG
+        is_preview = False
+    if not is_preview:
+        raise FileExistsError(
+            f"--output={output} is there, and is no preview that this command made; remove it, or "
+            "give another name"
+        )
+
+
 def define_flags() -> None:
     """The command's; not at import, so that `preview` can be used beside other tools."""
     config_flags.DEFINE_config_file("config", None, "The config, as for training.")
@@ -147,16 +180,17 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     if given.config is None:
         raise ValueError("--config=configs/NAME.py is needed")
-    output = epath.Path(given.output).expanduser()
+    output = os.path.expanduser(given.output)
+    check_output(given.config, output)
     # Listed at the end, not between the lines of the progress bar.
     logging.set_verbosity(logging.ERROR)
     made = preview(given.config, given.num_images, given.num_read, given.held_out)
-    pictures.save(made.sheet, output)
+    pictures.save(made.sheet, output, _COMMENT)
     for name, reason in list(made.skipped.items())[:_MOST_NAMED]:
         print(f"  {name}: {reason}")
     if len(made.skipped) > _MOST_NAMED:
         print(f"  and {len(made.skipped) - _MOST_NAMED} more")
-    print("\n".join([*made.counts, str(output)]))
+    print("\n".join([*made.counts, output]))
 
 
 if __name__ == "__main__":

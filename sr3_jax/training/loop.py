@@ -47,11 +47,12 @@ class StoppedError(RuntimeError):
 
     Attributes:
       signal: which.
+      alone: whether other processes of the job go on.
     """
 
-    def __init__(self, number: signal.Signals, message: str) -> None:
+    def __init__(self, number: signal.Signals, message: str, *, alone: bool = False) -> None:
         super().__init__(f"{number.name}: {message}")
-        self.signal = number
+        self.signal, self.alone = number, alone
 
 
 @dataclasses.dataclass
