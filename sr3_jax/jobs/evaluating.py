@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import data_factory, factory, parallel, sampling_factory
-from sr3_jax.data import folders
+from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import (
     evaluator,
     outputs,
@@ -52,6 +52,12 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     if not factory.has_source(config):
         generating.evaluate(config, workdir)
         return
+    with shared.holding(workdir / "evaluation", "evaluation"):
+        _evaluate(config, workdir)
+
+
+def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Evaluates a network with a source; see `evaluate`."""
     folder = workdir / "evaluation"
     images = folder / "images"
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
@@ -299,9 +305,39 @@ def score(
 
     Writes `metrics.json` (means by method), `images.json` (every number), `report.html` and
     `report.md` in `workdir`. Of the config its section `evaluation` says what is measured.
+
+    Raises:
+      ValueError: images cannot be scored, or `workdir` lies among them, or has files of these names
+        that are not of a scoring.
+      HeldError: another scoring is at work in `workdir`.
     """
     if jax.process_index() != 0:
         return
+    for folder in filter(None, (reference, low_resolution, *outputs.values())):
+        if storage.is_within(workdir, folder):
+            raise ValueError(
+                f"--workdir={workdir} lies in {folder}, so that pictures of the report would be "
+                "scored next time; give a folder outside"
+            )
+    if not (workdir / "metrics.json").exists():
+        for name in ("images.json", "report.html", "report.md", "report"):
+            if (workdir / name).exists():
+                raise ValueError(
+                    f"{workdir / name} would be replaced, and there is no metrics.json beside it, "
+                    "so that it is of no scoring; give another --workdir"
+                )
+    with locks.hold(workdir, "scoring"):
+        _score(config, workdir, reference, outputs, low_resolution)
+
+
+def _score(
+    config: factory.ConfigDict | None,
+    workdir: epath.Path,
+    reference: str,
+    outputs: Mapping[str, str],
+    low_resolution: str | None,
+) -> None:
+    """Scores; see `score`."""
     config = config or factory.ConfigDict({"evaluation": {}})
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
