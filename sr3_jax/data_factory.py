@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 
 ConfigDict = config_dict.ConfigDict
 
+_MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
 _ROWS = 64  # read together where no batch is made of them
 _SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
@@ -273,11 +274,15 @@ def _open(
 
 
 def _folder(path: str, index: epath.Path | None) -> folders.Folder:
-    root = os.path.expanduser(path)
+    root, skip = os.path.expanduser(path), set()
+    if index:
+        # A run within its own images must not take the pictures that it makes for some of them.
+        workdir = index.parent.parent
+        skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
     arrays = index_file.kept(
         index,
         f"folder {path}",
-        lambda: folders.folder(path).to_arrays(),
+        lambda: folders.folder(path, skip).to_arrays(),
         functools.partial(folders.Folder, root),
     )
     return folders.Folder(root, arrays)
