@@ -25,7 +25,7 @@ from absl import logging
 from jaxtyping import Int
 
 from sr3_jax.data import folders, index_file, sources, storage
-from sr3_jax.data.picture import BadImageError, decode_rgb
+from sr3_jax.data.picture import BadImageError, decode_seen
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -124,7 +124,8 @@ class MemberRef(NamedTuple):
             raise BadImageError(
                 f"truncated: {self.path} ends in the middle of the file at byte {self.offset}"
             )
-        return sources.Picture(decode_rgb(data), label=self.label)
+        image, notes = decode_seen(data)
+        return sources.Picture(image, label=self.label, notes=notes)
 
 
 def made_of(path: str | os.PathLike[str]) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax.data import index_file, sources, storage
-from sr3_jax.data.picture import BadImageError, decode_rgb
+from sr3_jax.data.picture import BadImageError, decode_seen
 
 T = TypeVar("T")
 
@@ -113,7 +113,8 @@ def picture(content: bytes) -> sources.Picture:
     for key in _IMAGE_KEYS:
         if key in features:
             data = _only(features, key, bytes)
-            return sources.Picture(decode_rgb(data), label=_label(features))
+            image, notes = decode_seen(data)
+            return sources.Picture(image, label=_label(features), notes=notes)
     raise BadImageError(
         f"no image among its features {sorted(features)}; known are {', '.join(_IMAGE_KEYS)}, or "
         "shape and data together"

@@ -67,11 +67,11 @@ class Picture(NamedTuple):
     """What is read of one image.
 
     Attributes:
-        image: upright RGB of the depth of its file; see `picture.decode_rgb`.
+        image: upright RGB of the depth of its file; see `picture.decode_seen`.
         low_resolution: the same picture as another camera, or another method, took it; None
             where it is still to be made from `image`.
         label: of its class, from 0; NO_LABEL where there is none.
-        notes: what the file holds besides and `image` does not, as other pages or a profile.
+        notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
     image: UInt[np.ndarray, "height width 3"]
@@ -162,7 +162,8 @@ class FileRef:
 
     def read(self) -> Picture:
         """See `ImageRef`."""
-        return Picture(picture.read_rgb(self.path, self.box), label=self.label)
+        image, notes = picture.decode_seen(picture.content(self.path))
+        return Picture(picture.cut(image, self.box), label=self.label, notes=notes)
 
 
 def photos(split: Literal["train", "held_out"]) -> Source:

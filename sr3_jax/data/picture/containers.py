@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from sr3_jax.data.picture.content import Density
 
+COMMENT = "Comment"  # the keyword of the PNG specification
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BMP_INCHES = 39.3701  # in a metre, by which Pillow converts what BMP files say of a metre
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"

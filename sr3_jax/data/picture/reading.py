@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from sr3_jax.data import storage
+from sr3_jax.data.picture import containers
 from sr3_jax.data.picture.content import Picture, Pixels, rgb
 from sr3_jax.data.picture.errors import BadImageError, reasons
 from sr3_jax.data.picture.opening import Opened, open_file
@@ -97,7 +98,15 @@ def read_rgb(path: str, box: Box | None = None) -> Pixels:
         BadImageError: missing file, see `decode_picture`, or a box that is not inside the picture.
         OSError: see `read_picture`.
     """
-    image = decode_rgb(content(path))
+    return cut(decode_rgb(content(path)), box)
+
+
+def cut(image: Pixels, box: Box | None) -> Pixels:
+    """Cuts a box out of a picture; None is all of it.
+
+    Raises:
+        BadImageError: the box is not inside the picture.
+    """
     if box is None:
         return image
     left, top, right, bottom = box
@@ -115,6 +124,60 @@ def decode_rgb(data: bytes) -> Pixels:
     """
     pixels, alpha, _ = _split(_decoded(open_file(data)))
     return rgb(Picture(pixels, alpha))
+
+
+def decode_seen(data: bytes) -> tuple[Pixels, tuple[str, ...]]:
+    """Decodes what networks see of a picture file, and says what of its look they do not see.
+
+    Returns:
+        The pixels, see `decode_rgb`; and notes in plain words, the same for all files of a kind.
+
+    Raises:
+        BadImageError: see `decode_picture`.
+    """
+    opened = open_file(data)
+    pixels, alpha, _ = _split(_decoded(opened))
+    with reasons():
+        kept = opened.belongings()
+    notes = [note for note in kept.notes if note.startswith(("its CMYK", "its colour space"))]
+    if alpha is not None and (alpha < np.iinfo(alpha.dtype).max).any():
+        notes.append("transparency, which is composited over white")
+    if kept.icc_profile and b"sRGB" not in kept.icc_profile.replace(b"\0", b""):
+        notes.append("a colour profile other than sRGB, which is not applied")
+    return rgb(Picture(pixels, alpha)), tuple(notes)
+
+
+def read_with_comment(path: str) -> tuple[Pixels, str]:
+    """Reads a PNG and the comment that `writing.write_image` gave it; empty where there is none.
+
+    Raises:
+        BadImageError: missing file, damaged comment, or see `decode_picture`.
+        OSError: see `read_picture`.
+    """
+    data = content(path)
+    return decode_rgb(data), comment_of(data)
+
+
+def comment_of(data: bytes) -> str:
+    """Returns the comment that `writing.write_image` gave a PNG file, whose pixels are not decoded.
+
+    Returns:
+        The comment; empty where there is none.
+
+    Raises:
+        BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
+    """
+    comment, kind = "", None
+    for kind, begin, end in containers.png_chunks(data):
+        chunk = (kind, data[begin:end])
+        if containers.png_keyword(chunk) == containers.COMMENT:
+            try:
+                comment = containers.png_text_of(chunk)
+            except ValueError as error:
+                raise BadImageError(f"its comment cannot be read: {error}") from error
+    if kind != b"IEND" or not data.startswith(containers.PNG_SIGNATURE):
+        raise BadImageError(f"its {len(data)} bytes are no whole PNG file")
+    return comment
 
 
 def header(data: bytes) -> Header:

@@ -11,9 +11,8 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from sr3_jax.data import storage
-from sr3_jax.data.picture import belongings, containers, reading, tiff
+from sr3_jax.data.picture import belongings, containers, tiff
 from sr3_jax.data.picture.content import Density, Picture, Pixels
-from sr3_jax.data.picture.errors import BadImageError
 from sr3_jax.data.picture.vips import vips
 
 Quality = int | str  # 1 to 100, or "lossless"
@@ -56,8 +55,6 @@ _DEFAULT_QUALITY = {"jpeg": 95, "webp": 95, "avif": 90}
 # On 6000x4000 8-bit pixels of photographs, 1 takes 2.3 s and gives 41.4 MB, 4 takes 3.8 s and gives
 # 37.6 MB, 6 takes 6.6 s and gives 37.1 MB (measured with one of two cores of a virtual machine).
 _PNG_LEVEL = 4
-
-_COMMENT = "Comment"  # the keyword of the PNG specification
 
 
 def output_path(path: epath.Path, format: str | None = None) -> epath.Path:
@@ -209,7 +206,7 @@ def encode_image(image: Pixels, *, comment: str = "") -> bytes:
     """An RGB image of 8 or 16 bits as a PNG file, with a comment or without."""
     data = _png_pixels(Picture(image), level=6)
     return containers.with_png_chunks(
-        data, [containers.png_text(_COMMENT, comment)] if comment else []
+        data, [containers.png_text(containers.COMMENT, comment)] if comment else []
     )
 
 
@@ -231,39 +228,6 @@ def write_image(image: Pixels, path: epath.Path, *, comment: str = "") -> epath.
     return path
 
 
-def read_with_comment(path: str) -> tuple[Pixels, str]:
-    """Reads a PNG and the comment that `write_image` gave it; empty where there is none.
-
-    Raises:
-        BadImageError: missing file, damaged comment, or see `reading.decode_picture`.
-        OSError: see `reading.read_picture`.
-    """
-    data = reading.content(path)
-    return reading.decode_rgb(data), comment_of(data)
-
-
-def comment_of(data: bytes) -> str:
-    """Returns the comment that `write_image` gave a PNG file, whose pixels are not decoded.
-
-    Returns:
-        The comment; empty where there is none.
-
-    Raises:
-        BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
-    """
-    comment, kind = "", None
-    for kind, begin, end in containers.png_chunks(data):
-        chunk = (kind, data[begin:end])
-        if containers.png_keyword(chunk) == _COMMENT:
-            try:
-                comment = containers.png_text_of(chunk)
-            except ValueError as error:
-                raise BadImageError(f"its comment cannot be read: {error}") from error
-    if kind != b"IEND" or not data.startswith(containers.PNG_SIGNATURE):
-        raise BadImageError(f"its {len(data)} bytes are no whole PNG file")
-    return comment
-
-
 def _encode_png(picture: Picture, quality: Quality | None) -> bytes:
     metadata = picture.metadata
     chunks = []
@@ -275,7 +239,9 @@ def _encode_png(picture: Picture, quality: Quality | None) -> bytes:
         chunks.append((b"eXIf", picture.exif.removeprefix(tiff.EXIF_PREFIX)))
     if metadata.xmp:
         chunks.append(containers.png_xmp_chunk(metadata.xmp))
-    chunks += [containers.png_text(_COMMENT, c.decode("latin-1")) for c in metadata.comments]
+    chunks += [
+        containers.png_text(containers.COMMENT, c.decode("latin-1")) for c in metadata.comments
+    ]
     # A file may have a profile or say that it is sRGB, not both.
     chunks += [c for c in metadata.png_chunks if c[0] != b"sRGB" or not picture.icc_profile]
     return containers.with_png_chunks(_png_pixels(picture, _PNG_LEVEL), chunks)
