@@ -24,7 +24,7 @@ from sr3_jax.evaluation.pretrained import Images
 from sr3_jax.training.step import Batch
 
 # Of inputs [n, h, w, 3] and each one's number in the set.
-Lacks = Callable[[UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]], bool]
+Lacks = Callable[[UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]], bool]
 
 
 class Files(Sequence):
