@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sr3_jax import factory, models, parallel
+from sr3_jax import config_file, factory, models, parallel
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
@@ -61,6 +61,9 @@ def _opened(
     """Its checkpoints, and where the averaged weights are to go: whole on each device."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
+    trained_with = checkpoints.parent / "config.json"
+    if trained_with.exists():
+        config_file.check_same_network(config_file.load(trained_with), config, trained_with)
     shapes = models.parameter_shapes(factory.model(config), config.data.image_size)
     whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
