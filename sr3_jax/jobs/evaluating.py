@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from sr3_jax.evaluation import (
     scoring,
     tables,
 )
+from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import generating, judging, shared
 from sr3_jax.training.step import Batch
@@ -70,7 +70,8 @@ def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         parallel.StopSignal(alone=True) as stop,
         shared.progress_bar("evaluate", pipeline.num_images) as bar,
     ):
-        recipe, has_steps = _recipe(config, resolver), not factory.predicts_image(config)
+        has_steps = not factory.predicts_image(config)
+        recipe = _recipe(config, workdir, resolver)
         strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
         made = _method(config, resolver, bar, stop, strip)
         method = outputs.kept(made, name, images, recipe, strip.is_missing)
@@ -231,17 +232,14 @@ def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
         bar.update(min(done, bar.total) - bar.n)
 
 
-def _recipe(config: factory.ConfigDict, resolver: SuperResolver) -> str:
+def _recipe(config: factory.ConfigDict, workdir: epath.Path, resolver: SuperResolver) -> str:
     """All that decides what a network makes of an input: weights, sampling, seed."""
-    weights = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(resolver.params):
-        weights.update(jax.tree_util.keystr(path).encode())
-        weights.update(np.ascontiguousarray(leaf).tobytes())
+    weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
     sections = json.loads(config.to_json())
     how = {key: sections[key] for key in ("seed", "model", "diffusion")}
     how["sampling"] = sampling_factory.recipe(config)
     how["network_input"] = factory.network_input(config)
-    return json.dumps([weights.hexdigest(), how], sort_keys=True)
+    return json.dumps([weights, how], sort_keys=True)
 
 
 def _images_of(
