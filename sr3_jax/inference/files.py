@@ -22,9 +22,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax import images as image_ops
 from sr3_jax.data import folders, image_file, picture, sources
-from sr3_jax.inference import pictures
+from sr3_jax.inference import levels, pictures
 
 if TYPE_CHECKING:  # which knows this module
     from sr3_jax.inference.super_resolver import SuperResolver
@@ -306,9 +305,7 @@ def _write(
     pixels, alpha = made.pixels, one.picture.alpha
     if alpha is not None:
         scale = options.factor or pixels.shape[0] / alpha.shape[0]
-        signed = image_ops.to_signed(alpha[None, ..., None])
-        resized = image_ops.rescale(signed, float(scale), pixels.shape[:2])
-        alpha = np.asarray(image_ops.to_levels(resized, pixels.dtype))[0, ..., 0]
+        alpha = levels.resized(alpha[None, ..., None], float(scale), pixels.shape[:2])[0, ..., 0]
     if one.picture.is_grey:
         pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
     path = output / one.name

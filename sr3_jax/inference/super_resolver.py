@@ -221,12 +221,12 @@ class SuperResolver(trained.TrainedNetwork):
         Snapshots are evenly spaced in network calls; the last is the result.
         """
         parts, snapshots = [], []
-        begin = time.perf_counter() - self.refiner.compile_seconds
+        begin = time.perf_counter() - self.refiner.programs.compile_seconds
         for fetch in self.start(
             images, steps, seed, num_snapshots=num_snapshots, progress=progress
         ):
             made, kept = fetch()
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
-        seconds = time.perf_counter() - self.refiner.compile_seconds - begin
+        seconds = time.perf_counter() - self.refiner.programs.compile_seconds - begin
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)
