@@ -33,6 +33,9 @@ _MAX_OVERLAP = 64  # of tiles, in pixels
 # A CPU works on larger batches no faster, and from 64x64 pixels on more slowly: they leave its
 # caches (docs/cpu.md).
 _CPU_PIXELS = 4096
+# Of the size of an image: x, y_t, the sum of estimates, the state of the call before, and what a
+# step works with; and on the host: x in the making, y_0, and levels.
+_NUM_ARRAYS, _NUM_HOST_ARRAYS = 8, 4
 
 
 class Refiner:
@@ -125,6 +128,37 @@ class Refiner:
             num_images -= rows
         return calls
 
+    def memory(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Estimates bytes for refining images of a size, beside the weights, before compiling.
+
+        Returns:
+          Of each device, and of the host.
+        """
+        grid = self.grid(size)
+        devices, rows = self.share(num_images, size)
+        sharing = 1 if grid.is_cut else devices
+        at_once = max(self._groups(grid)) // devices if grid.is_cut else rows // devices
+        image = 12 * grid.room  # of three channels, float32
+        network = at_once * grid.tile[0] * grid.tile[1] * self._bytes_per_pixel(grid.tile)
+        return rows // sharing * image * _NUM_ARRAYS + network, rows * image * _NUM_HOST_ARRAYS
+
+    def _bytes_per_pixel(self, tile: tuple[int, int]) -> int:
+        """Of the network's activations: what skips keep, and what a block at the top works on."""
+        unet = self.model
+        if not isinstance(unet, models.UNet):
+            return 4 * 4 * getattr(unet, "channels", 64)
+        skips = sum(
+            multiplier * (unet.num_blocks + 1) / 4**level
+            for level, multiplier in enumerate(unet.multipliers)
+        )
+        channels = unet.channels * (skips + 4 * unet.multipliers[0])
+        deepest = len(unet.multipliers) - 1
+        levels_ = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
+        # Of each pair of pixels of a level.
+        attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels_)
+        guided = 2 if self._num_classes and self._options.guidance != 1 else 1
+        return int(guided * (jnp.dtype(unet.dtype).itemsize * channels + 4 * attention))
+
     def refine(
         self,
         images: Levels,
@@ -158,7 +192,7 @@ class Refiner:
             labels = np.full(len(images), self._num_classes) if labels is None else labels
             labels = np.asarray(labels, np.int32)
         params = self._params_on(shape.devices, shape.spatial)
-        x = self._source(images, keys, shape) if self._has_source else None
+        x = self._source(images, keys, shape, grid) if self._has_source else None
         total = jax.device_put(
             np.zeros((len(images), 3 * shape.room), np.float32), run.images(shape)
         )
@@ -191,7 +225,7 @@ class Refiner:
         yield lambda: finish(np.asarray(made))
 
     def _source(
-        self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape
+        self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape, grid: tiling.Grid
     ) -> Float[Array, "b values"]:
         """The network's x, flat: the upsampled images."""
         low = levels.to_signed(images)
@@ -199,14 +233,16 @@ class Refiner:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
             low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
-        size = tuple(n * self._factor for n in images.shape[1:3])
-        x = resampling.resize(low.astype(np.float32), self._factor, size).reshape(len(low), -1)
-        room = 3 * shape.room - x.shape[1]
-        return jax.device_put(np.pad(x, [(0, 0), (0, room)]), self.programs.images(shape))
+        x = resampling.resize(low.astype(np.float32), self._factor, grid.size)
+        filling = ((0, whole - n) for n, whole in zip(grid.size, grid.canvas, strict=True))
+        x = np.pad(x, [(0, 0), *filling, (0, 0)], mode="symmetric").reshape(len(low), -1)
+        x = np.pad(x, [(0, 0), (0, 3 * shape.room - x.shape[1])])
+        return jax.device_put(x, self.programs.images(shape))
 
     def _finish(self, low: Levels, grid: tiling.Grid, y_0: Float[np.ndarray, "b values"]) -> Levels:
         """To levels, and to the nearest consistent image where asked for."""
-        y_0 = y_0[:, : 3 * grid.size[0] * grid.size[1]].reshape(len(low), *grid.size, 3)
+        (height, width), canvas = grid.size, grid.canvas
+        y_0 = y_0[:, : 3 * canvas[0] * canvas[1]].reshape(len(low), *canvas, 3)[:, :height, :width]
         if not np.isfinite(y_0).all():
             raise ValueError(
                 "the network gave values that are not finite; use config.model.dtype = float32, "

@@ -95,7 +95,7 @@ def _matrix(count: int, size: int, scale: int | float) -> scipy.sparse.csr_array
     return scipy.sparse.csr_array((weight.ravel().astype(np.float32), at), (count, size))
 
 
-def _apply(matrix: scipy.sparse.csr_array, images: Images, axis: int) -> Images:
+def _apply(matrix: scipy.sparse.sparray, images: Images, axis: int) -> Images:
     if isinstance(images, jax.Array):
         dense = jnp.asarray(matrix.toarray())
         made = jnp.tensordot(dense, images, (1, axis), precision="highest")

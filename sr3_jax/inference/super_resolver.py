@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8, UInt16
 
+from sr3_jax import parallel
 from sr3_jax.inference import files, levels, trained
+
+_MOST_PIXELS = (2**31 - 1) // 3  # of an array: places of its values are int32
 
 # One image or several, and what becomes of them.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
@@ -145,6 +150,60 @@ class SuperResolver(trained.TrainedNetwork):
         if factor is None or factor <= self.factor:
             return size
         return tuple(-(-n // self.factor) for n in levels.output_size(size, factor))
+
+    def check_fits(
+        self,
+        size: tuple[int, int],
+        *,
+        factor: int | float | None = None,
+        num_samples: int = 1,
+        num_snapshots: int = 0,
+    ) -> None:
+        """Refuses an image that memory is too small for, before it is decoded.
+
+        By an estimate, within about a factor of two. It knows only what is free now.
+
+        Args:
+          size: height and width of the image.
+          factor: see `upscale`.
+          num_samples: of the image.
+          num_snapshots: see `sample`.
+
+        Raises:
+          ValueError: says how much is needed, how much is free, and what to change; or the factor
+            is outside the limits.
+        """
+        factor = self.factor if factor is None else factor
+        wanted = levels.output_size(size, factor)
+        within = self._network_size(size, factor)
+        refined = tuple(n * self.factor for n in within)
+        what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
+        if refined != wanted:
+            what += f", by way of {refined[1]}x{refined[0]},"
+        change = (
+            "use a smaller --factor, fewer --samples, a smaller sampling.tile_size or "
+            "sampling.batch_size, or parts of the picture"
+        )
+        if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
+            most = _MOST_PIXELS / 1.5e6
+            raise ValueError(f"{what} and so more than {most:.0f} megapixels; {change}")
+        on_device, on_host = self.refiner.memory(num_samples, within)
+        # Samples and frames wait on the host, of at most 16 bits.
+        on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
+        device = jax.local_devices()[0]
+        if device.platform == "cpu":
+            # Its devices share one memory.
+            on_host += on_device * self.refiner.share(num_samples, within)[0]
+            on_device = 0
+        for needed, free, where in (
+            (on_device, parallel.free_bytes(device), f"of each {device.device_kind}'s memory"),
+            (on_host, parallel.free_host_bytes(), "of this machine's memory"),
+        ):
+            if free is not None and needed > free:
+                raise ValueError(
+                    f"{what} and needs about {needed / 1e9:.2g} GB {where}, of which "
+                    f"{free / 1e9:.2g} GB are free; {change}"
+                )
 
     def upscale_file(
         self,

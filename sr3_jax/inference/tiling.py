@@ -1,20 +1,21 @@
 """Cutting images into what a network takes, and blending its estimates at every refinement step.
 
 A network sees squares and rectangles of few sizes: each side is `tile_size`, half of it or a
-quarter. An image that is no larger is filled up to the next of them by its mirror image; a larger
-one is cut into overlapping tiles. So few programs are compiled, and memory for activations is that
-of a few tiles. Because the tiles' estimates are blended before each step, not their results after
-the last, all tiles refine one image, with one noise, and no seam can form between diverging ones.
+quarter. An axis of an image that is no longer is filled up to the next of them by a mirror image; a
+longer one is cut into overlapping tiles. So few programs are compiled, and memory for activations
+is that of a few tiles. Because the tiles' estimates are blended before each step, not their results
+after the last, all tiles refine one image, with one noise, and no seam can form between diverging
+ones.
 
 Images lie flat in arrays, row after row, without anything between: an array for n pixels holds
-every image of at most n, and a tile is some rows' parts, whose places are arguments of programs.
+every image of at most n, and a tile is parts of some rows, whose places are arguments of programs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,11 +32,13 @@ class Grid:
 
     Attributes:
       size: height and width of the image.
+      canvas: the same, axes filled up that are not cut.
       tile: height and width of what the network sees.
       starts: upper left corners of the tiles; one of an image that is not cut.
     """
 
     size: tuple[int, int]
+    canvas: tuple[int, int]
     tile: tuple[int, int]
     starts: tuple[tuple[int, int], ...]
 
@@ -46,17 +49,12 @@ class Grid:
 
     @property
     def room(self) -> int:
-        """Pixels of the array that holds the image: one of two sizes between powers of two.
-
-        Tiles read past the end of their rows where the image is narrower than they are. Images
-        that are not cut have arrays as large as their tile, whatever their size.
-        """
-        (height, width), (tile_height, tile_width) = self.size, self.tile
+        """Pixels of the array that holds the canvas; of images that are cut few different ones."""
+        pixels = self.canvas[0] * self.canvas[1]
         if not self.is_cut:
-            return tile_height * tile_width
-        least = (height - 1) * width + max(width, tile_width)
-        coarse = 1 << (least - 1).bit_length() - 2
-        return -(-least // coarse) * coarse
+            return pixels
+        coarse = 1 << max(0, (pixels - 1).bit_length() - 2)  # two between powers of two
+        return -(-pixels // coarse) * coarse
 
 
 class Windows(NamedTuple):
@@ -64,13 +62,11 @@ class Windows(NamedTuple):
 
     Attributes:
       rows: of each row of a tile, the pixel of the image with which it begins.
-      columns: which pixel from there each of its pixels is; 0, 1, ... but for mirror images.
-      row_weights, column_weights: of estimates, of which products add up to 1 at each pixel of the
-        image. 0 for what is beyond it, and of tiles that are there to fill up a group.
+      row_weights, column_weights: of estimates. Their products add up to 1 at each pixel of the
+        image; of tiles that only fill up a group they are 0.
     """
 
     rows: Int[np.ndarray, "k th"]
-    columns: Int[np.ndarray, "k tw"]
     row_weights: Float[np.ndarray, "k th"]
     column_weights: Float[np.ndarray, "k tw"]
 
@@ -96,7 +92,8 @@ def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) 
         count = max(1, -(-(length - overlap) // (tile_size - overlap)))
         last = max(0, length - tile_size)
         starts.append(np.round(np.linspace(0, last, count)).astype(int).tolist())
-    return Grid(tuple(size), tuple(tile), tuple(itertools.product(*starts)))
+    canvas = (max(length, side) for length, side in zip(size, tile, strict=True))
+    return Grid(tuple(size), tuple(canvas), tuple(tile), tuple(itertools.product(*starts)))
 
 
 def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows]:
@@ -110,15 +107,15 @@ def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows
       sizes: of the groups, together as many tiles as there are, or more; the last group is filled
         up by tiles of weight 0.
     """
-    width = grid.size[1]
-    axes = []
-    for axis, (length, side) in enumerate(zip(grid.size, grid.tile, strict=True)):
-        firsts = sorted({corner[axis] for corner in grid.starts})
-        axes.append(_along(length, side, firsts, overlap))
+    width = grid.canvas[1]
+    along_rows, along_columns = (
+        _weights(grid.tile[axis], {corner[axis] for corner in grid.starts}, overlap)
+        for axis in (0, 1)
+    )
     made = []
     for top, left in grid.starts:
-        (rows, row_weights), (columns, column_weights) = axes[0][top], axes[1][left]
-        made.append(Windows(rows * width + left, columns - left, row_weights, column_weights))
+        rows = ((top + np.arange(grid.tile[0])) * width + left).astype(np.int32)
+        made.append(Windows(rows, along_rows[top], along_columns[left]))
     blank = made[0]._replace(row_weights=np.zeros_like(made[0].row_weights))
     made += [blank] * (sum(sizes) - len(made))
     tiles = iter(made)
@@ -131,15 +128,12 @@ def cut(
     image: Float[Array, " values"], windows: Windows, channels: int = 3
 ) -> Float[Array, "k th tw c"]:
     """The tiles of a flat image."""
-    width = windows.columns.shape[1]
+    shape = (*windows.rows.shape, windows.column_weights.shape[1], channels)
 
-    def tile(rows: Array, columns: Array) -> Array:
-        one = lambda start: jax.lax.dynamic_slice(  # noqa: E731
-            image, (start * channels,), (width * channels,)
-        )
-        return jnp.take(jax.vmap(one)(rows).reshape(-1, width, channels), columns, axis=1)
+    def part(start: Int[Array, ""]) -> Array:
+        return jax.lax.dynamic_slice(image, (start * channels,), (shape[2] * channels,))
 
-    return jax.vmap(tile)(windows.rows, windows.columns)
+    return jax.vmap(part)(windows.rows.reshape(-1)).reshape(shape)
 
 
 def add(
@@ -147,7 +141,7 @@ def add(
 ) -> Float[Array, " values"]:
     """A flat image and, by their weights, tiles of it."""
     channels = tiles.shape[-1]
-    # Whole parts of rows, one after the other; those of a mirror image add 0 to what follows.
+    # Whole parts of rows.
     places = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
     )
@@ -163,24 +157,13 @@ def add(
     return jax.lax.fori_loop(0, len(tiles), add_tile, image)
 
 
-def _along(
-    length: int, side: int, starts: Sequence[int], overlap: int
-) -> dict[int, tuple[Int[np.ndarray, " side"], Float[np.ndarray, " side"]]]:
-    """Of one axis, by where a tile begins: the pixels it shows, and their weights."""
+def _weights(
+    side: int, starts: Collection[int], overlap: int
+) -> dict[int, Float[np.ndarray, " {side}"]]:
+    """Of one axis, by where a tile begins: the weights of its pixels."""
     edge = np.minimum(np.arange(side) + 1, side - np.arange(side))
     ramp = np.minimum(edge, overlap + 1)
-    total = np.zeros(max(length, side))
+    total = np.zeros(max(starts) + side)
     for start in starts:
         total[start : start + side] += ramp
-    shown = np.arange(len(total))
-    if length < side:
-        shown = np.pad(shown[:length], (0, side - length), mode="symmetric")
-    return {
-        start: (
-            shown[start : start + side].astype(np.int32),
-            np.where(
-                np.arange(start, start + side) < length, ramp / total[start : start + side], 0.0
-            ).astype(np.float32),
-        )
-        for start in starts
-    }
+    return {start: (ramp / total[start : start + side]).astype(np.float32) for start in starts}

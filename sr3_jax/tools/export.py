@@ -77,7 +77,7 @@ class Plan:
     @property
     def large_size(self) -> tuple[int, int]:
         """Height and width of the result."""
-        return self.size[0] * self.factor, self.size[1] * self.factor
+        return tuple(n * self.factor for n in self.size)
 
 
 def make_plan(
@@ -227,34 +227,26 @@ def _sampling(
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
     options = sampling_factory.options(plan.config)
     height, width = plan.large_size
-    # As `inference.tiling` fills up what is smaller than the network takes.
-    filling = [
-        (0, 0),
-        *((0, a - b) for a, b in zip(plan.tile, plan.large_size, strict=True)),
-        (0, 0),
-    ]
-
-    def fill(images: Array) -> Array:
-        return jnp.pad(images, filling, mode="symmetric")
+    filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
     def sample(*arguments: Array) -> UInt8[Array, "b h w 3"]:
         *weights, low, seeds = arguments
         variables = {"params": jax.tree.unflatten(structure, weights)}
         signed = image_ops.to_signed(low)
-        x = fill(image_ops.resize_bicubic(signed, plan.large_size))
-
-        def denoise(*given: Array) -> Array:
-            """Of a baseline, all there is."""
-            told = _told(model, given[1]) if given else {}
-            made = model.apply(variables, x, *map(fill, given[:1]), *given[1:], **told)
-            return made[:, :height, :width]
-
+        x = image_ops.resize_bicubic(signed, plan.large_size)
+        # As `inference.refinement` fills up what is smaller than the network takes.
+        x = jnp.pad(x, filling, mode="symmetric")
         if plan.sampler is None:
-            y_0 = denoise()
+            y_0 = model.apply(variables, x)
         else:
-            keys = jax.vmap(jax.random.key)(seeds)
-            shape = (height, width, 3)
-            y_0 = diffusion.sample(denoise, plan.sampler, keys, shape, clip=options.clip)
+            y_0 = diffusion.sample(
+                lambda y_t, gamma: model.apply(variables, x, y_t, gamma, **_told(model, gamma)),
+                plan.sampler,
+                jax.vmap(jax.random.key)(seeds),
+                x.shape[1:],
+                clip=options.clip,
+            )
+        y_0 = y_0[:, :height, :width]
         if options.consistent:
             y_0 = resampling.make_consistent(y_0, signed)
         return image_ops.to_uint8(y_0)
