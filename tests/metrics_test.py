@@ -11,6 +11,7 @@ import skimage.metrics
 
 from sr3_jax import images, metrics
 from sr3_jax.evaluation import evaluator
+from sr3_jax.inference import resampling
 
 
 @pytest.fixture(scope="module")
@@ -197,21 +198,16 @@ def test_value_ranges_round_trip():
     np.testing.assert_array_equal(images.to_uint8(3 * signed)[0, 0, 0], [0])
 
 
-@pytest.mark.parametrize("room", [0, 5])
-def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
-    """Also within an array that is larger than the image."""
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_nearest_consistent_image_is_consistent_and_nearest(traced):
+    """On the host, and in a program of jax."""
     photo = skimage.data.chelsea()[100:164, 100:196][None]
     low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), (16, 24))))
     rng = np.random.default_rng(0)
     off = scipy.ndimage.gaussian_filter(rng.normal(size=photo.shape), (0, 4, 4, 0)) * 60
     worse = np.clip(photo + off + 10 * rng.normal(size=photo.shape), 0, 255).astype(np.uint8)
-    extent = images.make_extent((16, 24), (16 + room, 24 + room), 4)
-    pad = lambda image, n: jnp.pad(image, [(0, 0), (0, n), (0, n), (0, 0)], constant_values=0.7)  # noqa: E731
-
-    def improve(image):
-        source = pad(images.to_signed(low), room)
-        return images.make_consistent(pad(image, 4 * room), source, extent)[:, :64, :96]
-
+    kind = jnp.asarray if traced else np.asarray
+    improve = lambda image: resampling.make_consistent(kind(image), kind(images.to_signed(low)))  # noqa: E731
     better = improve(images.to_signed(worse))
     made = np.asarray(images.to_uint8(better))
     assert metrics.consistency(worse, low)[0] > 10
@@ -225,23 +221,18 @@ def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_resizing_within_an_array_is_resizing(factor):
-    """As `resize_bicubic`, both ways, whatever lies beyond the image; a ramp stays a ramp."""
-    rng = np.random.default_rng(factor)
-    low = jnp.asarray(rng.normal(size=(2, 17, 22, 3)), jnp.float32)
-    extent = images.make_extent((13, 20), (17, 22), factor)
-    up = images.upsample_within(low, extent, factor)
-    expected = images.resize_bicubic(low[:, :13, :20], (13 * factor, 20 * factor))
-    np.testing.assert_allclose(up[:, : 13 * factor, : 20 * factor], expected, atol=1e-5)
+def test_resizing_on_the_host_is_resizing(factor):
+    """As on the devices, both ways; what is larger than the resized image repeats its edge."""
+    low = np.random.default_rng(factor).normal(size=(2, 13, 20, 3)).astype(np.float32)
+    size = 13 * factor, 20 * factor
+    up = resampling.resize(low, factor, (size[0] + 3, size[1]))
+    expected = np.asarray(images.resize_bicubic(low, size))
     np.testing.assert_allclose(
-        up[:, 13 * factor :, : 20 * factor],
-        np.broadcast_to(expected[:, -1:], (2, 4 * factor, 20 * factor, 3)),
-        atol=1e-5,
+        up, np.pad(expected, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"), atol=1e-5
     )
-    high = jnp.asarray(rng.normal(size=(2, 17 * factor, 22 * factor, 3)), jnp.float32)
-    down = images.downsample_within(high, extent, factor)[:, :13, :20]
-    expected = images.resize_bicubic(high[:, : 13 * factor, : 20 * factor], (13, 20))
-    np.testing.assert_allclose(down, expected, atol=1e-5)
+    high = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = images.resize_bicubic(high, (13, 20))
+    np.testing.assert_allclose(resampling.resize(high, 1 / factor, (13, 20)), expected, atol=1e-5)
 
 
 def test_upsampling_does_not_shift():

@@ -19,9 +19,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax import images as image_ops
 from sr3_jax.data import picture, sources, storage
-from sr3_jax.inference import pictures, reading
+from sr3_jax.inference import levels, pictures, reading
 from sr3_jax.inference.manifest import Record
 from sr3_jax.inference.reading import HELD, THREADS, Input, Options
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:  # which knows this module
 
 _NEXT_SAMPLE = 1 << 24  # between the seeds of a picture's samples
 _MUCH = 5.0  # levels of 255 that colours may be shifted without a warning
-_FRAMES = 40  # of an animation, at most
 
 
 def upscale_files(
@@ -82,7 +80,9 @@ def upscale_files(
                 return
             seconds = (time.perf_counter() - begin) / len(group)
             for one, its in zip(group, made, strict=True):
-                write = writers.submit(_write, one, its, output, options, seconds)
+                write = writers.submit(
+                    _write, one, its, output, options, seconds, resolver.white_level
+                )
                 writing.append((write, its.num_bytes))
 
         size = max(1, resolver.batch_size // options.num_samples)
@@ -153,7 +153,9 @@ def _start(
     # The first sample is the picture there is without others.
     seeds = [(one.source.seed + k * _NEXT_SAMPLE) % 2**32 for one in group for k in range(count)]
     calls = resolver.num_refinements(pixels.shape, options.steps, factor=options.factor)
-    frames = min(_FRAMES, resolver.num_calls(options.steps) + 1) if options.animate else 0
+    frames = (
+        min(reading.MOST_FRAMES, resolver.num_calls(options.steps) + 1) if options.animate else 0
+    )
     try:
         results = list(
             resolver.start(
@@ -194,13 +196,20 @@ def _made(samples: np.ndarray, way: np.ndarray) -> _Made:
     return _Made(mean, pictures.deviation(samples), list(way))
 
 
-def _write(one: Input, made: _Made, output: epath.Path, options: Options, seconds: float) -> Record:
+def _write(
+    one: Input,
+    made: _Made,
+    output: epath.Path,
+    options: Options,
+    seconds: float,
+    white_level: int,
+) -> Record:
     pixels, alpha = made.pixels, one.picture.alpha
+    if pixels.dtype == np.uint16 and white_level:
+        pixels = np.rint(pixels * (white_level / 65535)).astype(np.uint16)
     if alpha is not None:
         scale = options.factor or pixels.shape[0] / alpha.shape[0]
-        signed = image_ops.to_signed(alpha[None, ..., None])
-        resized = image_ops.rescale(signed, float(scale), pixels.shape[:2])
-        alpha = np.asarray(image_ops.to_levels(resized, pixels.dtype))[0, ..., 0]
+        alpha = levels.resized(alpha[None, ..., None], float(scale), pixels.shape[:2])[0, ..., 0]
     if one.picture.is_grey:
         pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
     path, *beside = (output / name for name in reading.output_names(one.name, options))

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import folders, picture, sources, storage
+from sr3_jax.data import depth, folders, picture, sources, storage
 from sr3_jax.inference import recipes
 from sr3_jax.inference.manifest import Record
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # which knows this module
     from sr3_jax.inference.super_resolver import SuperResolver
 
 THREADS = 4  # that read, and that write
+MOST_FRAMES = 40  # of an animation
 HELD = 1 << 30  # bytes of decoded pictures that wait to be refined, and of those to be written
 
 
@@ -54,8 +55,8 @@ class Options:
 
     def __post_init__(self):
         picture.check_format(self.format, self.quality)
-        if self.factor is not None and not self.factor > 0:
-            raise ValueError(f"factor = {self.factor}; it must be above 0")
+        if self.factor is not None:
+            levels.check_factor(self.factor)
         if self.num_samples < 1:
             raise ValueError(f"num_samples = {self.num_samples}; it must be at least 1")
 
@@ -187,7 +188,7 @@ def read_ahead(
     picture is.
     """
     refs = iter(inputs)
-    fetch = functools.partial(readers.submit, _fetch, options)
+    fetch = functools.partial(readers.submit, _fetch, resolver, options)
     decode = functools.partial(readers.submit, _decode, resolver, output, options)
     fetching = collections.deque(fetch(ref) for ref in itertools.islice(refs, THREADS))
     decoding: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()
@@ -214,15 +215,24 @@ class _Content(NamedTuple):
     num_bytes: int
 
 
-def _fetch(options: Options, ref: sources.FileRef) -> tuple[Source, _Content | str]:
-    """Returns a file's content, or why it cannot be used."""
+def _fetch(
+    resolver: SuperResolver, options: Options, ref: sources.FileRef
+) -> tuple[Source, _Content | str]:
+    """Returns a file's content, or why it cannot be used, as that it is too large for memory."""
     source = Source(ref, output_name(ref.name, options.format), seed_of(ref.name, options.seed))
     try:
         # Before it is read: what changes it meanwhile makes it another version.
         source = dataclasses.replace(source, state=storage.state(ref.path))
         data = storage.read(ref.path)
         source = dataclasses.replace(source, digest=recipes.digest(data))
-        return source, _Content(data, picture.header(data).bytes_decoded)
+        header = picture.header(data)
+        resolver.check_fits(
+            (header.height, header.width),
+            factor=options.factor,
+            num_samples=options.num_samples,
+            num_snapshots=MOST_FRAMES if options.animate else 0,
+        )
+        return source, _Content(data, header.bytes_decoded)
     except (picture.BadImageError, OSError, ValueError) as error:
         return source, str(error)
 
@@ -244,8 +254,14 @@ def _decode(
         picture.check_writable(read, output / name, float(factor), **given)
     except (picture.BadImageError, OSError, ValueError) as error:
         return source.record("failed", error=str(error))
-    note = ""
+    notes = []
     if factor != resolver.factor:
         when = "before" if factor > resolver.factor else "after"
-        note = f"resized by {factor / resolver.factor:g} {when} the network's {resolver.factor}"
-    return Input(source, read, picture.fill_transparent(read), note)
+        by = factor / resolver.factor
+        notes.append(f"resized by {by:g} {when} the network's {resolver.factor}")
+    pixels = picture.fill_transparent(read)
+    if pixels.dtype == np.uint16 and (white := resolver.white_level):
+        if pixels.max() > white:
+            notes.append(f"values above the network's white level of {white} were clipped")
+        pixels = depth.convert(pixels, np.uint16, white)
+    return Input(source, read, pixels, "; ".join(notes))
