@@ -53,7 +53,7 @@ def get_config() -> config_dict.ConfigDict:
     model.multipliers = (1, 2, 4, 8)  # one level each; the image halves between levels
     model.num_blocks = 2
     model.attention_resolutions = ()  # besides the deepest level: sizes of levels, as (16,)
-    model.bottleneck_attention = True  # off: a local network, for training on small crops
+    model.bottleneck_attention = True  # off: for training on crops smaller than the images to come
     model.num_heads = 1
     model.dropout = 0.0
     model.scale_shift = False  # the noise level scales and shifts, instead of being added
@@ -106,7 +106,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.source_noise = 0.0
     sampling.batch_size = 16
     # Outputs larger than this, in pixels, are refined in overlapping tiles. 0: data.image_size,
-    # which a network with attention has learnt; a local one takes any, larger being faster.
+    # which a network with attention has learnt; one without takes any, larger being faster. Outputs
+    # depend on it (docs/upscaling.md).
     sampling.tile_size = 0
 
     config.train = train = config_dict.ConfigDict()
