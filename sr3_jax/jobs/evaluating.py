@@ -56,12 +56,9 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
     name, (size, low) = factory.method(config), pipeline.sizes
-    with (
-        parallel.StopSignal(alone=True) as stop,
-        shared.progress_bar("evaluate", pipeline.num_images) as bar,
-    ):
+    with shared.progress_bar("evaluate", pipeline.num_images) as bar:
         method = outputs.kept(
-            _method(config, resolver, bar, stop, folder), name, images, _recipe(config, resolver)
+            _method(config, resolver, bar, folder), name, images, _recipe(config, resolver)
         )
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
@@ -144,11 +141,7 @@ def _conclude(
 
 
 def _method(
-    config: factory.ConfigDict,
-    resolver: SuperResolver,
-    bar: tqdm.tqdm,
-    stop: parallel.StopSignal,
-    folder: epath.Path,
+    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, folder: epath.Path
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Draws `refinement.png` of its first images."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
@@ -156,24 +149,32 @@ def _method(
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
     wanted = not factory.predicts_image(config) and jax.process_index() == 0
 
-    def advance(share: float) -> None:
-        shared.check_signal(stop)
-        shared.advance(bar, share)
-
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+        # Not for longer: who waits for other processes, or compiles, should end as any program.
+        with parallel.StopSignal(alone=True) as stop:
+            return draw(low, index, stop)
+
+    def draw(
+        low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
+    ) -> tuple[np.ndarray, float]:
         nonlocal wanted
         size = tuple(resolver.factor * n for n in low.shape[1:3])
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * num_samples
         share = len(low) * jax.process_count() / calls
         samples, seconds = [], 0.0
+
+        def advance() -> None:
+            shared.check_signal(stop)
+            shared.advance(bar, share)
+
         for k in range(num_samples):
             result = resolver.sample(
                 inputs,
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if wanted else 0,
-                progress=lambda: advance(share),
+                progress=advance,
             )
             if wanted:
                 columns = {
