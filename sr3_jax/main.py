@@ -141,7 +141,12 @@ def main(_: list[str]) -> int | None:
     quiet_orbax()
 
     try:
-        parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_INDEX.value)
+        parallel.join(
+            _COORDINATOR.value,
+            _NUM_PROCESSES.value,
+            _PROCESS_INDEX.value,
+            stop_together=_MODE.value == "train",
+        )
         if _MODE.value == "train":
             jobs.train(_CONFIG.value, workdir)
         elif _MODE.value == "evaluate":

@@ -66,14 +66,11 @@ def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
     name, (size, low) = factory.method(config), pipeline.sizes
-    with (
-        parallel.StopSignal(alone=True) as stop,
-        shared.progress_bar("evaluate", pipeline.num_images) as bar,
-    ):
+    with shared.progress_bar("evaluate", pipeline.num_images) as bar:
         has_steps = not factory.predicts_image(config)
         recipe = _recipe(config, workdir, resolver)
         strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
-        made = _method(config, resolver, bar, stop, strip)
+        made = _method(config, resolver, bar, strip)
         method = outputs.kept(made, name, images, recipe, strip.is_missing)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
@@ -184,35 +181,39 @@ class _Strip:
 
 
 def _method(
-    config: factory.ConfigDict,
-    resolver: SuperResolver,
-    bar: tqdm.tqdm,
-    stop: parallel.StopSignal,
-    strip: _Strip,
+    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Of the first batch it draws the strip."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
 
-    def advance(share: float) -> None:
-        shared.check_signal(stop)
-        shared.advance(bar, share)
-
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+        # Not for longer: who waits for other processes, or compiles, should end as any program.
+        with parallel.StopSignal(alone=True) as stop:
+            return draw(low, index, stop)
+
+    def draw(
+        low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
+    ) -> tuple[np.ndarray, float]:
         is_wanted = strip.is_missing(low, index)
         size = tuple(resolver.factor * n for n in low.shape[1:3])
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * num_samples
         share = len(low) * jax.process_count() / calls
         samples, seconds = [], 0.0
+
+        def advance() -> None:
+            shared.check_signal(stop)
+            shared.advance(bar, share)
+
         for k in range(num_samples):
             result = resolver.sample(
                 inputs,
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if is_wanted and k == 0 else 0,
-                progress=lambda: advance(share),
+                progress=advance,
             )
             if is_wanted and k == 0:
                 strip.draw(times, result.refinement, low)

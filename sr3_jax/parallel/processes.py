@@ -22,7 +22,11 @@ _barriers = itertools.count()
 
 
 def join(
-    coordinator: str | None = None, num_processes: int | None = None, index: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    index: int | None = None,
+    *,
+    stop_together: bool = True,
 ) -> None:
     """Makes this process one of several. Comes before anything that asks for devices.
 
@@ -33,6 +37,8 @@ def join(
       coordinator: `HOST:PORT` of process 0, the same for all.
       num_processes: how many there are; 1: alone, and nothing is looked for.
       index: which one this is, from 0.
+      stop_together: whether jax takes SIGTERM, so that all can agree on a step; see `StopSignal`.
+        Where nobody asks it, a SIGTERM would be lost.
 
     Raises:
       ValueError: where only some of the arguments are given, or one cannot be, or the others
@@ -54,6 +60,7 @@ def join(
         )
     if missing and "1" in map(os.environ.get, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
         return  # a job's only task, to which jax would give one of its GPUs
+    jax.config.update("jax_enable_preemption_service", stop_together)
     try:
         jax.distributed.initialize(
             coordinator, num_processes, index, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
