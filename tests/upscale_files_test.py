@@ -1,11 +1,10 @@
 """Upscaling loses nothing of a user's files, whatever the paths and names."""
 
-import errno
 import functools
 import json
 import os
 import pathlib
-import threading
+import subprocess
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax.data import locks, storage
+from sr3_jax import config_file, jobs
+from sr3_jax.data import locks
 from sr3_jax.inference import files, manifest, reading, recipes
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import upscaling
@@ -249,27 +249,51 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
 
 
 def test_two_jobs_of_one_folder(workdir, pictures, tmp_path):
-    output = epath.Path(tmp_path / "out")
-    with locks.hold(output, "upscaling"):
-        with pytest.raises(locks.HeldError, match=f"in use by upscaling .*process {os.getpid()}"):
-            upscaling.upscale(workdir, pictures, output, OPTIONS)
-        assert os.listdir(output) == [locks.NAME]
+    """Each kind of job holds the folder that it writes, and touches nothing where it is held."""
+    config, output = config_file.load(workdir / "config.json"), epath.Path(tmp_path / "out")
+    before = _contents(workdir)
+    for folder, job in (
+        (output, lambda: upscaling.upscale(workdir, pictures, output, OPTIONS)),
+        (workdir, lambda: jobs.train(config, workdir)),
+        (workdir / "evaluation", lambda: jobs.evaluate(config, workdir)),
+        (workdir / "tuning", lambda: jobs.tune_schedule(config, workdir, None)),
+        (output, lambda: jobs.score(None, output, str(pictures), {"a": str(pictures)})),
+    ):
+        with locks.hold(folder, "something else"):
+            with pytest.raises(locks.HeldError, match=f"something else .*process {os.getpid()}"):
+                job()
+            assert os.listdir(folder).count(locks.NAME) == 1
+        assert _contents(workdir) == before and not output.exists()
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
 
 
-def test_a_full_disk_ends_the_job_and_a_rerun_goes_on(workdir, pictures, tmp_path, monkeypatch):
-    output = epath.Path(tmp_path / "out")
-    write_whole, written = storage.write_whole, threading.Semaphore(1)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB, of which a file takes all but five pages."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk cannot be mounted here: that takes root")
+    (disk / "filler").write_bytes(bytes(11 * 4096))
+    yield epath.Path(disk)
+    subprocess.run(["umount", str(disk)], check=True)
 
-    def full(path, data):
-        if os.fspath(path).endswith(".png") and not written.acquire(blocking=False):
-            raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
-        write_whole(path, data)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(storage, "write_whole", full)
+def test_a_full_or_read_only_disk_ends_the_job_and_a_rerun_goes_on(
+    workdir, pictures, small_disk, monkeypatch
+):
+    output = small_disk / "out"
+    with pytest.raises(OSError, match="No space left on device"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
-    assert len(list(output.glob("*.png"))) == 1
+    made = len(list(output.glob("*.png")))
+    assert made < 3 and not [name for name in _contents(output) if "partial" in name]
+    (small_disk / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Read-only file system"):
+        patch.setattr(upscaling.Work, "load", None)  # before the network is loaded
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
     assert len(list(output.glob("*.png"))) == 3
 
