@@ -24,7 +24,7 @@ from sr3_jax.inference import tiling
 from sr3_jax.training.state import Params
 
 _MAX_NETWORKS = 12
-_MAX_OTHERS = 48  # five for each size of array and of tile
+_MAX_OTHERS = 48
 
 # params, x, y_t, gamma, labels to eps; or of a baseline to y_0
 Network = Callable[..., Float[Array, "b h w 3"]]
@@ -49,6 +49,11 @@ class Shape:
     room: int
     tile: tuple[int, int]
     is_cut: bool
+
+    @property
+    def flat(self) -> Shape:
+        """What programs are compiled for that know nothing of tiles."""
+        return dataclasses.replace(self, tile=(0, 0))
 
 
 class Programs:
@@ -120,7 +125,7 @@ class Programs:
 
         images = self.images(shape)
         return self._small(
-            ("noise", shape), draw, (keys,), in_shardings=(images,), out_shardings=images
+            ("noise", shape.flat), draw, (keys,), in_shardings=(images,), out_shardings=images
         )
 
     def begin(
@@ -133,7 +138,7 @@ class Programs:
 
         images, row = self.images(shape), sampler[:1]
         return self._small(
-            ("begin", shape, jax.tree.structure(row)),
+            ("begin", shape.flat, jax.tree.structure(row)),
             begin,
             (row, keys),
             in_shardings=(self.whole(shape), images),
@@ -143,15 +148,18 @@ class Programs:
     def cut(
         self,
         shape: Shape,
-        windows: tiling.Windows,
+        windows: tiling.Windows | None,
         x: Float[Array, "n values"] | None,
         y_t: Float[Array, "n values"],
     ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
-        """The tiles of x and of y_t of all images, one image after the other."""
+        """The tiles of x and of y_t of all images, one image after the other.
+
+        `windows` is None of images that are not cut, which are tiles.
+        """
         images, tiles = self.images(shape), self.tiles(shape)
         return self._small(
-            ("cut", shape, windows.rows.shape),
-            _cut,
+            ("cut", shape, windows and windows.rows.shape),
+            functools.partial(_cut, tile=shape.tile),
             (windows, x, y_t),
             in_shardings=(self.whole(shape), images, images),
             out_shardings=(tiles, tiles),
@@ -160,14 +168,14 @@ class Programs:
     def add(
         self,
         shape: Shape,
-        windows: tiling.Windows,
+        windows: tiling.Windows | None,
         total: Float[Array, "n values"],
         tiles: Float[Array, "b h w 3"],
     ) -> Float[Array, "n values"]:
         """Adds tiles to the images in `total`, whose memory it takes."""
         images = self.images(shape)
         return self._small(
-            ("add", shape, windows.rows.shape),
+            ("add", shape, windows and windows.rows.shape),
             _add,
             (windows, total, tiles),
             in_shardings=(self.whole(shape), images, self.tiles(shape)),
@@ -196,7 +204,7 @@ class Programs:
 
         images = self.images(shape)
         return self._small(
-            ("step", shape, jax.tree.structure(row)),
+            ("step", shape.flat, jax.tree.structure(row)),
             step,
             (row, state, eps, keys),
             in_shardings=(self.whole(shape), images, images, images),
@@ -231,17 +239,26 @@ class Programs:
 
 
 def _cut(
-    windows: tiling.Windows, x: Float[Array, "n values"] | None, y_t: Float[Array, "n values"]
+    windows: tiling.Windows | None,
+    x: Float[Array, "n values"] | None,
+    y_t: Float[Array, "n values"],
+    *,
+    tile: tuple[int, int],
 ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
     def cut(images: Array) -> Array:
-        tiles = jax.vmap(tiling.cut, (0, None))(images, windows)
-        return tiles.reshape(-1, *tiles.shape[2:])
+        if windows is not None:
+            images = jax.vmap(tiling.cut, (0, None))(images, windows)
+        return images.reshape(-1, *tile, 3)
 
     return None if x is None else cut(x), cut(y_t)
 
 
 def _add(
-    windows: tiling.Windows, total: Float[Array, "n values"], tiles: Float[Array, "b h w 3"]
+    windows: tiling.Windows | None,
+    total: Float[Array, "n values"],
+    tiles: Float[Array, "b h w 3"],
 ) -> Float[Array, "n values"]:
+    if windows is None:
+        return total + tiles.reshape(total.shape)
     tiles = tiles.reshape(len(total), -1, *tiles.shape[1:])
     return jax.vmap(tiling.add, (0, 0, None))(total, tiles, windows)

@@ -190,8 +190,10 @@ class Refiner:
         grid = self.grid(images.shape[1:3])
         shape = self._shape(len(images), grid)
         run = self.programs
-        sizes = self._groups(grid) if grid.is_cut else [1]
-        groups = jax.device_put(tiling.make_windows(grid, self._overlap, sizes), run.whole(shape))
+        groups = [None]
+        if grid.is_cut:
+            windows = tiling.make_windows(grid, self._overlap, self._groups(grid))
+            groups = jax.device_put(windows, run.whole(shape))
         if self._num_classes:
             labels = np.full(len(images), self._num_classes) if labels is None else labels
             labels = np.asarray(labels, np.int32)
