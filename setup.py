@@ -41,8 +41,9 @@ setuptools.setup(
         "optax>=0.2.6",
         "optuna>=5.0",  # proposes inference schedules
         "orbax-checkpoint>=0.11.30",
-        "pillow>=11.0",
-        "pyvips>=3.0,<4",  # 16-bit pictures, which Pillow cannot do
+        "pillow>=11.3",  # the first with AVIF
+        "pillow-heif>=1.1",  # HEIC
+        "pyvips>=3.0,<4",  # TIFF, WebP, and 16-bit pictures, which Pillow cannot do
         "pyvips-binary>=8.16",
         "scikit-image>=0.25",
         "scipy>=1.15",

@@ -36,6 +36,12 @@ def get_config() -> config_dict.ConfigDict:
     # Of the source, in pixels; divides image_size. 0: none; images are made from nothing, as by the
     # model that a cascade begins with.
     data.low_resolution = 64
+    # Of pixels: `uint8` or `uint16`; empty: that of the first image. To 16 bits, 8-bit images are
+    # scaled exactly; to 8 bits, 16-bit ones are rounded, which is logged.
+    data.dtype = ""
+    # The value that means white in 16-bit images, as 4095 where they hold 12 bits; brighter values
+    # are clipped. 0: 65535.
+    data.white_level = 0
     data.crop = "central"  # `central`: the largest central square; `random`: see crop_scale
     data.crop_scale = (0.0, 1.0)  # sides of random squares, as a share of the shorter side
     data.cache_gb = 1.0  # RAM for what was read: pairs, or whole images where crops are random
@@ -47,7 +53,7 @@ def get_config() -> config_dict.ConfigDict:
     model.multipliers = (1, 2, 4, 8)  # one level each; the image halves between levels
     model.num_blocks = 2
     model.attention_resolutions = ()  # besides the deepest level: sizes of levels, as (16,)
-    model.bottleneck_attention = True  # off: a local network, for training on small crops
+    model.bottleneck_attention = True  # off: for training on crops smaller than the images to come
     model.num_heads = 1
     model.dropout = 0.0
     model.scale_shift = False  # the noise level scales and shifts, instead of being added
@@ -87,7 +93,7 @@ def get_config() -> config_dict.ConfigDict:
     sampling.sigma_max = 20.0
     sampling.rho = 7.0  # karras
     sampling.beta_start = 1e-4  # linear
-    sampling.beta_end = 0.1  # linear
+    sampling.beta_end = 0.12  # linear; fewer than 100 steps need more, to end in noise
     sampling.variance = "upper"  # ancestral: 1 - alpha_t, the paper's; or `posterior`
     sampling.clip = True  # the estimate of y_0, to [-1, 1]
     # Move the result to the nearest image whose downsampling is the input; of baselines as well.
@@ -100,7 +106,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.source_noise = 0.0
     sampling.batch_size = 16
     # Outputs larger than this, in pixels, are refined in overlapping tiles. 0: data.image_size,
-    # which a network with attention has learnt; a local one takes any, larger being faster.
+    # which a network with attention has learnt; one without takes any, larger being faster. Outputs
+    # depend on it (docs/upscaling.md).
     sampling.tile_size = 0
 
     config.train = train = config_dict.ConfigDict()
@@ -147,6 +154,9 @@ def get_config() -> config_dict.ConfigDict:
     # Of held-out images, in pixels; 0: data.image_size. Their source is smaller by the same
     # factor as in training.
     evaluation.image_size = 0
+    # How inputs are made, both bicubic with anti-aliasing. `pillow`: as in training; `matlab`: as
+    # MATLAB's imresize, to compare with benchmarks whose inputs it made (docs/evaluation.md).
+    evaluation.downsampling = "pillow"
     # Of PSNR and SSIM: luminance (Y of YCbCr) instead of RGB, and pixels at each side left out.
     evaluation.luminance = False
     evaluation.crop_border = 0

@@ -22,6 +22,7 @@ command=("$python" -m sr3_jax.main --mode=upscale "--workdir=$1" "--input=$2" "-
 # Where this machine belongs to a cluster, the cluster does it.
 if [ -e "$HOME/ray_bootstrap_config.yaml" ]; then
   command+=(--engine=ray --ray_address=auto)
+  export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 fi
 command+=("${@:4}")
 if [ "${DRY_RUN:-}" = 1 ]; then

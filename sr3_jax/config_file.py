@@ -1,9 +1,11 @@
-"""A run's config as a file, and what two configs differ in."""
+"""A run's config as a file, what two configs differ in, and what a run may change."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -14,6 +16,31 @@ from sr3_jax.data import storage
 
 # That every version has written.
 _SECTIONS = ("data", "model", "diffusion", "sampling", "train", "checkpoint", "evaluation")
+
+# What may change between a training and what goes on from it: the same training, evaluation,
+# upscaling. All other keys decide what the network's numbers mean, or what they were trained for.
+MAY_CHANGE = (
+    *("seed", "profile_steps"),
+    *("data.source", "data.path", "data.low_path", "data.tfds_dir", "data.eval_*"),
+    *("data.num_eval_images", "data.crop", "data.crop_scale", "data.cache_gb", "data.num_threads"),
+    *("data.dtype", "data.max_bad_share"),
+    # Parameters are float32 whatever the type that is computed with.
+    *("model.dropout", "model.dtype", "model.lanes", "model.remat"),
+    *("train.num_steps", "train.batch_size", "train.accumulate_steps", "train.learning_rate"),
+    *("train.num_warmup_steps", "train.num_decay_steps", "train.adam_b1", "train.adam_b2"),
+    *("train.clip_norm", "train.ema_decay", "train.flip", "train.blur_*"),
+    *("train.log_every_steps", "train.sample_every_steps"),
+    *("sampling.*", "parallel.*", "checkpoint.*", "evaluation.*", "tuning.*"),
+)
+
+# What configs of older versions meant that have no such keys yet; of those that may not change.
+WHERE_MISSING = {
+    "method": "sr3",
+    "model.num_classes": 0,
+    "data.white_level": 0,
+    "train.source_noise": 0.0,
+    "train.label_dropout": 0.1,  # of no meaning without classes
+}
 
 
 def save(config: ConfigDict, path: epath.PathLike) -> None:
@@ -64,6 +91,30 @@ def changed_keys(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]
     keys = sorted(old_flat.keys() | new_flat.keys())
     pairs = {key: (old_flat.get(key), new_flat.get(key)) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def check_same_network(old: ConfigDict, new: ConfigDict, path: epath.PathLike) -> None:
+    """Whether checkpoints that were trained under one config mean the same under another.
+
+    Args:
+      old: that they were trained under.
+      new: under which they are to be used.
+      path: the file of the old one, for the message.
+
+    Raises:
+      ValueError: naming the keys, with both values, and the keys that may change.
+    """
+    differing = []
+    for key, (was, now) in changed_keys(old, new).items():
+        was, now = (WHERE_MISSING.get(key) if v is None else v for v in (was, now))
+        if was != now and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE):
+            differing.append(f"config.{key} was {was!r} and is now {now!r}")
+    if differing:
+        raise ValueError(
+            f"the checkpoints beside {os.fspath(path)} are of another network: "
+            f"{'; '.join(differing)}. Use the config they were trained with, or another --workdir; "
+            f"only these keys may change: {', '.join(MAY_CHANGE)}"
+        )
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,16 +16,18 @@ import jax
 import numpy as np
 import tqdm
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from ml_collections import config_dict
 
-from sr3_jax.data import archives, folders, index_file, sources, storage
+from sr3_jax import config_checks
+from sr3_jax.data import archives, folders, index_file, picture, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    from sr3_jax.data import pipeline
+    from sr3_jax.data import degrade, pipeline
 
 ConfigDict = config_dict.ConfigDict
 
+_MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
 _ROWS = 64  # read together where no batch is made of them
 _SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
@@ -78,10 +80,23 @@ def evaluation_pipeline(
 ) -> pipeline.Pipeline:
     """Batches of (the first `num_images` of) the held-out images.
 
-    Where `split`, each process gets rows of its own.
+    Where `split`, each process gets rows of its own. Inputs are made by
+    `config.evaluation.downsampling`.
     """
+    downsampling = config.evaluation.get("downsampling", "pillow")  # older workdirs have no key
+    config_checks.choice(
+        "config.evaluation.downsampling", downsampling, dict.fromkeys(("pillow", "matlab"))
+    )
+    c = config.data
+    if downsampling != "pillow" and (c.eval_source or c.source) == "folder_pairs":
+        raise ValueError(
+            f"config.evaluation.downsampling = {downsampling!r}, but held-out images of "
+            "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
+            "there"
+        )
     source = evaluation_source(config, index_dir)[:num_images]
-    return make_pipeline(config, source, batch_size, evaluation_size(config), split)
+    size = evaluation_size(config)
+    return make_pipeline(config, source, batch_size, size, split, downsampling)
 
 
 def evaluation_size(config: ConfigDict) -> int:
@@ -91,7 +106,7 @@ def evaluation_size(config: ConfigDict) -> int:
 
 def central_training_images(
     config: ConfigDict, index_dir: epath.PathLike | None = None
-) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+) -> Iterator[UInt[np.ndarray, "_h _w 3"]]:
     """The largest central square of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
     size = evaluation_size(config)
@@ -105,6 +120,7 @@ def shown_in_training(
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     """What a network is shown first of the training images, in batches, but for its flips.
 
+    In 8 bits, as the images that are generated, with which they are compared.
     Of random crops `most` at least, drawn as in training; of central ones each image once, or
     `most` of them.
     """
@@ -127,7 +143,7 @@ def _first_crops(
     batches = images.evaluation_batches() if once else images.training_batches()
     with contextlib.closing(batches):
         for batch in itertools.islice(batches, -(-most // _ROWS)):
-            yield batch["high_resolution"][batch["weight"] > 0]
+            yield picture.to_8_bits(batch["high_resolution"][batch["weight"] > 0])
 
 
 def make_pipeline(
@@ -136,6 +152,7 @@ def make_pipeline(
     batch_size: int,
     image_size: int,
     split: bool = True,
+    downsampling: degrade.Downsampling = "pillow",
 ) -> pipeline.Pipeline:
     """Batches of a source, with everything else from `config.data`.
 
@@ -158,11 +175,20 @@ def make_pipeline(
         )
     if c.num_threads < 0:
         raise ValueError(f"config.data.num_threads = {c.num_threads}; it must be at least 0")
+    # Older workdirs have neither key.
+    dtype, white_level = c.get("dtype", ""), c.get("white_level", 0)
+    config_checks.choice("config.data.dtype", dtype, {"": None, "uint8": None, "uint16": None})
+    if not 0 <= white_level <= 65535:
+        raise ValueError(
+            f"config.data.white_level = {white_level}; it must be in 0 to 65535, as 4095 for files "
+            "of 12 bits, or 0 for 65535"
+        )
     options = degrade.DegradeOptions(
         image_size=image_size,
         low_resolution=image_size // factor if c.low_resolution else 0,
         crop=c.crop,
         crop_scale=tuple(c.crop_scale),
+        downsampling=downsampling,
     )
     return pipeline.Pipeline(
         source,
@@ -171,6 +197,8 @@ def make_pipeline(
         seed=config.seed,
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
+        dtype=dtype or None,
+        white_level=white_level,
         cache_bytes=int(c.cache_gb * 2**30),
         max_bad_share=c.max_bad_share,
         num_threads=c.num_threads or None,
@@ -246,11 +274,15 @@ def _open(
 
 
 def _folder(path: str, index: epath.Path | None) -> folders.Folder:
-    root = os.path.expanduser(path)
+    root, skip = os.path.expanduser(path), set()
+    if index:
+        # A run within its own images must not take the pictures that it makes for some of them.
+        workdir = index.parent.parent
+        skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
     arrays = index_file.kept(
         index,
         f"folder {path}",
-        lambda: folders.folder(path).to_arrays(),
+        lambda: folders.folder(path, skip).to_arrays(),
         functools.partial(folders.Folder, root),
     )
     return folders.Folder(root, arrays)

@@ -71,8 +71,19 @@ _SAMPLES = flags.DEFINE_integer(
     "samples", 1, "upscale: so many of each; writes their mean, and where they differ.", 1
 )
 _ANIMATE = flags.DEFINE_bool("animate", False, "upscale: also write a GIF from noise to picture.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "same",
+    ("same", "png", "jpeg", "webp", "tiff", "avif"),
+    "upscale: of the outputs; `same` as each input, or PNG where that cannot be written.",
+)
+_QUALITY = flags.DEFINE_string(
+    "quality", None, "upscale: 1 to 100 of jpeg, webp and avif, or `lossless`; default 95, avif 90."
+)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "upscale, generate: make outputs anew that are there."
+    "overwrite",
+    False,
+    "upscale, generate: make outputs anew, and replace files in their place, whoever wrote them.",
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "generate: how many images.", 1)
 _LABELS = flags.DEFINE_list(
@@ -193,11 +204,21 @@ def _upscale(workdir: epath.Path) -> int:
     from sr3_jax import jobs
     from sr3_jax.inference import files
 
+    quality = _QUALITY.value
+    options = files.Options(
+        _STEPS.value,
+        _SEED.value,
+        _FACTOR.value,
+        _SAMPLES.value,
+        _ANIMATE.value,
+        None if _FORMAT.value == "same" else _FORMAT.value,
+        int(quality) if quality and quality.isdecimal() else quality,
+    )
     return jobs.upscale(
         workdir,
         epath.Path(_INPUT.value),
         epath.Path(_OUTPUT.value),
-        files.Options(_STEPS.value, _SEED.value, _FACTOR.value, _SAMPLES.value, _ANIMATE.value),
+        options,
         sampling=_sampling(),
         engine=_ENGINE.value,
         engine_options={"address": _RAY_ADDRESS.value, "num_workers": _WORKERS.value}

@@ -343,6 +343,18 @@ def test_seeds_give_means_and_deviations():
     assert one["PSNR (dB)"] == "21.00 ± 1.4" and one["n"] == "50000" and one["status"] == "done"
     assert two["PSNR (dB)"] == "21.00" and two["status"] == "1 of 2 done"
     assert bicubic["PSNR (dB)"] == "10.00 ± 0"
+    # Equal images in one seed make the mean infinite, and leave no deviation.
+    results = [result(a, 0, 20.0), result(a, 1, float("inf"))]
+    assert rows(ablation_table.table(results))[0]["PSNR (dB)"] == "inf"
+
+
+def test_scores_of_older_evaluations_are_read_under_todays_names(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert ablation_table.read_scores(path) is None
+    path.write_text('{"sr3": {"psnr": "Infinity", "detail": 0.5, "detail_std": 0.1, "n": 3}}')
+    scores = ablation_table.read_scores(path)
+    expected = {"psnr": "Infinity", "gradient_energy": 0.5, "gradient_energy_std": 0.1, "n": 3}
+    assert scores == {"sr3": expected}
 
 
 def test_bicubic_has_a_row_for_each_way_to_measure_it():

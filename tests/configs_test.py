@@ -1,10 +1,12 @@
 """Every config in configs/, by shape evaluation: nothing is allocated."""
 
+import fnmatch
 import importlib
 
 import numpy as np
 import pytest
 import small_run
+from ml_collections import config_dict
 
 from sr3_jax import config_file, data_factory, diffusion, factory, models, sampling_factory
 from sr3_jax.inference import cascade
@@ -41,6 +43,18 @@ def test_a_config_describes_something_that_can_be_built(name):
     factory.loop_options(config)
     sampling_factory.options(config)
     assert importlib.import_module(f"configs.{name}").__doc__
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("schedule", ["respaced", "noise_level", "log_snr", "karras", "linear"])
+def test_every_sampler_and_schedule_works_with_its_defaults(sampler, schedule):
+    config = _config("default")
+    config.sampling.sampler, config.sampling.schedule = sampler, schedule
+    made = sampling_factory.sampler(config)
+    assert made.num_steps == 100
+    assert np.sqrt(made.gamma[0]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
+    # From most noise to least.
+    assert (np.diff(made.gamma) >= 0).all()
 
 
 @pytest.mark.parametrize("name", TABLE_A1)
@@ -170,6 +184,37 @@ def test_a_config_survives_json(name, tmp_path):
     assert config_file.changed_keys(loaded, config) == {
         "train.batch_size": (loaded.train.batch_size, 7)
     }
+
+
+# Keys that may not change of the oldest configs that can still be read.
+OLDEST = """data.image_size data.low_resolution model.channels model.multipliers model.num_blocks
+model.attention_resolutions model.bottleneck_attention model.num_heads model.scale_shift
+model.embedding_scale model.residual_std diffusion.schedule diffusion.num_steps
+diffusion.beta_start diffusion.beta_end train.loss"""
+
+
+def test_older_configs_are_of_the_same_network():
+    config = _config("quickstart")
+    older = config.copy_and_resolve_references()
+    with older.unlocked():
+        for key in config_file.WHERE_MISSING:
+            *section, name = key.split(".")
+            del (older[section[0]] if section else older)[name]
+    config_file.check_same_network(older, config, "config.json")
+    config_file.check_same_network(config, older, "config.json")
+    with config.unlocked():
+        config.model.num_classes = 10
+    with pytest.raises(ValueError, match="num_classes was 0 and is now 10"):
+        config_file.check_same_network(older, config, "config.json")
+
+
+def test_of_every_key_it_is_known_whether_it_may_change():
+    """One that is new needs its value for older configs, in config_file.WHERE_MISSING."""
+    everything = config_file.changed_keys(config_dict.ConfigDict(), _config("default"))
+    known = {*OLDEST.split(), *config_file.WHERE_MISSING}
+    for key in everything:
+        may = any(fnmatch.fnmatchcase(key, pattern) for pattern in config_file.MAY_CHANGE)
+        assert may != (key in known), key
 
 
 def test_broken_and_missing_configs_are_named(tmp_path):

@@ -5,10 +5,12 @@ import pathlib
 
 import numpy as np
 import pytest
+import small_run
 import tensorflow as tf
 from PIL import Image
 
-from sr3_jax.data import degrade, image_file, sources
+from sr3_jax import data_factory
+from sr3_jax.data import degrade, picture, sources
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -31,6 +33,52 @@ def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
         plane = Image.fromarray(image[..., channel].astype(np.float32))
         pillow = np.asarray(plane.resize((new_size, new_size), Image.Resampling.BICUBIC))
         np.testing.assert_allclose(ours[..., channel], pillow, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(64, 16), (96, 32), (100, 37), (16, 2), (24, 48)])
+def test_bicubic_as_matlabs_mirrors_the_borders(size, new_size):
+    """It is Pillow, one direction after the other, of an image padded by its mirror image.
+
+    But for rounding, which may turn a tie in float32, and then both directions of it.
+    """
+    image = _noise(size, size)
+    found = degrade.resize_as_matlab(image, new_size)
+
+    def one_direction(pixels: np.ndarray) -> np.ndarray:
+        # Padded by whole images, so that sizes stay multiples, and by Pillow.
+        columns = np.pad(pixels, ((size, size), (0, 0)), mode="symmetric").astype(np.float32)
+        high = Image.fromarray(columns).resize(
+            (columns.shape[1], 3 * new_size), Image.Resampling.BICUBIC
+        )
+        return np.clip(np.floor(np.asarray(high)[new_size:-new_size] + 0.5), 0, 255)
+
+    expected = np.stack(
+        [one_direction(one_direction(image[..., c]).T).T for c in range(3)], axis=-1
+    )
+    off = np.abs(found.astype(int) - expected)
+    assert off.max() <= 1 and np.mean(off > 0) < 2e-3
+
+
+def test_bicubic_as_matlabs_differs_at_borders_alone():
+    image = _noise(128, 128)
+    image[:, :40] = 200
+    low, pillow = (
+        made(image, 32).astype(int)
+        for made in (
+            degrade.resize_as_matlab,
+            lambda *args: degrade.to_levels(degrade.resize_bicubic(*args), np.uint8),
+        )
+    )
+    # The kernel reaches two output pixels. Within, rounding each direction makes a level or two.
+    off = np.abs(low - pillow)
+    assert off[2:-2, 2:-2].max() <= 2 and off.max() > 4
+    np.testing.assert_array_equal(degrade.resize_as_matlab(image[:, ::-1], 32), low[:, ::-1])
+    constant = np.full((8, 8, 3), 77, np.uint8)
+    np.testing.assert_array_equal(degrade.resize_as_matlab(constant, 2), constant[:2, :2])
+    options = degrade.DegradeOptions(128, 32, downsampling="matlab")
+    ((high, made),) = degrade.make_pairs([degrade.cut(image, None, options, None)], options)
+    np.testing.assert_array_equal(high, image)
+    np.testing.assert_array_equal(made, low)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(16, 4), (64, 8), (5, 1), (21, 3)])
@@ -106,113 +154,6 @@ def test_both_sizes_cover_the_same_central_square(shape):
         assert np.abs(shift).max() < 0.05, shift
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    upright = _noise(6, 10)
-    # How the pixels of an upright picture are stored under each value of the EXIF tag.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.swapaxes(0, 1),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(upright, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = _encode(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    np.testing.assert_array_equal(image_file.decode(data), upright)
-
-
-def test_transparency_is_composited_over_white():
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0, :, 0] = 200
-    rgba[0, :, 3] = [255, 51, 0]
-    expected = [[[200, 0, 0], [244, 204, 204], [255, 255, 255]]]
-    np.testing.assert_array_equal(image_file.decode(_encode(Image.fromarray(rgba))), expected)
-
-
-def test_grey_with_alpha():
-    grey_alpha = np.array([[[100, 255], [100, 0]]], np.uint8)
-    decoded = image_file.decode(_encode(Image.fromarray(grey_alpha, "LA")))
-    np.testing.assert_array_equal(decoded, [[[100] * 3, [255] * 3]])
-
-
-def test_palette_with_and_without_transparency():
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    np.testing.assert_array_equal(image_file.decode(_encode(image)), [[[10, 20, 30], [40, 50, 60]]])
-    np.testing.assert_array_equal(
-        image_file.decode(_encode(image, transparency=0)), [[[255, 255, 255], [40, 50, 60]]]
-    )
-
-
-@pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_becomes_three_equal_channels(mode):
-    image = Image.fromarray(_noise(5, 7)).convert(mode)
-    expected = np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=-1)
-    np.testing.assert_array_equal(image_file.decode(_encode(image)), expected)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_not_clipped(file_format):
-    levels = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
-    decoded = image_file.decode(_encode(Image.fromarray(levels), file_format))
-    np.testing.assert_array_equal(decoded[..., 0], [[0, 0, 1, 1, 128, 255]])
-    assert decoded.shape == (1, 6, 3) and np.ptp(decoded, axis=-1).max() == 0
-
-
-def test_cmyk_jpeg():
-    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    decoded = image_file.decode(_encode(image, "JPEG", quality=100))
-    np.testing.assert_allclose(decoded, np.broadcast_to([255, 0, 0], (16, 16, 3)), atol=3)
-
-
-@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
-def test_animations_are_refused_and_single_frames_are_not(file_format):
-    first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
-    data = _encode(first, file_format, save_all=True, append_images=[second])
-    with pytest.raises(image_file.BadImageError, match="animation of 2 frames"):
-        image_file.decode(data)
-    alone = image_file.decode(_encode(first, file_format))
-    np.testing.assert_allclose(alone, np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3)
-
-
-def test_the_first_page_of_a_tiff_is_the_image():
-    first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("L", (2, 2), 0)
-    data = _encode(first, "TIFF", save_all=True, append_images=[second])
-    np.testing.assert_array_equal(image_file.decode(data), np.broadcast_to([255, 0, 0], (8, 8, 3)))
-
-
-def test_broken_data_gives_a_short_reason():
-    whole = {f: _encode(Image.fromarray(_noise(64, 64)), f) for f in ("JPEG", "PNG", "WEBP", "BMP")}
-    with pytest.raises(image_file.BadImageError, match="empty"):
-        image_file.decode(b"")
-    with pytest.raises(image_file.BadImageError, match="not a JPEG"):
-        image_file.decode(b"Hello, I am a text file.")
-    for file_format, data in whole.items():
-        for share in (0.2, 0.5, 0.9):
-            with pytest.raises(image_file.BadImageError) as info:
-                image_file.decode(data[: int(share * len(data))])
-            assert len(str(info.value)) < 200, file_format
-
-
-def test_32_bit_and_float_pixels_are_refused_not_guessed():
-    for pixels in (np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)):
-        with pytest.raises(image_file.BadImageError, match="pixels"):
-            image_file.decode(_encode(Image.fromarray(pixels), "TIFF"))
-
-
-def test_decompression_bomb_says_what_to_do(monkeypatch):
-    data = _encode(Image.new("RGB", (100, 100)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(image_file.BadImageError, match="10000 pixels.*MAX_IMAGE_PIXELS"):
-        image_file.decode(data)
-
-
 def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
     upright = _noise(20, 30)
     exif = Image.Exif()
@@ -221,9 +162,9 @@ def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
     Image.fromarray(np.ascontiguousarray(upright[::-1, ::-1])).save(path, exif=exif)
     ref = sources.FileRef("a", str(path), (2, 3, 12, 9))
     np.testing.assert_array_equal(ref.read().image, upright[3:9, 2:12])
-    with pytest.raises(image_file.BadImageError, match="not inside the 30x20 image"):
+    with pytest.raises(picture.BadImageError, match="not inside the 30x20 image"):
         sources.FileRef("a", str(path), (0, 0, 20, 30)).read()
-    with pytest.raises(image_file.BadImageError, match="no such file"):
+    with pytest.raises(picture.BadImageError, match="no such file"):
         sources.FileRef("b", str(tmp_path / "b.png")).read()
 
 
@@ -257,6 +198,7 @@ def test_random_boxes_fit_and_fill_their_range(crop_scale):
         ({"image_size": 60, "low_resolution": 16}, "60.*16"),
         ({"image_size": 0, "low_resolution": 1}, "0.*at least 1"),
         ({"crop": "middle"}, "(?s)middle.*central.*random"),
+        ({"downsampling": "octave"}, "(?s)octave.*pillow.*matlab"),
         ({"crop_scale": (0.5, 0.2)}, r"\(0\.5, 0\.2\)"),
         ({"crop_scale": (0.5, 1.2)}, r"\(0\.5, 1\.2\)"),
     ],
@@ -265,6 +207,30 @@ def test_invalid_options_name_the_value(kwargs, message):
     # TypeError where the tests run with type checking, which comes first for the Literal.
     with pytest.raises((ValueError, TypeError), match=message):
         degrade.DegradeOptions(**({"image_size": 64, "low_resolution": 16} | kwargs))
+
+
+def test_evaluation_alone_makes_inputs_as_asked():
+    config = small_run.config()
+    config.evaluation.num_images = 2
+
+    def made(downsampling: str, training: bool = False) -> dict[str, np.ndarray]:
+        config.evaluation.downsampling = downsampling
+        if training:
+            return next(data_factory.training_pipeline(config).training_batches())
+        return next(data_factory.evaluation_pipeline(config, 2).evaluation_batches())
+
+    pillow, matlab = made("pillow"), made("matlab")
+    np.testing.assert_array_equal(pillow["high_resolution"], matlab["high_resolution"])
+    for high, low in zip(matlab["high_resolution"], matlab["low_resolution"], strict=True):
+        np.testing.assert_array_equal(degrade.resize_as_matlab(high, len(low)), low)
+    assert (pillow["low_resolution"] != matlab["low_resolution"]).any()
+    low, other = (made(name, training=True)["low_resolution"] for name in ("pillow", "matlab"))
+    np.testing.assert_array_equal(low, other)
+    with pytest.raises(ValueError, match="evaluation.downsampling = 'octave'"):
+        made("octave")
+    config.data.eval_source = "folder_pairs"
+    with pytest.raises(ValueError, match="folder_pairs come with their low resolutions"):
+        made("matlab")
 
 
 def test_shared_photographs_decode():

@@ -43,6 +43,25 @@ def test_subfolders_are_classes_in_alphabetical_order(tmp_path):
     assert set(_labels(tmp_path).values()) == {sources.NO_LABEL}
 
 
+def test_other_files_are_counted_and_unread_pictures_named(tmp_path):
+    for name in ("a.png", "b/c.JFIF", "b/d.heic", "e.gif", "f.avif", "g.HIF"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    others = ("notes.txt", "b/list.json", "README", ".hidden.psd", "z.psd", "b/raw.CR2", "s.svg")
+    for name in (*others, "j.jxl"):
+        (tmp_path / name).touch()
+    source = folders.folder(tmp_path)
+    assert [ref.name for ref in source] == sorted(
+        ["a.png", "b/c.JFIF", "b/d.heic", "e.gif", "f.avif", "g.HIF"]
+    )
+    assert source.unread == ("b/raw.CR2", "j.jxl", "s.svg", "z.psd")
+    assert source.others == {
+        ".txt": 1, ".json": 1, "no extension": 1, "hidden": 1, ".psd": 1, ".cr2": 1, ".svg": 1,
+        ".jxl": 1,
+    }  # fmt: skip
+    assert not set(folders.IMAGE_SUFFIXES) & folders.UNREAD_SUFFIXES
+
+
 def test_slices_and_indices_of_a_lazy_source(tmp_path):
     for i in range(6):
         _save(tmp_path / f"{i}.png", _noise(4, 4))
@@ -60,7 +79,7 @@ def two_folders(tmp_path):
     """Pictures by a camera that adds 7 to every level of the low resolution."""
     for i in range(3):
         high = _noise(32 + 8 * i, 48, seed=i)
-        low = degrade.to_uint8(high.reshape(8 + 2 * i, 4, 12, 4, 3).mean((1, 3)) + 7)
+        low = degrade.to_levels(high.reshape(8 + 2 * i, 4, 12, 4, 3).mean((1, 3)) + 7, np.uint8)
         _save(tmp_path / "high" / "a" / f"{i}.png", high)
         _save(tmp_path / "low" / "a" / f"{i}.bmp", low)
     return tmp_path / "high", tmp_path / "low"

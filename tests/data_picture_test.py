@@ -1,398 +1,295 @@
-"""Tests of sr3_jax.data.picture, and of what sr3_jax.data.tiff writes."""
+"""Tests of reading by sr3_jax.data.picture; data_picture_writing_test has those of writing."""
 
-import dataclasses
 import io
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
+import pillow_heif
 import pytest
 import pyvips
-import scipy.spatial
-import skimage.io
 import tifffile
-from etils import epath
-from picture_files import exif_block, make, noise, png, png_values, saved, tiff_file
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from picture_files import (
+    exif_block,
+    levels_tiff,
+    noise,
+    png,
+    read_by_every_path,
+    saved,
+    tiff_file,
+    upright,
+)
+from PIL import Image
 
-from sr3_jax.data import image_file, picture, tiff
-from sr3_jax.data.image_file import BadImageError
-from sr3_jax.data.picture import Picture
+from sr3_jax.data import picture
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-# Only what says of which pixels it is differs; nothing here opens it.
-GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
-
-CHANNELS = {"grey": 1, "grey_alpha": 2, "rgb": 3, "rgb_alpha": 4}
-TYPES = [np.uint8, np.uint16]
-
-
-def _assert_same(found: Picture, expected: Picture) -> None:
-    for field in dataclasses.fields(Picture):
-        a, b = getattr(found, field.name), getattr(expected, field.name)
-        if isinstance(b, np.ndarray):
-            assert a.dtype == b.dtype, field.name
-            np.testing.assert_array_equal(a, b, field.name)
-        else:
-            assert a == b, field.name
+CHANNELS = (1, 2, 3, 4)
+TYPES = (np.uint8, np.uint16)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".TIFF", ".bmp"])
-def test_round_trips_keep_every_bit(tmp_path, suffix, channels, dtype):
-    profile = SRGB if channels > 2 else GREY_PROFILE
-    for little in (False, True):
-        before = make(channels, dtype, icc_profile=profile, exif=exif_block(little))
-        before = dataclasses.replace(before, exif=tiff.exif_of_block(before.exif))
-        path = epath.Path(tmp_path / f"a{suffix}")
-        if suffix == ".bmp":
-            before = dataclasses.replace(before, icc_profile=None, exif=None)
-            if dtype == np.uint16 or channels % 2 == 0:
-                with pytest.raises(ValueError, match=r"a\.bmp: BMP cannot hold .*\.png"):
-                    picture.write_picture(before, path)
-                assert not list(tmp_path.iterdir())
-                continue
-        assert picture.write_picture(before, path) == path
-        _assert_same(picture.read_picture(str(path)), before)
+def _tiffs() -> dict[str, tuple[bytes, np.ndarray]]:
+    files = {}
+    for channels, dtype, order, big in itertools.product(CHANNELS, TYPES, "<>", (False, True)):
+        values = noise(channels, dtype, 20, 33)
+        for layout in ({}, {"rowsperstrip": 4}, {"tile": (16, 16)}):
+            for packed in ({}, {"compression": "zlib"}, {"compression": "zlib", "predictor": True}):
+                options = layout | packed
+                name = f"{channels} {dtype.__name__} {order} {big} {' '.join(map(str, options))}"
+                data = tiff_file(values, byteorder=order, bigtiff=big, **options)
+                files[f"{name} {layout.get('tile', '')}.tif"] = data, values
+        if channels == 1:
+            white = tiff_file(
+                np.iinfo(dtype).max - values, byteorder=order, bigtiff=big, photometric="miniswhite"
+            )
+            files[f"white is 0 {dtype.__name__} {order} {big}.tif"] = white, values
+        if channels == 3:
+            planes = io.BytesIO()
+            options = {"byteorder": order, "bigtiff": big, "photometric": "rgb"}
+            tifffile.imwrite(planes, np.moveaxis(values, -1, 0), planarconfig="separate", **options)
+            files[f"planes {dtype.__name__} {order} {big}.tif"] = planes.getvalue(), values
+        if order == "<" and not big:
+            image = pyvips.Image.new_from_array(values)
+            lzw = image.tiffsave_buffer(compression="lzw", predictor="horizontal")
+            files[f"lzw {channels} {dtype.__name__}.tiff"] = lzw, values
+    for bits, white_is_zero, order in itertools.product((1, 2, 4, 8, 16), (False, True), "<>"):
+        levels = np.random.default_rng(bits).integers(0, 2**bits, (8, 16))
+        top = 255 if bits <= 8 else 65535
+        shown = (2**bits - 1 - levels if white_is_zero else levels) * (top // (2**bits - 1))
+        dtype = np.uint8 if bits <= 8 else np.uint16
+        data = levels_tiff(levels, bits, white_is_zero, order)
+        files[f"bits {bits} {white_is_zero} {order}.tif"] = data, shown[..., None].astype(dtype)
+    # 32 bits and signed 16, of values that unsigned 16 bits hold.
+    for kind in (np.uint32, np.int32, np.int16):
+        values = np.random.default_rng(0).integers(0, 2**15, (9, 14, 1))
+        files[f"{kind.__name__}.tif"] = tiff_file(values.astype(kind)), values.astype(np.uint16)
+    return files
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
-def test_what_is_written_is_read_alike_by_others(tmp_path, channels, dtype):
-    before = make(channels, dtype, exif=exif_block())
-    values = np.squeeze(noise(channels, dtype))
-    for suffix in (".png", ".tif"):
-        path = picture.write_picture(before, epath.Path(tmp_path / f"a{suffix}"))
-        by_vips = pyvips.Image.new_from_file(str(path), fail_on="warning")
-        np.testing.assert_array_equal(np.squeeze(by_vips.numpy()), values)
-        if suffix == ".png" and dtype == np.uint16:  # scikit-image makes 8 bits of RGB
-            found = np.squeeze(png_values(path.read_bytes()))
-        else:
-            found = skimage.io.imread(str(path))
-        np.testing.assert_array_equal(found, values)
-    with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        assert len(file.pages) == 1
-        np.testing.assert_array_equal(file.pages[0].asarray(), values)
-        assert file.pages[0].tags["ExifTag"].value["ExposureTime"] in (0.25, (1, 4))
-        assert tuple(file.pages[0].extrasamples) == (() if channels % 2 else (2,))
-
-
-@pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
-def test_16_bit_files_of_others(channels):
-    values = noise(channels, np.uint16, 40, 33)
-    expected = np.repeat(values[..., :1], 3, axis=2) if channels < 3 else values[..., :3]
-    files = {"png": png(values)}
-    for order, tile in itertools.product("<>", (None, (16, 16))):
-        files[f"tiff {order} {tile}"] = tiff_file(values, byteorder=order, tile=tile)
-    files["big"] = tiff_file(values, byteorder="<", bigtiff=True)
-    files["deflate"] = tiff_file(values, compression="zlib", predictor=True)
-    image = pyvips.Image.new_from_array(values)
-    image = image.copy(interpretation="rgb16" if channels > 2 else "grey16")
-    files["interlaced"] = image.pngsave_buffer(interlace=True, bitdepth=16)
-    files["lzw"] = image.tiffsave_buffer(compression="lzw", predictor="horizontal")
-    if channels == 3:
-        file = io.BytesIO()
-        planes = np.moveaxis(values, -1, 0)
-        tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate")
-        files["planes"] = file.getvalue()
-    if channels == 1:
-        files["white is 0"] = tiff_file(65535 - values, photometric="miniswhite")
-    for name, data in files.items():
-        found = picture.decode_picture(data)
-        np.testing.assert_array_equal(found.pixels, expected, name)
-        assert found.pixels.dtype == np.uint16 and found.is_grey == (channels < 3)
-        if channels % 2 == 0:
-            np.testing.assert_array_equal(found.alpha, values[..., -1], name)
-        else:
-            assert found.alpha is None
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_and_gone(tmp_path, orientation):
-    exif = exif_block(Orientation=orientation)
-    eight = noise(3, np.uint8)
-    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(saved(
-        Image.fromarray(eight), exif=exif
-    )))))  # fmt: skip
-    sixteen = eight.astype(np.uint16) * 256 + 7
-    grey = np.ascontiguousarray(sixteen[..., :1])
-    expected = upright.astype(np.uint16) * 256 + 7
-    files = {
-        "png": (saved(Image.fromarray(eight), exif=exif), upright),
-        "tiff": (saved(Image.fromarray(eight), "TIFF", exif=exif), upright),
-        "webp": (
-            saved(Image.fromarray(eight), "WEBP", exif=exif, lossless=True),
-            upright,
-        ),
-        "png 16": (png(sixteen, (b"eXIf", exif[6:])), expected),
-        "tiff 16": (
-            tiff_file(sixteen, extratags=[(274, 3, 1, orientation, True)]),
-            expected,
-        ),
-        "grey 16": (
-            tiff_file(grey, extratags=[(274, 3, 1, orientation, True)]),
-            expected[..., :1],
-        ),
-    }
-    for name, (data, pixels) in files.items():
-        found = picture.decode_picture(data)
-        np.testing.assert_array_equal(found.pixels, np.broadcast_to(pixels, found.pixels.shape))
-        path = picture.write_picture(found, epath.Path(tmp_path / f"{name}.png"))
-        with Image.open(path) as file:
-            assert ExifTags.Base.Orientation not in file.getexif()
-        np.testing.assert_array_equal(picture.read_picture(str(path)).pixels, found.pixels)
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png", "a.tif"])
-@pytest.mark.parametrize("little", [False, True])
-def test_exif_and_profile_come_back(tmp_path, name, little):
-    path = epath.Path(tmp_path / name)
-    Image.fromarray(noise(3, np.uint8)).save(
-        path, exif=exif_block(little, Orientation=6), icc_profile=SRGB
-    )
-    found = picture.read_picture(str(path))
-    assert found.icc_profile == SRGB and found.pixels.shape == (14, 9, 3)
-    picture.write_picture(found, path)
-    with Image.open(path) as file:
-        assert file.info["icc_profile"] == SRGB and file.size == (9, 14)
-        exif = file.getexif()
-        # Pillow itself writes no other letters than those of ASCII to a TIFF file.
-        make = b"C??mera" if name == "a.tif" else "Cämera".encode()
-        assert exif[ExifTags.Base.Make].encode("latin-1") == make
-        assert exif[ExifTags.Base.DateTime] == "2024:01:02 03:04:05"
-        assert ExifTags.Base.Orientation not in exif
-        inner = exif.get_ifd(ExifTags.IFD.Exif)
-        assert inner[ExifTags.Base.ExposureTime] == 0.25
-        assert inner[ExifTags.Base.UserComment] == b"ASCII\0\0\0as it was"
-        assert ExifTags.Base.ExifImageWidth not in inner
-        assert exif.get_ifd(ExifTags.IFD.GPSInfo)[2] == (52.0, 30.0, 1.5)
-    # A second time, nothing moves.
-    again = picture.read_picture(str(path))
-    assert again.exif == found.exif and again.icc_profile == SRGB
-
-
-def test_transparency_of_palettes_and_single_colours():
-    palette = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3), "P")
-    colours = np.arange(18, dtype=np.uint8).reshape(6, 3) * 9
-    palette.putpalette(colours.tobytes())
-    found = picture.decode_picture(saved(palette, transparency=bytes([0, 128, 255])))
-    np.testing.assert_array_equal(found.pixels, colours.reshape(2, 3, 3))
-    np.testing.assert_array_equal(found.alpha, [[0, 128, 255], [255, 255, 255]])
-    assert not found.is_grey
-    assert picture.decode_picture(saved(palette)).alpha is None
+def _pngs() -> dict[str, tuple[bytes, np.ndarray]]:
+    files = {}
+    for channels, dtype in itertools.product(CHANNELS, TYPES):
+        values, depth = noise(channels, dtype), 8 * np.dtype(dtype).itemsize
+        files[f"{channels} {depth}.png"] = png(values, depth=depth), values
+        image = pyvips.Image.new_from_array(values)
+        grey, rgb = ("b-w", "srgb") if depth == 8 else ("grey16", "rgb16")
+        image = image.copy(interpretation=rgb if channels > 2 else grey)
+        files[f"interlaced {channels} {depth}.png"] = image.pngsave_buffer(interlace=True), values
     for depth in (1, 2, 4, 8, 16):
-        top = 2**depth - 1
-        levels = np.arange(16).reshape(2, 8, 1) % (top + 1)
-        found = picture.decode_picture(png(levels, (b"tRNS", b"\0\1"), depth=depth))
-        white = np.iinfo(found.pixels.dtype).max
-        np.testing.assert_array_equal(found.pixels[..., 1:2], levels * (white // top))
-        np.testing.assert_array_equal(found.alpha, np.where(levels[..., 0] == 1, 0, white))
-        assert found.is_grey
+        levels = np.arange(16).reshape(2, 8, 1) % 2**depth
+        dtype = np.uint8 if depth <= 8 else np.uint16
+        white = np.iinfo(dtype).max
+        shown = (levels * (white // (2**depth - 1))).astype(dtype)
+        files[f"grey {depth}.png"] = png(levels, depth=depth), shown
+        alpha = np.where(levels == 1, 0, white).astype(dtype)
+        keyed = png(levels, (b"tRNS", b"\0\1"), depth=depth)
+        files[f"grey with a transparent level {depth}.png"] = keyed, np.dstack([shown, alpha])
     values = noise(3, np.uint16)
-    found = picture.decode_picture(png(values, (b"tRNS", values[4, 5].astype(">u2").tobytes())))
-    assert found.alpha[4, 5] == 0 and (found.alpha == 0).sum() == 1
+    alpha = np.full(values.shape[:2], 65535, np.uint16)
+    alpha[4, 5] = 0
+    keyed = png(values, (b"tRNS", values[4, 5].astype(">u2").tobytes()))
+    files["a transparent colour.png"] = keyed, np.dstack([values, alpha])
+    return files
 
 
-def test_opaque_alpha_is_kept():
-    values = noise(4, np.uint8)
-    values[..., 3] = 255
-    assert (picture.decode_picture(saved(Image.fromarray(values))).alpha == 255).all()
+def _others() -> dict[str, tuple[bytes, np.ndarray]]:
+    files = {}
+    rgb, rgba, grey = (noise(channels, np.uint8) for channels in (3, 4, 1))
+    for name, values in (("rgb", rgb), ("rgba", rgba)):
+        image = Image.fromarray(values)
+        files[f"{name}.webp"] = saved(image, "WEBP", lossless=True, exact=True), values
+    files["rgb.bmp"] = saved(Image.fromarray(rgb), "BMP"), rgb
+    files["rgb.dib"] = files["rgb.bmp"]
+    files["grey.bmp"] = saved(Image.fromarray(grey[..., 0]), "BMP"), grey
+    colours = np.arange(18, dtype=np.uint8).reshape(6, 3) * 9
+    palette = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    palette = palette.convert("P")
+    palette.putpalette(colours.tobytes())
+    shown = colours.reshape(2, 3, 3)
+    alpha = np.array([[0, 128, 255], [255, 255, 255]], np.uint8)
+    for kind in ("PNG", "BMP", "TIFF", "GIF"):
+        files[f"palette.{kind.lower()}"] = saved(palette, kind), shown
+    transparent = saved(palette, "PNG", transparency=bytes([0, 128, 255]))
+    files["transparent palette.png"] = transparent, np.dstack([shown, alpha])
+    keyed = np.dstack([shown, np.where(np.arange(6).reshape(2, 3) == 2, 0, 255)])
+    files["transparent.gif"] = saved(palette, "GIF", transparency=2), keyed.astype(np.uint8)
+    black = np.where(noise(1, np.uint8) > 99, 255, 0).astype(np.uint8)
+    for kind in ("PNG", "TIFF", "BMP", "GIF"):
+        image = Image.fromarray(black[..., 0]).convert("1")
+        files[f"black and white.{kind.lower()}"] = saved(image, kind), black
+    # AVIF keeps every pixel, here, of 8, 10 and 12 bits.
+    for bits in (8, 10, 12):
+        values = np.random.default_rng(bits).integers(0, 2**bits, (64, 64, 3))
+        dtype, interpretation = (np.uint8, "srgb") if bits == 8 else (np.uint16, "rgb16")
+        image = pyvips.Image.new_from_array(np.uint16(values << (16 - bits)))
+        image = (image >> 8).cast("uchar") if bits == 8 else image
+        image = image.copy(interpretation=interpretation)
+        data = image.heifsave_buffer(bitdepth=bits, lossless=True, compression="av1")
+        # The largest value becomes the largest of 16 bits.
+        shown = values if bits == 8 else np.rint(values * (65535 / (2**bits - 1)))
+        files[f"{bits}.avif"] = data, shown.astype(dtype)
+    return files
 
 
-def test_profiles_of_other_pixels_are_left_out():
-    grey = Image.fromarray(noise(1, np.uint8)[..., 0])
-    assert picture.decode_picture(saved(grey, icc_profile=SRGB)).icc_profile is None
-    assert picture.decode_picture(saved(grey, icc_profile=GREY_PROFILE)).icc_profile
-    rgb = Image.fromarray(noise(3, np.uint8))
-    assert picture.decode_picture(saved(rgb, icc_profile=GREY_PROFILE)).icc_profile is None
+def _orientations() -> dict[str, tuple[bytes, np.ndarray]]:
+    files = {}
+    for number, channels, dtype in itertools.product(range(1, 9), CHANNELS, TYPES):
+        values = noise(channels, dtype)
+        exif = exif_block(Orientation=number)
+        kind = f"{number} {channels} {dtype.__name__}"
+        shown = upright(values, number)
+        depth = 8 * np.dtype(dtype).itemsize
+        files[f"{kind}.png"] = png(values, (b"eXIf", exif[6:]), depth=depth), shown
+        tags = [(274, 3, 1, number, True)]
+        files[f"{kind}.tif"] = tiff_file(values, extratags=tags), shown
+        if dtype == np.uint8 and channels > 2:
+            options = {"exif": exif, "lossless": True, "exact": True}
+            files[f"{kind}.webp"] = saved(Image.fromarray(values), "WEBP", **options), shown
+    return files
 
 
-def test_cmyk_becomes_srgb_by_its_profile():
+FILES = _tiffs() | _pngs() | _others() | _orientations()
+
+
+def _over_white(values: np.ndarray) -> np.ndarray:
+    """What of 1 to 4 channels is seen on white paper, in floating point."""
+    colours = values[..., : 1 + 2 * (values.shape[2] > 2)].astype(np.float64)
+    if values.shape[2] % 2 == 0:
+        white = float(np.iinfo(values.dtype).max)
+        share = values[..., -1:] / white
+        colours = colours * share + white * (1 - share)
+    return np.broadcast_to(np.rint(colours), (*values.shape[:2], 3))
+
+
+def test_every_path_reads_the_same_pixels_which_are_those_of_the_file(tmp_path):
+    assert len(FILES) > 400
+    found = read_by_every_path(tmp_path, {name: data for name, (data, _) in FILES.items()})
+    for name, (data, values) in FILES.items():
+        expected = _over_white(values)
+        for path, pixels in found[name].items():
+            assert not isinstance(pixels, str), f"{name}, {path}: {pixels}"
+            assert pixels.dtype == values.dtype, f"{name}, {path}"
+            np.testing.assert_array_equal(pixels, expected, f"{name}, {path}")
+        read = picture.decode_picture(data)
+        colours = values[..., : 1 + 2 * (values.shape[2] > 2)]
+        np.testing.assert_array_equal(read.pixels, np.broadcast_to(colours, read.pixels.shape))
+        assert (read.alpha is None) == (values.shape[2] % 2 == 1), name
+        if read.alpha is not None:
+            np.testing.assert_array_equal(read.alpha, values[..., -1], name)
+        assert read.is_grey == (values.shape[2] < 3), name
+        header = picture.header(data)
+        assert (header.height, header.width, header.bands) == values.shape, name
+        assert header.bytes_decoded == values.nbytes, name
+
+
+def test_what_others_read_in_tiff_files_is_what_is_read_here():
+    """By tifffile, which reads what is stored: neither turned nor white on black."""
+    for name, (data, _) in _tiffs().items():
+        if name.startswith(("white", "lzw", "bits")):
+            continue
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            stored = file.asarray()
+        stored = np.moveaxis(stored, 0, -1) if name.startswith("planes") else stored
+        colours = np.atleast_3d(stored)[..., : 1 + 2 * (stored.ndim == 3 and stored.shape[2] > 2)]
+        pixels = picture.decode_picture(data).pixels
+        np.testing.assert_array_equal(pixels, np.broadcast_to(colours, pixels.shape), name)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(dtype):
+    values = noise(4, dtype)
+    values[..., 3] = np.maximum(values[..., 3], 1)
+    share = values[..., 3:] / np.iinfo(dtype).max
+    associated = values.copy()
+    associated[..., :3] = np.rint(values[..., :3] * share)
+    found = picture.decode_picture(tiff_file(associated, extrasamples=["assocalpha"]))
+    error = np.abs(found.pixels.astype(float) - values[..., :3])
+    assert (error * share).max() <= 1.01
+    np.testing.assert_array_equal(found.alpha, values[..., 3])
+
+
+def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
+    y, x = np.mgrid[:48, :64]
+    smooth = np.stack([4 * y, 3 * x, 100 + y + x], axis=-1).astype(np.uint8)
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}):
+        for image in (Image.fromarray(smooth), Image.fromarray(smooth).convert("L")):
+            data = saved(image, "JPEG", **options)
+            by_vips = np.atleast_3d(pyvips.Image.jpegload_buffer(data).numpy())
+            found = picture.decode_rgb(data)
+            np.testing.assert_array_equal(found, np.broadcast_to(by_vips, found.shape))
+    for bits in (8, 10, 12):
+        # libheif's ways from and to YUV leave what rounding makes, in levels of that depth.
+        file, shift = io.BytesIO(), 16 - bits
+        pillow_heif.options.SAVE_HDR_TO_12_BIT = bits == 12
+        values = smooth if bits == 8 else smooth.astype(np.uint16) * 257
+        heif = pillow_heif.from_bytes("RGB" if bits == 8 else "RGB;16", (64, 48), values.tobytes())
+        heif.save(file, quality=-1, chroma=444)
+        found = picture.decode_picture(file.getvalue())
+        assert found.pixels.dtype == values.dtype and found.alpha is None
+        assert np.abs(found.pixels.astype(int) - values).max() <= (2 if bits == 8 else 4 << shift)
+        header = picture.header(file.getvalue())
+        assert (header.width, header.height, header.bytes_decoded) == (64, 48, values.nbytes)
+    # These two store orientation in their own way beside EXIF's.
+    for number in range(1, 9):
+        options = {"exif": exif_block(Orientation=number)}
+        file = io.BytesIO()
+        pillow_heif.from_pillow(Image.fromarray(smooth)).save(
+            file, quality=-1, chroma=444, **options
+        )
+        avif = saved(Image.fromarray(smooth), "AVIF", quality=100, subsampling="4:4:4", **options)
+        for data in (file.getvalue(), avif):
+            found, expected = picture.decode_rgb(data), upright(smooth, number)
+            assert found.shape == expected.shape
+            assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+def test_cmyk_becomes_srgb_by_its_profile_on_every_path(tmp_path):
     # Smooth, since JPEG is lossy; and colours that inks have.
     y, x = np.mgrid[:64, :64]
     rgb = np.stack([80 + y, 90 + x, 120 + (x + y) // 2], axis=-1).astype(np.uint8)
     cmyk = pyvips.Image.new_from_array(rgb).icc_export(output_profile="cmyk")
-    data = cmyk.jpegsave_buffer(Q=98)
-    found = picture.decode_picture(data)
-    assert found.icc_profile is None and not found.is_grey and found.alpha is None
-    assert np.abs(found.pixels.astype(int) - rgb).mean() < 4
-    # Without it the same inks are other colours, by the plain formula as `decode` has them.
-    plain = Image.open(io.BytesIO(data))
-    plain = saved(plain, "TIFF", icc_profile=None)
-    found = picture.decode_picture(plain)
-    np.testing.assert_array_equal(found.pixels, image_file.decode(plain))
-    assert np.abs(found.pixels.astype(int) - rgb).mean() > 10
-    # So it is with a damaged one.
-    damaged = Image.open(io.BytesIO(data))
-    profile = damaged.info["icc_profile"][:300]
-    damaged = picture.decode_picture(saved(damaged, "TIFF", icc_profile=profile))
-    np.testing.assert_array_equal(damaged.pixels, found.pixels)
-
-
-def _files() -> dict[str, bytes]:
-    eight, sixteen = (
-        noise(3, np.uint8, 40, 40),
-        noise(4, np.uint16, 40, 40),
-    )
-    image = Image.fromarray(eight)
-    files = {kind: saved(image, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")}
-    files |= {
-        "PNG 16": png(sixteen),
-        "TIFF 16": tiff_file(sixteen, rowsperstrip=4),
+    profile = cmyk.get("icc-profile-data")
+    inks = cmyk.numpy()
+    plain = saved(Image.frombytes("CMYK", (64, 64), inks.tobytes()), "TIFF")
+    deep = io.BytesIO()
+    tags = [(34675, 7, len(profile), profile, True)]
+    tifffile.imwrite(deep, inks.astype(np.uint16) * 257, photometric="separated", extratags=tags)
+    files = {
+        "a.jpg": cmyk.jpegsave_buffer(Q=98),
+        "b.tif": cmyk.tiffsave_buffer(),
+        "c.tif": deep.getvalue(),
+        "plain.tif": plain,
+        "damaged.tif": saved(Image.open(io.BytesIO(plain)), "TIFF", icc_profile=profile[:300]),
     }
-    own = Picture(sixteen[..., :3], sixteen[..., 3])
-    files["own"] = tiff.encode(
-        np.dstack([own.pixels, own.alpha]),
-        is_grey=False,
-        has_alpha=True,
-        icc_profile=SRGB,
-        exif=exif_block(),
-    )
-    return files
+    found = read_by_every_path(tmp_path, files)
+    for name, by_path in found.items():
+        first, *others = by_path.values()
+        for other in others:
+            np.testing.assert_array_equal(first, other, name)
+        error = np.abs(first.astype(int) - rgb).mean()
+        by_profile = name not in ("plain.tif", "damaged.tif")
+        assert error < 4 if by_profile else error > 10, name
+        read = picture.decode_picture(files[name])
+        assert read.icc_profile is None and not read.is_grey and read.alpha is None
+        how = "its profile" if by_profile else "a plain formula"
+        assert read.notes == (f"its CMYK colours, which became 8-bit sRGB by {how}",)
+    np.testing.assert_array_equal(*(found[name]["scoring"] for name in ("b.tif", "c.tif")))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize(("name", "data"), _files().items(), ids=_files())
-def test_truncated_files_are_refused(tmp_path, name, data):
-    picture.decode_picture(data)
-    for quarter in range(4):
-        path = tmp_path / "a.png"
-        path.write_bytes(data[: len(data) * quarter // 4])
-        with pytest.raises(BadImageError):
-            picture.read_picture(str(path))
-
-
-def test_what_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(BadImageError, match="no such file"):
-        picture.read_picture(str(tmp_path / "none.png"))
-    with pytest.raises(BadImageError, match="not a JPEG"):
-        picture.decode_picture(b"text" * 9)
-    frames = [Image.fromarray(noise(3, np.uint8)), Image.new("RGB", (14, 9))]
-    for kind in ("GIF", "PNG", "WEBP"):
-        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
-        with pytest.raises(BadImageError, match="animation of 2 frames"):
-            picture.decode_picture(data)
-    for dtype in (np.float16, np.float32):
-        for channels in (1, 3):
-            data = tiff_file(noise(channels, np.uint8).astype(dtype))
-            with pytest.raises(BadImageError, match="floating-point"):
-                picture.decode_picture(data)
-    # Of a TIFF file with several pages, the first is meant.
-    pages = saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(picture.decode_picture(pages).pixels, make(3, np.uint8).pixels)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
-    for data in (
-        png(noise(3, np.uint16)),
-        tiff_file(noise(3, np.uint16)),
-        saved(frames[0]),
-    ):
-        with pytest.raises(BadImageError, match="MAX_IMAGE_PIXELS"):
-            picture.decode_picture(data)
-
-
-def test_names_of_outputs(tmp_path):
-    names = {"a.gif": "a.gif.png", "b.JPEG": "b.JPEG", "c.avif": "c.avif.png", "d": "d.png"}
-    for name, expected in names.items():
-        path = epath.Path(tmp_path / name)
-        written = picture.write_picture(make(3, np.uint8), path)
-        assert written == picture.output_path(path) == epath.Path(tmp_path / expected)
-    assert sorted(os.listdir(tmp_path)) == sorted(names.values())
-    with Image.open(tmp_path / "b.JPEG") as file:
-        assert file.format == "JPEG" and file.layer[0][1:3] == (1, 1)
-    single = picture.decode_picture(saved(Image.fromarray(noise(3, np.uint8)), "GIF"))
-    picture.write_picture(single, epath.Path(tmp_path / "a.gif"))
-    np.testing.assert_array_equal(
-        picture.read_picture(str(tmp_path / "a.gif.png")).pixels, single.pixels
-    )
-
-
-def test_what_a_format_cannot_hold_is_not_written(tmp_path):
-    rgb, grey = make(3, np.uint8), make(1, np.uint8)
-    coloured = dataclasses.replace(rgb, is_grey=True)
-    wide = Picture(np.zeros((1, 16384, 3), np.uint8))
-    cases = [
-        (make(3, np.uint16), "a.jpg", "JPEG cannot hold 16 bits a channel"),
-        (make(1, np.uint16), "a.webp", "WEBP cannot hold 16 bits"),
-        (make(4, np.uint8), "a.jpeg", "JPEG cannot hold transparency"),
-        (dataclasses.replace(rgb, icc_profile=SRGB), "a.bmp", "BMP cannot hold a colour profile"),
-        (
-            dataclasses.replace(rgb, exif=exif_block()),
-            "a.bmp",
-            "BMP cannot hold EXIF",
-        ),
-        (
-            dataclasses.replace(rgb, icc_profile=GREY_PROFILE),
-            "a.png",
-            "for b'GRAY' and does not fit",
-        ),
-        (
-            dataclasses.replace(grey, icc_profile=GREY_PROFILE),
-            "a.webp",
-            "for b'GRAY' and does not fit",
-        ),
-        (coloured, "a.png", "channels differ"),
-        (wide, "a.webp", "WEBP cannot hold 16384x1 pixels"),
-    ]
-    for content, name, message in cases:
-        with pytest.raises(ValueError, match=message):
-            picture.write_picture(content, epath.Path(tmp_path / name))
-    picture.check_writable(rgb, epath.Path("a.webp"), scale=8)
-    with pytest.raises(ValueError, match="28000x18000 pixels"):
-        picture.check_writable(rgb, epath.Path("a.webp"), scale=2000)
-    with pytest.raises(ValueError, match="alpha is uint8 and pixels are uint16"):
-        Picture(make(3, np.uint16).pixels, make(4, np.uint8).alpha)
-    (tmp_path / "folder").write_bytes(b"a file")
-    with pytest.raises(OSError):
-        picture.write_picture(rgb, epath.Path(tmp_path / "folder" / "a.png"))
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_lossy_formats_are_close(tmp_path):
-    y, x = np.mgrid[:40, :50]
-    pixels = np.stack([4 * y, 5 * x, 100 + y + x], axis=-1).astype(np.uint8)
-    for name in ("a.jpg", "a.webp"):
-        path = picture.write_picture(Picture(pixels), epath.Path(tmp_path / name))
-        found = picture.read_picture(str(path))
-        assert np.abs(found.pixels.astype(int) - pixels).mean() < 3 and found.alpha is None
-        assert not found.is_grey
-    grey = Picture(np.repeat(pixels[..., :1], 3, axis=2), is_grey=True)
-    path = picture.write_picture(grey, epath.Path(tmp_path / "b.jpg"))
-    assert picture.read_picture(str(path)).is_grey
-    alpha = Picture(pixels, alpha=pixels[..., 2])
-    path = picture.write_picture(alpha, epath.Path(tmp_path / "b.webp"))
-    np.testing.assert_array_equal(picture.read_picture(str(path)).alpha, alpha.alpha)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-def test_hidden_colours_are_those_of_the_nearest_visible(dtype):
-    before = make(4, dtype)
-    alpha = np.where(np.random.default_rng(0).random(before.alpha.shape) < 0.8, 0, before.alpha)
-    alpha[0, :3] = 1  # hardly visible
-    before = dataclasses.replace(before, alpha=alpha.astype(dtype))
-    filled = picture.fill_transparent(before)
-    visible = np.argwhere(alpha > 0)
-    np.testing.assert_array_equal(filled[alpha > 0], before.pixels[alpha > 0])
-    for place in np.argwhere(alpha == 0):
-        distances = scipy.spatial.distance.cdist([place], visible)[0]
-        nearest = visible[distances <= distances.min() + 1e-9]
-        assert (filled[tuple(place)] == before.pixels[tuple(nearest.T)]).all(axis=1).any()
-    for same in (np.zeros_like(before.alpha), np.ones_like(before.alpha), None):
-        unchanged = dataclasses.replace(before, alpha=same)
-        np.testing.assert_array_equal(picture.fill_transparent(unchanged), before.pixels)
-
-
-def test_8_bits_need_no_pyvips():
-    """It is absent in a process of its own, where 16 bits say what to install."""
-    code = f"""
-import io, sys
-sys.modules["pyvips"] = None
-from sr3_jax.data import picture
-assert picture.decode_picture({saved(Image.new("RGB", (2, 2)))!r}).alpha is None
-picture.decode_picture({png(np.zeros((2, 2, 3)))!r})
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "BadImageError: 16-bit pictures need pyvips" in result.stderr
-    assert "pip install 'pyvips[binary]'" in result.stderr
+def test_compositing_and_8_bits_are_exact():
+    for dtype, white in ((np.uint8, 255), (np.uint16, 65535)):
+        rng = np.random.default_rng(0)
+        levels = np.unique([0, 1, white // 2, white - 1, white, *rng.integers(0, white, 250)])
+        colour, alpha = (grid.astype(dtype) for grid in np.meshgrid(levels, levels))
+        seen = picture.rgb(picture.Picture(np.repeat(colour[..., None], 3, axis=2), alpha))
+        expected = (colour * alpha.astype(object) + white * (white - alpha.astype(object))) * 2
+        expected = ((expected + white) // (2 * white)).astype(dtype)  # whole numbers of any size
+        np.testing.assert_array_equal(seen[..., 1], expected)
+    # As Pillow does it, which decoded 8 bits before.
+    rgba = noise(4, np.uint8, 64, 64)
+    paper = Image.new("RGBA", (64, 64), "white")
+    pillow = np.array(Image.alpha_composite(paper, Image.fromarray(rgba)).convert("RGB"))
+    np.testing.assert_array_equal(picture.decode_rgb(saved(Image.fromarray(rgba))), pillow)
+    every = np.arange(65536, dtype=np.uint16)
+    np.testing.assert_array_equal(picture.to_8_bits(every), np.rint(every / 257))
+    assert picture.to_8_bits(rgba) is rgba
+    with pytest.raises(ValueError, match="float64"):
+        picture.to_8_bits(every / 257)

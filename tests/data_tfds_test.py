@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sr3_jax import data_factory
-from sr3_jax.data import image_file, tfds_source
+from sr3_jax.data import tfds_source
+from sr3_jax.data.picture import decode_rgb
 
 from configs import default  # isort: skip
 
@@ -69,7 +70,7 @@ def test_imagenet_has_every_image_once_with_its_label(data_dir):
         picture = ref.read()
         found[picture.image.tobytes()] = picture.label
     expected = {
-        image_file.decode(data).tobytes(): LABELS[synset]
+        decode_rgb(data).tobytes(): LABELS[synset]
         for synset, files in IMAGENET.items()
         for data in files.values()
     }
@@ -84,7 +85,7 @@ def test_slices_of_a_split(data_dir):
         return [ref.read().image.tobytes() for ref in source]
 
     whole = images("train")
-    assert set(whole) == {image_file.decode(data).tobytes() for data in CELEBA.values()}
+    assert set(whole) == {decode_rgb(data).tobytes() for data in CELEBA.values()}
     assert images("train[:2]") == whole[:2]
     assert images("train[3:]") == whole[3:]
 

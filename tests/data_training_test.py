@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import jobs
-from sr3_jax.data import degrade, folders, prepared, records
+from sr3_jax.data import degrade, folders, picture, prepared, records
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,13 +36,21 @@ def _folder(root):
     return dict(source="folder", path=str(_photographs(root / "images")))
 
 
+def _twelve_bits(root):
+    for i, ref in enumerate(folders.folder(_photographs(root / "photographs"))):
+        values = ref.read().image[:160, :160, :1].astype(np.uint16)
+        values = values * 16 + np.arange(160, dtype=np.uint16)[:, None, None] % 16
+        picture.write_image(values.repeat(3, 2), epath.Path(root / "images" / f"{i}.png"))
+    return dict(source="folder", path=str(root / "images"), white_level=4095)
+
+
 def _folder_pairs(root):
     for ref in folders.folder(_photographs(root / "photographs")):
         image = ref.read().image[:160, :160]
-        low = degrade.to_uint8(degrade.resize_bicubic(image, 40))
-        for name, picture in (("high", image), ("low", low)):
+        low = degrade.to_levels(degrade.resize_bicubic(image, 40), np.uint8)
+        for name, made in (("high", image), ("low", low)):
             (root / name).mkdir(exist_ok=True)
-            Image.fromarray(picture).save(root / name / f"{pathlib.Path(ref.name).stem}.png")
+            Image.fromarray(made).save(root / name / f"{pathlib.Path(ref.name).stem}.png")
     return dict(source="folder_pairs", path=str(root / "high"), low_path=str(root / "low"))
 
 
@@ -91,7 +99,7 @@ def _tfds(root):
     return dict(source="tfds", path="celeb_a_hq/64:train", tfds_dir=str(root / "data"))
 
 
-@pytest.mark.parametrize("make", [_folder, _folder_pairs, _prepared, _ffhq, _tfds])
+@pytest.mark.parametrize("make", [_folder, _twelve_bits, _folder_pairs, _prepared, _ffhq, _tfds])
 def test_a_source_trains(make, tmp_path):
     config = small_run.config()
     config.data.update(make(tmp_path), num_eval_images=2)
@@ -103,3 +111,6 @@ def test_a_source_trains(make, tmp_path):
     state = small_run.read_checkpoint(workdir, 2)
     assert all(np.isfinite(leaf).all() for leaf in state["params"]["conv_in"].values())
     assert (workdir / "evaluation" / "samples.png").exists()
+    for name in ("input", "reference", "sr3"):
+        image = picture.read_rgb(str(workdir / "evaluation" / "images" / name / "000000.png"))
+        assert image.dtype == (np.uint16 if make is _twelve_bits else np.uint8)

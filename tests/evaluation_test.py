@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import config_file, jobs
-from sr3_jax.evaluation import evaluator, outputs
+from sr3_jax.evaluation import classifier, evaluator, outputs, pictures, pretrained
 
 RNG = np.random.default_rng(0)
 HIGH = RNG.integers(60, 196, (7, 16, 16, 3), dtype=np.uint8)
@@ -62,7 +62,7 @@ def test_several_samples_have_mean_deviation_best_and_diversity(evaluated):
     assert means["diversity"] == pytest.approx(np.std([-1, 5, 8], ddof=1))
     assert means["seconds_per_image"] == pytest.approx(2.0)
     # Levels added everywhere do not change a gradient.
-    assert means["detail"] == pytest.approx(1.0)
+    assert means["gradient_energy"] == pytest.approx(1.0)
     one = evaluated.means["one"]
     assert one["psnr"] == pytest.approx(20 * np.log10(255 / 3), abs=1e-3)
     assert not any(key.endswith(("_std", "_best")) or key == "diversity" for key in one)
@@ -125,6 +125,47 @@ def test_what_was_made_is_not_made_again(tmp_path):
     files = outputs.Files(folder / "m", [5, 0])
     np.testing.assert_array_equal(files[0], HIGH[5] - 1)
     assert len(files) == 2
+
+
+def _wide(batches):
+    for batch in batches:
+        yield batch | {k: batch[k] * np.uint16(257) for k in ("low_resolution", "high_resolution")}
+
+
+def test_16_bits_score_as_8_where_they_hold_the_same_and_stay_16_in_files(evaluated, tmp_path):
+    def deep(levels):
+        method = _off_by(*levels)
+
+        def run(low, index):
+            assert low.dtype == np.uint16
+            samples, seconds = method.run(low, index)
+            return samples * np.uint16(257), seconds
+
+        return evaluator.Method(run, len(levels))
+
+    folder = epath.Path(tmp_path)
+    methods = {"one": deep([3]), "several": outputs.kept(deep([-1, 5, 8]), "several", folder, "")}
+    batches = outputs.with_inputs(_wide(_batches(4)), folder)
+    found = evaluator.evaluate(methods, batches, num_pictures=2)
+    for name, row in evaluated.means.items():
+        assert found.means[name] == pytest.approx(row, rel=1e-4, abs=1e-6)
+    for name, images in evaluated.pictures.items():
+        np.testing.assert_array_equal(found.pictures[name], images * np.uint16(257))
+    for name, images in (("input", LOW), ("reference", HIGH), ("several_sample_1", HIGH + 5)):
+        files = outputs.Files(folder / name, range(7))
+        np.testing.assert_array_equal(list(files), images * np.uint16(257))
+    made = {"m": outputs.kept(evaluator.Method(None, 3), "several", folder, "")}
+    again = evaluator.evaluate(made, _wide(_batches(4)))  # from the files alone
+    assert again.means["m"] == pytest.approx(found.means["several"])
+
+
+def test_what_shows_or_judges_8_bits_rounds_16():
+    deep = HIGH * np.uint16(257) + np.uint16(100)
+    for draw in (lambda images: pictures.grid({"a": images}), pictures.mosaic):
+        np.testing.assert_array_equal(draw(deep), draw(HIGH))
+    np.testing.assert_array_equal(list(pretrained.checked(deep)), HIGH)
+    [(_, batch)] = classifier._batches(np.zeros((1, 224, 224, 3), np.uint16) + 65535)
+    assert (batch == 255).all()
 
 
 def test_numbers_that_json_lacks_are_text(tmp_path):
@@ -192,6 +233,13 @@ def test_an_evaluation_that_was_killed_goes_on(trained, tmp_path):
     assert _without_times(again) == _without_times(scores)
     now = _files(epath.Path(tmp_path))
     assert {name: now[name] for name in made} == made and now.keys() == files.keys()
+    # Neither does it show: the first images' refinement, whichever batch was made last.
+    strip, original = (w / "evaluation" / "refinement.png" for w in (tmp_path, trained))
+    assert strip.read_bytes() == original.read_bytes()
+    strip.unlink()
+    (tmp_path / "evaluation" / "images" / "sr3" / "000006.png").unlink()
+    _evaluate(epath.Path(tmp_path))
+    assert strip.read_bytes() == original.read_bytes()
 
 
 def test_samples_differ_and_the_first_is_the_one(trained):

@@ -184,12 +184,12 @@ def test_folded_as_tpus_want_it(workdir, images, monkeypatch):
     for platforms in (("cpu",), ("cpu", "tpu"), ("tpu",)):
         plan = export.make_plan(config, SIZE, 2, platforms)
         text = export.export_sampler(plan, resolver.params).mlir_module()
-        shapes = set(re.findall(r"convolution.*-> tensor<\?x18x(\w+)xf32>", text))
-        folds[platforms] = [shape for shape in ("24x8", "6x32") if shape in shapes]
+        shapes = set(re.findall(r"convolution.*-> tensor<\?x16x(\w+)xf32>", text))
+        folds[platforms] = [shape for shape in ("32x8", "8x32") if shape in shapes]
     assert folds == {
-        ("cpu",): ["24x8"],
-        ("cpu", "tpu"): ["24x8", "6x32"],
-        ("tpu",): ["6x32"],
+        ("cpu",): ["32x8"],
+        ("cpu", "tpu"): ["32x8", "8x32"],
+        ("tpu",): ["8x32"],
     }
     config.model.lanes = 32
     plan = export.make_plan(config, SIZE, 2, ("cpu",))
@@ -266,7 +266,7 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
     [
         ("--size=8", "--size=8 is no size; give height x width"),
         ("--size=0x8", "--size=0x8 is no size"),
-        ("--size=4x13", "larger than a tile: config.sampling.tile_size = 36"),
+        ("--size=4x13", "larger than a tile: config.sampling.tile_size = 32"),
         ("--platforms=cpu,gpu", "platform = 'gpu' is unknown; use one of cpu, cuda, rocm, tpu"),
         ("--platforms=", "platform = '' is unknown"),
         ("--steps=0", "steps = 0; it must be at least 1"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import default
 from sr3_jax import jobs
-from sr3_jax.data import image_file
+from sr3_jax.data import picture
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import generating
@@ -183,7 +183,7 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
     )
     output = epath.Path(tmp_path / "out")
     for number, image in enumerate(reversed(squares)):
-        image_file.write_image(image, output / "32" / f"{number:06d}.png")
+        picture.write_image(image, output / "32" / f"{number:06d}.png")
     measure = generating.measure_of(wanted, [stage])
     generating.generate([stage], output, generating.Options(12), measure)
     scores = json.loads((output / "metrics.json").read_text())["ours"]

@@ -9,147 +9,37 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import small_run
-from absl import logging
 from ml_collections import config_dict
+from mutations import (  # noqa: F401  (bounds is a fixture)
+    MUTATIONS,
+    NUMBERS,
+    bounds,
+    fuzz,
+    mutated,
+    mutated_arrays,
+    mutated_json,
+)
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax import config_file, sampling_factory
-from sr3_jax.data import archives, folders, image_file, index_file, picture, prepared, records
+from sr3_jax.data import archives, folders, index_file, picture, prepared, records
 from sr3_jax.evaluation import schedule_search
-from sr3_jax.inference import manifest
+from sr3_jax.inference import manifest, recipes
 
 # Readers of pictures, from bytes.
-DECODERS = {"with all it carries": picture.decode_picture, "for networks": image_file.decode}
-BadImageError = image_file.BadImageError
+DECODERS = {"with all it carries": picture.decode_picture, "for networks": picture.decode_rgb}
+BadImageError = picture.BadImageError
 
-_MUTATIONS = 400  # of each file
-_ROOM = 1 << 30  # bytes that a reader may take beyond what the process has
-_MOST_SECONDS = 20  # for one mutation, which takes some milliseconds
-_NUMBERS = (0, 1, -1, 255, 2**31 - 1, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, -(2**63))
-
-
-@pytest.fixture(autouse=True)
-def bounds():
-    """What takes gigabytes gets a MemoryError, what hangs a TimeoutError: neither is documented."""
-    logging.set_verbosity(logging.FATAL)
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + _ROOM, before[1]))
-
-    def too_long(*_):
-        raise TimeoutError
-
-    handler = signal.signal(signal.SIGALRM, too_long)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, handler)
-    resource.setrlimit(resource.RLIMIT_AS, before)
-    logging.set_verbosity(logging.WARNING)
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """One to three random changes."""
-    made = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        i, j = sorted(rng.randrange(len(made) + 1) for _ in "ij")
-        j = min(j, i + rng.choice((1, 4, 64, len(made))))
-        part = made[i:j]
-        match rng.randrange(7):
-            case 0 if i < len(made):
-                made[i] ^= 1 << rng.randrange(8)
-            case 1:
-                del made[i:]
-            case 2:
-                del made[i:j]
-            case 3:
-                made[i:i] = rng.randbytes(rng.choice((1, 4, 100)))
-            case 4:
-                made[i:i] = part
-            case 5:
-                made[i:j] = bytes([rng.choice((0, 255))]) * len(part)
-            case _:
-                k = rng.randrange(len(made) + 1)
-                made[i:j], made[k : k + len(part)] = made[k : k + len(part)], part
-    return bytes(made)
-
-
-def mutated_json(tree, rng: random.Random):
-    """The same with one value, anywhere in it, that is another one, or away."""
-    tree = json.loads(json.dumps(tree))
-    places = []
-
-    def visit(node):
-        for key in list(node) if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                visit(node[key])
-
-    visit(tree)
-    node, key = rng.choice(places)
-    if rng.random() < 0.2:
-        del node[key]
-    else:
-        others = (None, True, -1, 0, 10**30, 0.5, float("nan"), "", "../x", "/x", [], {}, [[1]])
-        node[key] = rng.choice(others)
-    return tree
-
-
-def mutated_arrays(arrays: dict, rng: random.Random) -> bytes:
-    """An .npz file, whole, of arrays of which one is not as it was."""
-    arrays = dict(arrays)
-    key = rng.choice(list(arrays))
-    array = np.array(arrays[key])
-    match rng.randrange(6):
-        case 0:
-            del arrays[key]
-        case 1:
-            arrays[key] = array.astype(rng.choice((np.float64, np.uint16, np.bool_, "U3")))
-        case 2:
-            arrays[key] = rng.choice((array[:-1], array[None], np.resize(array, len(array) + 3)))
-        case _:
-            least, most = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
-            value = rng.choice((*_NUMBERS, ord("/"), ord(".")))
-            array[rng.randrange(len(array)) :][: rng.choice((1, 2, 9))] = min(
-                max(value, least), most
-            )
-            arrays[key] = array
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
-def fuzz(
-    make: Callable[[random.Random], bytes], read: Callable[[bytes], object], *allowed: type
-) -> None:
-    """Reads mutation after mutation; `read` asserts that what it returns is valid."""
-    outcomes = set()
-    for seed in range(_MUTATIONS):
-        data = make(random.Random(seed))
-        signal.alarm(_MOST_SECONDS)
-        try:
-            read(data)
-            outcomes.add("read")
-        except allowed as error:
-            assert str(error), f"seed {seed}"
-            outcomes.add("refused")
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
-        signal.alarm(0)
-    # Both happen, or the mutations are of no use.
-    assert "refused" in outcomes
+pytestmark = pytest.mark.usefixtures("bounds")
 
 
 def pixels(mode: str, height: int = 11, width: int = 14) -> Image.Image:
@@ -303,7 +193,7 @@ def test_prepared_folders(what, by_parts, tmp_path):
         read_all(prepared.open_prepared(tmp_path / "out", 8), tmp_path / "out")
         list(prepared.damaged_files(tmp_path / "out"))
 
-    fuzz(make, read, ValueError)
+    fuzz(make, read, ValueError, count=80 if what == "parts" else MUTATIONS)
 
 
 def framed(content: bytes, length: int | None = None) -> bytes:
@@ -334,7 +224,7 @@ def test_records(kind, by_parts, tmp_path):
             return mutated(whole, rng)
         parts = [framed(content), framed(mutated(content, rng)), framed(content)]
         if rng.random() < 0.5:
-            parts[rng.randrange(3)] = framed(content, rng.choice(_NUMBERS))
+            parts[rng.randrange(3)] = framed(content, rng.choice(NUMBERS))
         return b"".join(parts)
 
     def read(data):
@@ -369,7 +259,7 @@ def test_tars(by_parts, tmp_path):
         made[at + field : at + end] = rng.choice(
             (
                 mutated(bytes(made[at + field : at + end]), rng)[: end - field],
-                b"\x80" + rng.choice(_NUMBERS).to_bytes(20, signed=True)[-(end - field) + 1 :],
+                b"\x80" + rng.choice(NUMBERS).to_bytes(20, signed=True)[-(end - field) + 1 :],
                 b"\xff" * (end - field),
                 rng.choice((b"L", b"K", b"x", b"g", b"S", b"1", b"2", b"5")),
             )
@@ -437,7 +327,7 @@ def test_trials(tmp_path):
 def test_manifests_and_recipes(tmp_path):
     """Damaged rows are left out; a damaged recipe is an error that names it."""
     recipe = {"checkpoint": 3, "seed": 0, "sampler": "ddim"}
-    manifest.keep_recipe(tmp_path, recipe)
+    recipes.keep(tmp_path, recipe)
     rows = "".join(
         json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
         for i in range(4)
@@ -453,11 +343,11 @@ def test_manifests_and_recipes(tmp_path):
     def read_recipe(data):
         of_recipe.write_bytes(data)
         try:
-            assert all(isinstance(found, str) for found in manifest.differences(tmp_path, recipe))
+            assert all(isinstance(found, str) for found in recipes.differences(tmp_path, recipe))
         except ValueError as error:
             assert str(of_recipe) in str(error)
             raise
 
-    for seed in range(_MUTATIONS):
+    for seed in range(MUTATIONS):
         read_rows(mutated(rows.encode(), random.Random(seed)))
     fuzz(functools.partial(mutated, whole), read_recipe, ValueError)

@@ -17,16 +17,19 @@ def local_network(x, y_t, gamma):
 
 
 def denoise(network, x, y_t, tile_size, overlap, size=3, stride=4):
-    """Of an image, in an array as large as it takes."""
-    height, width = x.shape[1:3]
-    grid = tiling.make_grid((height, width), tile_size, overlap, stride)
-    assert grid.is_cut
-    rest = [(0, 0), (0, grid.canvas[0] - height), (0, grid.canvas[1] - width), (0, 0)]
+    """Of an image, by as many tiles at once as `size` says."""
+    grid = tiling.make_grid(x.shape[1:3], tile_size, overlap, stride)
+    assert grid.is_cut and grid.canvas == x.shape[1:3]
     # What is beyond the image must not matter.
-    x, y_t = (jnp.pad(a, rest, constant_values=np.nan) for a in (x, y_t))
-    groups = tiling.groups_of_tiles(grid, overlap, size)
-    made = tiling.tiled_denoise(network, x, grid.tile, overlap, *groups)(y_t, jnp.ones(1))
-    return made[:, :height, :width]
+    rest = (0, 3 * grid.room - x.size)
+    x, y_t = (jnp.pad(a.reshape(-1), rest, constant_values=np.nan) for a in (x, y_t))
+    total = jnp.zeros(3 * grid.room)
+    sizes = [size] * -(-len(grid.starts) // size)
+    for windows in tiling.make_windows(grid, overlap, sizes):
+        tiles = tiling.cut(x, windows), tiling.cut(y_t, windows)
+        total = tiling.add(total, network(*tiles, jnp.ones(size)), windows)
+    height, width = grid.size
+    return total[: 3 * height * width].reshape(1, height, width, 3)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
@@ -69,24 +72,31 @@ def test_only_the_rims_of_tiles_differ_from_the_whole():
 
 
 def test_small_images_are_not_cut():
-    for size in ((12, 16), (16, 16), (1, 3)):
+    for size, tile in (((12, 16), (16, 16)), ((8, 9), (8, 16)), ((1, 3), (4, 4))):
         grid = tiling.make_grid(size, 16, 4, 4)
         assert not grid.is_cut and grid.starts == ((0, 0),)
-        assert all(a <= b <= 16 and b % 4 == 0 for a, b in zip(size, grid.canvas, strict=True))
+        assert grid.tile == grid.canvas == tile and grid.room == tile[0] * tile[1]
 
 
-@pytest.mark.parametrize("stride", [4, 8, 64])
-def test_arrays_are_hardly_larger_than_images_and_of_few_sizes(stride):
-    canvases = set()
-    for length in range(1, 40 * stride * 8):
-        (canvas, _) = tiling.make_grid((length, stride), 2**30, 0, stride).canvas
-        assert length <= canvas < length * 1.125 + stride and canvas % stride == 0
-        canvases.add(canvas)
-    assert len(canvases) <= 16 + 8 * 6
+@pytest.mark.parametrize("tile_size, stride", [(16, 4), (32, 8), (128, 1), (24, 8)])
+def test_whatever_sizes_come_the_network_sees_few(tile_size, stride):
+    """Nine shapes at most, and of arrays two sizes between powers of two, hardly too large."""
+    tiles, rooms = set(), set()
+    for size in np.random.default_rng(0).integers(1, 40 * tile_size, (3000, 2)).tolist():
+        size = tuple(size) if sum(size) % 2 else (size[0], 1 + size[1] % tile_size)
+        grid = tiling.make_grid(size, tile_size, tile_size // 4, stride)
+        tiles.add(grid.tile)
+        assert all(n % stride == 0 and n <= tile_size for n in grid.tile)
+        pixels = grid.canvas[0] * grid.canvas[1]
+        assert all(a <= b for a, b in zip(size, grid.canvas, strict=True))
+        assert pixels <= grid.room < 1.5 * pixels
+        if grid.is_cut:
+            rooms.add(grid.room)
+    assert len(tiles) <= 9
+    assert len(rooms) <= 2 * np.log2(max(rooms) / min(rooms)) + 2
 
 
-def test_tiles_cover_every_image_of_an_array():
-    """As many tiles as `most_tiles` says, however large the image within it is."""
+def test_tiles_cover_every_image():
     for length in range(17, 200):
         grid = tiling.make_grid((length, 40), 16, 4, 4)
         covered = np.zeros((length, 40), bool)
@@ -94,7 +104,6 @@ def test_tiles_cover_every_image_of_an_array():
             covered[top : top + 16, left : left + 16] = True
             assert top + 16 <= length and left + 16 <= 40
         assert covered.all()
-        assert len(grid.starts) <= tiling.most_tiles(grid, 4)
 
 
 @pytest.mark.parametrize("overlap", [16, -1])

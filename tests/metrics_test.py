@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import skimage.data
 import skimage.metrics
 
 from sr3_jax import images, metrics
+from sr3_jax.evaluation import evaluator
+from sr3_jax.inference import resampling
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,32 @@ def test_psnr_agrees_with_skimage(pair):
     ours = metrics.psnr(*pair)
     theirs = [skimage.metrics.peak_signal_noise_ratio(b, a) for a, b in zip(*pair, strict=True)]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
+    """8 bits and the same times 257 are one picture; other 16-bit values are seen in full."""
+    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(pair[1]), (24, 36))))
+    wide = tuple(rows * np.uint16(257) for rows in (*pair, low))
+    options = {"luminance": True, "border": 3}
+    for score in (
+        lambda a, b, _: metrics.psnr(a, b),
+        lambda a, b, _: metrics.psnr(a, b, **options),
+        lambda a, b, _: metrics.ssim(a, b, **options),
+        lambda a, _, low: metrics.consistency(a, low),
+        lambda a, b, _: metrics.gradient_energy(a, b),
+        lambda a, b, _: list(metrics.energy_score(np.stack([a, a[::-1]]), b).values()),
+    ):
+        expected = np.asarray(score(*pair, low))
+        for a, b, c in ((wide[0], pair[1], low), (pair[0], wide[1], wide[2]), wide):
+            np.testing.assert_allclose(score(a, b, c), expected, rtol=1e-5)
+    noise = np.random.default_rng(0).integers(0, 20, wide[1].shape, dtype=np.uint16)
+    finer = wide[1] - np.minimum(noise, wide[1])  # less than a level of 8 bits
+    theirs = [
+        skimage.metrics.peak_signal_noise_ratio(b, a, data_range=65535)
+        for a, b in zip(finer, wide[1], strict=True)
+    ]
+    assert min(theirs) > 70
+    np.testing.assert_allclose(metrics.psnr(finer, wide[1]), theirs, atol=1e-3)
 
 
 def test_ssim_agrees_with_skimage(pair):
@@ -59,6 +89,25 @@ def test_luminance_without_a_border_agrees_with_skimage(pair, border):
     np.testing.assert_allclose(metrics.ssim(*pair, **options), theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("luminance", [False, True])
+@pytest.mark.parametrize("side", [11, 16, 31, 64, 257])
+def test_psnr_of_equal_images_alone_is_infinite(side, luminance):
+    """Compiled programs round otherwise for images of other sizes."""
+    photo = skimage.data.astronaut()[None, :side, :side]
+    other = photo.copy()
+    other[0, 5, 5, 1] ^= 1  # the least difference there is
+    psnr = jax.jit(functools.partial(metrics.psnr, luminance=luminance))
+    assert np.isposinf(psnr(photo, photo.copy())).all()
+    assert np.isposinf(metrics.psnr(photo, photo.copy(), luminance=luminance)).all()
+    squares = side**2 if luminance else 3 * side**2
+    level = (128.553 / 255 if luminance else 1) / 255
+    expected = 10 * np.log10(squares / level**2)
+    np.testing.assert_allclose(psnr(photo, other), expected, atol=1e-3)
+    # As evaluation and scoring call it.
+    found = evaluator.score(photo, photo.copy(), None, luminance)["psnr"]
+    assert found == [np.inf]
+
+
 def test_a_border_that_leaves_nothing_is_named(pair):
     for metric in (metrics.psnr, metrics.ssim):
         with pytest.raises(ValueError, match="border of 48 pixels leaves nothing"):
@@ -88,23 +137,23 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
         assert (np.diff(metrics.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
-def test_detail_is_lost_by_blur_and_grows_with_noise():
+def test_gradient_energy_falls_with_blur_and_grows_with_noise():
     photo = skimage.data.astronaut()[:128, :128]
-    assert metrics.detail(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
+    assert metrics.gradient_energy(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
     # A wave of half the contrast has a quarter of the energy.
     wave = 100 * np.sin(np.arange(64) / 3)[None, :, None] * np.ones((64, 1, 3))
     half, whole = (np.round(128 + wave * gain).astype(np.uint8)[None] for gain in (0.5, 1.0))
-    assert metrics.detail(half, whole)[0] == pytest.approx(0.25, rel=0.02)
+    assert metrics.gradient_energy(half, whole)[0] == pytest.approx(0.25, rel=0.02)
     # Noise adds the energy of its differences, twice its variance.
     noise = np.random.default_rng(0).normal(size=photo.shape) * 10
     grey = np.full_like(photo, 128)
     noisy = (grey + noise).round().astype(np.uint8)
     noisier = (grey + 2 * noise).round().astype(np.uint8)
-    assert metrics.detail(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
+    assert metrics.gradient_energy(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
     blurred = [scipy.ndimage.gaussian_filter(photo, (s, s, 0)) for s in (0.5, 1, 2)]
-    assert (np.diff(metrics.detail(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
+    assert (np.diff(metrics.gradient_energy(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
     # A flat reference gives no infinity.
-    assert np.isfinite(metrics.detail(noisy[None], grey[None]))[0]
+    assert np.isfinite(metrics.gradient_energy(noisy[None], grey[None]))[0]
 
 
 def test_ssim_keeps_its_digits_on_a_bright_flat_image():
@@ -149,51 +198,41 @@ def test_value_ranges_round_trip():
     np.testing.assert_array_equal(images.to_uint8(3 * signed)[0, 0, 0], [0])
 
 
-@pytest.mark.parametrize("room", [0, 5])
-def test_the_nearest_consistent_image_is_consistent_and_nearest(room):
-    """Also within an array that is larger than the image."""
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_nearest_consistent_image_is_consistent_and_nearest(traced):
+    """On the host, and in a program of jax."""
     photo = skimage.data.chelsea()[100:164, 100:196][None]
     low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), (16, 24))))
     rng = np.random.default_rng(0)
     off = scipy.ndimage.gaussian_filter(rng.normal(size=photo.shape), (0, 4, 4, 0)) * 60
     worse = np.clip(photo + off + 10 * rng.normal(size=photo.shape), 0, 255).astype(np.uint8)
-    extent = images.make_extent((16, 24), (16 + room, 24 + room), 4)
-    pad = lambda image, n: jnp.pad(image, [(0, 0), (0, n), (0, n), (0, 0)], constant_values=0.7)  # noqa: E731
-
-    def improve(image):
-        source = pad(images.to_signed(low), room)
-        return images.make_consistent(pad(image, 4 * room), source, extent)[:, :64, :96]
-
+    kind = jnp.asarray if traced else np.asarray
+    improve = lambda image: resampling.make_consistent(kind(image), kind(images.to_signed(low)))  # noqa: E731
     better = improve(images.to_signed(worse))
     made = np.asarray(images.to_uint8(better))
     assert metrics.consistency(worse, low)[0] > 10
     assert metrics.consistency(made, low)[0] < 0.05
     # Nearer to every consistent image, and so to the photograph; its details stay.
     assert metrics.psnr(made, photo)[0] > metrics.psnr(worse, photo)[0] + 0.2
-    before, after = (float(metrics.detail(each, photo)[0]) for each in (worse, made))
+    before, after = (float(metrics.gradient_energy(each, photo)[0]) for each in (worse, made))
     assert after == pytest.approx(before, rel=0.1)
     # What is consistent already stays where it is.
     np.testing.assert_allclose(np.asarray(improve(better)), np.asarray(better), atol=1e-3)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_resizing_within_an_array_is_resizing(factor):
-    """As `resize_bicubic`, both ways, whatever lies beyond the image; a ramp stays a ramp."""
-    rng = np.random.default_rng(factor)
-    low = jnp.asarray(rng.normal(size=(2, 17, 22, 3)), jnp.float32)
-    extent = images.make_extent((13, 20), (17, 22), factor)
-    up = images.upsample_within(low, extent, factor)
-    expected = images.resize_bicubic(low[:, :13, :20], (13 * factor, 20 * factor))
-    np.testing.assert_allclose(up[:, : 13 * factor, : 20 * factor], expected, atol=1e-5)
+def test_resizing_on_the_host_is_resizing(factor):
+    """As on the devices, both ways; what is larger than the resized image repeats its edge."""
+    low = np.random.default_rng(factor).normal(size=(2, 13, 20, 3)).astype(np.float32)
+    size = 13 * factor, 20 * factor
+    up = resampling.resize(low, factor, (size[0] + 3, size[1]))
+    expected = np.asarray(images.resize_bicubic(low, size))
     np.testing.assert_allclose(
-        up[:, 13 * factor :, : 20 * factor],
-        np.broadcast_to(expected[:, -1:], (2, 4 * factor, 20 * factor, 3)),
-        atol=1e-5,
+        up, np.pad(expected, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"), atol=1e-5
     )
-    high = jnp.asarray(rng.normal(size=(2, 17 * factor, 22 * factor, 3)), jnp.float32)
-    down = images.downsample_within(high, extent, factor)[:, :13, :20]
-    expected = images.resize_bicubic(high[:, : 13 * factor, : 20 * factor], (13, 20))
-    np.testing.assert_allclose(down, expected, atol=1e-5)
+    high = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = images.resize_bicubic(high, (13, 20))
+    np.testing.assert_allclose(resampling.resize(high, 1 / factor, (13, 20)), expected, atol=1e-5)
 
 
 def test_upsampling_does_not_shift():

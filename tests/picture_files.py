@@ -1,14 +1,24 @@
-"""Picture files, made by Pillow, tifffile and by hand, for the tests of sr3_jax.data.picture."""
+"""Picture files, made by Pillow, tifffile, libvips and by hand, for the tests of data.picture."""
 
 import io
 import struct
+import tarfile
 import zlib
 
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
-from sr3_jax.data.picture import Picture
+from sr3_jax.data import archives, folders, picture, records
+from sr3_jax.data.picture import BadImageError, Density, Metadata, Picture, tiff
+from sr3_jax.evaluation import scoring
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# Only what says of which pixels it is differs; nothing in the tests opens it.
+GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+IPTC = b"\x1c\x02x\x00\ta caption\x1c\x02\x19\x00\x03sea"  # of an odd number of bytes
 
 
 def noise(channels: int, dtype: type, height: int = 9, width: int = 14) -> np.ndarray:
@@ -86,6 +96,36 @@ def tiff_file(values: np.ndarray, **options) -> bytes:
     return file.getvalue()
 
 
+def levels_tiff(levels: np.ndarray, bits: int, white_is_zero: bool, order: str) -> bytes:
+    """Grey of 1 to 16 bits, as they are; written by hand."""
+    height, width = levels.shape
+    if bits == 16:
+        packed = levels.astype(order + "u2").tobytes()
+    else:
+        spread = np.unpackbits(levels.astype(np.uint8)[..., np.newaxis], axis=-1)[..., -bits:]
+        packed = np.packbits(spread.reshape(height, -1), axis=-1).tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, height), (279, len(packed))]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(tags))
+    table = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    return head + table + bytes(4) + packed
+
+
+def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """How pixels that are stored in an orientation of EXIF are seen, by its specification."""
+    # Which side of the picture the first row is, and which the first column.
+    return {
+        1: stored,
+        2: stored[:, ::-1],
+        3: np.rot90(stored, 2),
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored, 2).swapaxes(0, 1),
+        8: np.rot90(stored, 1),
+    }[orientation]
+
+
 def png_values(data: bytes) -> np.ndarray:
     """The pixels of a PNG of 16 bits whose rows are differences to the row above."""
     width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
@@ -100,3 +140,55 @@ def png_values(data: bytes) -> np.ndarray:
     assert (rows[:, 0] == 2).all()
     rows = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
     return rows.view(">u2").reshape(height, width, -1)
+
+
+def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, object]]:
+    """What each reader of the project makes of each file: pixels, or the message of an error."""
+    for name, data in files.items():
+        (folder / "in").mkdir(exist_ok=True)
+        (folder / "in" / name).write_bytes(data)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / "in", ".")
+    source, tar = folders.folder(folder / "in"), archives.archive(folder / "a.tar")
+    assert len(source) == len(tar) == len(files)
+
+    def attempt(read):
+        try:
+            return read()
+        except BadImageError as error:
+            return str(error)
+
+    found = {}
+    for i, (ref, member) in enumerate(zip(source, tar, strict=True)):
+        record = records.serialize_example({"image": files[ref.name]})
+        found[ref.name] = {
+            "training, a folder": attempt(lambda r=ref: r.read().image),
+            "training, a tar": attempt(lambda m=member: m.read().image),
+            "training, records": attempt(lambda r=record: records.picture(r).image),
+            "scoring": attempt(lambda i=i: scoring.Read(source)[i]),
+            "upscaling": attempt(lambda r=ref: picture.rgb(picture.read_picture(r.path))),
+        }
+    return found
+
+
+def metadata(**others) -> Metadata:
+    geo = (
+        tiff.Value(33550, "d", (10.0, 10.0, 0.0)),
+        tiff.Value(33922, "d", (0.0, 0.0, 0.0, 399960.0, 5000040.0, 0.0)),
+        tiff.Value(34735, "H", (1, 1, 0, 2, 1025, 0, 1, 1, 3072, 0, 1, 32632)),
+        tiff.Value(42113, "s", b"-9999\0"),
+    )
+    parts = {
+        "density": Density(300.0, 240.0, "inch"),
+        "xmp": XMP % 1,
+        "iptc": IPTC,
+        "comments": (b"hello",),
+        "png_chunks": (
+            (b"tEXt", b"parameters\0a cat, steps: 20"),
+            (b"iTXt", b"Title\0\0\0\0\0" + "Ünï".encode()),
+            (b"zTXt", b"Log\0\0" + zlib.compress(b"long" * 99)),
+            (b"gAMA", struct.pack(">I", 45455)),
+        ),
+        "geo": geo,
+    }
+    return Metadata(**parts | others)

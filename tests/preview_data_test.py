@@ -9,7 +9,7 @@ import pytest
 import small_run
 from PIL import Image
 
-from sr3_jax.data import degrade, image_file
+from sr3_jax.data import degrade, picture
 from sr3_jax.tools import preview_data
 
 # The sheet's measures: a gap, tiles, a gap; a title above, a name under each row.
@@ -49,7 +49,7 @@ def _is(tile, image):
 
 def test_the_sheet_shows_pairs_mirrored_together(images):
     made = preview_data.preview(_config(images), num_images=6, num_read=0)
-    pictures = [image_file.read_file(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     mirrored = 0
     for row in range(6):
         pairs = [
@@ -71,7 +71,7 @@ def test_a_network_without_a_source_sees_the_pictures_alone(images):
     config.train.flip = False
     made = preview_data.preview(config, num_images=6, num_read=0)
     assert made.sheet.shape[1] == 2 * _GAP + _TILE
-    pictures = [image_file.read_file(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     for row in range(6):
         assert any(_is(_tile(made.sheet, row, 0), picture) for picture in pictures)
 
@@ -91,6 +91,31 @@ def test_what_cannot_be_used_is_counted_and_named(images):
     assert few.startswith("11 images; 4 read, of which ")
 
 
+def test_16_bits_and_a_white_level_are_shown_as_the_network_sees_them(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4000, (3, 16, 16), dtype=np.uint16)
+    values[:, 0, 0] = 4095
+    for i, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "3.png")
+    config = _config(tmp_path, eval_source="photos")
+    config.train.flip = False
+
+    def preview(**data):
+        config.data.update(data)
+        made = preview_data.preview(config, num_images=4, num_read=0)
+        brightest = max(_tile(made.sheet, row, 2).max() for row in range(4))
+        return made.counts[2:], brightest
+
+    hint = "16-bit values reach 4095 of 65535: set config.data.white_level=4095 (65535 keeps them)"
+    depth = "16 bits a channel; shown here in 8"
+    assert preview() == ([depth, hint], 16)
+    assert preview(white_level=4095) == ([depth], 255)
+    clipped = "3 of 4: values above config.data.white_level=4094 are clipped"
+    assert preview(white_level=4094) == ([depth, clipped], 255)
+    rounded = "3 of 4: 16 bits, read at 8; config.data.dtype=uint16 keeps them"
+    assert preview(white_level=4095, dtype="uint8") == ([rounded], 255)
+
+
 def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     """Of held-out images, which are neither mirrored nor of another size than asked for."""
     command = [sys.executable, "-m", "sr3_jax.tools.preview_data", *small_run.flags()]
@@ -106,7 +131,7 @@ def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     assert "10 images; 10 read, of which" in done.stdout
     assert "  a/empty.jpg: empty file (0 bytes)\n" in done.stdout
     sheet = np.array(Image.open(output))
-    pictures = [image_file.read_file(str(p)) for p in images.glob("?/[0-9].png")]
+    pictures = [picture.read_rgb(str(p)) for p in images.glob("?/[0-9].png")]
     for row in range(6):
         assert any(_is(_tile(sheet, row, 2), p) for p in pictures)
 

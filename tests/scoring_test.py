@@ -7,9 +7,10 @@ import forked_run
 import numpy as np
 import pytest
 import skimage.metrics
+from etils import epath
 from PIL import Image
 
-from sr3_jax.data import folders
+from sr3_jax.data import folders, picture
 from sr3_jax.evaluation import scoring
 
 
@@ -67,10 +68,43 @@ def test_the_command_scores_each_folder_as_skimage_does(made, tmp_path):
     assert f"{scores['POOR']['psnr']:.2f}" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_16_bits_are_scored_in_full(made, tmp_path):
+    """Steps of less than a level of 8 bits, in PNG and TIFF; also against an 8-bit output."""
+    rng = np.random.default_rng(0)
+    kinds = {"reference": ".png", "deep": ".tif", "flat": ".png", "low": ".png"}
+    expected: dict[str, list[float]] = {"deep": [], "flat": []}
+    for name in kinds:
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        high = np.kron(rng.integers(200, 65000, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint16)
+        images = {
+            "reference": high,
+            "deep": high + rng.integers(0, 100, high.shape, dtype=np.uint16),
+            "flat": np.rint(high / 257).astype(np.uint8),
+            "low": high[::4, ::4],
+        }
+        for name, image in images.items():
+            picture.write_image(image, epath.Path(tmp_path / name / f"{i}{kinds[name]}"))
+        images["flat"] = images["flat"] * np.uint16(257)
+        for name, found in expected.items():
+            found.append(
+                skimage.metrics.peak_signal_noise_ratio(high, images[name], data_range=65535)
+            )
+    here = {name: folders.folder(tmp_path / name) for name in kinds}
+    reference, low = here.pop("reference"), here.pop("low")
+    scores = scoring.score_folders(reference, here, low)
+    for name, found in expected.items():
+        assert min(found) > 55
+        assert scores.of_images[name]["psnr"] == pytest.approx(found, abs=0.01)
+    assert scores.bits == {"reference": [16], "deep": [16], "flat": [8], "input": [16]}
+    # The baseline is as deep as what it is compared with.
+    assert scores.images["bicubic"][0].dtype == np.uint16
+
+
 def test_without_low_resolutions_there_is_no_consistency(made):
     here = {name: folders.folder(made / name) for name in ("reference", "good", "low")}
     alone = scoring.score_folders(here["reference"], {"GOOD": here["good"]})
-    assert set(alone.means["GOOD"]) == {"psnr", "ssim", "detail", "n"}
+    assert set(alone.means["GOOD"]) == {"psnr", "ssim", "gradient_energy", "n"}
     with_low = scoring.score_folders(here["reference"], {"GOOD": here["good"]}, here["low"])
     for metric, value in alone.means["GOOD"].items():
         assert with_low.means["GOOD"][metric] == value

@@ -15,12 +15,13 @@ import forked_run
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import small_run
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sr3_jax import parallel
-from sr3_jax.training import checkpoint
+from sr3_jax.training import checkpoint, digests
 
 FLAGS = small_run.flags()
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *FLAGS]
@@ -200,6 +201,82 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
             fell_back.append(name)
             assert f"{folder / '2'} is damaged" in caplog.text
     assert len(fell_back) >= 2
+
+
+def test_a_flipped_byte_never_restores_other_numbers(two_checkpoints, tmp_path, caplog):
+    """In three places of each file; what is read is whole, or the one before, and that is said."""
+    folder, rng, fell_back = tmp_path / "checkpoints", random.Random(0), {}
+    shutil.copytree(two_checkpoints, folder)
+    for name in files_of(folder):
+        whole = (folder / name).read_bytes()
+        for place in rng.sample(range(len(whole)), min(3, len(whole))):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << rng.randrange(8)
+            (folder / name).write_bytes(damaged)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+                step, state = checkpointer.restore(small_state(0))
+                # By the loss: of step 2, or of step 1 where the other is not there.
+                assert checkpointer.find("best") == checkpointer.steps[-1]
+                checkpointer.close()
+            assert_leaves_equal(state, small_state(step))
+            if step == 1:
+                fell_back[name] = caplog.text
+                assert f"{folder / '2'} is damaged" in caplog.text
+        (folder / name).write_bytes(whole)
+    # Of the numbers of the kernel, which fill a file, nothing but the digest knows.
+    largest = max(files_of(folder), key=lambda name: (folder / name).stat().st_size)
+    assert "ema_params/kernel: not the numbers that were written" in fell_back[largest]
+
+
+def test_digests_are_of_the_numbers_and_their_places_alone(two_checkpoints, tmp_path):
+    expected = digests.of(small_state(1))
+    for layout in (parallel.Layout(parallel.make_mesh(model=2)), None):
+        state = small_state(1)
+        lies = layout.kept(state) if layout else jax.devices()[2]
+        assert digests.of(jax.device_put(state, lies)) == expected
+    kernel = small_state(1)["ema_params"]["kernel"]
+    for changed in (
+        kernel.at[3, 5].multiply(-1),
+        kernel.at[1, 2].set(kernel[2, 1]).at[2, 1].set(kernel[1, 2]),
+        kernel[::-1],
+        kernel.T.reshape(kernel.shape),
+    ):
+        digest = digests.of({"ema_params": {"kernel": changed}})
+        assert digest["ema_params/kernel"] != expected["ema_params/kernel"]
+
+    def of_weights(folder, step):
+        checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+        digest = checkpointer.digest(small_state(0), step)
+        checkpointer.close()
+        return digest
+
+    # A moved one is the same, also without the file, as older versions wrote none; others are not.
+    moved = tmp_path / "moved"
+    shutil.copytree(two_checkpoints, moved)
+    shutil.rmtree(moved / "1" / digests.FOLDER)
+    assert of_weights(moved, 1) == of_weights(two_checkpoints, 1) != of_weights(moved, 2)
+
+
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    state = small_state(3)
+    state["ema_params"]["bias"] = jnp.asarray([0.0, jnp.nan, 1.0])
+    checkpointer = checkpoint.Checkpointer(folder)
+    with pytest.raises(checkpoint.CheckpointError, match="step 3: ema_params/bias has .* not fin"):
+        checkpointer.save(3, state, {})
+    assert checkpointer.steps == [1, 2]
+    checkpointer.close()
+    # As older versions would have written it.
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder / "2" / "default", state, force=True)
+    shutil.rmtree(folder / "2" / digests.FOLDER)
+    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+    with pytest.raises(checkpoint.CheckpointError, match="ema_params/bias has .* not finite"):
+        checkpointer.restore_part(small_state(0))
+    checkpointer.close()
 
 
 def assert_leaves_equal(a, b):

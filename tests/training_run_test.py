@@ -2,8 +2,10 @@
 
 import json
 import math
+import pathlib
 import sys
 
+import forked_run
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from sr3_jax import data_factory, jobs
+from sr3_jax import SuperResolver, config_file, data_factory, jobs
 from sr3_jax.evaluation import evaluator
 from sr3_jax.training import checkpoint, loop
 
@@ -102,11 +104,62 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     checkpoints.close()
 
 
-def test_a_checkpoint_of_another_network_is_refused(workdir):
+def _files(folder) -> dict[str, bytes]:
+    paths = pathlib.Path(folder).rglob("*")
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
+    """Whether shapes, the meaning of equal shapes, or what comes after training is refused."""
+    before = _files(workdir)
+    for key, value, message in [
+        ("model.channels", 16, "channels was 8 and is now 16"),
+        ("model.multipliers", (1, 2), r"multipliers was \[1\] and is now \[1, 2\]"),
+        ("model.residual_std", 0.3, "residual_std was .* and is now 0.3"),
+        ("model.embedding_scale", 1.0, "embedding_scale was .* and is now 1.0"),
+        ("model.scale_shift", True, "scale_shift was False and is now True"),
+        ("data.low_resolution", 8, "low_resolution was 4 and is now 8"),
+        ("data.image_size", 32, "image_size was 16 and is now 32"),
+        ("diffusion.num_steps", 1999, "num_steps was 2000 and is now 1999"),
+        ("diffusion.schedule", "cosine", "schedule was .* and is now 'cosine'"),
+        ("train.source_noise", 0.2, "source_noise was 0.0 and is now 0.2"),
+        ("train.loss", "l2", "loss was 'l1' and is now 'l2'"),
+        ("method", "regression", "method was 'sr3' and is now 'regression'"),
+        ("sampling.variance", "none", "'none' is unknown"),
+        ("evaluation.image_size", 33, "33 is not a multiple of 4"),
+        ("evaluation.paper_table", "9", "'9' is unknown"),
+    ]:
+        config = small_run.config()
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match=message) as refused:
+            jobs.train(config, workdir)
+        assert _files(workdir) == before, key
+        if "and is now" in message:
+            # Nor can it be evaluated under that config.
+            assert "only these keys may change: seed, profile_steps, data.source" in str(
+                refused.value
+            )
+            with pytest.raises(ValueError, match=message):
+                jobs.evaluate(config, workdir)
+    flags = [*small_run.flags(), f"--workdir={workdir}", "--config.model.channels=16"]
+    assert forked_run.run(flags, tmp_path / "said.txt") == 2
+    error = (tmp_path / "said.txt").read_text().strip().splitlines()[-1]
+    assert error.startswith("error: the checkpoints beside") and "channels was 8" in error
+    assert _files(workdir) == before
+    small = np.zeros((1, 4, 4, 3), np.uint8)
+    assert SuperResolver.from_workdir(workdir).upscale(small).shape == (1, 16, 16, 3)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(workdir, tmp_path):
+    """Where no config.json lies beside the checkpoints that would show it."""
+    alone = epath.Path(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(str(workdir / "checkpoints"))
     config = small_run.config()
     config.model.channels = 16
-    with pytest.raises(ValueError, match=r"another config: ema_params/.* has shape .* there"):
-        jobs.evaluate(config, workdir)
+    for job in (jobs.train, jobs.evaluate):
+        with pytest.raises(ValueError, match=r"another config: \w+/.* has shape .* there"):
+            job(config, alone)
+    assert not (alone / "config.json").exists()
 
 
 def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
@@ -128,7 +181,10 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     config.diffusion.schedule = "cosine"
     config.sampling.variance = "posterior"
     workdir = epath.Path(tmp_path / "run")
+    # Of a run that ended before its first checkpoint, which binds nobody.
+    config_file.save(small_run.config(), workdir / "config.json")
     jobs.train(config, workdir)
+    assert config_file.changed_keys(config_file.load(workdir / "config.json"), config) == {}
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert scores["sr3"]["n"] in (2, 3)
     state = small_run.read_checkpoint(workdir, 2)

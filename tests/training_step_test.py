@@ -70,6 +70,20 @@ def test_a_step_depends_on_state_and_batch_alone(state, step):
     assert other.step == 2
 
 
+def test_16_bits_train_as_8_where_they_hold_the_same(state, step):
+    """And what lies between the levels of 8 bits is seen."""
+    batch = _batch()
+    wide = {
+        key: rows * np.uint16(257) if key.endswith("resolution") else rows
+        for key, rows in batch.items()
+    }
+    narrow, wider = step(state, batch), step(state, wide)
+    _assert_close(narrow[1], wider[1], rtol=1e-5)
+    _assert_close(narrow[0].params, wider[0].params, atol=2e-5)
+    finer = dict(wide, high_resolution=wide["high_resolution"] ^ np.uint16(64))
+    assert abs(float(step(state, finer)[1]["loss"] - wider[1]["loss"])) > 1e-6
+
+
 def test_noise_changes_with_step_and_seed(state, step):
     _, metrics = step(state, _batch())
     _, later = step(state.replace(step=jnp.int32(5)), _batch())

@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax.data import locks, storage
-from sr3_jax.inference import files, manifest
+from sr3_jax.inference import files, manifest, reading, recipes
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import upscaling
 
@@ -105,7 +105,7 @@ def test_outputs_within_the_inputs_never_become_inputs(workdir, pictures):
         assert _sizes(output) == {(28, 24)}
     assert before.items() <= _contents(pictures).items()
     # What was made by this program is an input where that is asked for.
-    assert len(files.find_inputs(first)) == 3
+    assert len(reading.find_inputs(first)) == 3
     for path in ("0.png", "1.png", "2.png"):
         (pictures / path).unlink()
     with pytest.raises(ValueError, match="all images in .* are outputs of this program"):
@@ -175,7 +175,7 @@ def test_what_a_killed_job_made_is_known_and_what_it_was_to_replace_too(
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(manifest.Manifest, "add", killed)
         patch.setattr(manifest.Manifest, "flush", lambda self: None)
-        patch.setattr(files, "_THREADS", 1)
+        patch.setattr(reading, "THREADS", 1)
         upscaling.upscale(workdir, pictures / "0.png", output, other, overwrite=True)
     (output / f".{'0' * 16}.partial").write_bytes(b"half")
     assert _contents(output)["0.png"] != before["0.png"]
@@ -202,12 +202,12 @@ def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
         k: v for k, v in before.items() if k.endswith("png")
     }
     # Folders of older versions have path and step instead.
-    recipe = json.loads((output / manifest.MARK).read_text())
+    recipe = json.loads((output / recipes.MARK).read_text())
     older = {**recipe, "workdir": str(workdir), "checkpoint": 3}
     del older["network"]
-    (output / manifest.MARK).write_text(json.dumps(older))
+    (output / recipes.MARK).write_text(json.dumps(older))
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
-    assert json.loads((output / manifest.MARK).read_text()) == recipe
+    assert json.loads((output / recipes.MARK).read_text()) == recipe
     (moved / "checkpoints").rmtree()
     small_run.write_workdir(moved, noise=0.1)
     with pytest.raises(ValueError, match="network was '.*' and is '.*--overwrite"):
@@ -239,7 +239,7 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
         assert set(rows) == {*NAMES, broken}
         for name in NAMES:
             assert rows[name].status == "written"
-            for made in files.output_names(name, several):
+            for made in reading.output_names(name, several):
                 assert os.path.getsize(tmp_path / "o*" / made)
     said = capsys.readouterr().out
     assert "7 of 8 images" in said and "7 of 8 outputs are there already" in said
@@ -282,7 +282,7 @@ def test_a_damaged_recipe_and_damaged_rows_are_told(workdir, pictures, tmp_path)
     assert len(manifest.read(output)) == 2
     with pytest.raises(ValueError, match=r"0\.png: no row of the manifest"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
-    (output / manifest.MARK).write_bytes(b"[1")
+    (output / recipes.MARK).write_bytes(b"[1")
     with pytest.raises(ValueError, match=r"recipe\.json.*is damaged.*Remove it"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
     assert upscaling.upscale(workdir, pictures, output, OPTIONS, overwrite=True) == 0

@@ -1,18 +1,22 @@
 """The upscaling job, on this process's devices and on a Ray cluster of this machine."""
 
 import io
+import ipaddress
 import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax.inference import files, manifest
+from sr3_jax.inference import files, manifest, reading
 from sr3_jax.jobs import ray_engine, upscaling
 from sr3_jax.training.loop import StoppedError
 
@@ -100,7 +104,7 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     assert upscaling.upscale(workdir, pictures, folder, other, overwrite=True) == 0
     after = outputs(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in after)
-    assert all(row.seed == files.seed_of(name, 1) for name, row in rows(folder).items())
+    assert all(row.seed == reading.seed_of(name, 1) for name, row in rows(folder).items())
     # So it is for a single picture.
     with pytest.raises(ValueError, match="seed was 1 and is 0.*--overwrite"):
         upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
@@ -143,11 +147,11 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(workdir, pictures, tmp_p
 
 def test_two_inputs_with_one_output_are_refused(workdir, pictures, tmp_path):
     Image.new("RGB", (4, 4)).save(pictures / "0.jpe", format="JPEG")
-    names = [files.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
+    names = [reading.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
     with pytest.raises(ValueError, match=r"a\.gif and a\.gif\.png would both become a\.gif\.png"):
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), OPTIONS)
     with pytest.raises(ValueError, match="would both become a.png.uncertainty.png"):
-        names = [files.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
+        names = [reading.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
         several = files.Options(num_samples=2)
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), several)
     with pytest.raises(NotADirectoryError, match=r"0\.png is a file"):
@@ -162,7 +166,7 @@ class Killed(upscaling.Work):
     def load(self):
         resolver = super().load()
         state = epath.Path(self.output).parent
-        decode = files._decode
+        decode = reading._decode
 
         def deadly(resolver, output, options, source, content):
             ref = source.ref
@@ -175,29 +179,39 @@ class Killed(upscaling.Work):
                 os.kill(os.getpid(), signal.SIGKILL)
             return decode(resolver, output, options, source, content)
 
-        files._decode = deadly
+        reading._decode = deadly
         return resolver
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One for all tests of this file, of two actors at most."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    """One for all tests of this file, of two actors at most, as the engine starts it."""
     path = os.pathsep.join([str(small_run.ROOT), str(small_run.ROOT / "tests")])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}},
+    variables = {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}
+    with ray_engine.cluster(None, num_cpus=2, runtime_env={"env_vars": variables}) as ray:
+        yield ray
+
+
+def test_a_cluster_of_this_machine_is_closed_to_others(cluster):
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        (process.name(), socket.laddr.ip.removeprefix("::ffff:"))
+        for process in processes
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert all(ipaddress.ip_address(address).is_loopback for _, address in listening), listening
+    # Another process of this machine, which has no token.
+    address = cluster.get_runtime_context().gcs_address
+    said = subprocess.run(
+        [sys.executable, "-c", f"import ray; ray.init({address!r}); print('inside')"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+        | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
     )
-    yield
-    ray.shutdown()
+    assert said.returncode and "inside" not in said.stdout and "auth" in said.stderr.lower()
 
 
 def _by_ray(monkeypatch, work, workdir, pictures, folder) -> int:

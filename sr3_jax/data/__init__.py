@@ -1,6 +1,6 @@
 """Images in, batches of (high resolution, low resolution) pairs out.
 
-`sources`, `folders`, `archives`, `records` and `tfds_source` know where images are, `image_file`
+`sources`, `folders`, `archives`, `records` and `tfds_source` know where images are, `picture`
 decodes one, `degrade` makes its pair, `pipeline` the batches. This package is the only place that
 imports TensorFlow, and only `tfds_source` does.
 """

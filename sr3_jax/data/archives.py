@@ -24,7 +24,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from sr3_jax.data import folders, image_file, index_file, sources, storage
+from sr3_jax.data import folders, index_file, sources, storage
+from sr3_jax.data.picture import BadImageError, decode_seen
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -118,12 +119,13 @@ class MemberRef(NamedTuple):
             # A request for no bytes is an error in a bucket.
             data = storage.read(self.path, self.offset, self.size) if self.size else b""
         except FileNotFoundError as error:
-            raise image_file.BadImageError(f"no such file: {self.path}") from error
+            raise BadImageError(f"no such file: {self.path}") from error
         if len(data) < self.size:
-            raise image_file.BadImageError(
+            raise BadImageError(
                 f"truncated: {self.path} ends in the middle of the file at byte {self.offset}"
             )
-        return sources.Picture(image_file.decode(data), label=self.label)
+        image, notes = decode_seen(data)
+        return sources.Picture(image, label=self.label, notes=notes)
 
 
 def made_of(path: str | os.PathLike[str]) -> str:

@@ -4,13 +4,27 @@ import collections
 import dataclasses
 import itertools
 import os
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sr3_jax.data import image_file, index_file, sources, storage
+from sr3_jax.data import index_file, sources, storage
+from sr3_jax.data.picture import BadImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# What `picture` reads.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".gif", ".heic", ".heif", ".hif", ".avif"),
+)
+# Pictures of formats that it does not read: others, raw ones of cameras, drawings.
+UNREAD_SUFFIXES = frozenset(
+    ".jxl .jp2 .j2k .jpf .jpx .jpm .jxr .wdp .ico .cur .icns .tga .pcx .ppm .pgm .pbm .pnm .pam "
+    ".pfm .exr .hdr .dpx .cin .fits .fit .dcm .dicom .sgi .ras .xbm .xpm .dds .qoi .flif .bpg "
+    ".psd .psb .xcf .kra .clip .ai .eps .svg .svgz .wmf .emf .mng .jng .apng .mpo .jps .btf .tf8 "
+    ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr .fff .iiq "
+    ".mrw .erf .kdc .dcr .mos .mef .rwl .raw".split()
+)
 
 _MAX_NAMED = 100
 
@@ -20,14 +34,29 @@ class Folder(sources.LazySource):
 
     Where every image lies in a subfolder, those of the first level are its classes, numbered in
     alphabetical order.
+
+    Attributes:
+        root: what the names are relative to.
+        classes: their names.
+        others: how many files are no images by their names, by suffix, `hidden` or `no extension`.
+            Nothing is known of them in a list of images that was kept in a file.
+        unread: the names of those that are pictures of a format that is not read, sorted.
     """
 
-    def __init__(self, root: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        root: str,
+        arrays: Mapping[str, np.ndarray],
+        others: Mapping[str, int] = types.MappingProxyType({}),
+        unread: Sequence[str] = (),
+    ) -> None:
         """Use `folder` to make one.
 
         Args:
             root: what the paths are relative to.
             arrays: what `to_arrays` gives.
+            others: see `Folder`.
+            unread: see `Folder`.
 
         Raises:
             KeyError: an array is missing.
@@ -35,6 +64,7 @@ class Folder(sources.LazySource):
         """
         _check(arrays)
         self.root = root
+        self.others, self.unread = collections.Counter(others), tuple(unread)
         # Bytes, since on Linux a name need not be text.
         self._bytes = arrays["names"].tobytes()
         self._ends = arrays["ends"]
@@ -129,10 +159,21 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
                 f"{os.path.dirname(root)}"
             )
     other_files: collections.Counter[str] = collections.Counter()
-    names = sorted(name for name in storage.find(root, skip) if is_image(name, other_files))
+    names, unread = [], []
+    for name in storage.find(root, skip):
+        if is_image(name, other_files):
+            names.append(name)
+        elif is_unread(name):
+            unread.append(name)
     if not names:
         raise ValueError(no_image_message(f"folder {str(path)!r}", other_files))
-    return Folder(root, arrays_of(names))
+    return Folder(root, arrays_of(sorted(names)), other_files, sorted(unread))
+
+
+def is_unread(name: str) -> bool:
+    """Whether a file is a picture of a format that is not read, by its name."""
+    file = name.rpartition("/")[2]
+    return not file.startswith(".") and os.path.splitext(file)[1].lower() in UNREAD_SUFFIXES
 
 
 def is_image(name: str, other_files: collections.Counter[str]) -> bool:
@@ -174,12 +215,11 @@ class PairRef:
         """See `ImageRef`; what is wrong with the low resolution is said to be of it."""
         picture = self.high.read()
         try:
-            low = self.low.read().image
-        except image_file.BadImageError as error:
-            raise image_file.BadImageError(
-                f"its low resolution {self.low.name}: {error}"
-            ) from error
-        return picture._replace(low_resolution=low)
+            low = self.low.read()
+        except BadImageError as error:
+            raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
+        notes = tuple(f"its low resolution: {note}" for note in low.notes)
+        return picture._replace(low_resolution=low.image, notes=picture.notes + notes)
 
 
 class Pairs(sources.LazySource):

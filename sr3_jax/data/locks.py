@@ -60,9 +60,17 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
         if storage.is_url(path):
             stack.enter_context(_renewed(folder, path, me))
         else:
+            is_new = not os.path.isdir(folder)
             os.makedirs(folder, exist_ok=True)
+            if is_new:
+                stack.callback(_remove_if_empty, folder)
             stack.enter_context(_by_kernel(folder, path, me))
         yield
+
+
+def _remove_if_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ So resuming at any step costs nothing and needs no iterator state, and the strea
 every number of processes and threads. What makes it, NumPy's `SeedSequence`, `MT19937` and the
 frozen `RandomState`, is promised not to change from version to version.
 
-An image that cannot be used keeps its row, with weight 0, so it shifts nothing.
+An image that cannot be used keeps its row, with weight 0, so it shifts nothing. All images come at
+one depth (`depth.Reader`).
 """
 
 import os
@@ -19,9 +20,11 @@ from typing import NamedTuple, TypedDict
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, Float64, Int32, Integer, UInt8
+from jaxtyping import Float32, Float64, Int32, Integer, UInt
+from numpy.typing import DTypeLike
 
-from sr3_jax.data import degrade, image_file, sources
+from sr3_jax.data import degrade, depth, sources
+from sr3_jax.data.picture import BadImageError
 
 # With no usable image among so many, the source as a whole is at fault; a large one would take
 # hours to read to the end.
@@ -37,15 +40,15 @@ class Batch(TypedDict):
     """This process's rows of one global batch; `batch` is batch_size / process_count.
 
     Attributes:
-        high_resolution: RGB; zeros in rows of weight 0.
+        high_resolution: RGB, uint8 or uint16; zeros in rows of weight 0.
         low_resolution: RGB, of the same square of the picture.
         weight: 1 for a real image, 0 for an unusable image or padding.
         index: position of the image in the source; -1 for padding.
         label: of the image's class; -1 where it has none, and in rows of weight 0.
     """
 
-    high_resolution: UInt8[np.ndarray, "batch image_size image_size 3"]
-    low_resolution: UInt8[np.ndarray, "batch low_resolution low_resolution 3"]
+    high_resolution: UInt[np.ndarray, "batch image_size image_size 3"]
+    low_resolution: UInt[np.ndarray, "batch low_resolution low_resolution 3"]
     weight: Float32[np.ndarray, " batch"]
     index: Int32[np.ndarray, " batch"]
     label: Int32[np.ndarray, " batch"]
@@ -58,8 +61,8 @@ class TooManyBadError(ValueError):
 class _Pair(NamedTuple):
     """What a row of a batch is made of."""
 
-    high_resolution: UInt8[np.ndarray, "image_size image_size 3"]
-    low_resolution: UInt8[np.ndarray, "low_resolution low_resolution 3"]
+    high_resolution: UInt[np.ndarray, "image_size image_size 3"]
+    low_resolution: UInt[np.ndarray, "low_resolution low_resolution 3"]
     label: int
 
 
@@ -87,6 +90,8 @@ class Pipeline:
         seed: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        dtype: DTypeLike | None = None,
+        white_level: int = 0,
         cache_bytes: int = 1 << 30,
         max_bad_share: float = 1.0,
         num_threads: int | None = None,
@@ -100,6 +105,8 @@ class Pipeline:
             seed: of order and crops, in [0, 2**31).
             process_index: which contiguous slice of every global batch is made here.
             process_count: number of slices; divides `batch_size`.
+            dtype: of pixels, uint8 or uint16; None for that of the first image that can be read.
+            white_level: of 16-bit images; see `depth.convert`.
             cache_bytes: most memory to spend on what was read; 0 for none.
             max_bad_share: of the source: with more damaged images than that, iterating is an
                 error. Images that are only too small do not count. Of several processes none
@@ -128,6 +135,7 @@ class Pipeline:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None")
         self._source = source
+        self._reader = depth.Reader(source, dtype, white_level)
         self._options = options
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
@@ -139,7 +147,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._cache: dict[int, _Pair | sources.Picture] = {}
         self._free_cache_bytes = cache_bytes
-        self._unusable: dict[int, image_file.BadImageError] = {}
+        self._unusable: dict[int, BadImageError] = {}
         self._found_usable = False
         self._orders: dict[int, Integer[np.ndarray, " num_images"]] = {}
 
@@ -152,6 +160,21 @@ class Pipeline:
     def sizes(self) -> tuple[int, int]:
         """Of `high_resolution` and of `low_resolution`, in pixels."""
         return self._options.image_size, self._options.low_resolution
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of pixels; where none was given, the first call reads an image."""
+        return self._reader.dtype
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        """What images lose on their way into batches, and how many of those read so far."""
+        return self._reader.losses
+
+    @property
+    def range_warning(self) -> str:
+        """Says which white level may be right for the images read so far; empty for most."""
+        return self._reader.range_warning
 
     def name(self, index: int) -> str:
         """Of the image at a position of the source, as in `index` of a batch."""
@@ -264,8 +287,8 @@ class Pipeline:
     def _rows(self, images: Sequence[_Choice]) -> Batch:
         count, (high, low) = len(images), self.sizes
         batch = Batch(
-            high_resolution=np.zeros((count, high, high, 3), np.uint8),
-            low_resolution=np.zeros((count, low, low, 3), np.uint8),
+            high_resolution=np.zeros((count, high, high, 3), self.dtype),
+            low_resolution=np.zeros((count, low, low, 3), self.dtype),
             weight=np.zeros(count, np.float32),
             index=np.array([index for index, _ in images], np.int32),
             label=np.full(count, sources.NO_LABEL, np.int32),
@@ -301,10 +324,10 @@ class Pipeline:
                 yield row, kept
                 continue
             try:
-                picture = kept or self._source[index].read()
-                image, low_resolution, _ = picture
-                crop = degrade.cut(image, low_resolution, self._options, uniforms)
-            except image_file.BadImageError as error:
+                picture = kept or self._reader.read(index)
+                image = picture.image
+                crop = degrade.cut(image, picture.low_resolution, self._options, uniforms)
+            except BadImageError as error:
                 self._skip(index, error)
                 continue
             waiting[row] = picture, crop
@@ -323,7 +346,7 @@ class Pipeline:
                 self._cache[index] = value
                 self._free_cache_bytes -= size
 
-    def _skip(self, index: int, error: image_file.BadImageError) -> None:
+    def _skip(self, index: int, error: BadImageError) -> None:
         name = self._source[index].name
         with self._lock:
             if index in self._unusable:

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from sr3_jax.data import degrade, folders, image_file, index_file, records, sources, storage
+from sr3_jax.data import degrade, folders, index_file, records, sources, storage
+from sr3_jax.data.picture import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
@@ -44,7 +44,7 @@ class Plan:
         images: the pictures.
         output: the folder to fill, local or a URL.
         image_size: side of the largest central square after it is resized by area, in pixels,
-            kept as PNG; 0 to keep the files as they are.
+            kept as PNG of its own depth; 0 to keep the files as they are.
         images_per_file: at most.
     """
 
@@ -123,7 +123,7 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
         for ref in plan.images[first : first + plan.images_per_file]:
             try:
                 content = _example(ref, plan.image_size)
-            except image_file.BadImageError as error:
+            except BadImageError as error:
                 skipped[ref.name] = [str(error), isinstance(error, degrade.TooSmallError)]
                 continue
             record = records.write_record(content)
@@ -324,9 +324,7 @@ def _example(ref: sources.FileRef, image_size: int) -> bytes:
         degrade.check_size(picture.image, image_size)
         left, top, right, bottom = degrade.central_box(*picture.image.shape[:2])
         square = picture.image[top:bottom, left:right]
-        encoded = io.BytesIO()
-        Image.fromarray(degrade.by_area(square, image_size)).save(encoded, "PNG")
-        data = encoded.getvalue()
+        data = encode_image(degrade.by_area(square, image_size))
     else:
         data = storage.read(ref.path)
     features: dict[str, bytes | int] = {

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from sr3_jax.data import image_file, index_file, sources, storage
+from sr3_jax.data import index_file, sources, storage
+from sr3_jax.data.picture import BadImageError, decode_seen
 
 T = TypeVar("T")
 
@@ -112,8 +113,9 @@ def picture(content: bytes) -> sources.Picture:
     for key in _IMAGE_KEYS:
         if key in features:
             data = _only(features, key, bytes)
-            return sources.Picture(image_file.decode(data), label=_label(features))
-    raise image_file.BadImageError(
+            image, notes = decode_seen(data)
+            return sources.Picture(image, label=_label(features), notes=notes)
+    raise BadImageError(
         f"no image among its features {sorted(features)}; known are {', '.join(_IMAGE_KEYS)}, or "
         "shape and data together"
     )
@@ -220,20 +222,18 @@ def read_record(path: str, offset: int, size: int) -> bytes:
         BadImageError: missing file, or a damaged record.
     """
     if size == _LOST:
-        raise image_file.BadImageError(
+        raise BadImageError(
             f"damaged record at byte {offset} of {path}, after which nothing can be found"
         )
     try:
         data = storage.read(path, offset, size + _CHECKSUM.size)
     except FileNotFoundError as error:
-        raise image_file.BadImageError(f"no such file: {path}") from error
+        raise BadImageError(f"no such file: {path}") from error
     content, checksum = data[:size], data[size:]
     if len(checksum) < _CHECKSUM.size:
-        raise image_file.BadImageError(
-            f"truncated: {path} ends in the middle of the record at byte {offset}"
-        )
+        raise BadImageError(f"truncated: {path} ends in the middle of the record at byte {offset}")
     if _CHECKSUM.unpack(checksum)[0] != _masked_checksum(content):
-        raise image_file.BadImageError(
+        raise BadImageError(
             f"damaged: the record at byte {offset} of {path} is not what its checksum says"
         )
     return content
@@ -254,7 +254,7 @@ def parse_example(data: bytes) -> dict[str, list[Any]]:
     try:
         example = tf_example_generated_pb2.Example.FromString(data)
     except Exception as error:  # protobuf's DecodeError, of its own or of its C implementation
-        raise image_file.BadImageError(f"no tf.train.Example: {error}") from error
+        raise BadImageError(f"no tf.train.Example: {error}") from error
     return {
         name: list(getattr(feature, feature.WhichOneof("kind")).value)
         for name, feature in example.features.feature.items()
@@ -277,7 +277,7 @@ def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height w
     shape, data = features["shape"], _only(features, "data", bytes)
     is_shape = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     if not is_shape or shape[0] != 3 or math.prod(shape) != len(data):
-        raise image_file.BadImageError(
+        raise BadImageError(
             f"feature shape {shape} does not describe the {len(data)} bytes of feature data as "
             "(3, height, width)"
         )
@@ -298,7 +298,7 @@ def _only(features: Mapping[str, list[Any]], key: str, kind: type[T]) -> T:
     """The one value of a feature."""
     values = features[key]
     if len(values) != 1 or not isinstance(values[0], kind):
-        raise image_file.BadImageError(
+        raise BadImageError(
             f"its feature {key} has {len(values)} values where one of type {kind.__name__} is "
             "expected"
         )

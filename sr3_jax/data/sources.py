@@ -33,9 +33,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, UInt
 
-from sr3_jax.data import image_file
+from sr3_jax.data import picture
 
 NO_LABEL = -1
 
@@ -51,7 +51,7 @@ _TRAIN_FILES = (
 
 # Chosen by eye, so that a person can tell at a glance what a super-resolved one should look like.
 # The first of each photograph is its largest central square.
-_HELD_OUT_BOXES: dict[str, tuple[str, image_file.Box]] = {
+_HELD_OUT_BOXES: dict[str, tuple[str, picture.Box]] = {
     "astronaut": ("astronaut.png", (0, 0, 512, 512)),
     "astronaut_portrait": ("astronaut.png", (100, 0, 356, 256)),
     "astronaut_helmet": ("astronaut.png", (256, 256, 512, 512)),
@@ -67,15 +67,17 @@ class Picture(NamedTuple):
     """What is read of one image.
 
     Attributes:
-        image: upright 8-bit RGB.
+        image: upright RGB of the depth of its file; see `picture.decode_seen`.
         low_resolution: the same picture as another camera, or another method, took it; None
             where it is still to be made from `image`.
         label: of its class, from 0; NO_LABEL where there is none.
+        notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
-    image: UInt8[np.ndarray, "height width 3"]
-    low_resolution: UInt8[np.ndarray, "low_height low_width 3"] | None = None
+    image: UInt[np.ndarray, "height width 3"]
+    low_resolution: UInt[np.ndarray, "low_height low_width 3"] | None = None
     label: int = NO_LABEL
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -92,7 +94,7 @@ class ImageRef(Protocol):
         """Reads and decodes it; several threads may at once.
 
         Raises:
-            image_file.BadImageError: it cannot be used, and why.
+            picture.BadImageError: it cannot be used, and why.
             OSError: reading failed for a reason that says nothing about the image.
         """
 
@@ -155,12 +157,13 @@ class FileRef:
 
     name: str
     path: str
-    box: image_file.Box | None = None
+    box: picture.Box | None = None
     label: int = NO_LABEL
 
     def read(self) -> Picture:
         """See `ImageRef`."""
-        return Picture(image_file.read_file(self.path, self.box), label=self.label)
+        image, notes = picture.decode_seen(picture.content(self.path))
+        return Picture(picture.cut(image, self.box), label=self.label, notes=notes)
 
 
 def photos(split: Literal["train", "held_out"]) -> Source:

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int, UInt8
 
+from sr3_jax.data import picture
 from sr3_jax.evaluation import pretrained
 
 _SIZE = 224
@@ -107,12 +108,12 @@ def _batches(
         batch = np.zeros((min(_BATCH_SIZE, len(images)), _SIZE, _SIZE, 3), np.uint8)
         for i in range(start, min(start + _BATCH_SIZE, len(images))):
             image = images[i]
-            if image.dtype != np.uint8 or image.shape != batch.shape[1:]:
+            if image.dtype not in (np.uint8, np.uint16) or image.shape != batch.shape[1:]:
                 raise ValueError(
-                    f"image {i} is {image.dtype} {image.shape}; ResNet-50 is scored on uint8 "
+                    f"image {i} is {image.dtype} {image.shape}; ResNet-50 is scored on 8 bits "
                     f"[{_SIZE}, {_SIZE}, 3]: resize or crop images to it"
                 )
-            batch[i - start] = image
+            batch[i - start] = picture.to_8_bits(image)
         yield start, batch
 
 

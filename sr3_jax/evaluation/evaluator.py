@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float64, Int, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Float64, Int, UInt
 
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
@@ -21,14 +22,14 @@ from sr3_jax.data import storage
 from sr3_jax.evaluation import measures
 from sr3_jax.training.step import Batch
 
-METRICS = ("psnr", "ssim", "consistency", "detail")
-# Of several samples of one image, which is the best; detail has its best in the middle.
+METRICS = ("psnr", "ssim", "consistency", "gradient_energy")
+# Of several samples of one image, which is the best; gradient energy has its best in the middle.
 _BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
-# each, and the seconds that they took altogether.
+# each, of the same type, and the seconds that they took altogether.
 Run = Callable[
-    [UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
-    tuple[UInt8[np.ndarray, "samples n h2 w2 3"], float],
+    [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
+    tuple[UInt[np.ndarray, "samples n h2 w2 3"], float],
 ]
 
 
@@ -46,46 +47,51 @@ class Evaluation:
     Attributes:
       means: for each method the means of `of_images`, `n` (images) and `seconds_per_image`. Where
         there are several samples of each image, also METRIC_std, the standard deviation between
-        samples of the mean over images, and METRIC_best, the mean of each image's best sample.
+        samples of the mean over images (nan where one of these is infinite), and METRIC_best, the
+        mean of each image's best sample.
       index: number of each scored image in the set, ascending.
       labels: of their classes; `data.sources.NO_LABEL` where there is none.
       of_images: for each method and metric one number an image, the mean of its samples: `psnr`
-        (dB), `ssim`, `consistency` (times 1e5), `detail`; of several samples also `diversity`,
-        their standard deviation in levels of 255, averaged over pixels.
-      pictures: 8-bit images: `input`, each method's first sample, `reference`.
+        (dB), `ssim`, `consistency` (times 1e5), `gradient_energy`; of several samples also
+        `diversity`, their standard deviation in levels of 255, averaged over pixels.
+      pictures: images: `input`, each method's first sample, `reference`.
     """
 
     means: dict[str, dict[str, float]]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     of_images: dict[str, dict[str, list[float]]]
-    pictures: dict[str, UInt8[np.ndarray, "_pictures _h _w 3"]]
+    pictures: dict[str, UInt[np.ndarray, "_pictures _h _w 3"]]
 
 
 def bicubic(factor: int) -> Method:
-    """The baseline: bicubic upsampling, rounded to 8 bits."""
+    """The baseline: bicubic upsampling, rounded to the input's type."""
 
     def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
         size = tuple(factor * n for n in low.shape[1:3])
-        jax.block_until_ready(_resize(low, size))  # compiles; not counted
+        jax.block_until_ready(_resize(low, size, low.dtype))  # compiles; not counted
         begin = time.perf_counter()
-        high = np.asarray(_resize(low, size))
+        high = np.asarray(_resize(low, size, low.dtype))
         return high[None], time.perf_counter() - begin
 
     return Method(run)
 
 
 def resize(
-    images: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "*n h2 w2 3"]:
-    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width), in 8 bits."""
+    images: UInt[np.ndarray, "*n h w 3"], size: tuple[int, int], dtype: DTypeLike | None = None
+) -> UInt[np.ndarray, "*n h2 w2 3"]:
+    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width).
+
+    Rounded to `dtype`, uint8 or uint16; None for that of the images.
+    """
     flat = images.reshape(-1, *images.shape[-3:])
-    return np.asarray(_resize(flat, size)).reshape(*images.shape[:-3], *size, 3)
+    made = _resize(flat, size, np.dtype(images.dtype if dtype is None else dtype))
+    return np.asarray(made).reshape(*images.shape[:-3], *size, 3)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    return image_ops.to_uint8(image_ops.upsample_source(images, size))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _resize(images: jax.Array, size: tuple[int, int], dtype: np.dtype) -> jax.Array:
+    return image_ops.to_levels(image_ops.upsample_source(images, size), dtype)
 
 
 def evaluate(
@@ -131,8 +137,8 @@ def evaluate(
         rows_of["label"].append(batch["label"])
         rows_of["numbers"].append(np.concatenate(numbers, axis=1))
         if not shown:
-            shown = {n: np.zeros((num_pictures, *high.shape[1:]), np.uint8) for n in names}
-            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), np.uint8)
+            shown = {n: np.zeros((num_pictures, *high.shape[1:]), high.dtype) for n in names}
+            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), low.dtype)
         free = np.flatnonzero(shown_index < 0)[: len(rows)]
         shown_index[free] = index[: len(free)]
         for name in names if len(free) else ():
@@ -173,7 +179,8 @@ def _numbers(
         scores = score(images, reference, low, luminance, border)
         columns += [scores[metric] for metric in METRICS]
     if len(samples) > 1:
-        columns.append(samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3)).tolist())
+        deviation = samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3))
+        columns.append((deviation * 255 / np.iinfo(samples.dtype).max).tolist())
     return np.array(columns).T
 
 
@@ -189,7 +196,8 @@ def _summary(
         of_images[metric] = values.mean(axis=1).tolist()
         means[metric] = float(values.mean())
         if num_samples > 1:
-            means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
+            with np.errstate(invalid="ignore"):  # nan where an image's PSNR is infinite
+                means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
         if num_samples > 1 and metric in _BEST:
             of_images[f"{metric}_best"] = _BEST[metric](values, axis=1).tolist()
             means[f"{metric}_best"] = float(np.mean(of_images[f"{metric}_best"]))
@@ -200,9 +208,9 @@ def _summary(
 
 
 def score(
-    images: UInt8[np.ndarray, "n h w 3"],
-    reference: UInt8[np.ndarray, "n h w 3"],
-    low_resolution: UInt8[np.ndarray, "n h2 w2 3"] | None,
+    images: UInt[np.ndarray, "n h w 3"],
+    reference: UInt[np.ndarray, "n h w 3"],
+    low_resolution: UInt[np.ndarray, "n h2 w2 3"] | None,
     luminance: bool = False,
     border: int = 0,
 ) -> dict[str, list[float]]:
@@ -219,7 +227,7 @@ def _score(
     found = {
         "psnr": metrics.psnr(images, reference, **seen),
         "ssim": metrics.ssim(images, reference, **seen),
-        "detail": metrics.detail(images, reference),
+        "gradient_energy": metrics.gradient_energy(images, reference),
     }
     return found if low is None else found | {"consistency": metrics.consistency(images, low)}
 
@@ -253,9 +261,8 @@ def _cell(row: Mapping[str, float], column: str) -> str:
         return ""
     digits = measures.measure(column).digits
     std = row.get(f"{column}_std")
-    return measures.write(float(row[column]), digits) + (
-        f" ± {std:{digits}}" if std is not None else ""
-    )
+    has_std = std is not None and math.isfinite(std)
+    return measures.write(float(row[column]), digits) + (f" ± {std:{digits}}" if has_std else "")
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:

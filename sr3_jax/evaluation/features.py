@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt, UInt8
 
 from sr3_jax.data import index_file, storage
 from sr3_jax.evaluation import pretrained
@@ -41,7 +41,7 @@ class Statistics(NamedTuple):
 
 def fid_and_is(
     images: pretrained.Images,
-    reference: Iterable[UInt8[np.ndarray, "_h _w 3"]] | epath.PathLike | None = None,
+    reference: Iterable[UInt[np.ndarray, "_h _w 3"]] | epath.PathLike | None = None,
     *,
     weights: epath.PathLike | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -80,7 +80,7 @@ def fid_and_is(
         "library": f"torch-fidelity {fidelity.__version__}, torch {torch.__version__}",
         "network": "Inception V3 of 2015-12-05 (inception-v3-compat), float32",
         "weights": weights_name,
-        "resizing": "bilinear to 299x299, as by TensorFlow 1",
+        "resizing": "of 8 bits, bilinear to 299x299, as by TensorFlow 1",
         "inception_score": f"{_NUM_SPLITS} splits, images shuffled with seed {_SHUFFLE_SEED}",
     }
     of_reference = None
@@ -111,7 +111,7 @@ def fid_and_is(
 
 
 def write_statistics(
-    images: Iterable[UInt8[np.ndarray, "_h _w 3"]],
+    images: Iterable[UInt[np.ndarray, "_h _w 3"]],
     path: epath.PathLike,
     *,
     weights: epath.PathLike | None = None,

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
 from sr3_jax.evaluation import measures
 
-# ("input", "reference" or a method's name, number of the image) to the image
-Picture = Callable[[str, int], UInt8[np.ndarray, "h w 3"]]
+# ("input", "reference" or a method's name, number of the image) to the image, of 8 or 16 bits
+Picture = Callable[[str, int], UInt[np.ndarray, "h w 3"]]
 
 NUM_EXTREMES = 3
 NUM_MIDDLE = 2

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import UInt8
+from jaxtyping import UInt
 
 from sr3_jax import worker_processes
 from sr3_jax.data import storage
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 
 METRICS = ("fid", "lpips", "resnet50")
-MakeImages = Callable[[], Iterable[UInt8[np.ndarray, "_h _w 3"]]]
+MakeImages = Callable[[], Iterable[UInt[np.ndarray, "_h _w 3"]]]
 
 
 @dataclasses.dataclass
@@ -96,7 +96,9 @@ def _judge(
                     images, reference, weights=weights.get("lpips"), progress=bar.update
                 )
             _add(judged, name, lpips=distances)
-        judged.protocol.append("LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size.")
+        judged.protocol.append(
+            "LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size, in 8 bits."
+        )
     if "resnet50" in metrics:
         for name, images in rows.items():
             with _bar(f"ResNet-50 of {name}", len(images)) as bar:
@@ -104,7 +106,9 @@ def _judge(
                     images, labels, weights=weights.get("resnet50"), progress=bar.update
                 )
             _add(judged, name, **found)
-        judged.protocol.append("ResNet-50: keras.applications, on the images as they are, 224x224.")
+        judged.protocol.append(
+            "ResNet-50: keras.applications, on the images as they are, 224x224, in 8 bits."
+        )
     return dataclasses.replace(judged, means={k: row for k, row in judged.means.items() if row})
 
 

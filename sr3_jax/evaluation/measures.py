@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
@@ -62,12 +63,12 @@ _MEASURES = {
         "Mean square error between the input and the output made small again, on values in [0, 1] "
         "and times 1e5. 0 is an output that the input could have come from.",
     ),
-    "detail": Measure(
-        "detail",
+    "gradient_energy": Measure(
+        "gradient energy",
         ".3f",
         1.0,
-        "Energy of the output's gradients over that of the reference's. 1 is as much detail; less "
-        "is blurred, more is noisy or sharpened.",
+        "Energy of the output's gradients over that of the reference's: less than 1 is blurred, "
+        "more is noisy or sharpened. Noise counts as much as texture.",
     ),
     "lpips": Measure(
         "LPIPS",
@@ -119,6 +120,8 @@ _MEASURES = {
     ),
 }
 ALL = tuple(_MEASURES)
+# What older files call them.
+_FORMER_NAMES = {"detail": "gradient_energy"}
 # Not about the images: no interval, no differences, no best.
 OF_THE_RUN = ("n", "seconds_per_image")
 
@@ -137,6 +140,15 @@ def measure(name: str) -> Measure:
         meaning = "Standard deviation between samples of the mean over images."
         return Measure(heading, _MEASURES[base].digits, None, meaning)
     return _MEASURES.get(name, Measure(name, ".4g"))
+
+
+def current(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a file of results by metric, under the names that metrics have today."""
+    found = {}
+    for name, value in numbers.items():
+        base, separator, kind = name.partition("_")
+        found[_FORMER_NAMES.get(base, base) + separator + kind] = value
+    return found
 
 
 def in_order(names: set[str]) -> list[str]:

@@ -65,7 +65,7 @@ def compare(
     """Compares images with those of a training, pixel by pixel, at 32 pixels at most.
 
     Args:
-      images: generated.
+      images: generated; like all here of 8 bits.
       shown: batches of training images; once through.
       held_out: images that were not trained on, to judge distances by.
       mirror: training images count as they are and mirrored.

@@ -4,24 +4,27 @@
     FOLDER/reference/000012.png   what it should be
     FOLDER/sr3/000012.png         what a method made of it; its second sample: sr3_sample_1
 
-The PNGs are lossless. Each says in a comment what it was made from (`made_of`, a digest) and how
-long it took; one that says something else, or is damaged, is made again.
+The PNGs are lossless, of 8 or 16 bits. Each says in a comment what it was made from (`made_of`, a
+digest) and how long it took; one that says something else, or is damaged, is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 
-from sr3_jax.data import image_file
+from sr3_jax.data import picture
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.pretrained import Images
 from sr3_jax.training.step import Batch
+
+# Of inputs [n, h, w, 3] and each one's number in the set.
+Lacks = Callable[[UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]], bool]
 
 
 class Files(Sequence):
@@ -34,12 +37,12 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        return image_file.read_file(str(self._folder / file_of(self._numbers[position])))
+    def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
+        return picture.read_rgb(str(self._folder / file_of(self._numbers[position])))
 
 
 class Upsampled(Sequence):
-    """Inputs, upsampled by bicubic to the sizes of their references."""
+    """Inputs, upsampled by bicubic to the sizes and types of their references."""
 
     def __init__(self, inputs: Images, references: Images) -> None:
         self._inputs, self._references = inputs, references
@@ -47,9 +50,9 @@ class Upsampled(Sequence):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        size = self._references[position].shape[:2]
-        return evaluator.resize(self._inputs[position], size)
+    def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
+        reference = self._references[position]
+        return evaluator.resize(self._inputs[position], reference.shape[:2], reference.dtype)
 
 
 def file_of(number: int) -> str:
@@ -62,7 +65,13 @@ def sample_names(method: str, num_samples: int) -> list[str]:
     return [method, *(f"{method}_sample_{k}" for k in range(1, num_samples))]
 
 
-def kept(method: evaluator.Method, name: str, folder: epath.Path, recipe: str) -> evaluator.Method:
+def kept(
+    method: evaluator.Method,
+    name: str,
+    folder: epath.Path,
+    recipe: str,
+    lacks: Lacks = lambda low, index: False,
+) -> evaluator.Method:
     """The method, which looks for its images in `folder` before it makes them.
 
     A batch of which any is missing is made as a whole: then nothing is compiled anew.
@@ -72,23 +81,25 @@ def kept(method: evaluator.Method, name: str, folder: epath.Path, recipe: str) -
       name: of its folders.
       folder: of the evaluation's images.
       recipe: all that decides what the method makes of an input.
+      lacks: whether something else is missing that the method leaves of these inputs.
     """
     folders = [folder / sample for sample in sample_names(name, method.num_samples)]
 
     def run(low: np.ndarray, index: Int[np.ndarray, " n"]) -> tuple[np.ndarray, float]:
-        made_of = [_digest(recipe.encode(), image) for image in low]
+        made_of = [digest(recipe, image) for image in low]
         found = [
-            [_read(f / file_of(int(i)), said) for i, said in zip(index, made_of, strict=True)]
+            [read(f / file_of(int(i)), said) for i, said in zip(index, made_of, strict=True)]
             for f in folders
         ]
-        if all(each is not None for sample in found for each in sample):
+        is_whole = all(each is not None for sample in found for each in sample)
+        if is_whole and not lacks(low, index):
             images = np.stack([np.stack([image for image, _ in sample]) for sample in found])
             return images, sum(spent for sample in found for _, spent in sample)
         images, seconds = method.run(low, index)
         share = seconds / (len(folders) * len(low))
         for sample, into in zip(images, folders, strict=True):
             for image, i, said in zip(sample, index, made_of, strict=True):
-                _write(image, into / file_of(int(i)), said, share)
+                write(image, into / file_of(int(i)), said, share)
         return images, seconds
 
     return evaluator.Method(run, method.num_samples)
@@ -100,29 +111,31 @@ def with_inputs(batches: Iterable[Batch], folder: epath.Path) -> Iterator[Batch]
         for row in np.flatnonzero(batch["weight"] > 0):
             for key, name in (("low_resolution", "input"), ("high_resolution", "reference")):
                 image, path = batch[key][row], folder / name / file_of(int(batch["index"][row]))
-                said = _digest(b"", image)
-                if _read(path, said) is None:
-                    _write(image, path, said, 0.0)
+                said = digest("", image)
+                if read(path, said) is None:
+                    write(image, path, said, 0.0)
         yield batch
 
 
-def _digest(recipe: bytes, image: np.ndarray) -> str:
-    digest = hashlib.sha256(recipe)
-    digest.update(str(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
+def digest(recipe: str, inputs: np.ndarray) -> str:
+    """Names what something is made from: how, and of which pixels."""
+    found = hashlib.sha256(recipe.encode())
+    found.update(str(inputs.shape).encode())
+    found.update(np.ascontiguousarray(inputs).tobytes())
+    return found.hexdigest()
 
 
-def _read(path: epath.Path, made_of: str) -> tuple[np.ndarray, float] | None:
-    """The image and its seconds, if it is there, whole, and made from the same."""
+def read(path: epath.Path, made_of: str) -> tuple[np.ndarray, float] | None:
+    """The image and its seconds; None unless it is there, whole, and made from the same."""
     try:
-        image, comment = image_file.read_with_comment(str(path))
+        image, comment = picture.read_with_comment(str(path))
         said = json.loads(comment)
         return (image, float(said["seconds"])) if said["made_of"] == made_of else None
-    except (image_file.BadImageError, json.JSONDecodeError, KeyError, TypeError):
+    except (picture.BadImageError, json.JSONDecodeError, KeyError, TypeError):
         return None
 
 
-def _write(image: np.ndarray, path: epath.Path, made_of: str, seconds: float) -> None:
+def write(image: np.ndarray, path: epath.Path, made_of: str, seconds: float) -> None:
+    """Writes what `read` reads, whole or not at all."""
     comment = json.dumps({"made_of": made_of, "seconds": seconds})
-    image_file.write_image(image, path, comment=comment)
+    picture.write_image(image, path, comment=comment)

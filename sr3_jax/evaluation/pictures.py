@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from sr3_jax.data import degrade
-from sr3_jax.data.image_file import write_image
+from sr3_jax.data.picture import to_8_bits, write_image
 
 _TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
 _MOSAIC_TILE = 64
@@ -21,7 +21,7 @@ _LINE_HEIGHT = 20
 
 
 def grid(
-    columns: Mapping[str, UInt8[np.ndarray, "n _h _w 3"]],
+    columns: Mapping[str, UInt[np.ndarray, "n _h _w 3"]],
     names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -31,7 +31,7 @@ def grid(
     at are the pixels. Sizes must divide the largest.
 
     Args:
-      columns: images by label.
+      columns: images by label; those of 16 bits are shown in 8.
       names: of the rows, written under each; what does not fit is cut off.
       notes: lines of text at the foot.
     """
@@ -62,12 +62,13 @@ def grid(
 
 
 def mosaic(
-    images: UInt8[np.ndarray, "n h w 3"], most: int = 256
+    images: UInt[np.ndarray, "n h w 3"], most: int = 256
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Images side by side in rows, as nearly square as may be, with nothing between the rows' ends.
 
     Args:
-      images: small ones are enlarged by a whole factor, pixel by pixel.
+      images: of 8 or 16 bits, shown in 8; small ones are enlarged by a whole factor, pixel by
+        pixel.
       most: larger ones are made smaller by area, to so many pixels.
     """
     columns = math.ceil(math.sqrt(len(images)))
@@ -87,6 +88,6 @@ def save(sheet: UInt8[np.ndarray, "h w 3"], path: epath.PathLike, comment: str =
     write_image(sheet, epath.Path(path), comment=comment)
 
 
-def _enlarge(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+def _enlarge(image: UInt[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
     factor = side // image.shape[0]
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    return to_8_bits(image).repeat(factor, axis=0).repeat(factor, axis=1)

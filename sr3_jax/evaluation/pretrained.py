@@ -12,32 +12,34 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 
-from sr3_jax.data import storage
+from sr3_jax.data import picture, storage
 
 
 @runtime_checkable
 class Images(Protocol):
-    """8-bit RGB images, each read as it is asked for; IndexError after the last."""
+    """RGB images of 8 or 16 bits, each read as it is asked for; IndexError after the last."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]: ...
+    def __getitem__(self, index: int, /) -> UInt[np.ndarray, "h w 3"]: ...
 
 
 def checked(
-    images: Images | Iterable[UInt8[np.ndarray, "_h _w 3"]],
+    images: Images | Iterable[UInt[np.ndarray, "_h _w 3"]],
 ) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
-    """Each image.
+    """Each image, in the 8 bits that pretrained networks take.
 
     Raises:
-      ValueError: one that is not 8-bit RGB.
+      ValueError: one that is not RGB of 8 or 16 bits.
     """
     for i, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image {i} is {image.dtype} {image.shape}, not uint8 [h, w, 3]")
-        yield image
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"image {i} is {image.dtype} {image.shape}, not uint8 or uint16 [h, w, 3]"
+            )
+        yield picture.to_8_bits(image)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ there is made here; how it looks is in `templates/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax.data import storage
-from sr3_jax.data.image_file import write_image
+from sr3_jax.data.picture import to_8_bits, write_image
 from sr3_jax.evaluation import gallery, histograms, intervals, measures, tables
 from sr3_jax.evaluation.tables import Results
 
@@ -28,7 +28,7 @@ def write(
     results: Results,
     *,
     title: str,
-    picture: Callable[[str, int], UInt8[np.ndarray, "h w 3"]],
+    picture: gallery.Picture,
     provenance: Mapping[str, str],
     protocol: Sequence[str],
     paper_table: str = "",
@@ -65,7 +65,6 @@ def write(
         "main": main,
         "methods": list(results.means),
         "num_images": len(results.names),
-        "num_resamples": intervals.NUM_RESAMPLES,
         "level": f"{intervals.LEVEL:.0%}",
         "columns": [measures.measure(m) for m in tables.metric_names(results)],
         "rows": rows,
@@ -161,12 +160,12 @@ def _choose(
 def _images(
     name: str, index: int, columns: Sequence[str], picture: gallery.Picture
 ) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-    """The pictures of one image.
+    """The pictures of one image, in the 8 bits that a page shows.
 
     Raises:
       ValueError: where a method's is of another size than the reference.
     """
-    images = {column: picture(column, index) for column in columns}
+    images = {column: to_8_bits(picture(column, index)) for column in columns}
     wanted = images["reference"].shape
     for column, image in images.items():
         if column != "input" and image.shape != wanted:

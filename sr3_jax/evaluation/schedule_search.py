@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from sr3_jax.data import storage
+from sr3_jax.evaluation import measures
 
 # Better is below for True.
 METRICS = {"fid": True, "energy": True, "psnr": False, "ssim": False}
@@ -70,8 +71,10 @@ class Trials:
             before, *rows = map(json.loads, self._path.read_bytes().splitlines())
             if not isinstance(before, dict):
                 raise TypeError("its first row is not what trials have in common")
-            self.rows = [Trial(**row) for row in rows]
-        except (ValueError, TypeError, RecursionError) as error:
+            self.rows = [
+                Trial(**{**row, "metrics": measures.current(row["metrics"])}) for row in rows
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is damaged: {error}; mend it, or remove it to search anew"
             ) from error
@@ -220,7 +223,7 @@ def _steps(sampler: str, calls: int) -> int:
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
     """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
-    names = ("fid", "energy", "psnr", "ssim", "consistency", "detail")
+    names = ("fid", "energy", "psnr", "ssim", "consistency", "gradient_energy")
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
     lines = [
         "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",

@@ -1,4 +1,8 @@
-"""Scores of images that any program made: folders of files, matched by name."""
+"""Scores of images that any program made: folders of files, matched by name.
+
+Files are read at their own depth, and values count as shares of the largest of it: of an 8-bit
+output and a 16-bit reference as if the output were multiplied by 257.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
-from sr3_jax.data import folders, image_file, sources
+from sr3_jax.data import folders, sources
+from sr3_jax.data.picture import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
 from sr3_jax.evaluation.pretrained import Images
@@ -25,6 +29,7 @@ class Scores(NamedTuple):
       of_images: by method and metric, one number for each image.
       images: `reference`, `input` (with low resolutions) and each method's, read when asked for.
       labels: of the references' classes; `data.sources.NO_LABEL` where there is none.
+      bits: depths of the files read, by method, `reference` and `input`.
     """
 
     means: dict[str, dict[str, float]]
@@ -32,6 +37,7 @@ class Scores(NamedTuple):
     of_images: dict[str, dict[str, list[float]]]
     images: dict[str, Images]
     labels: list[int]
+    bits: dict[str, list[int]]
 
 
 class Read(Sequence):
@@ -43,7 +49,7 @@ class Read(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __getitem__(self, position: int) -> Pixels:
         return self._source[position].read().image
 
 
@@ -85,12 +91,15 @@ def score_folders(
         method: {metric: [] for metric in metrics} for method in methods
     }
     names, labels, wrong = [], [], []
+    bits: dict[str, set[int]] = {name: set() for name in matched}
     for i in range(len(reference)):
         names.append(reference[i].name)
         try:
             pictures = {name: images[i].read() for name, images in matched.items()}
             labels.append(pictures["reference"].label)
             images = {name: picture.image for name, picture in pictures.items()}
+            for name, image in images.items():
+                bits[name].add(8 * image.itemsize)
             scores = _score_image(images, luminance, border)
         except ValueError as error:
             wrong.append(f"{names[-1]}: {error}")
@@ -113,7 +122,8 @@ def score_folders(
     images = {name: Read(source) for name, source in matched.items()}
     if low_resolution is not None:
         images["bicubic"] = Upsampled(images["input"], images["reference"])
-    return Scores(means, names, of_images, images, labels)
+    depths = {name: sorted(found) for name, found in bits.items()}
+    return Scores(means, names, of_images, images, labels, depths)
 
 
 def _score_image(
@@ -122,11 +132,11 @@ def _score_image(
     reference, low = images.pop("reference"), images.pop("input", None)
     for name, image in images.items():
         if image.shape != reference.shape:
-            raise image_file.BadImageError(
+            raise BadImageError(
                 f"{_size(image)} by {name}, where the reference has {_size(reference)}"
             )
     if low is not None:
-        images["bicubic"] = evaluator.resize(low, reference.shape[:2])
+        images["bicubic"] = evaluator.resize(low, reference.shape[:2], reference.dtype)
     found = {}
     for name, image in images.items():
         scores = evaluator.score(

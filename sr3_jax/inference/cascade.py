@@ -52,9 +52,14 @@ class Stage:
         return kind.from_config(self.config, checkpoints, self.step)
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides what it makes of an input, but for seed and label."""
-        how = sampling_factory.recipe(self.config)
-        return {"workdir": self.workdir, "checkpoint": self.step, **how}
+        """Returns all that decides what it makes of an input, but for seed and label."""
+        checkpoints = epath.Path(self.workdir) / "checkpoints"
+        network = loading.weights_digest(self.config, checkpoints, self.step)
+        return {"network": network, **sampling_factory.recipe(self.config)}
+
+    def older_recipe(self) -> dict[str, Any]:
+        """Returns what stood in recipes for the digest of the weights, before there was one."""
+        return {"workdir": self.workdir, "checkpoint": self.step}
 
 
 def open_stage(

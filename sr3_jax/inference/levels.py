@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt8, UInt16
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, UInt8, UInt16
 
-from sr3_jax import images as image_ops
+from sr3_jax.inference import resampling
 
-Levels = UInt8[np.ndarray, "n height width 3"] | UInt16[np.ndarray, "n height width 3"]
+Levels = UInt8[np.ndarray, "n _height _width c"] | UInt16[np.ndarray, "n _height _width c"]
+
+# By how much images may grow: beyond, a bicubic picture of hardly anything, or of one pixel.
+MIN_FACTOR, MAX_FACTOR = 1 / 16, 64
 
 
 def check_images(images: np.ndarray) -> np.ndarray:
@@ -39,27 +42,37 @@ def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Arr
     return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
 
 
+def check_factor(factor: int | float) -> None:
+    """Raises ValueError for a factor that no image is made larger by."""
+    if not MIN_FACTOR <= factor <= MAX_FACTOR:  # nor is nan
+        raise ValueError(
+            f"factor = {factor:g}; it must be from 1/{1 / MIN_FACTOR:g} to {MAX_FACTOR:g}"
+        )
+
+
 def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
     """Height and width of what an image becomes, in whole pixels.
 
     Raises:
-      ValueError: for a factor that is not above 0.
+      ValueError: for a factor outside the limits (`check_factor`).
     """
-    if not factor > 0:
-        raise ValueError(f"factor = {factor}; it must be above 0")
+    check_factor(factor)
     return tuple(max(1, round(n * factor)) for n in size)
 
 
-def resized(
-    images: Levels, scale: float, size: tuple[int, int]
-) -> UInt8[np.ndarray, "n new_height new_width 3"] | UInt16[np.ndarray, "n new_height new_width 3"]:
-    """`images.rescale` of levels, to levels; of scale 1 they are only cut."""
+def to_signed(images: Levels) -> Float[np.ndarray, "n height width c"]:
+    """As `images.to_signed`, on the host."""
+    return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max / 2) - np.float32(1)
+
+
+def to_levels(images: Float[np.ndarray, "n height width c"], dtype: DTypeLike) -> Levels:
+    """As `images.to_levels`, on the host."""
+    largest = np.iinfo(dtype).max
+    return ((images + 1) * np.float32(largest / 2)).round().clip(0, largest).astype(dtype)
+
+
+def resized(images: Levels, scale: int | float, size: tuple[int, int]) -> Levels:
+    """`resampling.resize` of levels, to levels; of scale 1 they are only cut."""
     if scale == 1:
         return images[:, : size[0], : size[1]]
-    return np.asarray(_resized(images, scale, size))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _resized(images: Array, scale: float, size: tuple[int, int]) -> Array:
-    made = image_ops.rescale(image_ops.to_signed(images), scale, size)
-    return image_ops.to_levels(made, images.dtype)
+    return to_levels(resampling.resize(to_signed(images), scale, size), images.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sr3_jax import factory, models, parallel
+from sr3_jax import config_file, factory, models, parallel
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
@@ -18,13 +18,9 @@ def restore(
     config: factory.ConfigDict, checkpoints: epath.Path, which: checkpoint.Which | None
 ) -> tuple[int, Params]:
     """The averaged weights of a checkpoint, whole on each device, and its step."""
-    with _opened(config, checkpoints) as (checkpointer, shapes):
-        sharding = parallel.replicated(parallel.make_mesh(jax.local_devices()))
-        like = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes
-        )
+    with _opened(config, checkpoints) as (checkpointer, like):
         which = factory.checkpoint(config) if which is None else which
-        step, restored = checkpointer.restore_part({"ema_params": like}, which)
+        step, restored = checkpointer.restore_part(like, which)
     return step, restored["ema_params"]
 
 
@@ -37,34 +33,42 @@ def find(
       FileNotFoundError: there is none, or not that one.
       ValueError: it is of another network.
     """
-    with _opened(config, checkpoints) as (checkpointer, shapes):
+    with _opened(config, checkpoints) as (checkpointer, like):
         step = checkpointer.find(factory.checkpoint(config) if which is None else which)
-        checkpointer.check_shapes({"ema_params": shapes}, step)
+        checkpointer.check_shapes(like, step)
     return step
+
+
+def weights_digest(config: factory.ConfigDict, checkpoints: epath.Path, step: int) -> str:
+    """Identifies the averaged weights of a checkpoint, wherever it lies.
+
+    Equal for equal weights, so that a moved workdir is the same network, and one that was trained
+    anew is not. Reads no weights but those of checkpoints of older versions.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: it is of another network.
+      CheckpointError: it is damaged.
+    """
+    with _opened(config, checkpoints) as (checkpointer, like):
+        return checkpointer.digest(like, checkpointer.find(step))
 
 
 @contextlib.contextmanager
 def _opened(
     config: factory.ConfigDict, checkpoints: epath.Path
 ) -> Iterator[tuple[checkpoint.Checkpointer, Any]]:
-    """Its checkpoints, and the shapes of the network's parameters."""
+    """Its checkpoints, and where the averaged weights are to go: whole on each device."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
+    trained_with = checkpoints.parent / "config.json"
+    if trained_with.exists():
+        config_file.check_same_network(config_file.load(trained_with), config, trained_with)
     shapes = models.parameter_shapes(factory.model(config), config.data.image_size)
+    whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
     checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
     try:
-        yield checkpointer, shapes
+        yield checkpointer, {"ema_params": like}
     finally:
         checkpointer.close()
-
-
-def weights_digest(config: factory.ConfigDict, checkpoints: epath.Path, step: int) -> str:
-    """Returns the digest of the averaged weights."""
-    import hashlib
-
-    import numpy as np
-
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(restore(config, checkpoints, step)[1]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

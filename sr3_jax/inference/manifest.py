@@ -12,7 +12,6 @@ alone. Rows are ASCII, so that any name survives, also one that is not UTF-8 or 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 import uuid
@@ -23,10 +22,9 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import sources, storage
+from sr3_jax.inference import recipes
 
 NAME = "manifest.jsonl"
-FOLDER = ".manifest"  # hidden, so that it is not taken for a folder of images
-MARK = f"{FOLDER}/recipe.json"  # which folders of outputs have
 _PLAN = "plan.jsonl"
 _FLUSH_SECONDS = 30.0
 _ROWS_OF_A_PART = 10_000  # each flush writes the part anew: a bucket's files cannot be appended to
@@ -136,71 +134,9 @@ class Manifest:
 
     def _new_part(self) -> str:
         # Begins with the time, so that later ones sort later.
-        return str(self._folder / FOLDER / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
-
-
-def check_recipe(
-    output: epath.PathLike, recipe: Mapping[str, Any], older: Mapping[str, Any] | None = None
-) -> None:
-    """Refuses to mix outputs of several recipes in one folder.
-
-    Args:
-      output: the folder of outputs, which need not exist.
-      recipe: everything that decides what an input becomes; JSON.
-      older: see `differences`.
-
-    Raises:
-      ValueError: the folder has outputs by another recipe, or its recipe is damaged.
-    """
-    if differ := differences(output, recipe, older):
-        raise ValueError(
-            f"{storage.shown(output)} has outputs made in another way: {'; '.join(differ)}. Give "
-            "another folder, or --overwrite to make all of them anew"
+        return str(
+            self._folder / recipes.FOLDER / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl"
         )
-
-
-def differences(
-    output: epath.PathLike, recipe: Mapping[str, Any], older: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Returns in what a recipe differs from that of the outputs in a folder; empty without any.
-
-    Args:
-      output: the folder of outputs.
-      recipe: see `check_recipe`.
-      older: what stood in recipes for the digest of the weights, before there was one: workdirs
-        and steps.
-
-    Raises:
-      ValueError: the folder's recipe is damaged.
-    """
-    path = epath.Path(output) / MARK
-    try:
-        before = json.loads(storage.read(str(path)))
-        if not isinstance(before, dict):
-            raise ValueError("it is no JSON object")
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise ValueError(
-            f"{storage.shown(path)}, which says how the outputs beside it were made, is damaged: "
-            f"{error}. Remove it if you know that they were made in this way, give another folder, "
-            "or --overwrite to make all of them anew"
-        ) from error
-    recipe = json.loads(json.dumps(recipe))
-    if older and before.keys() >= older.keys():
-        recipe = {key: value for key, value in recipe.items() if not key.endswith("network")}
-        recipe.update(json.loads(json.dumps(older)))
-    return [
-        f"{key} was {before.get(key)!r} and is {recipe.get(key)!r}"
-        for key in sorted(before.keys() | recipe.keys())
-        if before.get(key) != recipe.get(key)
-    ]
-
-
-def keep_recipe(output: epath.PathLike, recipe: Mapping[str, Any]) -> None:
-    """Writes the recipe of a folder's outputs."""
-    text = json.dumps(recipe, indent=2, sort_keys=True)
-    storage.write_whole(str(epath.Path(output) / MARK), text.encode())
 
 
 def forget(output: epath.PathLike) -> None:
@@ -218,7 +154,7 @@ def existing(output: epath.PathLike) -> set[str]:
 
 def remove_partials(output: epath.PathLike) -> None:
     """Removes temporary files that killed processes left; call it while the folder is held."""
-    hidden = epath.Path(output) / FOLDER
+    hidden = epath.Path(output) / recipes.FOLDER
     for folder, names in ((output, existing(output)), (hidden, existing(hidden))):
         for name in filter(storage.is_partial, names):
             storage.remove(str(epath.Path(folder) / name))
@@ -287,18 +223,13 @@ def _has_changed(
         return True
     try:
         # Copied or touched, it may still have the same content.
-        return digest(storage.read(ref.path)) != row.input_digest
+        return recipes.digest(storage.read(ref.path)) != row.input_digest
     except OSError:
         return True  # it will fail, and say why
 
 
 def _has_output(row: Record | None) -> bool:
     return row is not None and (row.status != "failed" or row.output_size is not None)
-
-
-def digest(content: bytes) -> str:
-    """Returns the digest of a file's content, as in `Record.input_digest`."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def keep_plan(output: epath.PathLike, tasks: Iterable[Task]) -> None:
@@ -404,9 +335,9 @@ def _line(record: Record) -> str:
 
 
 def _plan_of(output: epath.PathLike) -> str:
-    return str(epath.Path(output) / FOLDER / _PLAN)
+    return str(epath.Path(output) / recipes.FOLDER / _PLAN)
 
 
 def _parts(output: epath.PathLike) -> list[str]:
     # Their names begin with the time.
-    return storage.matches(epath.Path(output) / FOLDER, "[0-9]*.jsonl")
+    return storage.matches(epath.Path(output) / recipes.FOLDER, "[0-9]*.jsonl")

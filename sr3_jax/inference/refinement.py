@@ -1,20 +1,20 @@
-"""The programs that refine images on devices, compiled once for each size of array.
+"""The programs that refine images on devices, few of which are compiled whatever sizes come.
 
-There are three, between which nothing leaves the devices: from low resolution to source and noise
-(of a network without a source, noise alone);
-any number of network calls; from the last state to levels. How many calls there are and what is
-made of them are arguments (`diffusion.Sampler`), and so are the size of the image within the array
-and its tiles: neither another number of steps nor another size of picture compiles anew, as long as
-the array is of the same size.
+What takes long to compile is the network. It is a program of its own, which sees tiles of few
+sizes (`tiling`), in batches of few sizes, and nothing of the image they are from. The others are
+small and see images flat, by their number of pixels alone: noise, cutting tiles, adding what the
+network says of them, and a sampler's step. How many steps there are and what is made of them are
+arguments (`diffusion.Sampler`). Programs that have not been used for longest are dropped.
+
+What comes before and after, resizing and levels, is done on the host, where nothing is compiled.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +24,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from sr3_jax import diffusion, models, parallel, sampling_factory
-from sr3_jax import images as image_ops
-from sr3_jax.inference import tiling
+from sr3_jax.inference import levels, programs, resampling, tiling
 from sr3_jax.inference.levels import Levels
 from sr3_jax.training import step as training_step
 from sr3_jax.training.state import Params
 
-_MAX_OVERLAP = 64  # of tiles, in pixels: wider than what a network without attention looks
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """What programs are compiled for."""
-
-    devices: int  # that share the images
-    spatial: int  # and, for each, those that share the height of an image
-    rows: int  # images, of which each device has its share; where images are cut one, all have it
-    low: tuple[int, int]  # of the input's array
-    dtype: str
-    tile: tuple[int, int]
-    num_tiles: int  # at once; 0: images are not cut
-    num_groups: int  # of tiles at most
+_MAX_OVERLAP = 64  # of tiles, in pixels
+# A CPU works on larger batches no faster, and from 64x64 pixels on more slowly: they leave its
+# caches (docs/cpu.md).
+_CPU_PIXELS = 4096
+# Of the size of an image: x, y_t, the sum of estimates, the state of the call before, and what a
+# step works with; and on the host: x in the making, y_0, and levels.
+_NUM_ARRAYS, _NUM_HOST_ARRAYS = 8, 4
 
 
 class Refiner:
@@ -82,17 +73,15 @@ class Refiner:
         if getattr(model, "source_noise", False):
             self._source_gamma = 1.0 - options.source_noise**2
         self._factor, self._devices = factor, list(devices)
-        # Of arrays: inputs are whole pixels, too.
-        self._stride = int(np.lcm(stride, factor))
-        self._tile_size = -(-options.tile_size // self._stride) * self._stride
+        self._stride = stride
+        self._tile_size = -(-options.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
-        self.compile_seconds = 0.0  # so far
-        self._compiled: dict[tuple, Callable] = {}
+        self.programs = programs.Programs(self._network, devices, clip=options.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
         """Changes the weights, which are kept in the network's type; what was compiled stays."""
-        everywhere = parallel.replicated(self._mesh(len(self._devices)))
+        everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
         narrow = functools.partial(training_step.narrow, dtype=self._model_dtype())
         self.params = jax.jit(narrow)(jax.device_put(params, everywhere))
         self._placed = {(len(self._devices), 1): self.params}
@@ -104,31 +93,71 @@ class Refiner:
 
     def share(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
         """How many devices refine so many images of a size, and how many they take at once."""
-        if self.grid(size).is_cut:
+        grid = self.grid(size)
+        if grid.is_cut:
             return len(self._devices), 1
-        # Powers of two: for the last few of many images nothing is compiled that was not before.
-        largest = min(1 << (num_images - 1).bit_length(), self._options.batch_size)
-        devices = min(largest, len(self._devices))
-        return devices, -(-largest // devices) * devices
+        # Few numbers, so that few programs are compiled. Batches are filled up by at most as many
+        # images as there are.
+        devices = min(self._options.batch_size, len(self._devices))
+        for rows, sharing in ((self._most(grid.tile, devices), devices), (devices, devices)):
+            if num_images > rows // 2:
+                return sharing, rows
+        return 1, 1
 
     def num_batches(self, num_images: int, size: tuple[int, int]) -> int:
         """How often `refine` is called for so many images of a size."""
-        full = self.share(num_images, size)[1]
-        return -(-num_images // full)
+        count = 0
+        while num_images > 0:
+            num_images -= self.share(num_images, size)[1]
+            count += 1
+        return count
 
-    def network_batch(
+    def network_batches(
         self, num_images: int, size: tuple[int, int]
-    ) -> tuple[tuple[int, int, int], int]:
-        """What the network sees at once of such images, and how often in a step of a batch.
+    ) -> list[tuple[int, tuple[int, int, int]]]:
+        """The network's calls in one step of so many images.
 
         Returns:
-          Rows, height and width of its inputs, which all devices share; and how often.
+          For each: the devices that share it, and rows, height and width of its inputs.
+        """
+        grid, calls = self.grid(size), []
+        while num_images > 0:
+            devices, rows = self.share(num_images, size)
+            sizes = self._groups(grid) if grid.is_cut else [rows]
+            calls += [(devices, (count, *grid.tile)) for count in sizes]
+            num_images -= rows
+        return calls
+
+    def memory(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Estimates bytes for refining images of a size, beside the weights, before compiling.
+
+        Returns:
+          Of each device, and of the host.
         """
         grid = self.grid(size)
-        shape = self._shape(num_images, size, "uint8")
-        if not shape.num_tiles:
-            return (shape.rows, *shape.tile), 1
-        return (shape.num_tiles, *shape.tile), -(-len(grid.starts) // shape.num_tiles)
+        devices, rows = self.share(num_images, size)
+        sharing = 1 if grid.is_cut else devices
+        at_once = max(self._groups(grid)) // devices if grid.is_cut else rows // devices
+        image = 12 * grid.room  # of three channels, float32
+        network = at_once * grid.tile[0] * grid.tile[1] * self._bytes_per_pixel(grid.tile)
+        return rows // sharing * image * _NUM_ARRAYS + network, rows * image * _NUM_HOST_ARRAYS
+
+    def _bytes_per_pixel(self, tile: tuple[int, int]) -> int:
+        """Of the network's activations: what skips keep, and what a block at the top works on."""
+        unet = self.model
+        if not isinstance(unet, models.UNet):
+            return 4 * 4 * getattr(unet, "channels", 64)
+        skips = sum(
+            multiplier * (unet.num_blocks + 1) / 4**level
+            for level, multiplier in enumerate(unet.multipliers)
+        )
+        channels = unet.channels * (skips + 4 * unet.multipliers[0])
+        deepest = len(unet.multipliers) - 1
+        levels_ = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
+        # Of each pair of pixels of a level.
+        attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels_)
+        guided = 2 if self._num_classes and self._options.guidance != 1 else 1
+        return int(guided * (jnp.dtype(unet.dtype).itemsize * channels + 4 * attention))
 
     def refine(
         self,
@@ -148,83 +177,105 @@ class Refiner:
           sampler: what to do in each call; None of a baseline.
           labels: of their classes, for networks that know classes; None for none.
           stops: after how many calls to yield y_t; 0 is pure noise.
-          progress: called when a call is done. Without it, calls are not waited for.
+          progress: called when a call is done.
 
         Yields:
-          For each stop, then for the result: a function that waits for it.
+          For each stop, then for the result: a function that waits for it. It raises ValueError
+          where the network gave values that are not finite.
         """
-        height, width = images.shape[1:3]
-        shape = self._shape(len(images), (height, width), str(images.dtype))
-        grid = self.grid((height, width))
-        low = np.pad(
-            images,
-            [
-                (0, 0),
-                *((0, a - b) for a, b in zip(shape.low, (height, width), strict=True)),
-                (0, 0),
-            ],
-        )
-        extent = image_ops.make_extent((height, width), shape.low, self._factor)
-        if not self._options.consistent:
-            extent = extent._replace(inverses=tuple(np.zeros((1, 1), np.float32) for _ in "hw"))
-        tiles = ()
-        if shape.num_tiles:
-            tiles = tiling.groups_of_tiles(grid, self._overlap, shape.num_tiles)
-        rows = None if sampler is None else _with_room(sampler)
+        grid = self.grid(images.shape[1:3])
+        shape = self._shape(len(images), grid)
+        run = self.programs
+        sizes = self._groups(grid) if grid.is_cut else [1]
+        groups = jax.device_put(tiling.make_windows(grid, self._overlap, sizes), run.whole(shape))
         if self._num_classes:
             labels = np.full(len(images), self._num_classes) if labels is None else labels
             labels = np.asarray(labels, np.int32)
-        call = functools.partial(self._call, shape, rows)
-        x, state = call("begin", low, extent, keys, rows)
+        params = self._params_on(shape.devices, shape.spatial)
+        x = self._source(images, keys, shape, grid) if self._has_source else None
+        total = jax.device_put(
+            np.zeros((len(images), 3 * shape.room), np.float32), run.images(shape)
+        )
+        state = diffusion.State(x, None)
+        if sampler is not None:
+            state = run.begin(shape, sampler, keys)
+        finish = functools.partial(self._finish, images, grid)
+        num_calls, ticks = 1 if sampler is None else sampler.num_calls, collections.deque()
+        for call in range(num_calls):
+            if call in stops:
+                # A copy, since the next step takes the array's memory.
+                yield functools.partial(finish, np.array(state.y_t))
+            row = None if sampler is None else sampler[call]
+            for windows in groups:
+                tiles = run.cut(shape, windows, x, state.y_t)
+                # Tiles of an image that is cut are all of its class.
+                told = None if labels is None else np.resize(labels, len(tiles[1]))
+                eps = run.network(shape, params, *tiles, row and row.gamma, told)
+                total = run.add(shape, windows, total, eps)
+                # One call ahead, so that devices need not wait for this process, and not more, so
+                # that no tiles pile up.
+                ticks.append((eps, progress if windows is groups[-1] else None))
+                _wait(ticks, 1)
+            if row is not None:
+                state, total = run.step(shape, row, state, total, keys)
+        made = total if sampler is None else state.y_t
+        made.copy_to_host_async()
+        if progress:
+            _wait(ticks, 0)
+        yield lambda: finish(np.asarray(made))
 
-        def fetch() -> Callable[[], Levels]:
-            levels = call("finish", state.y_t, low, extent)
-            levels.copy_to_host_async()
-            return lambda: np.asarray(levels)[:, : height * self._factor, : width * self._factor]
+    def _source(
+        self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape, grid: tiling.Grid
+    ) -> Float[Array, "b values"]:
+        """The network's x, flat: the upsampled images."""
+        low = levels.to_signed(images)
+        if std := self._options.source_noise if self._source_gamma is not None else 0.0:
+            room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
+            noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
+            low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
+        x = resampling.resize(low.astype(np.float32), self._factor, grid.size)
+        filling = ((0, whole - n) for n, whole in zip(grid.size, grid.canvas, strict=True))
+        x = np.pad(x, [(0, 0), *filling, (0, 0)], mode="symmetric").reshape(len(low), -1)
+        x = np.pad(x, [(0, 0), (0, 3 * shape.room - x.shape[1])])
+        return jax.device_put(x, self.programs.images(shape))
 
-        num_calls = 1 if sampler is None else sampler.num_calls
-        params, ticks, first = self._params_on(shape.devices, shape.spatial), [], 0
-        while first < num_calls:
-            if first in stops:
-                yield fetch()
-            last = min(stop for stop in (*stops, num_calls) if stop > first)
-            last = first + 1 if progress else last
-            bounds = (np.int32(first), np.int32(last))
-            state, tick = call("advance", params, x, labels, state, keys, rows, bounds, tiles)
-            if progress:
-                # One call ahead, so that devices need not wait for this process.
-                ticks.append(tick)
-                if len(ticks) > 1:
-                    ticks.pop(0).block_until_ready()
-                    progress()
-            first = last
-        result = fetch()
-        for tick in ticks:
-            tick.block_until_ready()
-            progress()
-        yield result
+    def _finish(self, low: Levels, grid: tiling.Grid, y_0: Float[np.ndarray, "b values"]) -> Levels:
+        """To levels, and to the nearest consistent image where asked for."""
+        (height, width), canvas = grid.size, grid.canvas
+        y_0 = y_0[:, : 3 * canvas[0] * canvas[1]].reshape(len(low), *canvas, 3)[:, :height, :width]
+        if not np.isfinite(y_0).all():
+            raise ValueError(
+                "the network gave values that are not finite; use config.model.dtype = float32, "
+                "another checkpoint (--which), or train anew with a lower learning rate"
+            )
+        if self._options.consistent:
+            y_0 = resampling.make_consistent(y_0, levels.to_signed(low))
+        return levels.to_levels(y_0, low.dtype)
 
-    def _shape(self, num_images: int, size: tuple[int, int], dtype: str) -> _Shape:
-        grid = self.grid(size)
-        devices, rows = self.share(num_images, size)
-        num_tiles = num_groups = 0
+    def _shape(self, num_images: int, grid: tiling.Grid) -> programs.Shape:
+        devices = len(self._devices) if grid.is_cut else min(num_images, len(self._devices))
         spatial = self._spatial(devices, grid)
-        if grid.is_cut:
-            most = tiling.most_tiles(grid, self._overlap)
-            num_tiles = -(-min(most, self._options.batch_size) // devices) * devices
-            num_groups = -(-most // num_tiles)
-        low = tuple(n // self._factor for n in grid.canvas)
-        return _Shape(devices, spatial, rows, low, dtype, grid.tile, num_tiles, num_groups)
+        return programs.Shape(devices, spatial, num_images, grid.room, grid.tile, grid.is_cut)
+
+    def _most(self, tile: tuple[int, int], devices: int) -> int:
+        """Images, or tiles, that the network sees at once: a multiple of the devices."""
+        most = self._options.batch_size
+        if self._devices[0].platform == "cpu":
+            most = min(most, devices * max(1, _CPU_PIXELS // (tile[0] * tile[1])))
+        return -(-most // devices) * devices
+
+    def _groups(self, grid: tiling.Grid) -> list[int]:
+        """How many tiles of an image that is cut the network sees at once, group by group."""
+        devices = len(self._devices)
+        full, rest = divmod(len(grid.starts), most := self._most(grid.tile, devices))
+        return [most] * full + [devices] * -(-rest // devices)
 
     def _spatial(self, devices: int, grid: tiling.Grid) -> int:
         """As many devices to an image as there are, if each has a row of the deepest level."""
         if not self._share_heights:
             return 1
-        rows, free = grid.canvas[0] // self._stride, len(self._devices) // devices
+        rows, free = grid.tile[0] // self._stride, len(self._devices) // devices
         return max(n for n in range(1, free + 1) if rows % n == 0)
-
-    def _mesh(self, devices: int, spatial: int = 1) -> jax.sharding.Mesh:
-        return parallel.make_mesh(self._devices[: devices * spatial], spatial=spatial)
 
     def _model_dtype(self) -> DTypeLike:
         return getattr(self.model, "dtype", jnp.float32)
@@ -232,138 +283,40 @@ class Refiner:
     def _params_on(self, *devices: int) -> Params:
         """The parameters on the first few devices (`_mesh`)."""
         if devices not in self._placed:
-            where = parallel.replicated(self._mesh(*devices))
+            where = parallel.replicated(self.programs.mesh(*devices))
             self._placed[devices] = jax.device_put(self.params, where)
         return self._placed[devices]
 
-    def _call(
-        self, shape: _Shape, rows: diffusion.Sampler | None, name: str, *arguments: Any
-    ) -> Any:
-        """Runs one of the three programs, compiling it where that was not done."""
-        kind = None
-        if name != "finish" and rows is not None:
-            kind = (rows.num_calls, jax.tree.structure(rows))
-        signature = (name, shape, kind)
-        if signature not in self._compiled:
-            mesh = self._mesh(shape.devices, shape.spatial)
-            whole = parallel.replicated(mesh)
-            # An image that is cut is on all devices, and they share its tiles.
-            each = whole if shape.num_tiles else parallel.split_batch(mesh)
-            spread = parallel.split_batch(mesh)
-            images = parallel.Layout(mesh).images if shape.spatial > 1 else each
-            program = {
-                "begin": jax.jit(
-                    self._begin, in_shardings=(each, whole, each, whole), out_shardings=images
-                ),
-                "advance": jax.jit(
-                    functools.partial(self._advance, shape=shape, spread=spread),
-                    in_shardings=(whole, images, each, images, each, whole, whole, whole),
-                    out_shardings=(images, whole),
-                    donate_argnums=3,
-                ),
-                "finish": jax.jit(
-                    self._finish, in_shardings=(images, each, whole), out_shardings=each
-                ),
-            }[name]
-            device, start = mesh.devices.flat[0], time.perf_counter()
-            # Of shapes: where there are several processes, numpy arrays may not be split by `jit`.
-            shapes = jax.eval_shape(lambda *arguments: arguments, *arguments)
-            self._compiled[signature] = parallel.compile_for(device, program.lower(*shapes))
-            self.compile_seconds += time.perf_counter() - start
-        return self._compiled[signature](*arguments)
-
-    def _begin(
-        self,
-        low: Array,
-        extent: image_ops.Extent,
-        keys: Key[Array, " b"],
-        rows: diffusion.Sampler | None,
-    ) -> tuple[Float[Array, "b h w 3"] | None, diffusion.State]:
-        """The network's x, and y_T."""
-        x = self._source(low, extent, keys) if self._has_source else None
-        if rows is None:
-            return x, diffusion.State(x, None)
-        height, width = (n * self._factor for n in low.shape[1:3])
-        return x, diffusion.begin(rows, keys, (height, width, 3))
-
-    def _source(
-        self, low: Array, extent: image_ops.Extent, keys: Key[Array, " b"]
-    ) -> Float[Array, "b h w 3"]:
-        low = image_ops.to_signed(low)
-        if self._source_gamma is not None:
-            # The sampler folds numbers from 1 into the same keys.
-            draw = lambda key: jax.random.normal(jax.random.fold_in(key, 0), low.shape[1:])  # noqa: E731
-            gamma = jnp.full(len(low), self._source_gamma)
-            low = diffusion.diffuse(low, gamma, jax.vmap(draw)(keys))
-        return image_ops.upsample_within(low, extent, self._factor)
-
-    def _advance(
+    def _network(
         self,
         params: Params,
         x: Float[Array, "b h w 3"] | None,
+        y_t: Float[Array, "b h w 3"],
+        gamma: Float[Array, ""] | None,
         labels: Int[Array, " b"] | None,
-        state: diffusion.State,
-        keys: Key[Array, " b"],
-        rows: diffusion.Sampler | None,
-        bounds: tuple[Array, Array],
-        tiles: tuple,
-        *,
-        shape: _Shape,
-        spread: jax.sharding.Sharding,
-    ) -> tuple[diffusion.State, Float[Array, ""]]:
-        """Calls the network for some rows; also a number that is there when that is done."""
-
-        def network(x: Array | None, y_t: Array, gamma: Array) -> Float[Array, "b h w 3"]:
-            if rows is None:
-                return self.model.apply({"params": params}, x)
-            source_gamma = label = None
-            if self._source_gamma is not None:
-                source_gamma = jnp.full_like(gamma, self._source_gamma)
-            if labels is not None:  # tiles are all of one image
-                label = labels if shape.num_tiles == 0 else jnp.repeat(labels, len(gamma))
-            return models.guided_eps(
-                self.model,
-                params,
-                x,
-                y_t,
-                gamma,
-                label,
-                source_gamma,
-                guidance=self._options.guidance,
-            )
-
-        if shape.num_tiles:
-            denoise = tiling.tiled_denoise(
-                network,
-                x,
-                shape.tile,
-                self._overlap,
-                *tiles,
-                lambda tiles: jax.lax.with_sharding_constraint(tiles, spread),
-            )
-        else:
-            denoise = functools.partial(network, x)
-        if rows is None:
-            y_0 = denoise(x, jnp.zeros(len(x)))
-            state = diffusion.State(y_0.astype(x.dtype), None)
-        else:
-            state = jax.lax.fori_loop(
-                *bounds,
-                lambda i, state: diffusion.advance(
-                    denoise, rows[i], state, keys, clip=self._options.clip
-                ),
-                state,
-            )
-        return state, state.y_t[0, 0, 0, 0]
-
-    def _finish(self, y_0: Float[Array, "b h w 3"], low: Array, extent: image_ops.Extent) -> Array:
-        """To levels, and to the nearest consistent image where asked for."""
-        if self._options.consistent:
-            y_0 = image_ops.make_consistent(y_0, image_ops.to_signed(low), extent)
-        return image_ops.to_levels(y_0, low.dtype)
+    ) -> Float[Array, "b h w 3"]:
+        if gamma is None:
+            return self.model.apply({"params": params}, x)
+        gamma = jnp.full(len(y_t), gamma)
+        source_gamma = None
+        if self._source_gamma is not None:
+            source_gamma = jnp.full_like(gamma, self._source_gamma)
+        return models.guided_eps(
+            self.model,
+            params,
+            x,
+            y_t,
+            gamma,
+            labels,
+            source_gamma,
+            guidance=self._options.guidance,
+        )
 
 
-def _with_room(sampler: diffusion.Sampler) -> diffusion.Sampler:
-    """Rows for at least 64 calls, so that few programs are compiled; what is added is not run."""
-    room = max(64, 1 << (sampler.num_calls - 1).bit_length())
-    return jax.tree.map(lambda a: np.pad(a, (0, room - len(a)), mode="edge"), sampler)
+def _wait(ticks: collections.deque[tuple[Array, Callable[[], None] | None]], num_left: int) -> None:
+    """Waits for all but the last of what the network is at; says where a call is done."""
+    while len(ticks) > num_left:
+        made, progress = ticks.popleft()
+        made.block_until_ready()
+        if progress:
+            progress()

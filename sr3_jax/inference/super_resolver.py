@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8, UInt16
 
-from sr3_jax.inference import files, levels, trained
+from sr3_jax import parallel
+from sr3_jax.data import storage
+from sr3_jax.inference import files, levels, reading, trained
+
+_MOST_PIXELS = (2**31 - 1) // 3  # of an array: places of its values are int32
 
 # One image or several, and what becomes of them.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
@@ -146,6 +152,60 @@ class SuperResolver(trained.TrainedNetwork):
             return size
         return tuple(-(-n // self.factor) for n in levels.output_size(size, factor))
 
+    def check_fits(
+        self,
+        size: tuple[int, int],
+        *,
+        factor: int | float | None = None,
+        num_samples: int = 1,
+        num_snapshots: int = 0,
+    ) -> None:
+        """Refuses an image that memory is too small for, before it is decoded.
+
+        By an estimate, within about a factor of two. It knows only what is free now.
+
+        Args:
+          size: height and width of the image.
+          factor: see `upscale`.
+          num_samples: of the image.
+          num_snapshots: see `sample`.
+
+        Raises:
+          ValueError: says how much is needed, how much is free, and what to change; or the factor
+            is outside the limits.
+        """
+        factor = self.factor if factor is None else factor
+        wanted = levels.output_size(size, factor)
+        within = self._network_size(size, factor)
+        refined = tuple(n * self.factor for n in within)
+        what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
+        if refined != wanted:
+            what += f", by way of {refined[1]}x{refined[0]},"
+        change = (
+            "use a smaller --factor, fewer --samples, a smaller sampling.tile_size or "
+            "sampling.batch_size, or parts of the picture"
+        )
+        if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
+            most = _MOST_PIXELS / 1.5e6
+            raise ValueError(f"{what} and so more than {most:.0f} megapixels; {change}")
+        on_device, on_host = self.refiner.memory(num_samples, within)
+        # Samples and frames wait on the host, of at most 16 bits.
+        on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
+        device = jax.local_devices()[0]
+        if device.platform == "cpu":
+            # Its devices share one memory.
+            on_host += on_device * self.refiner.share(num_samples, within)[0]
+            on_device = 0
+        for needed, free, where in (
+            (on_device, parallel.free_bytes(device), f"of each {device.device_kind}'s memory"),
+            (on_host, parallel.free_host_bytes(), "of this machine's memory"),
+        ):
+            if free is not None and needed > free:
+                raise ValueError(
+                    f"{what} and needs about {needed / 1e9:.2g} GB {where}, of which "
+                    f"{free / 1e9:.2g} GB are free; {change}"
+                )
+
     def upscale_file(
         self,
         path: epath.PathLike,
@@ -156,6 +216,7 @@ class SuperResolver(trained.TrainedNetwork):
         factor: int | float | None = None,
         num_samples: int = 1,
         animate: bool = False,
+        overwrite: bool = False,
     ) -> str:
         """Upscales one picture file as `--mode=upscale` does: alpha, profile and depth are kept.
 
@@ -167,18 +228,26 @@ class SuperResolver(trained.TrainedNetwork):
           factor: see `upscale`.
           num_samples: see `inference.files.Options`.
           animate: see `inference.files.Options`.
+          overwrite: replace files that are there, but never the picture itself.
 
         Returns:
           The path of what was written.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it cannot be read, upscaled or written; the message says why.
+          FileExistsError: a file would be replaced.
+          ValueError: the picture cannot be read, upscaled or written, or would replace itself.
         """
         if epath.Path(path).is_dir():
             raise ValueError(f"{path} is a folder; give a file, or use --mode=upscale")
         options = files.Options(steps, seed, factor, num_samples, animate)
-        (record,) = files.upscale_files(self, files.find_inputs(path), output, options)
+        for name in reading.output_names(epath.Path(path).name, options):
+            made = epath.Path(output) / name
+            if storage.is_same_file(path, made):
+                raise ValueError(f"{made} is the picture itself; give another folder than {output}")
+            if made.exists() and not overwrite:
+                raise FileExistsError(f"{made} is there already; overwrite=True replaces it")
+        (record,) = files.upscale_files(self, reading.find_inputs(path), output, options)
         if record.error:
             raise ValueError(f"{path}: {record.error}")
         return str(epath.Path(output) / record.output)
@@ -221,12 +290,12 @@ class SuperResolver(trained.TrainedNetwork):
         Snapshots are evenly spaced in network calls; the last is the result.
         """
         parts, snapshots = [], []
-        begin = time.perf_counter() - self.refiner.compile_seconds
+        begin = time.perf_counter() - self.refiner.programs.compile_seconds
         for fetch in self.start(
             images, steps, seed, num_snapshots=num_snapshots, progress=progress
         ):
             made, kept = fetch()
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
-        seconds = time.perf_counter() - self.refiner.compile_seconds - begin
+        seconds = time.perf_counter() - self.refiner.programs.compile_seconds - begin
         return Upscaled(np.concatenate(parts), np.concatenate(snapshots, axis=1), seconds)

@@ -1,31 +1,29 @@
-"""Cutting images into what a network takes, and blending tiles at every refinement step.
+"""Cutting images into what a network takes, and blending its estimates at every refinement step.
 
-The network sees sizes like those it was trained on, and memory for its activations is that of
-a few tiles. Because the tiles' estimates are blended before each step, not their results after the
-last, all tiles refine one image, with one noise, and no seam can form between diverging ones.
+A network sees squares and rectangles of few sizes: each side is `tile_size`, half of it or a
+quarter. An axis of an image that is no longer is filled up to the next of them by a mirror image; a
+longer one is cut into overlapping tiles. So few programs are compiled, and memory for activations
+is that of a few tiles. Because the tiles' estimates are blended before each step, not their results
+after the last, all tiles refine one image, with one noise, and no seam can form between diverging
+ones.
 
-Arrays are larger than images, by at most an eighth along each axis, and come in few sizes, so that
-few programs are compiled; where tiles lie is an argument of them.
+Images lie flat in arrays, row after row, without anything between: an array for n pixels holds
+every image of at most n, and a tile is parts of some rows, whose places are arguments of programs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from sr3_jax.diffusion import Denoise
-
-# x, y_t, gamma to eps
-Network = Callable[
-    [Float[Array, "b h w c"], Float[Array, "b h w c"], Float[Array, " b"]],
-    Float[Array, "b h w c"],
-]
+_PARTS = (1, 2, 4)  # of `tile_size`, that a side of what the network sees may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +31,44 @@ class Grid:
     """How images of one size are cut; all in pixels of the output.
 
     Attributes:
-      canvas: height and width of the arrays that hold an image.
-      tile: height and width of what the network sees; equal to `canvas` where nothing is cut.
-      starts: upper left corners of the tiles.
+      size: height and width of the image.
+      canvas: the same, axes filled up that are not cut.
+      tile: height and width of what the network sees.
+      starts: upper left corners of the tiles; one of an image that is not cut.
     """
 
+    size: tuple[int, int]
     canvas: tuple[int, int]
     tile: tuple[int, int]
     starts: tuple[tuple[int, int], ...]
 
     @property
     def is_cut(self) -> bool:
-        """Whether there is more than one tile, or could be in such an array."""
-        return self.tile != self.canvas
+        """Whether there is more than one tile."""
+        return len(self.starts) > 1
+
+    @property
+    def room(self) -> int:
+        """Pixels of the array that holds the canvas; of images that are cut few different ones."""
+        pixels = self.canvas[0] * self.canvas[1]
+        if not self.is_cut:
+            return pixels
+        coarse = 1 << max(0, (pixels - 1).bit_length() - 2)  # two between powers of two
+        return -(-pixels // coarse) * coarse
+
+
+class Windows(NamedTuple):
+    """Where some tiles lie in a flat image, and how they are blended.
+
+    Attributes:
+      rows: of each row of a tile, the pixel of the image with which it begins.
+      row_weights, column_weights: of estimates. Their products add up to 1 at each pixel of the
+        image; of tiles that only fill up a group they are 0.
+    """
+
+    rows: Int[np.ndarray, "k th"]
+    row_weights: Float[np.ndarray, "k th"]
+    column_weights: Float[np.ndarray, "k tw"]
 
 
 def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) -> Grid:
@@ -62,118 +85,85 @@ def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) 
     """
     if not 0 <= overlap < tile_size:
         raise ValueError(f"overlap = {overlap} must be in [0, tile_size = {tile_size})")
-    canvas, tile, starts = [], [], []
+    sides = sorted({-(-tile_size // (part * stride)) * stride for part in _PARTS})
+    tile, starts = [], []
     for length in size:
-        bucket = _bucket(length, stride)
-        canvas.append(bucket)
-        if length <= tile_size:
-            # The whole bucket at once, and so the canvas is no longer than a tile.
-            canvas[-1] = min(bucket, tile_size)
-            tile.append(canvas[-1])
-            starts.append([0])
-            continue
-        tile.append(tile_size)
-        count = _num_tiles(length, tile_size, overlap)
-        starts.append(np.round(np.linspace(0, length - tile_size, count)).astype(int).tolist())
-    return Grid(tuple(canvas), tuple(tile), tuple(itertools.product(*starts)))
+        tile.append(next((side for side in sides if side >= length), tile_size))
+        count = max(1, -(-(length - overlap) // (tile_size - overlap)))
+        last = max(0, length - tile_size)
+        starts.append(np.round(np.linspace(0, last, count)).astype(int).tolist())
+    canvas = (max(length, side) for length, side in zip(size, tile, strict=True))
+    return Grid(tuple(size), tuple(canvas), tuple(tile), tuple(itertools.product(*starts)))
 
 
-def most_tiles(grid: Grid, overlap: int) -> int:
-    """Of all images that such an array can hold."""
-    sides = zip(grid.canvas, grid.tile, strict=True)
-    rows, columns = (_num_tiles(*side, overlap) if side[0] > side[1] else 1 for side in sides)
-    return rows * columns
+def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows]:
+    """The tiles of a grid in groups, which the network sees at once.
 
-
-def groups_of_tiles(
-    grid: Grid, overlap: int, size: int
-) -> tuple[Int[np.ndarray, "groups size 2"], Bool[np.ndarray, "groups size"], int]:
-    """Tiles in groups of `size`, which the network sees at once.
-
-    Returns:
-      Their corners; which of them there are, the last group being filled up; and how many groups
-      there are. The arrays are as long as any image on such a canvas wants.
-    """
-    most = -(-most_tiles(grid, overlap) // size)
-    count = len(grid.starts)
-    corners = np.zeros((most * size, 2), np.int32)
-    corners[:count] = grid.starts
-    exists = np.arange(most * size) < count
-    return corners.reshape(most, size, 2), exists.reshape(most, size), -(-count // size)
-
-
-def tiled_denoise(
-    network: Network,
-    x: Float[Array, "1 h w c"],
-    tile: tuple[int, int],
-    overlap: int,
-    corners: Int[Array | np.ndarray, "groups size 2"],
-    exists: Bool[Array | np.ndarray, "groups size"],
-    num_groups: int | Int[Array, ""],
-    spread: Callable[[Array], Array] = lambda tiles: tiles,
-) -> Denoise:
-    """Closes over the source: returns `denoise(y_t, gamma)` that works group by group of tiles.
-
-    Weights of an estimate rise linearly over the overlap; where no tile is, the estimate is 0.
+    Weights of an estimate rise linearly over the overlap, before they are made to add up to 1.
 
     Args:
-      network: estimates eps from x, y_t and gamma of some tiles.
-      x: the source at the size of y_t, one image.
-      tile: height and width of tiles.
+      grid: how the image is cut.
       overlap: see `make_grid`.
-      corners: see `groups_of_tiles`.
-      exists: see `groups_of_tiles`.
-      num_groups: see `groups_of_tiles`.
-      spread: says which devices have which tiles, to which it is applied.
+      sizes: of the groups, together as many tiles as there are, or more; the last group is filled
+        up by tiles of weight 0.
     """
-    ramps = [_ramp(length, overlap) for length in tile]
-    window = jnp.asarray(np.outer(*ramps)[..., None], jnp.float32)
-
-    def cut(image: Array, corners: Array) -> Float[Array, "size th tw c"]:
-        one = lambda corner: jax.lax.dynamic_slice(  # noqa: E731
-            image[0], (corner[0], corner[1], 0), (*tile, image.shape[-1])
-        )
-        return spread(jax.vmap(one)(corners))
-
-    def add(total: Array, tiles: Array, corners: Array) -> Array:
-        def one(i: Array, total: Array) -> Array:
-            corner = (0, corners[i, 0], corners[i, 1], 0)
-            there = jax.lax.dynamic_slice(total, corner, (1, *tile, total.shape[-1]))
-            return jax.lax.dynamic_update_slice(total, there + tiles[i], corner)
-
-        return jax.lax.fori_loop(0, len(tiles), one, total)
-
-    def over_groups(add_group: Callable[[int, Array], Array], like: Array) -> Array:
-        return jax.lax.fori_loop(0, num_groups, add_group, jnp.zeros_like(like))
-
-    corners, exists = jnp.asarray(corners), jnp.asarray(exists)
-    weights = exists[:, :, None, None, None] * window
-    total = over_groups(lambda i, sum_: add(sum_, weights[i], corners[i]), x[..., :1])
-    share = jnp.where(total > 0, 1.0 / total, 0.0)
-
-    def denoise(y_t: Float[Array, "1 h w c"], gamma: Float[Array, " 1"]) -> Array:
-        def add_group(i: Array, sum_: Array) -> Array:
-            at = corners[i]
-            gammas = jnp.broadcast_to(gamma, (at.shape[0],))
-            eps = network(cut(x, at), cut(y_t, at), gammas).astype(sum_.dtype)
-            return add(sum_, eps * weights[i], at)
-
-        return over_groups(add_group, y_t) * share
-
-    return denoise
+    width = grid.canvas[1]
+    along_rows, along_columns = (
+        _weights(grid.tile[axis], {corner[axis] for corner in grid.starts}, overlap)
+        for axis in (0, 1)
+    )
+    made = []
+    for top, left in grid.starts:
+        rows = ((top + np.arange(grid.tile[0])) * width + left).astype(np.int32)
+        made.append(Windows(rows, along_rows[top], along_columns[left]))
+    blank = made[0]._replace(row_weights=np.zeros_like(made[0].row_weights))
+    made += [blank] * (sum(sizes) - len(made))
+    tiles = iter(made)
+    return [
+        Windows(*map(np.stack, zip(*itertools.islice(tiles, size), strict=True))) for size in sizes
+    ]
 
 
-def _ramp(length: int, overlap: int) -> Float[np.ndarray, " {length}"]:
-    edge = np.minimum(np.arange(length) + 1, length - np.arange(length))
-    return np.minimum(edge, overlap + 1) / (overlap + 1)
+def cut(
+    image: Float[Array, " values"], windows: Windows, channels: int = 3
+) -> Float[Array, "k th tw c"]:
+    """The tiles of a flat image."""
+    shape = (*windows.rows.shape, windows.column_weights.shape[1], channels)
+
+    def part(start: Int[Array, ""]) -> Array:
+        return jax.lax.dynamic_slice(image, (start * channels,), (shape[2] * channels,))
+
+    return jax.vmap(part)(windows.rows.reshape(-1)).reshape(shape)
 
 
-def _num_tiles(length: int, tile_size: int, overlap: int) -> int:
-    return -(-(length - overlap) // (tile_size - overlap))
+def add(
+    image: Float[Array, " values"], tiles: Float[Array, "k th tw c"], windows: Windows
+) -> Float[Array, " values"]:
+    """A flat image and, by their weights, tiles of it."""
+    channels = tiles.shape[-1]
+    # Whole parts of rows.
+    places = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+    )
+
+    def add_tile(k: Array, image: Array) -> Array:
+        weights = windows.row_weights[k][:, None] * windows.column_weights[k]
+        parts = tiles[k].astype(image.dtype) * weights[..., None]
+        starts = windows.rows[k][:, None] * channels
+        return jax.lax.scatter_add(image, starts, parts.reshape(len(parts), -1), places)
+
+    # Tiles in their order, so that sums are the same on each device and in each run.
+    windows = jax.tree.map(jnp.asarray, windows)
+    return jax.lax.fori_loop(0, len(tiles), add_tile, image)
 
 
-def _bucket(length: int, stride: int) -> int:
-    """The next of eight to sixteen sizes between powers of two, multiples of the stride."""
-    steps = -(-length // stride)
-    coarse = 1 << max(0, (steps - 1).bit_length() - 4)
-    return -(-steps // coarse) * coarse * stride
+def _weights(
+    side: int, starts: Collection[int], overlap: int
+) -> dict[int, Float[np.ndarray, " {side}"]]:
+    """Of one axis, by where a tile begins: the weights of its pixels."""
+    edge = np.minimum(np.arange(side) + 1, side - np.arange(side))
+    ramp = np.minimum(edge, overlap + 1)
+    total = np.zeros(max(starts) + side)
+    for start in starts:
+        total[start : start + side] += ramp
+    return {start: (ramp / total[start : start + side]).astype(np.float32) for start in starts}

@@ -56,6 +56,8 @@ class TrainedNetwork:
             larger than `options.tile_size` refined in tiles.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
+        # Value that means white in 16-bit pictures; 0: 65535. See `config.data.white_level`.
+        self.white_level = 0
         self.factor = factor
         self.make_sampler, self._options = make_sampler, options
         self.refiner = refinement.Refiner(
@@ -146,7 +148,7 @@ class TrainedNetwork:
                 )
             )
         size, low = config.data.image_size, config.data.low_resolution
-        return cls(
+        made = cls(
             factory.model(config),
             params,
             functools.partial(sampling_factory.sampler, config),
@@ -154,6 +156,8 @@ class TrainedNetwork:
             factor=size // low if low else 1,
             stride=models.deepest_stride(config.model.multipliers),
         )
+        made.white_level = config.data.get("white_level", 0)  # older workdirs have no such key
+        return made
 
     def set_params(self, params: Params) -> None:
         """Changes the weights; what was compiled stays."""

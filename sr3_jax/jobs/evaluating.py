@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import data_factory, factory, parallel, sampling_factory
-from sr3_jax.data import folders
+from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import (
     evaluator,
     outputs,
@@ -25,9 +25,13 @@ from sr3_jax.evaluation import (
     scoring,
     tables,
 )
+from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import generating, judging, shared
 from sr3_jax.training.step import Batch
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
 
 # The strip of refinement: columns from noise to image, and rows.
 _NUM_REFINEMENT_PICTURES = 9
@@ -48,6 +52,12 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     if not factory.has_source(config):
         generating.evaluate(config, workdir)
         return
+    with shared.holding(workdir / "evaluation", "evaluation"):
+        _evaluate(config, workdir)
+
+
+def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Evaluates a network with a source; see `evaluate`."""
     folder = workdir / "evaluation"
     images = folder / "images"
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
@@ -57,9 +67,11 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     name, (size, low) = factory.method(config), pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
-        method = outputs.kept(
-            _method(config, resolver, bar, folder), name, images, _recipe(config, resolver)
-        )
+        has_steps = not factory.predicts_image(config)
+        recipe = _recipe(config, workdir, resolver)
+        strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
+        made = _method(config, resolver, bar, strip)
+        method = outputs.kept(made, name, images, recipe, strip.is_missing)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
@@ -85,7 +97,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             _images_of(images, evaluation, name),
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
-            protocol=_protocol(config, pipeline.sizes, resolver.num_calls()),
+            protocol=_protocol(config, pipeline, resolver.num_calls()),
             checkpoint_step=resolver.checkpoint_step,
             files=[outputs.file_of(int(number)) for number in evaluation.index],
         )
@@ -140,14 +152,41 @@ def _conclude(
     print(f"report: {folder / 'report.html'}")
 
 
+class _Strip:
+    """`refinement.png`, from noise to image, of the first images of the set.
+
+    It is drawn by the batch that makes these, before their files are written. So an evaluation that
+    goes on leaves the same strip as one that was not stopped.
+    """
+
+    def __init__(self, path: epath.Path, recipe: str, batch_size: int, is_drawn: bool) -> None:
+        """Where it is, what decides how it looks, images of a batch, and whether there is one."""
+        self._path, self._recipe = path, recipe
+        self._batch_size, self._is_drawn = batch_size, is_drawn and jax.process_index() == 0
+
+    def is_missing(self, low: np.ndarray, index: np.ndarray) -> bool:
+        """Whether these are the first batch, and it is not there or of something else."""
+        is_first = self._is_drawn and int(index[0]) < self._batch_size
+        return is_first and outputs.read(self._path, self._made_of(low)) is None
+
+    def draw(self, times: np.ndarray, refinement: np.ndarray, low: np.ndarray) -> None:
+        """Writes it, of y_t at `times` (`[k, n, h, w, 3]`)."""
+        columns = {
+            f"t = {t}": picture[:_NUM_REFINED] for t, picture in zip(times, refinement, strict=True)
+        }
+        outputs.write(pictures.grid(columns), self._path, self._made_of(low), 0.0)
+
+    def _made_of(self, low: np.ndarray) -> str:
+        return outputs.digest(self._recipe, low[:_NUM_REFINED])
+
+
 def _method(
-    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, folder: epath.Path
+    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
 ) -> evaluator.Method:
-    """The network; while it works the bar moves. Draws `refinement.png` of its first images."""
+    """The network; while it works the bar moves. Of the first batch it draws the strip."""
     num_samples, side = factory.num_samples(config), factory.network_input(config)
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
-    wanted = not factory.predicts_image(config) and jax.process_index() == 0
 
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
         # Not for longer: who waits for other processes, or compiles, should end as any program.
@@ -157,7 +196,7 @@ def _method(
     def draw(
         low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
     ) -> tuple[np.ndarray, float]:
-        nonlocal wanted
+        is_wanted = strip.is_missing(low, index)
         size = tuple(resolver.factor * n for n in low.shape[1:3])
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * num_samples
@@ -173,16 +212,11 @@ def _method(
                 inputs,
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
-                num_snapshots=len(times) if wanted else 0,
+                num_snapshots=len(times) if is_wanted and k == 0 else 0,
                 progress=advance,
             )
-            if wanted:
-                columns = {
-                    f"t = {t}": picture[:_NUM_REFINED]
-                    for t, picture in zip(times, result.refinement, strict=True)
-                }
-                pictures.save(pictures.grid(columns), folder / "refinement.png")
-                wanted = False
+            if is_wanted and k == 0:
+                strip.draw(times, result.refinement, low)
             samples.append(evaluator.resize(result.images, size) if side else result.images)
             seconds += result.seconds
         return np.stack(samples), seconds
@@ -199,17 +233,14 @@ def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
         bar.update(min(done, bar.total) - bar.n)
 
 
-def _recipe(config: factory.ConfigDict, resolver: SuperResolver) -> str:
+def _recipe(config: factory.ConfigDict, workdir: epath.Path, resolver: SuperResolver) -> str:
     """All that decides what a network makes of an input: weights, sampling, seed."""
-    weights = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(resolver.params):
-        weights.update(jax.tree_util.keystr(path).encode())
-        weights.update(np.ascontiguousarray(leaf).tobytes())
+    weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
     sections = json.loads(config.to_json())
     how = {key: sections[key] for key in ("seed", "model", "diffusion")}
     how["sampling"] = sampling_factory.recipe(config)
     how["network_input"] = factory.network_input(config)
-    return json.dumps([weights.hexdigest(), how], sort_keys=True)
+    return json.dumps([weights, how], sort_keys=True)
 
 
 def _images_of(
@@ -223,14 +254,17 @@ def _images_of(
     return images | {"bicubic": outputs.Upsampled(images["input"], images["reference"])}
 
 
-def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) -> list[str]:
+def _protocol(config: factory.ConfigDict, pipeline: Pipeline, steps: int) -> list[str]:
     """What was done, a statement each."""
-    c, (size, low) = config.data, sizes
+    c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
     held_out = c.eval_path or f"held out of {c.path or c.source}"
     said = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
-        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in 8 bits.",
+        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
+        *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
     ]
+    if config.evaluation.get("downsampling", "pillow") == "matlab":  # older workdirs have no key
+        said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
     if side := factory.network_input(config):
         said.append(
             f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
@@ -248,6 +282,17 @@ def _protocol(config: factory.ConfigDict, sizes: tuple[int, int], steps: int) ->
     return said
 
 
+def _depths(bits: Mapping[str, Sequence[int]]) -> list[str]:
+    """Says at which depth files were compared, where any has other than 8 bits."""
+    if all(found == [8] for found in bits.values()):
+        return []
+    each = (f"{name} {' and '.join(map(str, found))}" for name, found in bits.items())
+    return [
+        f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the largest "
+        "of its type, so that 8 bits and the same at 16 score the same."
+    ]
+
+
 def score(
     config: factory.ConfigDict | None,
     workdir: epath.Path,
@@ -259,9 +304,39 @@ def score(
 
     Writes `metrics.json` (means by method), `images.json` (every number), `report.html` and
     `report.md` in `workdir`. Of the config its section `evaluation` says what is measured.
+
+    Raises:
+      ValueError: images cannot be scored, or `workdir` lies among them, or has files of these names
+        that are not of a scoring.
+      HeldError: another scoring is at work in `workdir`.
     """
     if jax.process_index() != 0:
         return
+    for folder in filter(None, (reference, low_resolution, *outputs.values())):
+        if storage.is_within(workdir, folder):
+            raise ValueError(
+                f"--workdir={workdir} lies in {folder}, so that pictures of the report would be "
+                "scored next time; give a folder outside"
+            )
+    if not (workdir / "metrics.json").exists():
+        for name in ("images.json", "report.html", "report.md", "report"):
+            if (workdir / name).exists():
+                raise ValueError(
+                    f"{workdir / name} would be replaced, and there is no metrics.json beside it, "
+                    "so that it is of no scoring; give another --workdir"
+                )
+    with locks.hold(workdir, "scoring"):
+        _score(config, workdir, reference, outputs, low_resolution)
+
+
+def _score(
+    config: factory.ConfigDict | None,
+    workdir: epath.Path,
+    reference: str,
+    outputs: Mapping[str, str],
+    low_resolution: str | None,
+) -> None:
+    """Scores; see `score`."""
     config = config or factory.ConfigDict({"evaluation": {}})
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
@@ -286,5 +361,6 @@ def score(
             f"Images: {reference}, as they are.",
             *inputs,
             *(f"{name}: {path}, matched by name." for name, path in outputs.items()),
+            *_depths(scores.bits),
         ],
     )

@@ -1,4 +1,8 @@
-"""Images by a cascade, stage by stage into files, so that it can be stopped and shared."""
+"""Images by a cascade, stage by stage into files, so that it can be stopped and shared.
+
+Each file says in a comment by which recipe it was made. So an image of another recipe, of a folder
+that is made anew, is told from those that are there already, and from what is not ours.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,10 @@ import collections
 import concurrent.futures
 import csv
 import dataclasses
+import functools
 import io
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,13 +21,15 @@ from etils import epath
 from jaxtyping import Int, UInt8
 
 from sr3_jax import data_factory, factory, parallel, sampling_factory
-from sr3_jax.data import image_file, storage
+from sr3_jax.data import picture, storage
 from sr3_jax.evaluation import neighbours, pictures
 from sr3_jax.evaluation.outputs import Files, file_of
-from sr3_jax.inference import cascade, manifest
+from sr3_jax.inference import cascade, manifest, recipes
 from sr3_jax.jobs import judging, shared
 
-_NAME = re.compile(r"\d{6}\.png")  # `file_of`
+_COMMENT = "made by recipe "  # of each image, with the digest of the recipe
+_BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
+_MOST_NAMED = 20  # files, in one message
 _THREADS = 4  # that read, and that write
 _BATCHES_BEHIND = 2  # that wait to be written, at most
 # Up to so many images the bar moves with every network call, for which each is waited for.
@@ -162,56 +168,129 @@ def generate(
         anything is sampled.
       StoppedError: a signal asked to stop.
     """
+    output = epath.Path(storage.absolute(output))
     cascade.check(stages, options.labels)
     if measure is not None:
         judging.check_generated(measure, options.num_images)
     folders = [output / str(stage.image_size) for stage in stages]
-    _prepare(stages, folders, options)
-    numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
-    with parallel.StopSignal(alone=True) as stop:
-        for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
-            there = manifest.existing(folder)
-            missing = numbers[[file_of(int(k)) not in there for k in numbers]]
-            if len(missing) < len(numbers):
-                print(f"{len(numbers) - len(missing)} of {len(numbers)} images are in {folder}")
-            if not len(missing):
-                continue
-            labels = cascade.labels_of(stages, options.labels, missing)
-            before = folders[i - 1] if i else None
-            _run_stage(stage, i, missing, labels, before, folder, options.seed, stop)
-    parallel.wait_for_all()
-    if jax.process_index() == 0:
-        _show(stages, folders, output, options)
-        if measure is not None:
-            last = Files(folders[-1], range(options.num_images))
-            judging.report_generated(measure, stages, last, output)
-    parallel.wait_for_all()
+    made_by = _recipes(stages, options)
+    with shared.holding(output, "generation"):
+        if jax.process_index() == 0:
+            _prepare(stages, output, folders, made_by, options)
+        parallel.wait_for_all()
+        numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
+        with parallel.StopSignal(alone=True) as stop:
+            for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+                there = set() if options.overwrite else _look(folder, numbers, made_by[i]).made
+                missing = numbers[[int(k) not in there for k in numbers]]
+                if len(missing) < len(numbers):
+                    print(f"{len(numbers) - len(missing)} of {len(numbers)} images are in {folder}")
+                if not len(missing):
+                    continue
+                labels = cascade.labels_of(stages, options.labels, missing)
+                before = folders[i - 1] if i else None
+                given = (labels, before, folder, options.seed, stop)
+                _run_stage(stage, i, missing, *given, recipes.digest_of(made_by[i]))
+        parallel.wait_for_all()
+        if jax.process_index() == 0:
+            _show(stages, folders, output, options)
+            if measure is not None:
+                last = Files(folders[-1], range(options.num_images))
+                judging.report_generated(measure, stages, last, output)
+
+
+def _recipes(stages: Sequence[cascade.Stage], options: Options) -> list[dict[str, Any]]:
+    """Returns the recipe of each stage's images, which is also that of all stages before it."""
+    recipe: dict[str, Any] = {"seed": options.seed}
+    if stages[0].num_classes:
+        recipe["labels"] = list(options.labels) or "all in turn"
+    made_by = []
+    for number, stage in enumerate(stages, 1):
+        recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
+        made_by.append(dict(recipe))
+    return made_by
 
 
 def _prepare(
-    stages: Sequence[cascade.Stage], folders: Sequence[epath.Path], options: Options
+    stages: Sequence[cascade.Stage],
+    output: epath.Path,
+    folders: Sequence[epath.Path],
+    made_by: Sequence[Mapping[str, Any]],
+    options: Options,
 ) -> None:
-    """Keeps the recipe of each stage's images, which is also that of all stages before it."""
-    if jax.process_index() == 0:
-        recipe: dict[str, Any] = {"seed": options.seed}
-        if stages[0].num_classes:
-            recipe["labels"] = list(options.labels) or "all in turn"
-        recipes = []
-        for number, stage in enumerate(stages, 1):
-            recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
-            recipes.append(dict(recipe))
-        pairs = list(zip(folders, recipes, strict=True))
-        differ = [bool(manifest.differences(*pair)) for pair in pairs]
-        overwrite = [options.overwrite or (options.renew and differs) for differs in differ]
-        # What must not be mixed is found before anything is removed.
-        order = sorted(range(len(pairs)), key=lambda i: overwrite[i] or not differ[i])
-        for i in order:
-            folder, made_by = pairs[i]
-            manifest.check_recipe(folder, made_by, overwrite=overwrite[i])
-            if overwrite[i]:
-                for name in filter(_NAME.fullmatch, manifest.existing(folder)):
-                    (folder / name).unlink()
-    parallel.wait_for_all()
+    """Checks that nothing would be replaced that is not ours; then keeps the recipes.
+
+    Raises:
+      ValueError: images of another recipe, or files that this program did not write. Before
+        anything is touched.
+    """
+    anew, older = [], {}
+    for number, (stage, folder, recipe) in enumerate(zip(stages, folders, made_by, strict=True), 1):
+        older |= {f"stage_{number}.{key}": value for key, value in stage.older_recipe().items()}
+        if options.overwrite or (options.renew and recipes.differs(folder, recipe, older)):
+            anew.append(folder)
+            continue
+        recipes.check(folder, recipe, older)
+        look = _look(folder, np.arange(options.num_images), recipe)
+        if look.unknown:
+            some = [f"{name}: {why}" for name, why in look.unknown.items()]
+            more = f"; and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
+            raise ValueError(
+                f"{len(some)} files in {folder} are not images that this program made there, or "
+                f"are damaged: {'; '.join(some[:_MOST_NAMED])}{more}. Move them, give another "
+                "folder, or --overwrite to make them anew"
+            )
+    is_ours = any((folder / recipes.MARK).exists() for folder in folders)
+    if not (is_ours or options.overwrite or options.renew):
+        if found := [name for name in _BESIDE if (output / name).exists()]:
+            raise ValueError(
+                f"{output / found[0]} would be replaced, which this program did not write; give "
+                "another folder, or --overwrite to replace it"
+            )
+    for folder, recipe in zip(folders, made_by, strict=True):
+        manifest.remove_partials(folder)
+        # A folder of an older version stays one: its images have no comments.
+        if folder in anew or not _is_older(folder):
+            recipes.keep(folder, recipe)
+
+
+class _Look(NamedTuple):
+    """What is in the folder of a stage: numbers of images of its recipe, and files of others."""
+
+    made: set[int]
+    unknown: dict[str, str]
+
+
+def _look(folder: epath.Path, numbers: np.ndarray, recipe: Mapping[str, Any]) -> _Look:
+    """Looks which images are there, by the comments of their files."""
+    there, is_older = manifest.existing(folder), _is_older(folder)
+    wanted = [int(k) for k in numbers if file_of(int(k)) in there]
+    made_of, made, unknown = recipes.digest_of(recipe), set(), {}
+
+    def comment(k: int) -> str | Exception:
+        try:
+            return picture.comment_of(storage.read(str(folder / file_of(k))))
+        except (picture.BadImageError, OSError) as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for k, found in zip(wanted, pool.map(comment, wanted), strict=True):
+            if isinstance(found, Exception):
+                unknown[file_of(k)] = str(found)
+            elif found.startswith(_COMMENT):
+                if found == _COMMENT + made_of:
+                    made.add(k)
+            elif is_older:
+                made.add(k)
+            else:
+                unknown[file_of(k)] = "it does not say that it was made here"
+    return _Look(made, unknown)
+
+
+def _is_older(folder: epath.Path) -> bool:
+    """Returns whether images were made by a version that wrote no comments."""
+    recipe = recipes.read(folder)
+    return recipe is not None and not any(key.endswith("network") for key in recipe)
 
 
 def _run_stage(
@@ -223,8 +302,10 @@ def _run_stage(
     folder: epath.Path,
     seed: int,
     stop: parallel.StopSignal,
+    made_of: str,
 ) -> None:
     """Makes the images of these numbers in one stage, from what the one before made."""
+    write = functools.partial(picture.write_image, comment=_COMMENT + made_of)
     network = stage.load()
     devices = jax.local_device_count()
     size = -(-network.batch_size // devices) * devices
@@ -266,7 +347,7 @@ def _run_stage(
             nonlocal written
             images = waiting.popleft()()
             paths = [folder / file_of(int(k)) for k in numbers[written : written + len(images)]]
-            list(pool.map(image_file.write_image, images, paths))
+            list(pool.map(write, images, paths))
             written += len(images)
             if not each_call:
                 shared.advance(bar, len(images))
@@ -281,7 +362,7 @@ def _run_stage(
 
 
 def _read(path: epath.Path) -> UInt8[np.ndarray, "h w 3"]:
-    return image_file.read_file(str(path))
+    return picture.read_rgb(str(path))
 
 
 def _show(

@@ -12,16 +12,19 @@ import dataclasses
 import json
 import logging as std_logging
 import os
+import secrets
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from absl import logging
 from etils import epath
 
 from sr3_jax.data import sources, storage
-from sr3_jax.inference import files, manifest
+from sr3_jax.inference import files, manifest, reading
 from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # which imports this module
@@ -30,6 +33,8 @@ if TYPE_CHECKING:  # which imports this module
 _CHUNK = 64  # images that an actor is given at once, and at most done again
 _MAX_DEATHS = 3  # of actors at one image
 _NO_PROGRESS_SECONDS = 6 * 3600  # of a cluster without any row: a job that hangs must end
+_LOOPBACK = "127.0.0.1"
+_PASSED_ON = ("JAX_", "XLA_", "LIBTPU_", "SR3_")  # variables, to workers
 _OBJECT_STORE_BYTES = 100 << 20  # of a cluster of this machine alone: only names and rows go there
 
 
@@ -94,8 +99,8 @@ class Upscaler:
                     yield self._record(ref, "failed", f"{type(error).__name__}: {error}")
 
     def _record(self, ref: sources.FileRef, status: str, error: str = "") -> manifest.Record:
-        seed = files.seed_of(ref.name, self._work.options.seed)
-        return manifest.Record(ref.name, files.output_name(ref.name), status, error, seed=seed)
+        seed = reading.seed_of(ref.name, self._work.options.seed)
+        return manifest.Record(ref.name, reading.output_name(ref.name), status, error, seed=seed)
 
 
 class _Mark:
@@ -136,18 +141,17 @@ def run(
       ActorError: the network cannot be loaded there.
       StoppedError: a signal asked to stop.
     """
-    # Before it is imported: it would tell its makers about each use, and upload this folder.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
+    with contextlib.ExitStack() as stack:
+        ray = stack.enter_context(cluster(address))
         from ray import data
-    except ImportError as error:
-        raise ImportError(f"--engine=ray needs Ray ({error}): pip install 'ray[data]'") from error
-    here = not ray.is_initialized()
-    if here:
-        _start(ray, address)
+
+        yield from _rows(ray, data, work, inputs, num_workers)
+
+
+def _rows(
+    ray: Any, data: Any, work: Work, inputs: Sequence[sources.FileRef], num_workers: int | None
+) -> Iterator[manifest.Record]:
+    """See `run`."""
     try:
         each, count = _resources(ray)
         std_logging.getLogger("ray.data").setLevel(std_logging.CRITICAL)  # what is told by rows
@@ -175,9 +179,6 @@ def run(
     except _Stop as stop:
         message = "the same command does what is missing"
         raise StoppedError(stop.number, message) from None
-    finally:
-        if here:
-            ray.shutdown()
 
 
 class _Stop(BaseException):
@@ -210,20 +211,84 @@ def _stopping_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(ray: Any, address: str | None) -> None:
+@contextlib.contextmanager
+def cluster(address: str | None, **options: Any) -> Iterator[Any]:
+    """Yields Ray, connected to a cluster; one that this process is connected to already is kept.
+
+    A cluster of this machine alone listens on the loopback interface and asks for a token, which
+    this process and its workers alone have. Ray itself would listen on all interfaces, and run
+    whatever anyone sends it.
+
+    Args:
+      address: of a cluster, or `auto`; None starts one of this machine alone.
+      **options: of `ray.init`, for a cluster of this machine.
+
+    Raises:
+      ImportError: Ray is not installed.
+      ActorError: this version of Ray does not keep to the loopback interface.
+    """
+    # Before it is imported: it would tell its makers about each use, and upload this folder.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    closed = {}
+    if address is None and "ray" not in sys.modules:
+        # The first has Ray keep the loopback address that it is given, as it does on macOS.
+        closed = {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+    before = {name: os.environ.get(name) for name in closed}
+    os.environ.update(closed)
+    try:
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(
+                f"--engine=ray needs Ray ({error}): pip install 'ray[data]'"
+            ) from error
+        if ray.is_initialized():
+            yield ray
+            return
+        try:
+            _start(ray, address, **options)
+            yield ray
+        finally:
+            ray.shutdown()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _start(ray: Any, address: str | None, **options: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    # To other machines: jax's settings, and this package as it is here.
-    variables = {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_", "LIBTPU_"))}
     if address is None:
+        given = {"num_cpus": os.cpu_count(), **options}
         ray.init(
             address="local",
-            num_cpus=os.cpu_count(),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=_LOOPBACK,
             **quiet,
+            **given,
         )
+        if any(node["NodeManagerAddress"] != _LOOPBACK for node in ray.nodes()):
+            raise ActorError(
+                f"Ray {ray.__version__} listens on all interfaces of this machine, as it does "
+                "where it was imported before this job; use --engine=local"
+            )
         return
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        logging.warning(
+            "RAY_AUTH_MODE is not `token`: unless a firewall keeps others from its ports, anyone "
+            "can run programs on the cluster at %s (docs/upscaling.md)",
+            address,
+        )
+    # To other machines: jax's settings and this project's, and this package as it is here.
+    variables = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
     package = epath.Path(__file__).parent.parent
     runtime_env = {"env_vars": variables, "py_modules": [str(package)]}
     ray.init(address=address, runtime_env=runtime_env, **quiet)

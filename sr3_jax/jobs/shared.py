@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from absl import logging
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt
 
 from sr3_jax import data_factory, factory, parallel
 from sr3_jax.data import locks
@@ -72,7 +72,7 @@ def count_unusable(images: Pipeline) -> dict[str, int]:
 
 def held_out(
     config: factory.ConfigDict, workdir: epath.Path, count: int
-) -> tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h2 w2 3"]]:
+) -> tuple[UInt[np.ndarray, "b h w 3"], UInt[np.ndarray, "b h2 w2 3"]]:
     """Low and high resolutions of the first held-out images, all at once, in one process.
 
     Raises:

@@ -33,19 +33,30 @@ _NUM_LOGGED_SAMPLES = 4
 def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     """Trains, or goes on training, in `workdir`, and evaluates.
 
-    Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`.
+    Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`. A training
+    that is refused leaves the workdir as it was.
+
+    Raises:
+      ValueError: the config cannot work, or would change what the checkpoints there mean.
+      HeldError: another training is at work in the workdir.
     """
+    with shared.holding(workdir, "training"):
+        _train(config, workdir)
+
+
+def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Trains; see `train`."""
     options = factory.loop_options(config)
     model, schedule = factory.model(config), factory.training_schedule(config)
     optimizer = factory.optimizer(config)
     step_options = training_step.StepOptions(**factory.step_options(config))
     layout = factory.layout(config)
     mesh = layout.mesh
-    sampling_factory.schedule(config)  # an unusable one should fail now, not after training
+    _check_evaluation(config)
+    _check_goes_on(config, workdir)
     shared.list_images(config, workdir, training=True)
     pipeline = data_factory.training_pipeline(config, workdir / shared.INDEX)
-    _keep_config(config, workdir)
-
+    data_factory.evaluation_pipeline(config, 1, index_dir=workdir / shared.INDEX)
     checkpointer = checkpoint.Checkpointer(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
@@ -55,6 +66,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     if int(state.step) >= options.num_steps:
         # Compiling the steps of a large network, of which none is left, takes minutes.
         checkpointer.close()
+        _keep_config(config, workdir)
         evaluate(config, workdir)
         return
     train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
@@ -65,9 +77,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
                 _check_labels(pipeline, batch, model.num_classes)
                 yield parallel.to_global(batch, mesh)
 
-    shapes = training_step.batch_shapes(
-        layout, options.batch_size, config.data.image_size, config.data.low_resolution
-    )
+    shapes = training_step.batch_shapes(layout, options.batch_size, *pipeline.sizes, pipeline.dtype)
     program = training_step.jit_train_step(train_step, layout, state)
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     validate = _validation(config, workdir, model, schedule, step_options, state.ema_params, mesh)
@@ -87,6 +97,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
     )
+    _keep_config(config, workdir)
     with parallel.StopSignal() as stop_signal:
         hooks.stop_signal = stop_signal.asked
         loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
@@ -94,16 +105,38 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     evaluate(config, workdir)
 
 
-def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json; says what changed where the run goes on under another config."""
-    path = workdir / "config.json"
-    workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        changed = config_file.changed_keys(config_file.load(path), config)
-        for key, (old, new) in changed.items() if jax.process_index() == 0 else ():
-            logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
+def _check_evaluation(config: factory.ConfigDict) -> None:
+    """Unusable options of what follows the training fail now, not after days."""
+    for read in (
+        sampling_factory.options,
+        sampling_factory.sampler,
+        factory.checkpoint,
+        factory.metric_options,
+        factory.num_samples,
+        factory.network_input,
+        factory.feature_options,
+        factory.paper_table,
+    ):
+        read(config)
+
+
+def _check_goes_on(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Whether the checkpoints that are there can be trained on; says what changed since."""
+    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
+    has_any = checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())
+    if not has_any or not path.exists():
+        return
+    before = config_file.load(path)
+    config_file.check_same_network(before, config, path)
     if jax.process_index() == 0:
-        config_file.save(config, path)
+        for key, (old, new) in config_file.changed_keys(before, config).items():
+            logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
+
+
+def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json. Only once nothing is refused any more: a finished run needs its own."""
+    if jax.process_index() == 0:
+        config_file.save(config, workdir / "config.json")
 
 
 def _first_state(config, model, optimizer, layout, checkpointer) -> training_state.TrainState:
@@ -139,9 +172,8 @@ def _validation(config, workdir, model, schedule, options, params, mesh) -> loop
     pipeline = data_factory.evaluation_pipeline(
         config, batch_size, index_dir=workdir / shared.INDEX
     )
-    size, low_resolution = pipeline.sizes
     layout = parallel.Layout(mesh)
-    shapes = training_step.batch_shapes(layout, batch_size, size, low_resolution)
+    shapes = training_step.batch_shapes(layout, batch_size, *pipeline.sizes, pipeline.dtype)
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
     )

@@ -13,7 +13,7 @@ import tqdm
 from etils import epath
 
 from sr3_jax import factory, metrics, parallel, sampling_factory
-from sr3_jax.data import storage
+from sr3_jax.data import locks, storage
 from sr3_jax.evaluation import judged, pictures, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
@@ -39,6 +39,7 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
     Raises:
       ValueError: options that cannot work, a baseline, several processes, or trials of another
         checkpoint or other images in that folder.
+      HeldError: another search is at work in the workdir.
       StoppedError: a signal asked to stop; the trial under way is lost.
     """
     if factory.predicts_image(config):
@@ -47,6 +48,12 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
         raise ValueError(
             "tune_schedule runs in one process, on all its devices; use --num_processes=1"
         )
+    with locks.hold(workdir / FOLDER, "tuning of schedules"):
+        _tune(config, workdir, calls)
+
+
+def _tune(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) -> None:
+    """Searches; see `tune_schedule`."""
     options = sampling_factory.tuning_options(config)
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
@@ -179,7 +186,7 @@ def _score(
         "psnr": metrics.psnr(made, high).mean(),
         "ssim": metrics.ssim(made, high).mean(),
         "consistency": metrics.consistency(made, low).mean(),
-        "detail": metrics.detail(made, high).mean(),
+        "gradient_energy": metrics.gradient_energy(made, high).mean(),
     }
     if metric == "fid":
         weights = factory.feature_options(config)["weights"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from etils import epath
 
 from sr3_jax import config_file, factory, parallel, sampling_factory
 from sr3_jax.data import sources, storage
-from sr3_jax.inference import files, loading, manifest
+from sr3_jax.inference import files, loading, manifest, reading, recipes
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 
@@ -89,11 +90,11 @@ def upscale(
     output = epath.Path(storage.absolute(output))
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output={storage.shown(output)} is a file; give a folder")
-    inputs = files.find_inputs(input_path, output)
+    inputs = reading.find_inputs(input_path, output)
     _check_outputs(inputs, input_path, output, options)
     work, recipe, older = _plan(workdir, output, options, dict(sampling or {}))
     if not overwrite:
-        manifest.check_recipe(output, recipe, older)
+        recipes.check(output, recipe, older)
     with shared.holding(output, "upscaling"):
         if jax.process_index() == 0:
             _prepare(inputs, input_path, output, recipe, options, overwrite=overwrite)
@@ -104,6 +105,12 @@ def upscale(
             print(f"{len(inputs) - len(missing)} of {len(inputs)} outputs are there already")
         share = missing[jax.process_index() :: jax.process_count()]
         rows = manifest.Manifest(output)
+        # Pictures by their names, of formats that are not read.
+        unread = getattr(inputs, "unread", ())
+        for name in unread if jax.process_index() == 0 else ():
+            suffix = os.path.splitext(name)[1]
+            error = f"files of this format ({suffix}) are not read; convert it, to PNG for example"
+            rows.add(manifest.Record(name, "", "failed", error))
         try:
             with (
                 parallel.StopSignal(alone=True) as stop,
@@ -121,7 +128,7 @@ def upscale(
         parallel.wait_for_all()
         if jax.process_index() != 0:
             return 0
-        return _conclude(output, [ref.name for ref in inputs])
+        return _conclude(output, [*(ref.name for ref in inputs), *unread])
 
 
 def _prepare(
@@ -138,11 +145,11 @@ def _prepare(
     Raises:
       ValueError: a file in the place of an output is not one that this program wrote there.
     """
-    if overwrite and not _is_of(output, recipe):
+    if overwrite and recipes.differs(output, recipe):
         manifest.forget(output)
     manifest.merge(output)
     manifest.remove_partials(output)
-    names = {ref.name: files.output_name(ref.name) for ref in inputs}
+    names = {ref.name: reading.output_name(ref.name, options.format) for ref in inputs}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
     found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
     if found.unknown:
@@ -153,15 +160,8 @@ def _prepare(
             f"did not write or which were changed since: {'; '.join(some[:_MOST_NAMED])}{more}. "
             "Move them, give another folder, or --overwrite to replace them"
         )
-    manifest.keep_recipe(output, recipe)
+    recipes.keep(output, recipe)
     manifest.keep_plan(output, found.tasks)
-
-
-def _is_of(output: epath.Path, recipe: Mapping[str, Any]) -> bool:
-    try:
-        return not manifest.differences(output, recipe)
-    except ValueError:  # damaged
-        return False
 
 
 def _upscale_here(
@@ -237,7 +237,7 @@ def _check_outputs(
     """
     made: dict[str, str] = {}
     for ref in inputs:
-        for name in files.output_names(ref.name, options):
+        for name in reading.output_names(ref.name, options):
             if name in made:
                 raise ValueError(
                     f"{storage.shown(made[name])} and {storage.shown(ref.name)} would both become "

@@ -1,6 +1,10 @@
-"""PSNR, SSIM, consistency and detail: pure functions of 8-bit images, one number for each image.
+"""PSNR, SSIM, consistency and gradient energy: pure functions of images, one number for each image.
 
-A mean over a data set is the mean of these numbers, taken by the caller in float64.
+Images are uint8 or uint16, and two that are compared need not be of one type: a value counts as a
+share of the largest of its type, so that 8 bits and the same at 16 (times 257) score the same.
+
+Each returns one number an image; a mean over a data set is the mean of these numbers, taken by the
+caller in float64.
 
 PSNR and SSIM are of all three channels, as in the paper. Where the literature has them of
 luminance, without some pixels at the border, `luminance=True` is its Y (ITU-R BT.601, 16 to 235,
@@ -12,7 +16,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from sr3_jax import images as image_ops
 
@@ -21,20 +25,25 @@ _SSIM_SIGMA = 1.5
 
 
 def psnr(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
     *,
     luminance: bool = False,
     border: int = 0,
 ) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio in dB, over all channels; infinite for equal images."""
-    a, b = (_seen(pictures, luminance, border) for pictures in (images, reference))
-    return -10.0 * jnp.log10(jnp.mean(jnp.square(a - b), axis=(1, 2, 3)))
+    """Peak signal-to-noise ratio in dB, over all channels; infinite for equal images alone."""
+    # Integers are subtracted, which is exact. Of scaled numbers a compiled program may round one
+    # and not the other (a fused multiply-add), so that equal images would differ.
+    a, b = (_levels_of_16_bits(_within(each, border)) for each in (images, reference))
+    error = (a - b).astype(jnp.float32) / 65535
+    if luminance:
+        error = _luma(error)
+    return -10.0 * jnp.log10(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
 
 
 def ssim(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
     *,
     luminance: bool = False,
     border: int = 0,
@@ -68,8 +77,8 @@ def ssim(
 
 
 def consistency(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    low_resolution: UInt8[Array | np.ndarray, "b h2 w2 c"],
+    images: UInt[Array | np.ndarray, "b h w c"],
+    low_resolution: UInt[Array | np.ndarray, "b h2 w2 c"],
 ) -> Float[Array, " b"]:
     """Mean square error, in [0, 1] and times 1e5, of the downsampled image to the input.
 
@@ -81,47 +90,62 @@ def consistency(
     return 1e5 * jnp.mean(error, axis=(1, 2, 3))
 
 
-def detail(
-    images: UInt8[Array | np.ndarray, "b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+def gradient_energy(
+    images: UInt[Array | np.ndarray, "b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
 ) -> Float[Array, " b"]:
-    """Gradient energy over the reference's: 1 is as much detail, below 1 is blurred.
+    """Gradient energy over the reference's: below 1 is blurred, above 1 noisy or sharpened.
 
     Gradient energy is the mean of squared differences between neighbouring pixels. To both, that of
-    rounding to bytes is added, so that a flat reference gives no infinity. Noise counts as detail,
-    so look at it together with consistency, or with a distance between features.
+    rounding to bytes is added, so that a flat reference gives no infinity. Noise has gradients as
+    texture has: 1 does not say that the image shows what the reference shows.
     """
     # A rounding error has variance 1/12 of a level squared, a difference of two twice that.
     rounding = 2 / 12 / 255.0**2
-    energies = (_gradient_energy(_unit(pictures)) + rounding for pictures in (images, reference))
-    return jnp.divide(*energies)
+    energy, of_reference = (_mean_square_gradient(_unit(each)) for each in (images, reference))
+    return (energy + rounding) / (of_reference + rounding)
 
 
-def _gradient_energy(images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+def _mean_square_gradient(images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
     """Of the two directions, the mean."""
     squares = (jnp.square(jnp.diff(images, axis=axis)) for axis in (1, 2))
     return sum(jnp.mean(each, axis=(1, 2, 3)) for each in squares) / 2
 
 
-def _unit(images: UInt8[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
-    return jnp.asarray(images, jnp.float32) / 255.0
+def _levels_of_16_bits(images: UInt[Array | np.ndarray, "b h w c"]) -> Int[Array, "b h w c"]:
+    """Levels of 0 to 65535, exact also of 8 bits."""
+    return jnp.asarray(images, jnp.int32) * (65535 // jnp.iinfo(images.dtype).max)
+
+
+def _unit(images: UInt[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
+    return jnp.asarray(images, jnp.float32) / jnp.iinfo(images.dtype).max
 
 
 def _seen(
-    images: UInt8[Array | np.ndarray, "b h w c"], luminance: bool, border: int
+    images: UInt[Array | np.ndarray, "b h w c"], luminance: bool, border: int
 ) -> Float[Array, "b h2 w2 c2"]:
     """In [0, 1]: what of the images a metric looks at."""
+    seen = _unit(_within(images, border))
+    return 16.0 / 255.0 + _luma(seen) if luminance else seen
+
+
+def _luma(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 1"]:
+    """Y of BT.601 in [0, 1] without its offset of 16 / 255; linear."""
+    weights = jnp.array([65.481, 128.553, 24.966]) / 255.0
+    return jnp.einsum("bhwc,c->bhw", images, weights, precision="highest")[..., None]
+
+
+def _within(
+    images: UInt[Array | np.ndarray, "b h w c"], border: int
+) -> UInt[Array | np.ndarray, "b h2 w2 c"]:
+    """Without so many pixels at each side."""
     height, width = images.shape[1:3]
     if not 0 <= 2 * border < min(height, width):
         raise ValueError(
             f"a border of {border} pixels leaves nothing of images of {height}x{width}; "
             "it must be at least 0 and under half of the shorter side"
         )
-    seen = _unit(images[:, border : height - border, border : width - border])
-    if not luminance:
-        return seen
-    weights = jnp.array([65.481, 128.553, 24.966])
-    return (16.0 + jnp.einsum("bhwc,c->bhw", seen, weights, precision="highest")[..., None]) / 255.0
+    return images[:, border : height - border, border : width - border]
 
 
 def _blur(images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

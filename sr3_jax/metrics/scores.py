@@ -7,15 +7,17 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
+
+from sr3_jax import images as image_ops
 
 _PATCH = 7  # pixels a side
 _SMALLEST = 16  # side of the coarsest level, at least
 
 
 def energy_score(
-    samples: UInt8[Array | np.ndarray, "k b h w c"],
-    reference: UInt8[Array | np.ndarray, "b h w c"],
+    samples: UInt[Array | np.ndarray, "k b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
 ) -> dict[int, float]:
     """Energy score of patches, by level of a Laplacian pyramid; lower is better.
 
@@ -27,7 +29,7 @@ def energy_score(
     level; so each level counts, and so does local texture.
 
     Args:
-      samples: two at least of each image, with noise of their own.
+      samples: two at least of each image, with noise of their own; uint8 or uint16.
       reference: the truth.
 
     Returns:
@@ -39,7 +41,7 @@ def energy_score(
     """
     if len(samples) < 2:
         raise ValueError(f"{len(samples)} sample of each image; the energy score takes two or more")
-    levels = [_laplacian(jnp.asarray(a, jnp.float32) / 127.5 - 1.0) for a in (reference, *samples)]
+    levels = [_laplacian(image_ops.to_signed(a)) for a in (reference, *samples)]
     scores = {}
     for truth, *drawn in zip(*levels, strict=True):
         wrong = np.mean([_distance(one, truth) for one in drawn])

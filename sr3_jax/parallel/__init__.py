@@ -2,6 +2,7 @@
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
 from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
+from sr3_jax.parallel.memory import free_bytes, free_host_bytes
 from sr3_jax.parallel.mesh import (
     SPATIAL_AXIS,
     check_batch_size,
@@ -34,6 +35,8 @@ __all__ = [
     "clock_hz",
     "compile_for",
     "constrain",
+    "free_bytes",
+    "free_host_bytes",
     "gather",
     "is_one_of_several",
     "join",

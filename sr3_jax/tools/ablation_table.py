@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sr3_jax.data import storage
+from sr3_jax.evaluation import measures
 
 # What images are made from and scored with; bicubic upsampling depends on nothing else.
 _OF_BICUBIC = ("data.", "evaluation.", "seed")
-_HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "seconds_per_image": "seconds per image"}
 
 
 class Result(NamedTuple):
@@ -55,7 +56,10 @@ def text(value: Any) -> str:
 
 def read_scores(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]] | None:
     """What an evaluation wrote, if it did."""
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    scores = json.loads(path.read_text())
+    return {method: measures.current(numbers) for method, numbers in scores.items()}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -69,7 +73,7 @@ def table(results: Sequence[Result]) -> str:
     metrics = list(dict.fromkeys(name for row in methods for name in row))
     # As `evaluator.table`, the time comes last.
     metrics.sort(key=lambda name: name in ("n", "seconds_per_image"))
-    headings = ["method", *keys, *(_HEADINGS.get(name, name) for name in metrics)]
+    headings = ["method", *keys, *(measures.measure(name).heading for name in metrics)]
     lines = [headings + ["training steps", "status"]]
     for values, group in _groups(results, keys):
         done = [r for r in group if r.status == "done"]
@@ -113,7 +117,8 @@ def _means(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[st
         if values:
             mean = statistics.fmean(values)
             cell = f"{mean:.0f}" if name == "n" else f"{mean:#.4g}"
-        if len(values) > 1 and name != "n":
+        # Numbers of which one is infinite, such as the PSNR of equal images, have no deviation.
+        if len(values) > 1 and name != "n" and all(map(math.isfinite, values)):
             cell += f" ± {statistics.stdev(values):.2g}"
         cells.append(cell)
     return cells

@@ -19,7 +19,8 @@ from concurrent import futures
 from typing import Any
 
 from sr3_jax import data_factory
-from sr3_jax.data import degrade, image_file, sources
+from sr3_jax.data import degrade, sources
+from sr3_jax.data.picture import BadImageError
 
 # Of the bound: images for each turn of a thread.
 _ROWS = 8
@@ -116,10 +117,11 @@ def measure(config: Any, images_per_round: int, repeats: int) -> Result:
 
 def _cached(config: Any, num_images: int, repeats: int) -> list[float]:
     """Images per second once all are in memory; nothing where they do not fit."""
-    of_pair = 3 * (config.data.image_size**2 + config.data.low_resolution**2)
+    images = data_factory.training_pipeline(config)
+    of_pair = 3 * images.dtype.itemsize * sum(size**2 for size in images.sizes)
     if config.data.crop == "random" or num_images * of_pair > config.data.cache_gb * 2**30:
         return []
-    stream = data_factory.training_pipeline(config).training_batches()
+    stream = images.training_batches()
     num_batches = -(-num_images // config.train.batch_size) + 2  # read ahead: two more
     for _ in range(num_batches):
         next(stream)
@@ -139,7 +141,7 @@ def _make_pairs(refs: Sequence[sources.ImageRef], options: degrade.DegradeOption
         try:
             picture = ref.read()
             crops.append(degrade.cut(picture.image, picture.low_resolution, options, None))
-        except image_file.BadImageError:
+        except BadImageError:
             pass  # the pipeline leaves it out, too, and says so
     degrade.make_pairs(crops, options)
 

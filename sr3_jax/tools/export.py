@@ -6,7 +6,7 @@
 writes all refinement steps as one StableHLO program for images of one size, in batches of any size,
 and beside it the weights, a description, and an example that runs it where this package and Flax
 are not installed. For a seed it gives what `SuperResolver.upscale(images, seed=[...])` gives, up to
-rounding: both draw noise for the same padded array. Larger images than a tile are left to
+rounding: both draw the same noise. Larger images than a tile are left to
 `--mode=upscale`.
 """
 
@@ -41,7 +41,7 @@ from sr3_jax import (
 )
 from sr3_jax import images as image_ops
 from sr3_jax.data import storage
-from sr3_jax.inference import super_resolver, tiling
+from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
 from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
 from sr3_jax.training import checkpoint
@@ -64,7 +64,7 @@ class Plan:
       config: of the run, with the sampling that is exported.
       sampler: None of a baseline.
       size: height and width of the low resolution.
-      array_size: of the arrays that the network sees, as low resolution.
+      tile: height and width of what the network sees.
       factor: by how much images grow.
       platforms: that the program shall run on.
     """
@@ -72,14 +72,14 @@ class Plan:
     config: factory.ConfigDict
     sampler: diffusion.Sampler | None
     size: tuple[int, int]
-    array_size: tuple[int, int]
+    tile: tuple[int, int]
     factor: int
     platforms: tuple[str, ...]
 
     @property
     def large_size(self) -> tuple[int, int]:
         """Height and width of the result."""
-        return self.size[0] * self.factor, self.size[1] * self.factor
+        return tuple(n * self.factor for n in self.size)
 
 
 def make_plan(
@@ -117,12 +117,11 @@ def make_plan(
         config = sampling_factory.changed(config, {"num_steps": steps})
     size = size or (config.data.low_resolution,) * 2
     factor = config.data.image_size // config.data.low_resolution
-    # As `inference.refinement` has it. In another array the same seed would draw another noise.
-    stride = int(np.lcm(models.deepest_stride(config.model.multipliers), factor))
+    # As `inference.refinement` has it.
+    stride = models.deepest_stride(config.model.multipliers)
     tile_size = -(-sampling_factory.options(config).tile_size // stride) * stride
     grid = tiling.make_grid((size[0] * factor, size[1] * factor), tile_size, 0, stride)
-    array_size = tuple(n // factor for n in grid.canvas)
-    plan = Plan(config, sampler, size, array_size, factor, tuple(platforms))
+    plan = Plan(config, sampler, size, grid.tile, factor, tuple(platforms))
     if grid.is_cut:
         largest = (tile_size // factor,) * 2
         raise ValueError(
@@ -232,14 +231,16 @@ def _sampling(
     plan: Plan, structure: Any, model: nn.Module
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
     options = sampling_factory.options(plan.config)
-    extent = image_ops.make_extent(plan.size, plan.array_size, plan.factor)
-    padding = [(0, whole - part) for whole, part in zip(plan.array_size, plan.size, strict=True)]
+    height, width = plan.large_size
+    filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
     def sample(*arguments: Array) -> UInt8[Array, "b h w 3"]:
         *weights, low, seeds = arguments
         variables = {"params": jax.tree.unflatten(structure, weights)}
-        signed = image_ops.to_signed(jnp.pad(low, [(0, 0), *padding, (0, 0)]))
-        x = image_ops.upsample_within(signed, extent, plan.factor)
+        signed = image_ops.to_signed(low)
+        x = image_ops.resize_bicubic(signed, plan.large_size)
+        # As `inference.refinement` fills up what is smaller than the network takes.
+        x = jnp.pad(x, filling, mode="symmetric")
         if plan.sampler is None:
             y_0 = model.apply(variables, x)
         else:
@@ -250,10 +251,10 @@ def _sampling(
                 x.shape[1:],
                 clip=options.clip,
             )
+        y_0 = y_0[:, :height, :width]
         if options.consistent:
-            y_0 = image_ops.make_consistent(y_0, signed, extent)
-        height, width = plan.large_size
-        return image_ops.to_uint8(y_0)[:, :height, :width]
+            y_0 = resampling.make_consistent(y_0, signed)
+        return image_ops.to_uint8(y_0)
 
     return sample
 

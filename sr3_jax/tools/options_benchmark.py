@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from sr3_jax import config_file, metrics
+from sr3_jax.data.picture import to_8_bits
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference import pictures as inference_pictures
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -45,7 +46,7 @@ def measure(
 
     workdir = epath.Path(workdir)
     config = config_file.load(workdir / "config.json")
-    low, high = shared.held_out(config, workdir, num_images)
+    low, high = map(to_8_bits, shared.held_out(config, workdir, num_images))
     rows: dict[str, dict[str, float]] = {}
     for name, consistent in (("one sample", False), ("consistent", True)):
         resolver = SuperResolver.from_workdir(workdir, consistent=consistent)
@@ -90,8 +91,9 @@ def report(result: dict[str, Any]) -> str:
             *lines,
             "",
             f"uncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
-            f"{_BLOCK} pixels {result['rank_correlation']:.2f}; deviation over what it would be if "
-            f"samples were as far from each other as from the truth {result['spread']:.2f}",
+            f"{_BLOCK} pixels {result['rank_correlation']:.2f}; samples are "
+            f"{result['distance_ratio']:.2f} times as far from each other as from the truth "
+            "(root mean squares)",
         ]
     )
 
@@ -106,7 +108,7 @@ def _score(
         "PSNR (dB)": float(metrics.psnr(made, high).mean()),
         "SSIM": float(metrics.ssim(made, high).mean()),
         "consistency": float(metrics.consistency(made, low).mean()),
-        "detail": float(metrics.detail(made, high).mean()),
+        "gradient energy": float(metrics.gradient_energy(made, high).mean()),
         "colour shift (levels)": float(np.abs(shift).max(-1).mean()),
         "largest": float(np.abs(shift).max()),
     }
@@ -140,18 +142,25 @@ def _draw(
 def _uncertainty(
     samples: UInt8[np.ndarray, "k n h w 3"], high: UInt8[np.ndarray, "n h w 3"]
 ) -> dict[str, float]:
-    """Whether samples differ where they are wrong, and by as much."""
+    """Whether samples differ where they are wrong, and by as much.
+
+    Returns:
+      `rank_correlation` of deviation and error of the mean over blocks, and `distance_ratio`: the
+      distance between two samples over that of a sample from the truth, both root mean squares. It
+      is 1 for draws from the truth's own distribution.
+    """
     deviation = np.stack(
         [inference_pictures.deviation(images) for images in samples.swapaxes(0, 1)]
     )
     unit = samples.astype(np.float32) / 255
     error = np.square(unit.mean(0) - high / np.float32(255)).mean(-1)
     spread, wrong = (_blocks(a).ravel() for a in (np.square(deviation), error))
-    # Of samples as far from each other as from the truth, (1 + 1/k) of the variance.
-    expected = unit.var(0, ddof=1).mean() * (1 + 1 / len(samples))
+    # The mean square difference of two draws is twice their variance.
+    apart = 2 * unit.var(0, ddof=1).mean()
+    from_truth = np.square(unit - high / np.float32(255)).mean()
     return {
         "rank_correlation": float(scipy.stats.spearmanr(spread, wrong).statistic),
-        "spread": float(np.sqrt(expected / error.mean())),
+        "distance_ratio": float(np.sqrt(apart / from_truth)),
     }
 
 

@@ -5,7 +5,8 @@
 
 draws the first images of the first training step as the network gets them, flips and blurs
 included, one a row: the low resolution, x, which is its bicubic upsampling, and y_0. It then reads
-a thousand images, or as many as are asked for, and counts what is usable, too small and damaged.
+a thousand images, or as many as are asked for, and counts what is usable, too small and damaged,
+and what is lost of the others, such as 16 bits that are read at 8.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +64,11 @@ def preview(config: Any, num_images: int, num_read: int, held_out: bool = False)
         size = config.evaluation.image_size or size
     else:
         source = data_factory.training_source(config)
-    with contextlib.closing(_batches(config, source, num_images, held_out)) as batches:
+    made = _pipeline(config, source, num_images, held_out)
+    with config.unlocked():
+        config.data.dtype = made.dtype.name  # whatever is counted
+    batches = made.evaluation_batches() if held_out else made.training_batches()
+    with contextlib.closing(batches):
         # Row i of the first batch is row i of the first step.
         step, batch = next((i, b) for i, b in enumerate(batches) if b["weight"].any())
     rows = np.flatnonzero(batch["weight"])[:num_images]
@@ -82,15 +87,14 @@ def preview(config: Any, num_images: int, num_read: int, held_out: bool = False)
     return Preview(pictures.grid(columns, names, counts), counts, skipped)
 
 
-def _batches(
+def _pipeline(
     config: Any, source: sources.Source, num_images: int, held_out: bool
-) -> Iterator[pipeline.Batch]:
+) -> pipeline.Pipeline:
     # Some more than are shown, since some may be unusable.
     batch_size = min(4 * num_images, config.train.batch_size)
     if held_out:
-        return data_factory.evaluation_pipeline(config, batch_size).evaluation_batches()
-    made = data_factory.make_pipeline(config, source, batch_size, config.data.image_size)
-    return made.training_batches()
+        return data_factory.evaluation_pipeline(config, batch_size)
+    return data_factory.make_pipeline(config, source, batch_size, config.data.image_size)
 
 
 def _augmented(config: Any, batch: pipeline.Batch, step: int) -> Mapping[str, Any]:
@@ -120,6 +124,11 @@ def _count(
     ]
     if share > allowed_share:
         lines.append(f"more damaged than max_bad_share, {allowed_share:.2%}: training would stop")
+    if made.dtype == np.uint16:
+        lines.append("16 bits a channel; shown here in 8")
+    lines += [f"{count} of {len(chosen)}: {loss}" for loss, count in made.losses.items()]
+    if made.range_warning:
+        lines.append(made.range_warning)
     if labels != {sources.NO_LABEL}:
         lines.append(f"{len(labels)} classes among them, {min(labels)} to {max(labels)}")
     return lines, made.skipped

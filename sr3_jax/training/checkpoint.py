@@ -16,6 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from sr3_jax import parallel
+from sr3_jax.training import digests
 
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")
@@ -37,9 +38,10 @@ class _MismatchError(ValueError):
 
 
 class _SoundSteps(ocp.path.step.NameFormat):
-    """Orbax's folder names, without those whose metrics are damaged.
+    """Orbax's folder names, without those whose metrics or digests are damaged.
 
-    It reads the metrics of all steps as it opens a directory, and would not open it.
+    It reads the metrics of all steps as it opens a directory, and would not open it. Metrics that
+    are not what was written would make another checkpoint the best.
     """
 
     def __init__(self) -> None:
@@ -54,13 +56,15 @@ class _SoundSteps(ocp.path.step.NameFormat):
 
     def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
         for found in self._standard.find_all(base_path):
-            metrics = found.path / "metrics" / "metrics"
+            path = found.path / "metrics" / "metrics"
             try:
-                if metrics.exists():
-                    json.loads(metrics.read_text())
+                metrics = json.loads(path.read_text()) if path.exists() else {}
+                record = digests.read(found.path)
+                if record and record.metrics != metrics:
+                    raise ValueError("not what was written")
             except ValueError as error:
                 if found.path not in self.hidden:
-                    logging.warning("checkpoint %s is damaged: %s: %s", found.path, metrics, error)
+                    logging.warning("checkpoint %s is damaged: %s: %s", found.path, path, error)
                 self.hidden.add(found.path)
             else:
                 yield found
@@ -70,8 +74,9 @@ class Checkpointer:
     """Saves and restores states under `DIRECTORY/<step>`.
 
     A checkpoint appears under its final name only once it is whole, so that a run killed while
-    it writes leaves the one before as the latest. Where the latest has been damaged since, the
-    one before is read instead, with a warning.
+    it writes leaves the one before as the latest. Beside the arrays lie their digests, which are
+    checked on reading. Where the latest has been damaged since, the one before is read instead,
+    with a warning.
     """
 
     def __init__(
@@ -105,6 +110,10 @@ class Checkpointer:
         self._names = _SoundSteps()
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers={
+                "default": ocp.StandardCheckpointHandler(),
+                digests.FOLDER: ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=_badness,
@@ -131,8 +140,13 @@ class Checkpointer:
           metrics: numbers that describe it; `keep_best` says which decide.
 
         Raises:
-          CheckpointError: where this one, or the one before, cannot be written.
+          CheckpointError: where this one, or the one before, cannot be written, or numbers in it
+            are not finite.
         """
+        found = digests.of(state)
+        _check_finite(found, f"the state after step {step}")
+        numbers = {name: float(value) for name, value in metrics.items()}
+        record = digests.Record({name: digest.text for name, digest in found.items()}, numbers)
         with self._name_failure():
             # They would count as the latest, and their numbers are needed again.
             for damaged in sorted(self._damaged & set(self.steps)):
@@ -143,8 +157,11 @@ class Checkpointer:
             self._names.hidden.clear()
             self._manager.save(
                 step,
-                args=ocp.args.StandardSave(state),
-                metrics={name: float(value) for name, value in metrics.items()} or None,
+                args=ocp.args.Composite(
+                    default=ocp.args.StandardSave(state),
+                    **{digests.FOLDER: ocp.args.JsonSave(record.to_json())},
+                ),
+                metrics=numbers or None,
                 force=True,  # what is asked for is never skipped
             )
 
@@ -161,11 +178,13 @@ class Checkpointer:
         Raises:
           FileNotFoundError: where there is no such checkpoint.
           ValueError: where its shapes are not those of `like`.
-          CheckpointError: where it (for `latest`: every one) is damaged.
+          CheckpointError: where it (for `latest`: every one) is damaged, or numbers in it are not
+            finite.
         """
 
         def read(step: int) -> T:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            args = ocp.args.Composite(default=ocp.args.StandardRestore(like))
+            return self._manager.restore(step, args=args)["default"]
 
         return self._read(like, which, read)
 
@@ -202,9 +221,10 @@ class Checkpointer:
         first = self.find(which)
         reasons = {}
         for step in reversed(self.steps) if which == "latest" else (first,):
-            state, reason = None, ""
+            state, record, reason = None, None, ""
             try:
                 self.check_shapes(like, step)
+                record = digests.read(self.directory / str(step))
                 state = read(step)
             except _MismatchError:
                 raise
@@ -213,7 +233,11 @@ class Checkpointer:
                 reason = str(error).partition("\n")[0][:500] or type(error).__name__
             # A step that one process cannot read is read by none.
             if parallel.of_all_processes(np.asarray([not reason])).all():
-                return step, state
+                found = digests.of(state)
+                reason = self._difference(record, found, step)
+                if parallel.of_all_processes(np.asarray([not reason])).all():
+                    _check_finite(found, f"checkpoint {self.directory / str(step)}")
+                    return step, state
             reasons[step] = reason or "another process cannot read it"
             self._damaged.add(step)
             logging.warning("checkpoint %s is damaged: %s", self.directory / str(step), reason)
@@ -221,6 +245,30 @@ class Checkpointer:
             f"no checkpoint in {self.directory} can be read: "
             + "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
         )
+
+    def _difference(
+        self, record: digests.Record | None, found: Mapping[str, digests.Digest], step: int
+    ) -> str:
+        """What was not read as it was written; empty for nothing."""
+        if record is None:
+            folder = self.directory / str(step)
+            logging.info("checkpoint %s is of an older version, without digests to check", folder)
+            return ""
+        wrong = [name for name in found if found[name].text != record.arrays.get(name)]
+        return f"{', '.join(wrong[:3])}: not the numbers that were written" if wrong else ""
+
+    def digest(self, like: object, step: int) -> str:
+        """Tells networks apart: a digest of those arrays of a checkpoint that `like` has.
+
+        Nothing but the arrays decides about it. Reads none of them, unless the checkpoint is of a
+        version that wrote no digests. Arguments and errors as of `restore_part`.
+        """
+        self.check_shapes(like, step)
+        record = digests.read(self.directory / str(step))
+        if record is not None:
+            return digests.combine({name: record.arrays[name] for name in digests.named(like)})
+        found = digests.of(self.restore_part(like, step)[1])
+        return digests.combine({name: digest.text for name, digest in found.items()})
 
     @contextlib.contextmanager
     def _name_failure(self) -> Iterator[None]:
@@ -282,14 +330,17 @@ class Checkpointer:
 
 
 def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
-    """The shape of each array, by a name that is the same for objects and for dictionaries."""
-    return {
-        "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path): (
-            tuple(leaf.shape)
+    return {name: tuple(leaf.shape) for name, leaf in digests.named(tree).items()}
+
+
+def _check_finite(found: Mapping[str, digests.Digest], what: str) -> None:
+    wrong = [name for name, digest in found.items() if not digest.is_finite]
+    if wrong:
+        raise CheckpointError(
+            f"{what}: {', '.join(wrong[:3])} has numbers that are not finite, "
+            f"{len(wrong)} of {len(found)} arrays in all; use an earlier checkpoint and a lower "
+            "config.train.learning_rate or config.train.clip_norm"
         )
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if hasattr(leaf, "shape")
-    }
 
 
 def quiet_orbax() -> None:

@@ -68,10 +68,10 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `train_step(state, batch) -> (state, metrics)`.
 
-    A batch has `high_resolution` uint8 `[b, h, w, 3]`, `low_resolution` uint8 `[b, h2, w2, 3]`
-    (of 0 pixels for a network without a source), `label` int32 `[b]` and `weight` float32 `[b]`,
-    0 for rows that hold no image. Metrics are `loss` and
-    `gradient_norm` (before clipping), scalars.
+    A batch has `high_resolution` `[b, h, w, 3]` and `low_resolution` `[b, h2, w2, 3]` (of 0 pixels
+    for a network without a source), both uint8 or both uint16, `label` int32 `[b]` and `weight`
+    float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and `gradient_norm` (before
+    clipping), scalars.
 
     Each example's noise and dropout come from (seed, step, row), so that the step does not depend
     on how many devices or micro-batches share the batch.
@@ -144,12 +144,16 @@ def jit_train_step(
 
 
 def batch_shapes(
-    layout: parallel.Layout, batch_size: int, image_size: int, low_resolution: int
+    layout: parallel.Layout,
+    batch_size: int,
+    image_size: int,
+    low_resolution: int,
+    dtype: DTypeLike = jnp.uint8,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and places of a training batch's arrays."""
+    """Shapes, types and places of a training batch's arrays; `dtype` is that of pixels."""
     arrays = {
-        "high_resolution": ((batch_size, image_size, image_size, 3), jnp.uint8),
-        "low_resolution": ((batch_size, low_resolution, low_resolution, 3), jnp.uint8),
+        "high_resolution": ((batch_size, image_size, image_size, 3), dtype),
+        "low_resolution": ((batch_size, low_resolution, low_resolution, 3), dtype),
         "weight": ((batch_size,), jnp.float32),
         "index": ((batch_size,), jnp.int32),
         "label": ((batch_size,), jnp.int32),
@@ -235,7 +239,7 @@ def make_validation(
         if model.predicts == "y_0":
             high, weight = batch["high_resolution"], batch["weight"]
             x = images.upsample_source(batch["low_resolution"], high.shape[1:3])
-            prediction = images.to_uint8(model.apply({"params": params}, x))
+            prediction = images.to_levels(model.apply({"params": params}, x), high.dtype)
             psnr = jnp.where(weight > 0, metrics.psnr(prediction, high), 0.0)
             found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
         return found
@@ -271,7 +275,7 @@ def blur(batch: Batch, keys: Key[Array, " b"], options: StepOptions) -> Batch:
     sigma = jax.vmap(lambda k: jax.random.uniform(k, (), minval=least, maxval=greatest))(keys[:, 1])
     low = batch["low_resolution"]
     blurred = images.gaussian_blur(low.astype(jnp.float32), sigma)
-    blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are bytes
+    blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are levels
     return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
 
 

@@ -1,0 +1,154 @@
+"""Depth of pixels: 8 or 16 bits a channel, and the value that means white."""
+
+import collections
+import functools
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt, UInt8, UInt16
+from numpy.typing import DTypeLike
+
+from sr3_jax.data import sources
+from sr3_jax.data.picture import BadImageError
+
+# 16-bit pictures whose values are all below this look as if they held 14 bits or fewer.
+_SMALL_PART = 1 << 14
+# Pictures that are read, at most, to find one that can be.
+_MOST_TRIED = 1000
+# Pictures after which the range of values is judged: a single one may well be dark.
+_MANY = 100
+
+
+def convert(
+    pixels: UInt[np.ndarray, "*shape"], dtype: DTypeLike, white_level: int = 0
+) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
+    """Converts 8-bit or 16-bit pixels to a type; 0 stays 0, and white becomes its largest value.
+
+    From 8 bits to 16 each value is multiplied by 257, which is exact. From 16 bits each is rounded
+    to the nearest value.
+
+    Args:
+        pixels: uint8 or uint16.
+        dtype: uint8 or uint16.
+        white_level: of 16-bit pixels, the value that means white; brighter ones are clipped. 0:
+            65535.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels if dtype == np.uint8 else pixels.astype(np.uint16) * np.uint16(257)
+    if dtype == np.uint16 and white_level in (0, 65535):
+        return pixels
+    return _table(np.dtype(dtype), white_level or 65535)[pixels]
+
+
+class Reader:
+    """Reads the pictures of a source as pixels of one type; several threads may at once.
+
+    What pictures lose by that is counted, each picture once, and logged once for each kind of loss,
+    with the name of the first picture.
+    """
+
+    def __init__(
+        self, source: sources.Source, dtype: DTypeLike | None = None, white_level: int = 0
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            source: the pictures.
+            dtype: uint8 or uint16; None for that of the first picture that can be read.
+            white_level: see `convert`.
+
+        Raises:
+            ValueError: white_level is outside [0, 65535].
+        """
+        if not 0 <= white_level <= 65535:
+            raise ValueError(f"white_level is {white_level}; it must be in [0, 65535]")
+        self._source, self._given_dtype, self._white_level = source, dtype, white_level
+        # Guards the fields below.
+        self._lock = threading.Lock()
+        self._is_met = np.zeros(len(source), bool)
+        self._num_met = 0
+        self._losses: collections.Counter[str] = collections.Counter()
+        self._largest = 0
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of all pixels; the first time this may read a picture."""
+        with self._lock:
+            return self._dtype
+
+    @functools.cached_property
+    def _dtype(self) -> np.dtype:
+        if self._given_dtype is not None:
+            return np.dtype(self._given_dtype)
+        for ref in itertools.islice(self._source, _MOST_TRIED):
+            try:
+                return ref.read().image.dtype
+            except BadImageError:
+                continue
+        return np.dtype(np.uint8)
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        """Each kind of loss, and how many of the pictures read so far have it."""
+        with self._lock:
+            return dict(self._losses)
+
+    @property
+    def range_warning(self) -> str:
+        """Says which white level may be right for the 16-bit pictures read so far, if any."""
+        with self._lock:
+            largest = self._largest
+        if self._white_level or not 0 < largest < _SMALL_PART:
+            return ""
+        white_level = (1 << largest.bit_length()) - 1
+        return (
+            f"16-bit values reach {largest} of 65535: set config.data.white_level={white_level} "
+            "(65535 keeps them)"
+        )
+
+    def read(self, index: int) -> sources.Picture:
+        """Reads one picture; see `sources.ImageRef`."""
+        try:
+            picture = self._source[index].read()
+        except BadImageError:
+            self._meet(index, (), [])
+            raise
+        images = [picture.image]
+        if picture.low_resolution is not None:
+            images.append(picture.low_resolution)
+        if not self._is_met[index]:
+            self._meet(index, picture.notes, images)
+        image, *low = (convert(each, self.dtype, self._white_level) for each in images)
+        return picture._replace(image=image, low_resolution=low[0] if low else None)
+
+    def _meet(self, index: int, notes: Sequence[str], images: Sequence[np.ndarray]) -> None:
+        """Counts what a picture loses, where that was not done."""
+        largest = max((int(p.max()) for p in images if p.dtype == np.uint16), default=0)
+        lost = set(notes)
+        if self.dtype == np.uint8 and any(p.dtype == np.uint16 for p in images):
+            lost.add("16 bits, read at 8; config.data.dtype=uint16 keeps them")
+        if 0 < self._white_level < largest:
+            lost.add(f"values above config.data.white_level={self._white_level} are clipped")
+        with self._lock:
+            if self._is_met[index]:
+                return  # Another thread came first.
+            self._is_met[index] = True
+            self._num_met += 1
+            new = sorted(lost - self._losses.keys())
+            self._losses.update(lost)
+            self._largest = max(self._largest, largest)
+            judge = self._num_met == min(_MANY, len(self._source))
+        for loss in new:
+            logging.warning("image %s: %s", self._source[index].name, loss)
+        if judge and (warning := self.range_warning):
+            logging.warning("%s", warning)
+
+
+@functools.lru_cache(4)
+def _table(dtype: np.dtype, white_level: int) -> UInt[np.ndarray, "65536"]:
+    """What each 16-bit value becomes."""
+    share = np.minimum(np.arange(65536), white_level) / white_level
+    return np.rint(share * np.iinfo(dtype).max).astype(dtype)

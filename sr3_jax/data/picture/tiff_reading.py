@@ -1,0 +1,175 @@
+"""The image of a TIFF file: what its tags say, what is refused, and its pixels."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from sr3_jax.data.picture import cmyk, tiff
+from sr3_jax.data.picture.content import to_8_bits
+from sr3_jax.data.picture.errors import BadImageError
+from sr3_jax.data.picture.vips import vips
+
+# By PhotometricInterpretation: what the bands are, and how many.
+_COLOURS = {
+    0: ("grey", 1),
+    1: ("grey", 1),
+    2: ("RGB", 3),
+    3: ("a palette", 1),
+    5: ("CMYK", 4),
+    6: ("YCbCr", 3),
+}
+_OTHER_COLOURS = {4: "a mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "a raw sensor"}
+_WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5
+_UNSIGNED, _SIGNED, _FLOATS, _UNDEFINED = 1, 2, 3, 4  # of SampleFormat
+_SMALLER, _MASK = 1, 4  # bits of NewSubfileType
+_LOSSY = (6, 7, 34892, 50001)  # of Compression: JPEG, WebP
+
+
+class Inspected(NamedTuple):
+    """What the tags of a TIFF file say of its image.
+
+    Attributes:
+        width: as stored, in pixels.
+        height: as stored.
+        bands: of what is decoded: colours and alpha.
+        bits: of what is decoded, 8 or 16.
+        orientation: of the picture as stored.
+        photometric: PhotometricInterpretation.
+        stored_bits: of each band in the file.
+        is_lossless: its compression keeps every pixel.
+        file: the tags.
+        tags: of its first directory.
+        num_others: how many smaller versions and masks follow.
+    """
+
+    width: int
+    height: int
+    bands: int
+    bits: int
+    orientation: int
+    photometric: int
+    stored_bits: int
+    is_lossless: bool
+    file: tiff.Tiff
+    tags: dict[int, tiff.Entry]
+    num_others: int
+
+    @property
+    def is_cmyk(self) -> bool:
+        """Its bands are inks."""
+        return self.photometric == _CMYK
+
+
+def inspect(data: bytes) -> Inspected:
+    """Reads the tags.
+
+    Raises:
+        BadImageError: pages, bands, or pixels that networks do not take.
+    """
+    file = tiff.Tiff(data)
+    pages = file.pages()
+    if not pages:
+        raise BadImageError("no image in it")
+
+    def number(page: dict[int, tiff.Entry], tag: int, default: int) -> int:
+        return int(file.numbers(page.get(tag), default)[0])
+
+    kinds = [number(page, tiff.SUBFILE_TYPE, 0) for page in pages]
+    others = sum(bool(kind & (_SMALLER | _MASK)) for kind in kinds[1:])
+    if len(pages) - others > 1:
+        raise BadImageError(
+            f"{len(pages) - others} pages, and networks take one picture from a file; save each "
+            "page as a file of its own, for instance with tiffsplit"
+        )
+    tags = pages[0]
+    photometric = number(tags, tiff.PHOTOMETRIC, -1)
+    if photometric not in _COLOURS:
+        what = _OTHER_COLOURS.get(photometric, f"PhotometricInterpretation {photometric}")
+        raise BadImageError(f"its pixels are {what}; save it as grey or RGB")
+    bands = 3 if photometric in (_PALETTE, _CMYK) else _COLOURS[photometric][1]
+    stored_bits, is_signed = _checked_pixels(file, tags)
+    if is_signed and (stored_bits < 16 or photometric == _WHITE_IS_ZERO):
+        raise BadImageError(f"signed {stored_bits}-bit pixels; save it as unsigned")
+    return Inspected(
+        width=number(tags, tiff.WIDTH, 0),
+        height=number(tags, tiff.LENGTH, 0),
+        bands=bands + _has_alpha(file, tags, photometric),
+        bits=8 if stored_bits <= 8 or photometric == _CMYK else 16,
+        orientation=number(tags, tiff.ORIENTATION, 1),
+        photometric=photometric,
+        stored_bits=stored_bits,
+        is_lossless=number(tags, tiff.COMPRESSION, 1) not in _LOSSY,
+        file=file,
+        tags=tags,
+        num_others=others,
+    )
+
+
+def decode(data: bytes, found: Inspected) -> Shaped[np.ndarray, "height width *bands"]:
+    """The pixels as stored, 8 or 16 bits: grey or RGB, then alpha.
+
+    Raises:
+        BadImageError: whole numbers of more than 16 bits.
+        pyvips.Error: broken data.
+    """
+    # Row by row: else libvips would hold the whole picture once more.
+    image = vips().Image.tiffload_buffer(data, access="sequential", fail_on="error")
+    if (image.width, image.height) != (found.width, found.height):
+        raise BadImageError("its tags contradict each other")
+    values = image.numpy()
+    if found.photometric == _PALETTE and values.ndim == 2:  # of greys
+        values = np.repeat(values[..., np.newaxis], 3, axis=2)
+    if found.is_cmyk:
+        if values.dtype != np.uint8:
+            values = to_8_bits(values)
+        return cmyk.values_to_srgb(values, profile(found))
+    if values.dtype not in (np.uint8, np.uint16):
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            raise BadImageError(f"pixels from {low} to {high}; at most 16 bits are supported")
+        values = values.astype(np.uint16)
+    return values
+
+
+def profile(found: Inspected) -> bytes | None:
+    """The colour profile."""
+    entry = found.tags.get(tiff.ICC_PROFILE)
+    return found.file.content(entry) if entry else None
+
+
+def _has_alpha(file: tiff.Tiff, tags: dict[int, tiff.Entry], photometric: int) -> bool:
+    """Whether a band follows the colours that is alpha; refuses other bands."""
+    colours, count = _COLOURS[photometric]
+    samples = int(file.numbers(tags.get(tiff.SAMPLES), count)[0])
+    # Of the bands after the colours: 1 and 2 are alpha, 0 has no stated meaning.
+    meanings = file.numbers(tags.get(tiff.EXTRA_SAMPLES))
+    if samples == count:
+        return False
+    if samples == count + 1 and meanings in ((1,), (2,)) and photometric not in (_PALETTE, _CMYK):
+        return True
+    if samples < count:
+        raise BadImageError(f"{samples} bands, where {colours} has {count}")
+    num_alpha = sum(meaning in (1, 2) for meaning in meanings)
+    unknown = samples - count - num_alpha
+    parts = [colours, f"{num_alpha} of alpha"] if num_alpha else [colours]
+    parts += [f"{unknown} of no stated meaning"] if unknown else []
+    raise BadImageError(
+        f"{samples} bands ({' and '.join(parts)}), and networks take 3 of RGB or 1 of grey, with "
+        "one of alpha or without; save those to be seen, for instance with gdal_translate -b 1 "
+        "-b 2 -b 3, or say in ExtraSamples that the last is alpha"
+    )
+
+
+def _checked_pixels(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> tuple[int, bool]:
+    """Bits of each band, and whether they are signed."""
+    kinds = set(file.numbers(tags.get(tiff.SAMPLE_FORMAT), _UNSIGNED))
+    if _FLOATS in kinds:
+        raise BadImageError("floating-point pixels have no defined range; save it as 16-bit")
+    if len(kinds) > 1 or not kinds <= {_UNSIGNED, _SIGNED, _UNDEFINED}:
+        raise BadImageError(f"pixels of SampleFormat {sorted(kinds)}; save it as 8 or 16-bit")
+    bits = set(file.numbers(tags.get(tiff.BITS), 1))
+    if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16, 32}:
+        found = " and ".join(map(str, sorted(bits)))
+        raise BadImageError(f"{found} bits for each band; save it with 8 or 16")
+    return int(bits.pop()), kinds == {_SIGNED}

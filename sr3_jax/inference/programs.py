@@ -1,0 +1,247 @@
+"""The compiled programs of `refinement`: the network's, and the small ones around it.
+
+Few are compiled whatever sizes come. What takes long to compile is the network. It is a program of
+its own, which sees tiles of few sizes (`tiling`), in batches of few sizes, and nothing of the image
+that they are from. The others are small and see images flat, by their number of pixels alone.
+Of both kinds those that have not been used for longest are dropped.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from sr3_jax import diffusion, parallel
+from sr3_jax.inference import tiling
+from sr3_jax.training.state import Params
+
+_MAX_NETWORKS = 12
+_MAX_OTHERS = 48  # five for each size of array and of tile
+
+# params, x, y_t, gamma, labels to eps; or of a baseline to y_0
+Network = Callable[..., Float[Array, "b h w 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What programs are compiled for, but for the number of tiles at once.
+
+    Attributes:
+      devices: that share the images, or the tiles of an image that is cut.
+      spatial: for each of these, the devices that share the height of what the network sees.
+      rows: images.
+      room: pixels of the array that holds an image.
+      tile: height and width of what the network sees.
+      is_cut: whether there is one image, of several tiles, which then is on all devices.
+    """
+
+    devices: int
+    spatial: int
+    rows: int
+    room: int
+    tile: tuple[int, int]
+    is_cut: bool
+
+
+class Programs:
+    """Compiles programs when they are first called, and keeps those that were called last."""
+
+    def __init__(self, network: Network, devices: Sequence[jax.Device], *, clip: bool) -> None:
+        """Takes what to compile.
+
+        Args:
+          network: a function that can be traced.
+          devices: of which the first few run a program.
+          clip: see `diffusion.advance`.
+        """
+        self.compile_seconds = 0.0  # so far
+        self._network, self._devices, self._clip = network, list(devices), clip
+        self._networks = collections.OrderedDict()
+        self._others = collections.OrderedDict()
+
+    @property
+    def num_networks(self) -> int:
+        """Programs of the network that are kept; at most 12."""
+        return len(self._networks)
+
+    def mesh(self, devices: int, spatial: int = 1) -> jax.sharding.Mesh:
+        """The first few devices; see `Shape`."""
+        return parallel.make_mesh(self._devices[: devices * spatial], spatial=spatial)
+
+    def images(self, shape: Shape) -> jax.sharding.Sharding:
+        """Where flat images lie, and their keys."""
+        mesh = self.mesh(shape.devices, shape.spatial)
+        return parallel.replicated(mesh) if shape.is_cut else parallel.split_batch(mesh)
+
+    def tiles(self, shape: Shape) -> jax.sharding.Sharding:
+        """Where tiles lie."""
+        mesh = self.mesh(shape.devices, shape.spatial)
+        return parallel.Layout(mesh).images if shape.spatial > 1 else parallel.split_batch(mesh)
+
+    def whole(self, shape: Shape) -> jax.sharding.Sharding:
+        """Where weights lie, and where tiles are cut: on all devices of a program."""
+        return parallel.replicated(self.mesh(shape.devices, shape.spatial))
+
+    def network(
+        self,
+        shape: Shape,
+        params: Params,
+        x: Float[Array, "b h w 3"] | None,
+        y_t: Float[Array, "b h w 3"],
+        gamma: Float[Any, ""] | None,
+        labels: Int[Any, " b"] | None,
+    ) -> Float[Array, "b h w 3"]:
+        """The network's estimate for some tiles."""
+        whole, tiles = self.whole(shape), self.tiles(shape)
+        rows = parallel.split_batch(self.mesh(shape.devices, shape.spatial))
+        return self._run(
+            self._networks,
+            (shape.devices, shape.spatial, y_t.shape),
+            self._network,
+            (params, x, y_t, gamma, labels),
+            in_shardings=(whole, tiles, tiles, whole, rows),
+            out_shardings=tiles,
+        )
+
+    def noise(self, shape: Shape, keys: Key[Array, " n"]) -> Float[Array, "n values"]:
+        """Noise for sources; the sampler folds numbers from 1 into the same keys."""
+
+        def draw(keys: Key[Array, " n"]) -> Array:
+            one = lambda key: jax.random.normal(jax.random.fold_in(key, 0), (3 * shape.room,))  # noqa: E731
+            return jax.vmap(one)(keys)
+
+        images = self.images(shape)
+        return self._small(
+            ("noise", shape), draw, (keys,), in_shardings=(images,), out_shardings=images
+        )
+
+    def begin(
+        self, shape: Shape, sampler: diffusion.Sampler, keys: Key[Array, " n"]
+    ) -> diffusion.State:
+        """Pure noise, flat."""
+
+        def begin(row: diffusion.Sampler, keys: Key[Array, " n"]) -> diffusion.State:
+            return diffusion.begin(row, keys, (3 * shape.room,))
+
+        images, row = self.images(shape), sampler[:1]
+        return self._small(
+            ("begin", shape, jax.tree.structure(row)),
+            begin,
+            (row, keys),
+            in_shardings=(self.whole(shape), images),
+            out_shardings=images,
+        )
+
+    def cut(
+        self,
+        shape: Shape,
+        windows: tiling.Windows,
+        x: Float[Array, "n values"] | None,
+        y_t: Float[Array, "n values"],
+    ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
+        """The tiles of x and of y_t of all images, one image after the other."""
+        images, tiles = self.images(shape), self.tiles(shape)
+        return self._small(
+            ("cut", shape, windows.rows.shape),
+            _cut,
+            (windows, x, y_t),
+            in_shardings=(self.whole(shape), images, images),
+            out_shardings=(tiles, tiles),
+        )
+
+    def add(
+        self,
+        shape: Shape,
+        windows: tiling.Windows,
+        total: Float[Array, "n values"],
+        tiles: Float[Array, "b h w 3"],
+    ) -> Float[Array, "n values"]:
+        """Adds tiles to the images in `total`, whose memory it takes."""
+        images = self.images(shape)
+        return self._small(
+            ("add", shape, windows.rows.shape),
+            _add,
+            (windows, total, tiles),
+            in_shardings=(self.whole(shape), images, self.tiles(shape)),
+            out_shardings=images,
+            donate_argnums=1,
+        )
+
+    def step(
+        self,
+        shape: Shape,
+        row: diffusion.Sampler,
+        state: diffusion.State,
+        eps: Float[Array, "n values"],
+        keys: Key[Array, " n"],
+    ) -> tuple[diffusion.State, Float[Array, "n values"]]:
+        """What a sampler makes of the blended estimate; and zeros for the sum of the next one.
+
+        It takes the memory of the state and of the estimate.
+        """
+
+        def step(
+            row: diffusion.Sampler, state: diffusion.State, eps: Array, keys: Key[Array, " n"]
+        ) -> tuple[diffusion.State, Array]:
+            state = diffusion.advance(lambda *_: eps, row, state, keys, clip=self._clip)
+            return state, jnp.zeros_like(eps)
+
+        images = self.images(shape)
+        return self._small(
+            ("step", shape, jax.tree.structure(row)),
+            step,
+            (row, state, eps, keys),
+            in_shardings=(self.whole(shape), images, images, images),
+            out_shardings=(images, images),
+            donate_argnums=(1, 2),
+        )
+
+    def _small(self, key: tuple, function: Callable, arguments: tuple, **how: Any) -> Any:
+        return self._run(self._others, key, function, arguments, **how)
+
+    def _run(
+        self,
+        programs: collections.OrderedDict[tuple, jax.stages.Compiled],
+        key: tuple,
+        function: Callable,
+        arguments: tuple,
+        **how: Any,
+    ) -> Any:
+        """Calls a program, after compiling it where it is not there."""
+        if key not in programs:
+            start = time.perf_counter()
+            # A function of its own, so that what jax keeps of it goes with the program. Of shapes:
+            # where there are several processes, numpy arrays may not be split by `jit`.
+            jitted = jax.jit(functools.partial(function), **how)
+            shapes = jax.eval_shape(lambda *arguments: arguments, *arguments)
+            programs[key] = parallel.compile_for(self._devices[0], jitted.lower(*shapes))
+            self.compile_seconds += time.perf_counter() - start
+        programs.move_to_end(key)
+        if len(programs) > (_MAX_NETWORKS if programs is self._networks else _MAX_OTHERS):
+            programs.popitem(last=False)
+        return programs[key](*arguments)
+
+
+def _cut(
+    windows: tiling.Windows, x: Float[Array, "n values"] | None, y_t: Float[Array, "n values"]
+) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
+    def cut(images: Array) -> Array:
+        tiles = jax.vmap(tiling.cut, (0, None))(images, windows)
+        return tiles.reshape(-1, *tiles.shape[2:])
+
+    return None if x is None else cut(x), cut(y_t)
+
+
+def _add(
+    windows: tiling.Windows, total: Float[Array, "n values"], tiles: Float[Array, "b h w 3"]
+) -> Float[Array, "n values"]:
+    tiles = tiles.reshape(len(total), -1, *tiles.shape[1:])
+    return jax.vmap(tiling.add, (0, 0, None))(total, tiles, windows)

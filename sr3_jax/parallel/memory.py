@@ -1,0 +1,51 @@
+"""Memory that is left, to refuse what cannot fit before it is begun."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+
+_CGROUP = pathlib.Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Bytes that programs on a device may still take; of a CPU, those of the machine.
+
+    None where the device does not tell.
+    """
+    if device.platform == "cpu":
+        return free_host_bytes()
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def free_host_bytes() -> int | None:
+    """Bytes that this process may still take: of the machine, or of its container if fewer.
+
+    None where the system (not Linux) does not tell.
+    """
+    found = [_of_machine(), _of_container()]
+    return min((free for free in found if free is not None), default=None)
+
+
+def _of_machine() -> int | None:
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):
+        return None
+    return int(kilobytes) * 1024
+
+
+def _of_container() -> int | None:
+    """As cgroups of version 2 have it; files that can be read again do not count as used."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # or `max`
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return limit - used + int(stat.get("inactive_file", 0))

@@ -1,0 +1,140 @@
+"""Digests of arrays: they show rot in a checkpoint, and tell networks apart.
+
+They are of the arrays on the devices, however split, and so cover all that happens on the way to a
+disk and back. Each process hashes what its devices hold.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt64
+
+from sr3_jax import parallel
+
+FOLDER = "digests"  # in a checkpoint's; Orbax writes it when it writes the arrays
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by the size of a number in bytes
+_BLOCK = 2**16  # numbers that are hashed at once, so that they stay in the processor's cache
+
+
+class Digest(NamedTuple):
+    """Of an array.
+
+    Attributes:
+      text: 16 hexadecimal digits: the sum modulo 2^64 of a hash of each number and its place. A
+        change of one number always changes them; another change is missed with a probability of
+        2^-64. They do not protect against changes made on purpose.
+      is_finite: whether all its numbers are.
+    """
+
+    text: str
+    is_finite: bool
+
+
+class Record(NamedTuple):
+    """What is written beside a checkpoint: the digest of each array, and the metrics again."""
+
+    arrays: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object that holds a digest of itself."""
+        return {**self._asdict(), "sha256": combine(self._asdict())}
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Arrays (or their shapes) by a name that is the same for objects and for dictionaries."""
+    return {
+        "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path): (
+            leaf
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
+
+
+def of(tree: Any) -> dict[str, Digest]:
+    """The digest of each array. Processes that hold an array together have to ask together."""
+    arrays = named(tree)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        shares = list(pool.map(_own_share, arrays.values()))
+    sums, finite = np.array([s for s, _ in shares], np.uint64), np.array([f for _, f in shares])
+    split = np.array([not array.is_fully_addressable for array in arrays.values()])
+    if split.any():
+        all_sums, all_finite = parallel.of_all_processes((sums[None], finite[None]))
+        sums = np.where(split, all_sums.sum(axis=0), sums)
+        finite = np.where(split, all_finite.all(axis=0), finite)
+    return {
+        name: Digest(f"{number:016x}", bool(is_finite))
+        for name, number, is_finite in zip(arrays, sums, finite, strict=True)
+    }
+
+
+def combine(parts: Mapping[str, Any]) -> str:
+    """One digest of several, whatever their order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read(checkpoint: epath.Path) -> Record | None:
+    """What was written beside a checkpoint, given its folder; None for one of an older version.
+
+    Raises:
+      ValueError: it is damaged.
+      OSError: it cannot be read.
+    """
+    if not (checkpoint / FOLDER).exists():
+        return None
+    path = checkpoint / FOLDER / "metadata"  # Orbax's name
+    try:
+        found = json.loads(path.read_text())
+        record = Record(found["arrays"], found["metrics"])
+        is_whole = record.to_json() == found
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not is_whole:
+        raise ValueError(f"{path} is not what was written")
+    return record
+
+
+def _own_share(array: jax.Array) -> tuple[int, bool]:
+    """Of the parts that this process holds: the sum of hashes, and whether all is finite.
+
+    A part that several devices hold counts once.
+    """
+    total, is_finite = 0, True
+    shape = array.shape or (1,)
+    strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1]
+    for shard in array.addressable_shards:
+        if shard.replica_id or not shard.data.size:
+            continue
+        # The place of each number in the whole array is that of its row and that within the row.
+        slices = shard.index or (slice(None),)
+        *outer, inner = (
+            np.arange(*part.indices(size), dtype=np.uint64) * stride
+            for part, size, stride in zip(slices, shape, strides, strict=True)
+        )
+        rows = functools.reduce(np.add.outer, outer, np.uint64(0)).ravel()
+        numbers = np.asarray(shard.data).reshape(len(rows), len(inner))
+        step = max(1, _BLOCK // len(inner))
+        for first in range(0, len(rows), step):
+            block = numbers[first : first + step]
+            words = block.view(_WORDS[block.itemsize]).astype(np.uint64)
+            where = rows[first : first + step, None] + inner
+            total += int(_mix(where << np.uint64(32) | words).sum())
+            is_finite &= bool(np.isfinite(block).all())
+    return total % 2**64, is_finite
+
+
+def _mix(words: UInt64[np.ndarray, "r c"]) -> UInt64[np.ndarray, "r c"]:
+    """A bijection in which all bits decide about each other (the end of MurmurHash3)."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        words = (words ^ (words >> np.uint64(33))) * np.uint64(factor)
+    return words ^ (words >> np.uint64(33))

@@ -1,0 +1,168 @@
+"""What upscaling is bounded by: programs, memory, factors; whatever pictures come."""
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from flax import linen as nn
+
+from sr3_jax import SuperResolver, diffusion, factory, models, parallel, sampling_factory
+from sr3_jax.inference import levels, programs, refinement, resampling
+from sr3_jax.training.state import init_state
+
+
+def make_network():
+    """One that is quick to compile and looks at more than a pixel; and what it was traced for."""
+    traced = []
+
+    class Blur(nn.Module):
+        def __call__(self, x, y_t, gamma):
+            traced.append(y_t.shape)
+            return 0.5 * (y_t - x) + 0.1 * jnp.roll(y_t, 1, axis=2) + x.mean((1, 2), keepdims=True)
+
+    return Blur(), traced
+
+
+def make_refiner(model, params, devices=1, **sampling):
+    config = small_run.config()
+    config.sampling.update(dict(tile_size=16, batch_size=4, clip=False) | sampling)
+    refiner = refinement.Refiner(
+        model,
+        sampling_factory.options(config),
+        factor=2,
+        stride=2,
+        devices=jax.local_devices()[:devices],
+    )
+    refiner.set_params(params)
+    return refiner, sampling_factory.sampler(config, 2)
+
+
+def picture(height, width, dtype=np.uint8):
+    rng = np.random.default_rng(height * 1000 + width)
+    return rng.integers(0, np.iinfo(dtype).max, (1, height, width, 3), dtype, endpoint=True)
+
+
+def refine(refiner, sampler, image, seed=0):
+    (made,) = refiner.refine(image, jax.random.split(jax.random.key(seed), 1), sampler)
+    return made()
+
+
+def test_whatever_sizes_come_few_programs_are_compiled():
+    """Sizes and depths at random, one pixel and strips among them; the last is as if alone."""
+    model, traced = make_network()
+    refiner, sampler = make_refiner(model, {})
+    sizes = np.random.default_rng(0).integers(1, 30, (8, 2)).tolist()
+    for i, size in enumerate([[1, 1], [1, 40], [40, 2], *sizes]):
+        image = picture(*size, [np.uint8, np.uint16][i % 2])
+        made = refine(refiner, sampler, image)
+        assert made.shape == (1, 2 * size[0], 2 * size[1], 3) and made.dtype == image.dtype
+    assert len(traced) == len(set(traced)) <= 9
+    assert refiner.programs.num_networks == len(traced)
+    alone, _ = make_refiner(make_network()[0], {})
+    np.testing.assert_array_equal(made, refine(alone, sampler, image))
+
+
+def test_programs_used_least_are_dropped_with_their_memory(monkeypatch):
+    monkeypatch.setattr(programs, "_MAX_NETWORKS", 2)
+    monkeypatch.setattr(programs, "_MAX_OTHERS", 5)
+    model, traced = make_network()
+    refiner, sampler = make_refiner(model, {})
+    first = refine(refiner, sampler, picture(2, 2))
+    refine(refiner, sampler, picture(4, 4))
+    refine(refiner, sampler, picture(2, 2))
+    (two, four) = (weakref.ref(p) for p in reversed(refiner.programs._networks.values()))
+    refine(refiner, sampler, picture(8, 8))
+    gc.collect()
+    assert two() is not None and four() is None
+    assert refiner.programs.num_networks == 2 and len(refiner.programs._others) == 5
+    assert len(traced) == 3
+    np.testing.assert_array_equal(first, refine(refiner, sampler, picture(2, 2)))
+    assert len(traced) == 3
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 8)])
+def test_it_is_sampling(size):
+    """As `diffusion.sample` has it, of an image filled up by its mirror image."""
+    model, _ = make_network()
+    refiner, sampler = make_refiner(model, {})
+    image = picture(*size)
+    large = 2 * size[0], 2 * size[1]
+    x = resampling.resize(levels.to_signed(image), 2, large)
+    x = jnp.asarray(np.pad(x, [(0, 0), (0, 16 - large[0]), (0, 0), (0, 0)], "symmetric"))
+    keys = jax.random.split(jax.random.key(0), 1)
+    expected = diffusion.sample(
+        lambda *y: model.apply({}, x, *y), sampler, keys, x.shape[1:], clip=False
+    )[:, : large[0]]
+    made = refine(refiner, sampler, image.astype(np.uint16) * 257)
+    expected = np.clip((np.asarray(expected) + 1) * 32767.5, 0, 65535)
+    assert np.abs(made - expected).max() < 1.0
+
+
+def test_noise_does_not_depend_on_the_array():
+    refiner, sampler = make_refiner(make_network()[0], {})
+    keys = jax.random.split(jax.random.key(0), 1)
+    drawn = [
+        np.asarray(refiner.programs.begin(shape, sampler, keys).y_t)
+        for shape in (programs.Shape(1, 1, 1, room, (16, 16), False) for room in (100, 150))
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1][:, :300])
+    assert abs(drawn[0].std() - 1) < 0.15
+
+
+class Broken(nn.Module):
+    def __call__(self, x, y_t, gamma):
+        return y_t / (y_t - y_t)
+
+
+def test_values_that_are_not_finite_are_no_picture():
+    refiner, sampler = make_refiner(Broken(), {})
+    with pytest.raises(ValueError, match="not finite; use config.model.dtype = float32"):
+        refine(refiner, sampler, picture(5, 5))
+
+
+@pytest.fixture(scope="module")
+def resolver():
+    config = small_run.config()
+    model, optimizer = factory.model(config), factory.optimizer(config)
+    params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
+    return SuperResolver.from_params(config, params)
+
+
+def test_what_memory_cannot_hold_is_refused_beforehand(resolver):
+    resolver.check_fits((40, 60))
+    with pytest.raises(
+        ValueError, match=r"60000x50000 becomes 240000x200000 and so more than 477 mega"
+    ):
+        resolver.check_fits((50_000, 60_000))
+    with pytest.raises(
+        ValueError, match=r"70x50 becomes 280x200 and needs about .* GB .* are free"
+    ):
+        resolver.check_fits((50, 70), num_samples=10**9)
+    with pytest.raises(ValueError, match="70x50 becomes 21x15, by way of 280x200, and needs"):
+        resolver.check_fits((50, 70), factor=0.3, num_samples=10**9)
+    assert 0 < parallel.free_host_bytes() < 2**50
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_memory_is_estimated_well(attention):
+    """The network's, against what the compiler says that its program takes."""
+    model = models.UNet(16, (1, 2), 1, bottleneck_attention=attention)
+    params = models.parameter_shapes(model, 64)
+    refiner, _ = make_refiner(
+        model, jax.tree.map(lambda p: jnp.zeros(p.shape), params), tile_size=64
+    )
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    program = jax.jit(refiner._network).lower(refiner.params, images, images, 0.5, None).compile()
+    taken = program.memory_analysis().temp_size_in_bytes
+    assert 0.5 < refiner._bytes_per_pixel((64, 64)) * 64 * 64 / taken < 2
+
+
+@pytest.mark.parametrize("factor", [0.0, -1, float("nan"), float("inf"), 0.06, 64.5])
+def test_factors_have_limits(resolver, factor):
+    with pytest.raises(ValueError, match=f"factor = {factor:g}; it must be from 1/16 to 64"):
+        resolver.upscale(picture(4, 4)[0], factor=factor)
+    assert levels.output_size((3, 100), 1 / 16) == (1, 6)
