@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from sr3_jax import SuperResolver, factory, sampling_factory
 from sr3_jax.data import picture
-from sr3_jax.inference import files, levels, programs, refinement
+from sr3_jax.inference import files, levels, programs, reading, refinement
 from sr3_jax.training.state import init_state
 
 

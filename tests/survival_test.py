@@ -267,8 +267,13 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(two_checkpoint
     checkpointer = checkpoint.Checkpointer(folder)
     with pytest.raises(checkpoint.CheckpointError, match="step 3: ema_params/bias has .* not fin"):
         checkpointer.save(3, state, {})
-    assert checkpointer.steps == [1, 2]
+    # A loss that is not finite, of weights that are, is no damage.
+    checkpointer.save(3, small_state(3), {"validation_loss": float("nan")})
     checkpointer.close()
+    checkpointer = checkpoint.Checkpointer(folder)
+    assert checkpointer.steps == [1, 2, 3] and checkpointer.restore(small_state(0))[0] == 3
+    checkpointer.close()
+    shutil.rmtree(folder / "3")
     # As older versions would have written it.
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder / "2" / "default", state, force=True)

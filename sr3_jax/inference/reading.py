@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import depth, folders, picture, sources, storage
-from sr3_jax.inference import recipes
+from sr3_jax.inference import levels, recipes
 from sr3_jax.inference.manifest import Record
 
 if TYPE_CHECKING:  # which knows this module

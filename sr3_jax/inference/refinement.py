@@ -76,7 +76,11 @@ class Refiner:
         self._stride = stride
         self._tile_size = -(-options.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
-        self.programs = programs.Programs(self._network, devices, clip=options.clip)
+        # Of nothing that holds weights: they shall go as soon as this object does.
+        network = functools.partial(
+            _estimate, model=model, guidance=options.guidance, source_gamma=self._source_gamma
+        )
+        self.programs = programs.Programs(network, devices, clip=options.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
@@ -287,30 +291,24 @@ class Refiner:
             self._placed[devices] = jax.device_put(self.params, where)
         return self._placed[devices]
 
-    def _network(
-        self,
-        params: Params,
-        x: Float[Array, "b h w 3"] | None,
-        y_t: Float[Array, "b h w 3"],
-        gamma: Float[Array, ""] | None,
-        labels: Int[Array, " b"] | None,
-    ) -> Float[Array, "b h w 3"]:
-        if gamma is None:
-            return self.model.apply({"params": params}, x)
-        gamma = jnp.full(len(y_t), gamma)
-        source_gamma = None
-        if self._source_gamma is not None:
-            source_gamma = jnp.full_like(gamma, self._source_gamma)
-        return models.guided_eps(
-            self.model,
-            params,
-            x,
-            y_t,
-            gamma,
-            labels,
-            source_gamma,
-            guidance=self._options.guidance,
-        )
+
+def _estimate(
+    params: Params,
+    x: Float[Array, "b h w 3"] | None,
+    y_t: Float[Array, "b h w 3"],
+    gamma: Float[Array, ""] | None,
+    labels: Int[Array, " b"] | None,
+    *,
+    model: nn.Module,
+    guidance: float,
+    source_gamma: float | None,
+) -> Float[Array, "b h w 3"]:
+    """Estimates eps; y_0 where gamma is None, of a baseline."""
+    if gamma is None:
+        return model.apply({"params": params}, x)
+    gamma = jnp.full(len(y_t), gamma)
+    sources = None if source_gamma is None else jnp.full_like(gamma, source_gamma)
+    return models.guided_eps(model, params, x, y_t, gamma, labels, sources, guidance=guidance)
 
 
 def _wait(ticks: collections.deque[tuple[Array, Callable[[], None] | None]], num_left: int) -> None:

@@ -56,18 +56,26 @@ class _SoundSteps(ocp.path.step.NameFormat):
 
     def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
         for found in self._standard.find_all(base_path):
-            path = found.path / "metrics" / "metrics"
             try:
-                metrics = json.loads(path.read_text()) if path.exists() else {}
-                record = digests.read(found.path)
-                if record and record.metrics != metrics:
-                    raise ValueError("not what was written")
+                _check_metrics(found.path)
             except ValueError as error:
                 if found.path not in self.hidden:
-                    logging.warning("checkpoint %s is damaged: %s: %s", found.path, path, error)
+                    logging.warning("checkpoint %s is damaged: %s", found.path, error)
                 self.hidden.add(found.path)
             else:
                 yield found
+
+
+def _check_metrics(folder: epath.Path) -> None:
+    """Raises ValueError where a checkpoint's metrics or digests are not what was written."""
+    path, record = folder / "metrics" / "metrics", digests.read(folder)
+    try:
+        metrics = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    # As texts: NaN is a metric, too, and differs from itself.
+    if record and json.dumps(metrics, sort_keys=True) != json.dumps(record.metrics, sort_keys=True):
+        raise ValueError(f"{path} is not what was written")
 
 
 class Checkpointer:

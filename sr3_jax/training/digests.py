@@ -63,7 +63,10 @@ def named(tree: Any) -> dict[str, Any]:
 
 def of(tree: Any) -> dict[str, Digest]:
     """The digest of each array. Processes that hold an array together have to ask together."""
-    arrays = named(tree)
+    arrays = {
+        name: array if isinstance(array, jax.Array) else jax.numpy.asarray(array)
+        for name, array in named(tree).items()
+    }
     with concurrent.futures.ThreadPoolExecutor() as pool:
         shares = list(pool.map(_own_share, arrays.values()))
     sums, finite = np.array([s for s, _ in shares], np.uint64), np.array([f for _, f in shares])
