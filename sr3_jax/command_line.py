@@ -168,7 +168,7 @@ class _Interrupts:
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         """In the main thread, unless a `parallel.StopSignal` has put another in its place."""
         if self.at_once:
-            self._end()
+            time.sleep(_GRACE_SECONDS)  # the other thread ends the process, and says so once
         self._raised.set()
         raise KeyboardInterrupt
 
