@@ -323,7 +323,7 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if not all(isinstance(row[key], str) for key in ("input", "output")):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             shown = line[:100].decode(errors="backslashreplace")
             logging.warning("%s: not a row of a manifest, left out: %s", storage.shown(path), shown)
             continue

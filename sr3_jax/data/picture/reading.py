@@ -6,7 +6,7 @@ A file is opened first, which reads its header and refuses what cannot be read, 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt
 
 from sr3_jax.data import storage
 from sr3_jax.data.picture import containers
@@ -101,7 +101,7 @@ def read_rgb(path: str, box: Box | None = None) -> Pixels:
     return cut(decode_rgb(content(path)), box)
 
 
-def cut(image: Pixels, box: Box | None) -> Pixels:
+def cut(image: Pixels, box: Box | None) -> UInt[np.ndarray, "new_height new_width 3"]:
     """Cuts a box out of a picture; None is all of it.
 
     Raises:
