@@ -15,7 +15,7 @@ from sr3_jax.data import sources
 from sr3_jax.data.picture import BadImageError
 
 # 16-bit pictures whose values are all below this look as if they held 14 bits or fewer.
-_SMALL_PART = 1 << 14
+SMALL_PART = 1 << 14
 # Pictures that are read, at most, to find one that can be.
 _MOST_TRIED = 1000
 # Pictures after which the range of values is judged: a single one may well be dark.
@@ -101,7 +101,7 @@ class Reader:
         """Says which white level may be right for the 16-bit pictures read so far, if any."""
         with self._lock:
             largest = self._largest
-        if self._white_level or not 0 < largest < _SMALL_PART:
+        if self._white_level or not 0 < largest < SMALL_PART:
             return ""
         white_level = (1 << largest.bit_length()) - 1
         return (

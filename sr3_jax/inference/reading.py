@@ -260,8 +260,11 @@ def _decode(
         by = factor / resolver.factor
         notes.append(f"resized by {by:g} {when} the network's {resolver.factor}")
     pixels = picture.fill_transparent(read)
-    if pixels.dtype == np.uint16 and (white := resolver.white_level):
-        if pixels.max() > white:
+    if pixels.dtype == np.uint16:
+        white, largest = resolver.white_level, int(pixels.max())
+        if white and largest > white:
             notes.append(f"values above the network's white level of {white} were clipped")
+        elif not white and 0 < largest < depth.SMALL_PART:
+            notes.append(f"values reach {largest} of 65535, so that the network saw it dark")
         pixels = depth.convert(pixels, np.uint16, white)
     return Input(source, read, pixels, "; ".join(notes))
