@@ -53,10 +53,9 @@ class SuperResolver(trained.TrainedNetwork):
         large = resolver.upscale(small, steps=20, seed=1)
         samples = resolver.sample_many(small, 8)  # what else it could have been
 
-    Programs are compiled once for each size of array, of which there are few (see
-    `inference.tiling`), whatever the number of steps. The devices share each batch, and the tiles
-    of an image larger than `tile_size`. Of several processes, each has images and devices of its
-    own.
+    Few programs are compiled, whatever the sizes of images and the number of steps (see
+    `inference.programs`). The devices share each batch, and the tiles of an image larger than
+    `tile_size`. Of several processes, each has images and devices of its own.
     """
 
     _makes_from_source = True
