@@ -2,8 +2,9 @@
 
 Resizing before and rounding after are done on the host, in numpy, where no size is compiled for.
 Between them nothing leaves the devices: noise; then for each of a sampler's steps
-(`diffusion.Sampler`) the network's estimate, tile by tile where an image is cut (`tiling`), and what
-the step makes of it. How many steps there are is no matter of the compiled programs (`programs`).
+(`diffusion.Sampler`) the network's estimate, tile by tile where an image is cut (`tiling`), and
+what the step makes of it. The compiled programs (`programs`) do not depend on how many steps there
+are.
 
 An image's result depends on its pixels, its key and `tile_size`, not on its batch or its devices.
 It depends on `tile_size` even without attention: the network's normalisation looks at a whole tile.

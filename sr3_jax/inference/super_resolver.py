@@ -87,8 +87,8 @@ class SuperResolver(trained.TrainedNetwork):
           images: RGB, of 8 or 16 bits, of any size.
           steps: refinement steps; None for the config's.
           seed: one number for all, of which image i takes the i-th stream, or one number for
-            each image. An image's result depends on its pixels and its seed alone, not on the
-            batch it is in.
+            each image. An image's result depends on its pixels, its seed and
+            `sampling.tile_size`, not on the batch it is in.
           progress: called after each refinement step of each batch.
           factor: by how much images grow; None for what the network was trained for. For a larger
             one, images are first resized by bicubic, and the network makes the rest; for a smaller
@@ -99,7 +99,8 @@ class SuperResolver(trained.TrainedNetwork):
           RGB of the same type, `factor` times as high and wide.
 
         Raises:
-          ValueError: for images of another type or shape, or steps the schedule cannot do.
+          ValueError: for images of another type or shape, steps the schedule cannot do, a factor
+            outside 1/16 to 64, or a network that gives values that are not finite.
         """
         images = np.asarray(images)
         if images.ndim == 3:
