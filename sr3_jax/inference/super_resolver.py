@@ -186,7 +186,10 @@ class SuperResolver(trained.TrainedNetwork):
         )
         if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
             most = _MOST_PIXELS / 1.5e6
-            raise ValueError(f"{what} and so more than {most:.0f} megapixels; {change}")
+            raise ValueError(
+                f"{what} and so more than {most:.0f} megapixels; use a smaller --factor, or parts "
+                "of the picture"
+            )
         on_device, on_host = self.refiner.memory(num_samples, within)
         # Samples and frames wait on the host, of at most 16 bits.
         on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
