@@ -1,12 +1,13 @@
-"""The programs that refine images on devices, few of which are compiled whatever sizes come.
+"""Refining batches of images of one size on devices: `Refiner`.
 
-What takes long to compile is the network. It is a program of its own, which sees tiles of few
-sizes (`tiling`), in batches of few sizes, and nothing of the image they are from. The others are
-small and see images flat, by their number of pixels alone: noise, cutting tiles, adding what the
-network says of them, and a sampler's step. How many steps there are and what is made of them are
-arguments (`diffusion.Sampler`). Programs that have not been used for longest are dropped.
+Resizing before and rounding after are done on the host, in numpy, where no size is compiled for.
+Between them nothing leaves the devices: noise; then for each of a sampler's steps
+(`diffusion.Sampler`) the network's estimate, tile by tile where an image is cut (`tiling`), and
+what the step makes of it. The compiled programs (`programs`) do not depend on how many steps there
+are.
 
-What comes before and after, resizing and levels, is done on the host, where nothing is compiled.
+An image's result depends on its pixels, its key and `tile_size`, not on its batch or its devices.
+It depends on `tile_size` even without attention: the network's normalisation looks at a whole tile.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sr3_jax.training.state import Params
 
 _MAX_OVERLAP = 64  # of tiles, in pixels
 # A CPU works on larger batches no faster, and from 64x64 pixels on more slowly: they leave its
-# caches (docs/cpu.md).
+# caches (measured: docs/cpu.md).
 _CPU_PIXELS = 4096
 # Of the size of an image: x, y_t, the sum of estimates, the state of the call before, and what a
 # step works with; and on the host: x in the making, y_0, and levels.

@@ -54,10 +54,9 @@ class SuperResolver(trained.TrainedNetwork):
         large = resolver.upscale(small, steps=20, seed=1)
         samples = resolver.sample_many(small, 8)  # what else it could have been
 
-    Programs are compiled once for each size of array, of which there are few (see
-    `inference.tiling`), whatever the number of steps. The devices share each batch, and the tiles
-    of an image larger than `tile_size`. Of several processes, each has images and devices of its
-    own.
+    Few programs are compiled, whatever the sizes of images and the number of steps (see
+    `inference.programs`). The devices share each batch, and the tiles of an image larger than
+    `tile_size`. Of several processes, each has images and devices of its own.
     """
 
     _makes_from_source = True
@@ -89,8 +88,8 @@ class SuperResolver(trained.TrainedNetwork):
           images: RGB, of 8 or 16 bits, of any size.
           steps: refinement steps; None for the config's.
           seed: one number for all, of which image i takes the i-th stream, or one number for
-            each image. An image's result depends on its pixels and its seed alone, not on the
-            batch it is in.
+            each image. An image's result depends on its pixels, its seed and
+            `sampling.tile_size`, not on the batch it is in.
           progress: called after each refinement step of each batch.
           factor: by how much images grow; None for what the network was trained for. For a larger
             one, images are first resized by bicubic, and the network makes the rest; for a smaller
@@ -101,7 +100,8 @@ class SuperResolver(trained.TrainedNetwork):
           RGB of the same type, `factor` times as high and wide.
 
         Raises:
-          ValueError: for images of another type or shape, or steps the schedule cannot do.
+          ValueError: for images of another type or shape, steps the schedule cannot do, a factor
+            outside 1/16 to 64, or a network that gives values that are not finite.
         """
         images = np.asarray(images)
         if images.ndim == 3:
@@ -187,7 +187,10 @@ class SuperResolver(trained.TrainedNetwork):
         )
         if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
             most = _MOST_PIXELS / 1.5e6
-            raise ValueError(f"{what} and so more than {most:.0f} megapixels; {change}")
+            raise ValueError(
+                f"{what} and so more than {most:.0f} megapixels; use a smaller --factor, or parts "
+                "of the picture"
+            )
         on_device, on_host = self.refiner.memory(num_samples, within)
         # Samples and frames wait on the host, of at most 16 bits.
         on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
