@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
     output = epath.Path(tmp_path / "out")
     upscaling.upscale(workdir, pictures, output, OPTIONS)
     moved = epath.Path(tmp_path / "moved")
-    os.system(f"cp -r '{workdir}' '{moved}'")
+    shutil.copytree(workdir, moved)
     before = _contents(output)
     assert upscaling.upscale(moved, pictures, output, OPTIONS) == 0
     assert {k: v for k, v in _contents(output).items() if k.endswith("png")} == {
@@ -212,6 +213,21 @@ def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
     small_run.write_workdir(moved, noise=0.1)
     with pytest.raises(ValueError, match="network was '.*' and is '.*--overwrite"):
         upscaling.upscale(moved, pictures, output, OPTIONS)
+
+
+def test_a_damaged_checkpoint_is_passed_over(workdir, pictures, tmp_path, caplog):
+    moved, output = (epath.Path(tmp_path / name) for name in ("moved", "out"))
+    shutil.copytree(workdir, moved)
+    upscaling.upscale(moved, pictures, output, OPTIONS)
+    newest = pathlib.Path(moved / "checkpoints" / "4")
+    shutil.copytree(moved / "checkpoints" / "3", newest)
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=os.path.getsize)
+    content = np.frombuffer(largest.read_bytes(), np.uint8).copy()
+    content[::64] ^= 1  # so often that it hits the averaged weights
+    largest.write_bytes(content.tobytes())
+    # By the same weights, so that all outputs are there already.
+    assert upscaling.upscale(moved, pictures, output, OPTIONS) == 0
+    assert "checkpoints/4 is damaged" in caplog.text
 
 
 NAMES = (

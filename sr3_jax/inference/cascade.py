@@ -68,7 +68,7 @@ def open_stage(
     config: factory.ConfigDict | None = None,
     **sampling: Any,
 ) -> Stage:
-    """Finds a network, and that its checkpoint fits its config, without reading the weights.
+    """Finds a network, and checks that its checkpoint is whole and fits its config.
 
     Args:
       workdir: of its training run.

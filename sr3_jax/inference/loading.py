@@ -27,14 +27,20 @@ def restore(
 def find(
     config: factory.ConfigDict, checkpoints: epath.Path, which: checkpoint.Which | None
 ) -> int:
-    """The step of a checkpoint, which is seen to be of the config's network; reads no weights.
+    """Returns the step of the checkpoint that `restore` takes, so that a job can hold on to it.
+
+    Of the latest the weights are read, since the one before is taken where it is damaged.
 
     Raises:
       FileNotFoundError: there is none, or not that one.
       ValueError: it is of another network.
+      CheckpointError: none can be read.
     """
     with _opened(config, checkpoints) as (checkpointer, like):
-        step = checkpointer.find(factory.checkpoint(config) if which is None else which)
+        which = factory.checkpoint(config) if which is None else which
+        if which == "latest":
+            return checkpointer.restore_part(like, which)[0]
+        step = checkpointer.find(which)
         checkpointer.check_shapes(like, step)
     return step
 
