@@ -50,6 +50,7 @@ _STEPS = flags.DEFINE_integer(
     None,
     "upscale: refinement steps; the config's where not given. tune_schedule: network calls.",
     lower_bound=1,
+    upper_bound=100_000,
 )
 _FACTOR = flags.DEFINE_float(
     "factor",

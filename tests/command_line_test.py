@@ -34,7 +34,7 @@ def start(body: str, before: str = "", *flags: str) -> subprocess.Popen:
     ("body", "status", "line"),
     [
         ("raise ValueError('--size=0; give\\nat least 1')", 2, "error: --size=0; give at least 1"),
-        ("open('/nonexistent')", 2, "No such file or directory: '/nonexistent'"),
+        ("open('/nonexistent/a')", 2, "No such file or directory: '/nonexistent/a'"),
         ("raise RuntimeError('diverged')", 1, "error: diverged"),
         ("raise MemoryError", 1, "error: out of memory"),
         ("return {}['key']", 1, "error: KeyError: 'key' (--verbosity=1 shows where)"),

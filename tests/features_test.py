@@ -17,7 +17,7 @@ from configs import default
 from sr3_jax import jobs
 from sr3_jax.data import picture
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
-from sr3_jax.inference import cascade
+from sr3_jax.inference import cascade, recipes
 from sr3_jax.jobs import generating
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -182,8 +182,12 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
         paper_tables=("4", "5"),
     )
     output = epath.Path(tmp_path / "out")
+    small_run.write_workdir(epath.Path(stage.workdir), config)
+    (made_by,) = generating._recipes([stage], generating.Options(12))
+    comment = generating._COMMENT + recipes.digest_of(made_by)
+    recipes.keep(output / "32", made_by)
     for number, image in enumerate(reversed(squares)):
-        picture.write_image(image, output / "32" / f"{number:06d}.png")
+        picture.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
     measure = generating.measure_of(wanted, [stage])
     generating.generate([stage], output, generating.Options(12), measure)
     scores = json.loads((output / "metrics.json").read_text())["ours"]
@@ -221,7 +225,7 @@ def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, incept
         fid(None, given=images[:9])
     with pytest.raises(ValueError, match=r"1 reference images have no covariance"):
         fid(images[:1])
-    with pytest.raises(ValueError, match=r"image 1 is uint8 \(32, 32\), not uint8 \[h, w, 3\]"):
+    with pytest.raises(ValueError, match=r"image 1 is uint8 \(32, 32\), not uint8 or uint16"):
         fid(None, given=[images[0], images[1][..., 0], *images[2:]])
 
 

@@ -156,7 +156,11 @@ def test_memory_is_estimated_well(attention):
         model, jax.tree.map(lambda p: jnp.zeros(p.shape), params), tile_size=64
     )
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    program = jax.jit(refiner._network).lower(refiner.params, images, images, 0.5, None).compile()
+    program = (
+        jax.jit(refiner.programs._network)
+        .lower(refiner.params, images, images, 0.5, None)
+        .compile()
+    )
     taken = program.memory_analysis().temp_size_in_bytes
     assert 0.5 < refiner._bytes_per_pixel((64, 64)) * 64 * 64 / taken < 2
 

@@ -4,6 +4,7 @@
 runs here what is sent to hosts.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -239,8 +240,11 @@ def test_on_the_head_of_a_ray_cluster_the_cluster_does_it(tmp_path):
 
 def test_the_cluster_file_is_what_ray_expects():
     jsonschema = pytest.importorskip("jsonschema", reason="ray[data] is not installed")
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    folder = os.path.join(os.path.dirname(ray.__file__), "autoscaler")
+    # Found, not imported: imported early, Ray would not take the settings of the engine.
+    spec = importlib.util.find_spec("ray")
+    if spec is None:
+        pytest.skip("ray is not installed")
+    folder = os.path.join(os.path.dirname(spec.origin), "autoscaler")
     with open(os.path.join(folder, "ray-schema.json"), encoding="utf-8") as file:
         schema = json.load(file)
     with open(small_run.ROOT / "launch" / "ray_cluster.yaml", encoding="utf-8") as file:

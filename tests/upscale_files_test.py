@@ -135,6 +135,31 @@ def test_a_file_that_was_not_made_here_is_neither_taken_for_an_output_nor_replac
         upscaling.upscale(workdir, pictures, output, OPTIONS)
     (output / "2.png").unlink()
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+    whole = (output / "2.png").read_bytes()
+    (output / "2.png").write_bytes(whole[:-20] + bytes(20))
+    with pytest.raises(ValueError, match=r"2\.png: its content has changed since"):
+        upscaling.upscale(workdir, pictures, output, OPTIONS)
+    (output / "2.png").write_bytes(whole)  # put back, at another time
+    assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
+
+
+def test_what_lies_beside_outputs_is_not_replaced_either(workdir, pictures, tmp_path):
+    several = files.Options(steps=1, num_samples=2, animate=True)
+    for name in ("0.png.uncertainty.png", "1.png.refinement.gif", "manifest.jsonl"):
+        output = epath.Path(tmp_path / name)
+        output.mkdir()
+        (output / name).write_text('{"file_name": "0.png"}')
+        before = _contents(output)
+        with pytest.raises(ValueError, match=rf"1 files in .*{name}: "):
+            upscaling.upscale(workdir, pictures, output, several)
+        assert _contents(output) == before
+
+
+def test_a_pipe_among_the_inputs_is_told_and_the_rest_done(workdir, pictures, tmp_path):
+    os.mkfifo(pictures / "pipe.png")
+    assert upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "out"), OPTIONS) == 1
+    rows = {row.input: row for row in manifest.read(tmp_path / "out")}
+    assert len(rows) == 4 and "Not a regular file" in rows["pipe.png"].error
 
 
 def test_an_input_that_has_changed_is_made_anew(workdir, pictures, tmp_path):
@@ -320,7 +345,7 @@ def test_a_damaged_recipe_and_damaged_rows_are_told(workdir, pictures, tmp_path)
     whole = (output / "manifest.jsonl").read_bytes()
     (output / "manifest.jsonl").write_bytes(whole[:40] + b"\xff" + whole[41:])
     assert len(manifest.read(output)) == 2
-    with pytest.raises(ValueError, match=r"0\.png: no row of the manifest"):
+    with pytest.raises(ValueError, match=r"manifest\.jsonl.*is damaged: 1 of its 3 rows"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
     (output / recipes.MARK).write_bytes(b"[1")
     with pytest.raises(ValueError, match=r"recipe\.json.*is damaged.*Remove it"):

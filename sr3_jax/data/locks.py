@@ -60,10 +60,11 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
         if storage.is_url(path):
             stack.enter_context(_renewed(folder, path, me))
         else:
-            is_new = not os.path.isdir(folder)
+            missing = folder
+            while missing and not os.path.isdir(missing):
+                stack.callback(_remove_if_empty, missing)  # the deepest first
+                missing = os.path.dirname(missing)
             os.makedirs(folder, exist_ok=True)
-            if is_new:
-                stack.callback(_remove_if_empty, folder)
             stack.enter_context(_by_kernel(folder, path, me))
         yield
 

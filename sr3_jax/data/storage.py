@@ -12,6 +12,7 @@ import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import IO, NamedTuple, NoReturn
@@ -56,6 +57,9 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
         if offset or size is not None:
             return filesystem.cat_file(inner, offset, None if size is None else offset + size)
         return filesystem.cat_file(inner)
+    # A pipe would be waited for, perhaps for ever.
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
     # Without a buffer: what is asked for is read in one go.
     with open(path, "rb", buffering=0) as file:
         # Python takes the memory first: for a damaged length that may be all there is.
@@ -277,8 +281,7 @@ def real_path(path: str | os.PathLike[str]) -> str:
 
 def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """Returns whether a path is a folder, or lies in it, links resolved."""
-    inner, outer = real_path(path), real_path(folder)
-    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+    return f"{real_path(path)}/".startswith(real_path(folder).rstrip("/") + "/")
 
 
 def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
@@ -385,11 +388,10 @@ def is_url(path: str) -> bool:
 
 def _filesystem(path: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
     path = os.path.expanduser(path)
+    # Lists of a bucket are not kept: other processes write to it.
+    options = {"use_listings_cache": False} if is_url(path) else {}
     try:
-        # Lists of a bucket are not kept: other processes write to it.
-        return fsspec.core.url_to_fs(
-            path, **({"use_listings_cache": False} if is_url(path) else {})
-        )
+        return fsspec.core.url_to_fs(path, **options)
     except ImportError as error:
         raise ValueError(f"{path} cannot be opened: {error}") from error
 

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import picture, sources, storage
-from sr3_jax.inference import levels, pictures, reading
+from sr3_jax.inference import levels, pictures, reading, recipes
 from sr3_jax.inference.manifest import Record
 from sr3_jax.inference.reading import HELD, THREADS, Input, Options
 
@@ -240,8 +240,19 @@ def _write(
         seconds=round(seconds, 4),
         note="; ".join(filter(None, (one.note, lost and f"not kept: {', '.join(lost)}"))),
         colour_shift=round(shift, 3),
-        output_size=storage.state(path).size,
+        **_written(path),
     )
+
+
+def _written(path: epath.Path) -> dict[str, Any]:
+    """Returns what a row says of an output's file."""
+    state = storage.state(path)
+    digest = "" if storage.is_url(str(path)) else recipes.digest(storage.read(path))
+    return {
+        "output_size": state.size,
+        "output_version": state.version,
+        "output_digest": digest,
+    }
 
 
 def _colour_shift(before: np.ndarray, after: np.ndarray) -> float:

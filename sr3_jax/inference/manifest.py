@@ -15,7 +15,7 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -50,6 +50,8 @@ class Record:
       input_digest: of its content.
       output_size: of the output's file, in bytes. A failed input may have an output of an earlier
         version.
+      output_version: of that file when it was written; see `storage.State`.
+      output_digest: of its content; empty in a bucket, where the version is one.
     """
 
     input: str
@@ -64,6 +66,8 @@ class Record:
     input_version: str = ""
     input_digest: str = ""
     output_size: int | None = None
+    output_version: str = ""
+    output_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Survey:
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("input", "output", "status", "error", "note"), str),
     **dict.fromkeys(("input_version", "input_digest"), str),
+    **dict.fromkeys(("output_version", "output_digest"), str),
     **dict.fromkeys(("seconds", "colour_shift"), float | int | None),
     **dict.fromkeys(("seed", "input_size", "output_size"), int | None),
 }
@@ -163,7 +168,7 @@ def remove_partials(output: epath.PathLike) -> None:
 def survey(
     output: epath.PathLike,
     inputs: Iterable[sources.FileRef],
-    outputs: Mapping[str, str],
+    outputs: Mapping[str, Sequence[str]],
     versions: Mapping[str, storage.State],
     *,
     overwrite: bool = False,
@@ -176,35 +181,42 @@ def survey(
     Args:
       output: the folder of outputs.
       inputs: of the job.
-      outputs: the output of each input, by name.
+      outputs: all files that each input becomes, by its name; the first is the picture.
       versions: of the inputs' files, by name, as far as they could be seen.
       overwrite: make anew whatever is there.
     """
     rows = {} if overwrite else {row.input: row for row in read(output)}
     before = {} if overwrite else {task.input: task for task in _read_plan(output)}
     there = existing(output)
-    states = storage.states(output, [name for name in outputs.values() if name in there])
+    states = storage.states(output, [names[0] for names in outputs.values() if names[0] in there])
     tasks, unknown = [], {}
+    if not overwrite and NAME in there and not _is_ours(output):
+        unknown[NAME] = "there is no recipe beside it, so that it is no manifest of this program"
     for ref in inputs:
         name, its = ref.name, versions.get(ref.name)
-        now, row, task = states.get(outputs[name]), rows.get(name), before.get(name)
+        made, *beside = outputs[name]
+        now, row, task = states.get(made), rows.get(name), before.get(name)
+        if not overwrite and task is None and not _has_output(row):
+            for other in there.intersection(beside):
+                unknown[other] = "no row of the manifest says that it was made here"
         if now is None or overwrite:
             pass
-        elif row is None or row.output != outputs[name]:
+        elif row is None or row.output != made:
             if task is None or task.before != now:
-                unknown[outputs[name]] = "no row of the manifest says that it was made here"
+                unknown[made] = "no row of the manifest says that it was made here"
                 continue
         elif row.output_size is not None and row.output_size != now.size:
-            unknown[outputs[name]] = (
-                f"it has {now.size} bytes, where {row.output_size} were written"
-            )
+            unknown[made] = f"it has {now.size} bytes, where {row.output_size} were written"
+            continue
+        elif _was_edited(row, now, str(epath.Path(output) / made)):
+            unknown[made] = "its content has changed since it was written"
             continue
         elif not _has_output(row):
-            unknown[outputs[name]] = "its input had failed when the manifest was written"
+            unknown[made] = "its input had failed when the manifest was written"
             continue
         elif row.status != "failed" and not _has_changed(row, ref, its, now):
             continue
-        tasks.append(Task(name, outputs[name], its, now))
+        tasks.append(Task(name, made, its, now))
     return Survey(tasks, unknown)
 
 
@@ -228,6 +240,23 @@ def _has_changed(
         return True  # it will fail, and say why
 
 
+def _was_edited(row: Record, now: storage.State, path: str) -> bool:
+    """Returns whether an output of the size that was written has another content."""
+    if not row.output_version or now.version == row.output_version:
+        return False
+    if not row.output_digest:  # in a bucket the version is that of the content
+        return True
+    try:
+        return recipes.digest(storage.read(path)) != row.output_digest
+    except OSError:
+        return True
+
+
+def _is_ours(output: epath.PathLike) -> bool:
+    """Returns whether a folder has a recipe, and so a manifest and a plan of this program."""
+    return (epath.Path(output) / recipes.MARK).exists()
+
+
 def _has_output(row: Record | None) -> bool:
     return row is not None and (row.status != "failed" or row.output_size is not None)
 
@@ -249,6 +278,8 @@ def merge(output: epath.PathLike) -> None:
     An output of the plan without a row, whose job was killed in between, gets one of status
     `found`. Rows whose output somebody has removed go. To be called while no process adds rows.
     """
+    if not _is_ours(output):
+        return
     parts, there = _parts(output), existing(output)
     rows = {row.input: row for row in read(output)}
     new = {row.input: row for part in parts for row in _records(part)}
@@ -265,6 +296,7 @@ def merge(output: epath.PathLike) -> None:
                 input_size=size,
                 input_version=version,
                 output_size=now.size,
+                output_version=now.version,
             )
         elif row is not None and row.status == "failed" and now is not None and _has_output(old):
             # What was made of an earlier version of the input is still an output of this program.
@@ -282,6 +314,22 @@ def merge(output: epath.PathLike) -> None:
         storage.remove(_plan_of(output))
 
 
+def damage(output: epath.PathLike) -> str:
+    """Says how many rows of a folder's `manifest.jsonl` are damaged, and the remedy; else empty."""
+    path = str(epath.Path(output) / NAME)
+    if not _is_ours(output) or not storage.exists(path):
+        return ""
+    lines = [line for line in storage.read(path).split(b"\n") if line]
+    count = len(lines) - len(read(output))
+    if not count:
+        return ""
+    return (
+        f"{storage.shown(path)}, which says which outputs were made, is damaged: {count} of its "
+        f"{len(lines)} rows cannot be read. Restore it from a copy, or give another folder, or "
+        "--overwrite to make all outputs anew"
+    )
+
+
 def read(output: epath.PathLike) -> list[Record]:
     """Returns the rows of `manifest.jsonl`; damaged ones are left out, with a warning."""
     return list(_records(str(epath.Path(output) / NAME)))
@@ -289,6 +337,8 @@ def read(output: epath.PathLike) -> list[Record]:
 
 def _read_plan(output: epath.PathLike) -> list[Task]:
     found = []
+    if not _is_ours(output):
+        return found
     for line in _lines(_plan_of(output)):
         states = [line.get(key) for key in ("state", "before")]
         if all(pair is None or _is_state(pair) for pair in states):

@@ -145,11 +145,14 @@ def _prepare(
     Raises:
       ValueError: a file in the place of an output is not one that this program wrote there.
     """
-    if overwrite and recipes.differs(output, recipe):
+    damage = manifest.damage(output)
+    if overwrite and (damage or recipes.differs(output, recipe)):
         manifest.forget(output)
+    elif damage:
+        raise ValueError(damage)
     manifest.merge(output)
     manifest.remove_partials(output)
-    names = {ref.name: reading.output_name(ref.name, options.format) for ref in inputs}
+    names = {ref.name: reading.output_names(ref.name, options) for ref in inputs}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
     found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
     if found.unknown:
