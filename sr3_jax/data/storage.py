@@ -57,8 +57,7 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
         if offset or size is not None:
             return filesystem.cat_file(inner, offset, None if size is None else offset + size)
         return filesystem.cat_file(inner)
-    # A pipe would be waited for, perhaps for ever.
-    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):  # a pipe hangs
         raise OSError(errno.EINVAL, "Not a regular file", path)
     # Without a buffer: what is asked for is read in one go.
     with open(path, "rb", buffering=0) as file:

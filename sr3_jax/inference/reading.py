@@ -85,6 +85,8 @@ def find_inputs(path: epath.PathLike, output: epath.PathLike | None = None) -> s
     skip = set()
     if output is not None and storage.real_path(output) != storage.real_path(path):
         skip = {storage.real_path(output)}
+        if storage.is_within(output, path) and storage.exists(output):
+            logging.warning("all in %s is left out: it is the folder for the outputs", output)
     found = folders.folder(path, skip)
     parents = {part for ref in found for part in _parents(ref.name)}
     made = {part for part in parents if storage.exists(os.path.join(path, part, recipes.MARK))}
@@ -92,8 +94,8 @@ def find_inputs(path: epath.PathLike, output: epath.PathLike | None = None) -> s
         return found
     for part in sorted(made):
         logging.warning(
-            "%s is left out, since it holds outputs of this program; to upscale them, give that "
-            "folder as --input",
+            "all in %s is left out, since it holds outputs of this program; to upscale what is "
+            "there, give that folder as --input",
             storage.shown(path / part),
         )
     kept = [ref.name for ref in found if not made.intersection(_parents(ref.name))]
