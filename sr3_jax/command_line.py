@@ -21,7 +21,7 @@ from typing import NoReturn
 
 FAILED, WRONG_USE, START_AGAIN, INTERRUPTED = 1, 2, 75, 130
 
-# Of what the user gave. Every other error is a failure.
+# Errors of what the user gave. Every other error is a failure.
 _WRONG_USE_ERRORS = (
     ValueError,
     ImportError,

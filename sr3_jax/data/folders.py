@@ -106,7 +106,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     starts = np.concatenate([np.zeros(1, np.int64), ends])
     if (np.diff(starts) <= 0).any() or starts[-1] != len(names):
         raise ValueError("ends are not those of names")
-    # Of a million names these are found at once; the few with two dots are then looked at.
+    # NumPy finds these among a million names at once; the few with two dots are then looked at.
     is_absolute = len(ends) and (names[starts[:-1]] == ord("/")).any()
     joined = names.tobytes()
     climbs = b".." in joined and any(

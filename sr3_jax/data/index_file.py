@@ -111,7 +111,7 @@ def check_column(
 
 
 def _array(data: bytes) -> np.ndarray:
-    """Of a .npy file; read-only."""
+    """Returns the array of a .npy file, read-only."""
     content: Any = io.BytesIO(data)
     version = np.lib.format.read_magic(content)
     read_header = {

@@ -29,7 +29,6 @@ from sr3_jax.jobs import judging, shared
 
 _COMMENT = "made by recipe "  # of each image, with the digest of the recipe
 _BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
-_MOST_NAMED = 20  # files, in one message
 _THREADS = 4  # that read, and that write
 _BATCHES_BEHIND = 2  # that wait to be written, at most
 # Up to so many images the bar moves with every network call, for which each is waited for.
@@ -233,11 +232,9 @@ def _prepare(
         recipes.check(folder, recipe, older)
         look = _look(folder, np.arange(options.num_images), recipe)
         if look.unknown:
-            some = [f"{name}: {why}" for name, why in look.unknown.items()]
-            more = f"; and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
             raise ValueError(
-                f"{len(some)} files in {folder} are not images that this program made there, or "
-                f"are damaged: {'; '.join(some[:_MOST_NAMED])}{more}. Move them, give another "
+                f"{len(look.unknown)} files in {folder} are not images that this program made "
+                f"there, or are damaged: {shared.listed(look.unknown)}. Move them, give another "
                 "folder, or --overwrite to make them anew"
             )
     is_ours = any((folder / recipes.MARK).exists() for folder in folders)

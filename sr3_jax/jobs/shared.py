@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import UInt
 
 from sr3_jax import data_factory, factory, parallel
-from sr3_jax.data import locks
+from sr3_jax.data import locks, storage
 from sr3_jax.training.loop import StoppedError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 
 # In the workdir: the images found when the run began.
 INDEX = "index"
+
+_MOST_NAMED = 20  # files, in one message
 
 # Of columns of pictures, where they are not a method's name.
 LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
@@ -46,6 +48,13 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
             raise error or locks.HeldError(f"process 0 could not take {folder} for this job")
         yield
         parallel.wait_for_all()
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Returns files and what is wrong with each as one line, the first 20 of them."""
+    some = [f"{storage.shown(name)}: {why}" for name, why in reasons.items()]
+    more = f"; and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
+    return "; ".join(some[:_MOST_NAMED]) + more
 
 
 def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bool) -> None:

@@ -156,12 +156,11 @@ def _prepare(
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
     found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
     if found.unknown:
-        some = [f"{storage.shown(name)}: {why}" for name, why in found.unknown.items()]
-        more = f"; and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
         raise ValueError(
-            f"{len(some)} files in {storage.shown(output)} would be replaced, which this program "
-            f"did not write or which were changed since: {'; '.join(some[:_MOST_NAMED])}{more}. "
-            "Move them, give another folder, or --overwrite to replace them"
+            f"{len(found.unknown)} files in {storage.shown(output)} would be replaced, which this "
+            "program did not write or which were changed since: "
+            f"{shared.listed(found.unknown)}. Move them, give another folder, or --overwrite to "
+            "replace them"
         )
     recipes.keep(output, recipe)
     manifest.keep_plan(output, found.tasks)

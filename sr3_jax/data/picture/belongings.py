@@ -72,7 +72,7 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
-    """Of a JPEG file that was opened."""
+    """Reads what belongs to a JPEG file that was opened."""
     info = image.info
     kept = Belongings(icc_profile=info.get("icc_profile"))
     kept.read_exif(info.get("exif"))
@@ -104,7 +104,7 @@ def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
 
 
 def of_png(data: bytes) -> Belongings:
-    """Of a PNG file."""
+    """Reads what belongs to a PNG file."""
     kept = Belongings(is_lossless=True)
     exif, xmp = containers.png_exif_and_xmp(data)
     kept.read_exif(exif)
@@ -137,7 +137,7 @@ def of_png(data: bytes) -> Belongings:
 
 
 def of_webp(chunks: dict[bytes, bytes]) -> Belongings:
-    """Of a WebP file, by the type of its chunks."""
+    """Reads what belongs to a WebP file, by the type of its chunks."""
     kept = Belongings(icc_profile=chunks.get(b"ICCP"), is_lossless=b"VP8L" in chunks)
     exif = chunks.get(b"EXIF")
     kept.read_exif(exif)
@@ -148,7 +148,7 @@ def of_webp(chunks: dict[bytes, bytes]) -> Belongings:
 
 
 def of_tiff(data: bytes, found: Inspected) -> Belongings:
-    """Of a TIFF file that was inspected."""
+    """Reads what belongs to a TIFF file that was inspected."""
     file, tags = found.file, found.tags
     kept = Belongings(icc_profile=profile(found), is_lossless=found.is_lossless)
     kept.read_exif(data, tiff.DESCRIPTIVE)
@@ -173,7 +173,7 @@ def of_tiff(data: bytes, found: Inspected) -> Belongings:
 
 
 def of_bmp(image: Image.Image) -> Belongings:
-    """Of a BMP file that was opened."""
+    """Reads what belongs to a BMP file that was opened."""
     kept = Belongings(is_lossless=True)
     x, y = (round(dpi * containers.BMP_INCHES) for dpi in image.info.get("dpi", (0, 0)))
     if x and y:
@@ -182,20 +182,20 @@ def of_bmp(image: Image.Image) -> Belongings:
 
 
 def of_gif(image: GifImagePlugin.GifImageFile) -> Belongings:
-    """Of a GIF file that was opened."""
+    """Reads what belongs to a GIF file that was opened."""
     comment = image.info.get("comment")
     return Belongings(is_lossless=True, metadata=Metadata(comments=(comment,) if comment else ()))
 
 
 def of_avif(image: Image.Image, by_vips: pyvips.Image) -> Belongings:
-    """Of an AVIF file that was opened by Pillow and by libvips."""
+    """Reads what belongs to an AVIF file that was opened by Pillow and by libvips."""
     # Pillow writes EXIF anew with the orientation of the file, and loses letters in it.
     has_exif = by_vips.get_typeof("exif-data")
     return _of_info(image.info | {"exif": by_vips.get("exif-data") if has_exif else None})
 
 
 def of_heic(file: Any) -> Belongings:
-    """Of a HEIC file: a `pillow_heif.HeifFile`."""
+    """Reads what belongs to a HEIC file: a `pillow_heif.HeifFile`."""
     info = file.info
     kept = _of_info(info)
     if info.get("depth_images") or info.get("aux"):

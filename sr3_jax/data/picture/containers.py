@@ -84,7 +84,7 @@ def png_text(keyword: str, text: str) -> PngChunk:
 
 
 def png_keyword(chunk: PngChunk) -> str:
-    """Of a text; empty for other chunks."""
+    """Returns the keyword of a text; empty for other chunks."""
     return chunk[1].partition(b"\0")[0].decode("latin-1") if chunk[0] in _PNG_TEXTS else ""
 
 
@@ -132,7 +132,7 @@ def png_profile_chunk(profile: bytes) -> PngChunk:
 
 
 def png_density(content: bytes) -> Density:
-    """Of a chunk of type pHYs."""
+    """Returns the density that a chunk of type pHYs states."""
     x, y, unit = struct.unpack(">IIB", content)
     return Density(x / 100, y / 100, "cm") if unit else Density(x, y, "")
 
