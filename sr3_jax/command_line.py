@@ -129,12 +129,23 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _of_config(error: Exception) -> str:
-    message = str(error.args[0] if error.args else error).replace("\\n", " ").strip("'\"")
-    if isinstance(error, (KeyError, AttributeError, TypeError, ValueError, OSError)):
+    # Errors of ml_collections quote those that they arose from.
+    message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    message = " ".join(message.split())
+    for introduction in ("earlier failure to load: ", "Attempted [Relative path]: "):
+        message = message.rpartition(introduction)[2]
+    if isinstance(error, (KeyError, AttributeError)):
+        key, hint, nearest = message.partition("Did you mean")
+        key = key.strip("'\" ")
+        return f"--config has no key {key!r}. {hint}{nearest}".rstrip("' ")
+    if isinstance(error, (TypeError, ValueError, OSError)):
         return f"--config: {message}"
     # A fault in the user's file.
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"--config: {type(error).__name__}: {message} ({where.filename}, line {where.lineno})"
+    file, line = where.filename, where.lineno
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line = error.filename, error.lineno
+    return f"--config: {type(error).__name__}: {message} ({file}, line {line})"
 
 
 class _Interrupts:

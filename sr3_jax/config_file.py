@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import os
 from typing import Any
 
@@ -67,6 +68,9 @@ def load(path: epath.PathLike) -> ConfigDict:
         for section in _SECTIONS:
             if not isinstance(content.get(section), dict):
                 raise ValueError(f"it has no section {section}")
+        for key, value in _flatten(content).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} is {value}")
         config = ConfigDict(content).lock()
         _try_readers(config)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -12,6 +12,7 @@ Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and 
 was asked to stop by SIGTERM and has saved, or another process of the job was lost; 130 Ctrl-C.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -178,8 +179,35 @@ def main(_: list[str]) -> int | None:
         _leave(status, message)
 
 
+# Flags that not every mode takes.
+_FLAGS_OF = {
+    "train": (),
+    "evaluate": (),
+    "tune_schedule": ("steps",),
+    "upscale": (
+        *("input", "output", "steps", "factor", "sampler", "sampling", "samples", "animate"),
+        *("format", "quality", "overwrite", "engine", "ray_address", "workers", "seed"),
+    ),
+    "generate": (
+        *("output", "steps", "sampler", "sampling", "overwrite", "num_images", "label"),
+        *("guidance", "seed"),
+    ),
+    "score": ("reference", "low_resolution", "outputs"),
+}
+_FLAGS_OF_SOME = frozenset(itertools.chain(*_FLAGS_OF.values()))
+
+
 def _check_flags() -> epath.Path:
-    """Whether the mode has what it needs; the workdir."""
+    """Returns the workdir; ValueError where the mode needs a flag, or has no use for one."""
+    mode = _MODE.value
+    for name in sorted(_FLAGS_OF_SOME.difference(_FLAGS_OF[mode])):
+        if flags.FLAGS[name].present:
+            modes = " and ".join(m for m, names in _FLAGS_OF.items() if name in names)
+            raise ValueError(f"--{name} is of --mode={modes}; --mode={mode} has no use for it")
+    if _ENGINE.value != "ray":
+        for name in ("ray_address", "workers"):
+            if flags.FLAGS[name].present:
+                raise ValueError(f"--{name} is of --engine=ray; add that, or leave it out")
     if _MODE.value == "generate":
         _require("num_images", _NUM_IMAGES.value)
     # A cascade's config says where its networks are.
@@ -197,7 +225,10 @@ def _check_flags() -> epath.Path:
     if _MODE.value == "upscale":
         _require("input", _INPUT.value)
         _require("output", _OUTPUT.value)
-    return epath.Path(_WORKDIR.value or ".")
+    workdir = epath.Path(_WORKDIR.value or ".")
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"--workdir={workdir} is a file; give a folder")
+    return workdir
 
 
 def _upscale(workdir: epath.Path) -> int:
@@ -213,7 +244,7 @@ def _upscale(workdir: epath.Path) -> int:
         _SAMPLES.value,
         _ANIMATE.value,
         None if _FORMAT.value == "same" else _FORMAT.value,
-        int(quality) if quality and quality.isdecimal() else quality,
+        int(quality) if quality and quality.isascii() and quality.isdigit() else quality,
     )
     return jobs.upscale(
         workdir,
@@ -269,6 +300,8 @@ def _sampling() -> dict[str, object]:
         key, separator, value = pair.partition("=")
         if not separator:
             raise ValueError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
+        if key in given:
+            raise ValueError(f"the key {key!r} of sampling is given twice; give it once")
         try:
             given[key] = json.loads(value)
         except ValueError:

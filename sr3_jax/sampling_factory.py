@@ -168,7 +168,8 @@ def changed(config: factory.ConfigDict, sampling: Mapping[str, Any]) -> factory.
             try:
                 config.sampling[key] = value
             except TypeError as error:
-                raise ValueError(f"sampling.{key} = {value!r}: {error}") from error
+                wanted = config.sampling.get_type(key).__name__
+                raise ValueError(f"sampling.{key} = {value!r}; give a value of {wanted}") from error
     return config
 
 
@@ -283,9 +284,10 @@ def tuned(workdir: epath.PathLike, config: factory.ConfigDict) -> dict[str, Any]
     if not path.exists():
         return {}
     try:
-        sampling = json.loads(path.read_bytes())["sampling"]
+        found = json.loads(path.read_bytes())
+        sampling = found.get("sampling") if isinstance(found, dict) else None
         if not isinstance(sampling, dict):
-            raise TypeError(f"sampling is a {type(sampling).__name__}")
+            raise ValueError("it has no section sampling")
         with_it = changed(config, sampling)
         options(with_it)
         sampler(with_it)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -157,6 +158,18 @@ def test_imports_without_tensorflow():
         from sr3_jax import Cascade, Generator, SuperResolver
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
+def test_tests_that_docs_name_are_there():
+    named = {
+        match
+        for path in (ROOT / "docs").glob("*.md")
+        for match in re.findall(r"(\w+_test\.py)(?:::(test_\w*))?", path.read_text())
+    }
+    assert len(named) > 30
+    for file, test in sorted(named):
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {test}(" in text or not test, f"{file} has no {test}"
 
 
 def test_files_are_short():

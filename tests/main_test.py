@@ -11,6 +11,7 @@ from PIL import Image
 
 TRAIN = ["--config=configs/quickstart.py", "--workdir=/nonexistent/never-made"]
 
+UPSCALE = ["--mode=upscale", "--workdir=/nonexistent", "--input=a", "--output=/nonexistent/b"]
 CASCADE = ["--mode=generate", "--num_images=3", "--config=configs/cascade_ffhq_1024.py"]
 
 
@@ -24,6 +25,7 @@ def _run(*flags: str) -> subprocess.CompletedProcess:
     [
         ([*TRAIN, "--config.train.num_stpes=3"], 'Did you mean "num_steps"'),
         ([*TRAIN, "--config.trian.num_steps=3"], 'Did you mean "train"'),
+        ([*TRAIN, "--config.nosuch=3"], "--config has no key 'nosuch'"),
         ([*TRAIN, "--config.train.num_steps=many"], "config.train.num_steps"),
         ([*TRAIN, "--config.model.remat=perhaps"], "config.model.remat"),
         ([*TRAIN, "--config.train.loss=l3"], "config.train.loss = 'l3' is unknown; use one of l1"),
@@ -45,9 +47,14 @@ def _run(*flags: str) -> subprocess.CompletedProcess:
         ([*CASCADE, "--label=cat"], "--label has 'cat'; give numbers of classes"),
         (CASCADE, "stage runs/ffhq_64_base: runs/ffhq_64_base/config.json does not exist"),
         ([*CASCADE, "--config.stage_2.sampling.nmu_steps=3"], 'Did you mean "num_steps"'),
-        ([*CASCADE[1:], "--workdir=/nonexistent"], "which is for --mode=generate"),
+        ([CASCADE[2], "--workdir=/nonexistent"], "which is for --mode=generate"),
         (["--mode=generate", "--num_images=3", TRAIN[0]], "no section stage_1"),
         (["stray", "--workdir=/nonexistent"], "unexpected argument 'stray'"),
+        ([*TRAIN[:1], "--workdir=README.md"], "--workdir=README.md is a file; give a folder"),
+        ([*TRAIN, "--factor=2"], "--factor is of --mode=upscale; --mode=train has no use for it"),
+        ([*UPSCALE, "--workers=2"], "--workers is of --engine=ray"),
+        ([*UPSCALE, "--sampling=eta=1,eta=0"], "'eta' of sampling is given twice"),
+        ([*UPSCALE, "--quality=\N{ARABIC-INDIC DIGIT THREE}"], "a whole number from 1 to 100"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -10,6 +10,7 @@ import skimage.metrics
 from etils import epath
 from PIL import Image
 
+from sr3_jax import jobs
 from sr3_jax.data import folders, picture
 from sr3_jax.evaluation import scoring
 
@@ -140,6 +141,18 @@ def test_what_does_not_fit_is_named(made, tmp_path):
         scoring.score_folders(reference, {"X": folders.folder(tmp_path / "wrong")})
     with pytest.raises(ValueError, match="call the method otherwise"):
         scoring.score_folders(reference, {"bicubic": good}, folders.folder(made / "low"))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "report.html", "report"])
+def test_files_that_are_of_no_scoring_are_left_alone(made, tmp_path, name):
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(ValueError, match=f"{name} would be replaced, and it is of no scoring"):
+        jobs.score(None, epath.Path(tmp_path), str(made / "reference"), {"A": str(made / "good")})
+    with pytest.raises(ValueError, match="lies in .*good.*give a folder outside"):
+        inside = epath.Path(made / "good" / "report")
+        jobs.score(None, inside, str(made / "reference"), {"A": str(made / "good")})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "[1]"
 
 
 @pytest.mark.parametrize(

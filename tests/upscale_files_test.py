@@ -129,6 +129,9 @@ def test_a_file_that_was_not_made_here_is_neither_taken_for_an_output_nor_replac
         } == before
     assert upscaling.upscale(workdir, pictures, output, OPTIONS, overwrite=True) == 0
     assert _sizes(output) == {(28, 24)}
+    (tmp_path / "full" / "2.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"2\.png: it is a folder"):
+        upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "full"), OPTIONS, overwrite=True)
     # One that was damaged or edited since is not what was made here either.
     (output / "2.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"2\.png: it has 0 bytes, where \d+ were written"):
@@ -272,18 +275,20 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
         _save(tmp_path / "in [1]" / name, i)
     broken = "bro\nken.png"
     (tmp_path / "in [1]" / broken).write_bytes(b"text")
+    (tmp_path / "in [1]" / "layers.psd").write_bytes(b"8BPS")  # a format that is not read
     several = files.Options(steps=1, num_samples=2, animate=True)
     for _ in range(2):
         # Relative, so that a name that begins with ~ is tried.
-        assert upscaling.upscale(workdir, epath.Path("in [1]"), epath.Path("o*"), several) == 1
+        assert upscaling.upscale(workdir, epath.Path("in [1]"), epath.Path("o*"), several) == 2
         rows = {row.input: row for row in manifest.read("o*")}
-        assert set(rows) == {*NAMES, broken}
+        assert set(rows) == {*NAMES, broken, "layers.psd"}
         for name in NAMES:
             assert rows[name].status == "written"
             for made in reading.output_names(name, several):
                 assert os.path.getsize(tmp_path / "o*" / made)
     said = capsys.readouterr().out
-    assert "7 of 8 images" in said and "7 of 8 outputs are there already" in said
+    assert "failed: layers.psd: files of this format (.psd) are not read" in said
+    assert "7 of 9 images" in said and "7 of 8 outputs are there already" in said
     assert "failed: bro\\nken.png: " in said and all(
         line.isprintable() for line in said.split("\n")
     )

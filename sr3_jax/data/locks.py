@@ -78,7 +78,15 @@ def _remove_if_empty(folder: str) -> None:
 def _by_kernel(folder: str, path: str, me: Mapping[str, object]) -> Iterator[None]:
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            raise FileExistsError(
+                f"{storage.shown(path)}, the lock of the folder, is a link or a folder, which this "
+                "program never makes; remove it"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

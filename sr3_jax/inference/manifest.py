@@ -190,6 +190,7 @@ def survey(
     there = existing(output)
     states = storage.states(output, [names[0] for names in outputs.values() if names[0] in there])
     tasks, unknown = [], {}
+    is_bucket = storage.is_url(str(output))  # folders there are only names: they hide no file
     if not overwrite and NAME in there and not _is_ours(output):
         unknown[NAME] = "there is no recipe beside it, so that it is no manifest of this program"
     for ref in inputs:
@@ -199,6 +200,9 @@ def survey(
         if not overwrite and task is None and not _has_output(row):
             for other in there.intersection(beside):
                 unknown[other] = "no row of the manifest says that it was made here"
+        if now is None and not is_bucket and storage.is_folder(epath.Path(output) / made):
+            unknown[made] = "it is a folder, which --overwrite does not replace either"
+            continue
         if now is None or overwrite:
             pass
         elif row is None or row.output != made:

@@ -318,15 +318,24 @@ def score(
                 f"--workdir={workdir} lies in {folder}, so that pictures of the report would be "
                 "scored next time; give a folder outside"
             )
-    if not (workdir / "metrics.json").exists():
-        for name in ("images.json", "report.html", "report.md", "report"):
+    if not _has_metrics(workdir):
+        for name in ("metrics.json", "images.json", "report.html", "report.md", "report"):
             if (workdir / name).exists():
                 raise ValueError(
-                    f"{workdir / name} would be replaced, and there is no metrics.json beside it, "
-                    "so that it is of no scoring; give another --workdir"
+                    f"{workdir / name} would be replaced, and it is of no scoring, which would "
+                    "have left its means in metrics.json; give another --workdir"
                 )
     with locks.hold(workdir, "scoring"):
         _score(config, workdir, reference, outputs, low_resolution)
+
+
+def _has_metrics(folder: epath.Path) -> bool:
+    """Returns whether a folder has the means by method that an evaluation or a scoring leaves."""
+    try:
+        found = json.loads((folder / "metrics.json").read_bytes())
+        return all("n" in means for means in found.values())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _score(
