@@ -47,20 +47,22 @@ def picture(height, width, dtype=np.uint8):
 
 
 def refine(refiner, sampler, image, seed=0):
-    (made,) = refiner.refine(image, jax.random.split(jax.random.key(seed), 1), sampler)
+    (made,) = refiner.refine(image, jax.random.split(jax.random.key(seed), len(image)), sampler)
     return made()
 
 
 def test_whatever_sizes_come_few_programs_are_compiled():
-    """Sizes and depths at random, one pixel and strips among them; the last is as if alone."""
+    """Any sizes, depths and numbers of images, strips among them; the last is as if alone."""
     model, traced = make_network()
     refiner, sampler = make_refiner(model, {})
-    sizes = np.random.default_rng(0).integers(1, 30, (8, 2)).tolist()
-    for i, size in enumerate([[1, 1], [1, 40], [40, 2], *sizes]):
-        image = picture(*size, [np.uint8, np.uint16][i % 2])
-        made = refine(refiner, sampler, image)
-        assert made.shape == (1, 2 * size[0], 2 * size[1], 3) and made.dtype == image.dtype
-    assert len(traced) == len(set(traced)) <= 9
+    lengths = (1, 3, 7, 20)  # of a quarter, a half and a whole tile, and to be cut
+    sizes = [(height, width, n) for height in lengths for width in lengths for n in (4, 1)]
+    for i, (height, width, n) in enumerate(sizes):
+        image = np.repeat(picture(height, width, [np.uint8, np.uint16][i % 2]), n, axis=0)
+        many = 1 if refiner.grid((height, width)).is_cut else n
+        made = refine(refiner, sampler, image[:many])
+        assert made.shape == (many, 2 * height, 2 * width, 3) and made.dtype == image.dtype
+    assert len(traced) == len(set(traced)) <= 12
     assert refiner.programs.num_networks == len(traced)
     alone, _ = make_refiner(make_network()[0], {})
     np.testing.assert_array_equal(made, refine(alone, sampler, image))

@@ -1,7 +1,7 @@
 """Cutting images into what a network takes, and blending its estimates at every refinement step.
 
-A network sees squares and rectangles of few sizes: each side is `tile_size`, half of it or a
-quarter. An axis of an image that is no longer is filled up to the next of them by a mirror image; a
+A network sees five sizes: squares of `tile_size`, of half of it and of a quarter, and rectangles of
+`tile_size` by half. An axis of an image that is no longer is filled up to the next of them by a mirror image; a
 longer one is cut into overlapping tiles. So few programs are compiled, and memory for activations
 is that of a few tiles. Because the tiles' estimates are blended before each step, not their results
 after the last, all tiles refine one image, with one noise, and no seam can form between diverging
@@ -85,13 +85,15 @@ def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) 
     """
     if not 0 <= overlap < tile_size:
         raise ValueError(f"overlap = {overlap} must be in [0, tile_size = {tile_size})")
-    sides = sorted({-(-tile_size // (part * stride)) * stride for part in _PARTS})
+    _, half, _ = sides = [-(-tile_size // (part * stride)) * stride for part in _PARTS]
     tile, starts = [], []
     for length in size:
-        tile.append(next((side for side in sides if side >= length), tile_size))
+        tile.append(min((side for side in sides if side >= length), default=tile_size))
         count = max(1, -(-(length - overlap) // (tile_size - overlap)))
         last = max(0, length - tile_size)
         starts.append(np.round(np.linspace(0, last, count)).astype(int).tolist())
+    if tile[0] != tile[1]:
+        tile = [max(side, half) for side in tile]
     canvas = (max(length, side) for length, side in zip(size, tile, strict=True))
     return Grid(tuple(size), tuple(canvas), tuple(tile), tuple(itertools.product(*starts)))
 
