@@ -17,6 +17,16 @@ if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
   install_chromium ||
     echo "chromium cannot be installed here (that takes root and Debian): its tests are skipped"
 fi
+# A real sshd for tests/launch_test.py: unpacked, not installed, so that none is left running.
+if ! command -v /usr/sbin/sshd > /dev/null && [ ! -d .venv/sshd ]; then
+  fetch_sshd() (
+    rm -rf .venv/sshd.partial && mkdir -p .venv/sshd.partial && cd .venv/sshd.partial || return
+    apt-get download -qq openssh-server libwrap0 libnss-wrapper 2> /dev/null &&
+      for package in *.deb; do dpkg -x "$package" . || return; done && rm ./*.deb
+  )
+  fetch_sshd && mv .venv/sshd.partial .venv/sshd ||
+    echo "sshd cannot be fetched here (that takes Debian's apt and its lists): its test is skipped"
+fi
 # The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. In a folder of its own: where
 # it is installed, every start of jax looks for a TPU.
 libtpu=0.0.52

@@ -15,8 +15,9 @@
 # logs:   follows the log of the first host.
 # delete: gives the slice back.
 #
-# NAME: of the queued resource and its node. ZONE, TYPE (v3-8, v3-128, v4-32, v5litepod-16 ...).
-# VERSION: of the TPU's software (default: by TYPE). SPOT=1: preemptible, at a lower price.
+# NAME: of the queued resource and its node. ZONE, TYPE (v3-8, v3-128, v4-32, v5litepod-16 ...; not
+# TPU7x, which Google Cloud lends by GKE alone: launch/gke.sh). VERSION: of the TPU's software
+# (default: by TYPE). SPOT=1: preemptible, at a lower price.
 # PROJECT: default gcloud's. DRY_RUN=1: prints the exact commands instead, and runs none.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dry_run.sh"
@@ -31,6 +32,7 @@ if [ -z "$TYPE" ] && [[ $action = create || $action = run ]]; then
   usage "TYPE is not set; give the slice's type, as TYPE=v3-128"
 fi
 case $TYPE in
+  tpu7* | v7*) usage "TYPE=$TYPE has no queued resources; GKE alone lends it: launch/gke.sh" ;;
   v5litepod-*) default_version=v2-alpha-tpuv5-lite ;;
   v5p-*) default_version=v2-alpha-tpuv5 ;;
   v6e-*) default_version=v2-alpha-tpuv6e ;;
@@ -62,7 +64,7 @@ state() { # of the queued resource; GONE where there is none, UNKNOWN where gclo
 }
 
 install_and_start() { # FLAGS of the training command
-  local commit jax archive flags loop
+  local commit jax archive flags loop start
   commit=$(git rev-parse HEAD)
   jax=$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)
   archive=${TMPDIR:-/tmp}/sr3_jax-$commit.tar.gz
@@ -73,37 +75,56 @@ install_and_start() { # FLAGS of the training command
   do_it git archive --format=tar.gz --prefix=sr3_jax/ --output="$archive" "$commit"
   do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:sr3_jax.tar.gz" "${where[@]}" --worker=all
   # uv brings a Python that the TPU's image need not have.
-  on_hosts all "set -e; rm -f exit_status; tar -xzf sr3_jax.tar.gz; cd sr3_jax; \
+  on_hosts all "set -e; rm -f exit_status job; tar -xzf sr3_jax.tar.gz; cd sr3_jax; \
 python3 -m pip install --quiet --user uv; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv; \
 ~/.local/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]==$jax'"
   # Where one host is lost the others end as well, and all start again. Done (0), failed for a
   # reason that would come back (1) and wrong use (2) are for good.
   loop="while :; do .venv/bin/python -m sr3_jax.main $flags; s=\$?; case \$s in 0|1|2) echo \$s \
 > ~/exit_status; break;; esac; sleep 10; done"
-  on_hosts all "cd sr3_jax; nohup bash -c $(printf %q "$loop") > ~/sr3_jax.log 2>&1 < /dev/null &"
+  # Whoever wants to know whether it runs tries the lock, which its processes hold while one lives.
+  start="nohup flock --nonblock ~/sr3_jax.lock bash -c $(printf %q "$loop")"
+  on_hosts all "echo $(job_of "$@") > job; cd sr3_jax; $start > ~/sr3_jax.log 2>&1 < /dev/null &"
 }
 
-is_running() {
-  gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=0 \
-    --command="pgrep -f sr3_jax.main > /dev/null || test -e exit_status"
+job_of() { # FLAGS: one word for them
+  printf '%q ' "$@" | cksum | tr ' ' -
+}
+
+# What the first host does: absent, running JOB, or ended JOB STATUS; nothing where it does not
+# answer. Prints no more than that, and does not count on gcloud to hand on an exit status.
+ask_host() {
+  on_hosts 0 "if test -s exit_status; then echo ended \$(cat job exit_status); \
+elif flock --nonblock --conflict-exit-code 75 sr3_jax.lock true; test \$? = 75; \
+then echo running \$(cat job); else echo absent; fi" | tail -n 1
 }
 
 watch() { # FLAGS
-  local status
+  local mine word job status is_first=1
+  mine=$(job_of "$@")
   while :; do
     case $(state) in
       ACTIVE)
-        # ssh says 255 where the host cannot be reached, which is no answer.
-        is_running && status=0 || status=$?
-        if [ "$status" -eq 1 ]; then
-          install_and_start "$@"
-        elif [ "$status" -eq 0 ]; then
-          status=$(on_hosts 0 "cat exit_status 2> /dev/null || true") || status=
-          if [ -n "$status" ]; then
-            echo "training ended with status $status" >&2
-            return "$status"
-          fi
-        fi
+        read -r word job status < <(ask_host) || word=
+        case $word in
+          absent) install_and_start "$@" ;;
+          running)
+            [ "$job" = "$mine" ] || {
+              echo "error: $NAME trains with other flags; give those, or delete it first" >&2
+              return 2
+            }
+            ;;
+          ended)
+            # One of other flags is done with; one that failed before this was called gets a new try.
+            if [ "$job" != "$mine" ] || [[ $is_first = 1 && $status != 0 ]]; then
+              install_and_start "$@"
+            else
+              echo "training ended with status $status" >&2
+              return "$status"
+            fi
+            ;;
+        esac
+        [ -z "$word" ] || is_first=0
         ;;
       SUSPENDED | FAILED)
         echo "the slice was taken away or could not be had; asking for another" >&2

@@ -7,9 +7,13 @@ runs here what is sent to hosts.
 import importlib.util
 import json
 import os
+import pathlib
 import shlex
+import shutil
+import socket
 import stat
 import subprocess
+import time
 
 import pytest
 import small_run
@@ -27,12 +31,15 @@ case "$*" in
     for last; do :; done
     command=${last#--command=}
     case $command in *"pip install"*) command=${command%%python3 -m pip*} ;; esac
-    cd "$home" && HOME=$home bash -c "$command" ;;
+    all="HOME=$home FAKE=$FAKE FAKE_STATUS=${FAKE_STATUS:-} PATH=$PATH"
+    # The shell of the host has all of the command as one of its arguments, as sshd gives it.
+    $SHELL_OF_HOST "export $all; cd && $command" ;;
 esac
 """
 # Stands in for the installed Python: the first time the slice goes away under it.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >> "$FAKE/trained"
+while [ -e "$FAKE/hold" ]; do /bin/sleep 0.1; done
 if [ ! -e "$FAKE/preempted" ]; then
   touch "$FAKE/preempted"
   echo SUSPENDED > "$FAKE/state"
@@ -42,15 +49,13 @@ fi
 [ -e "$FAKE/lost" ] || { touch "$FAKE/lost"; exit 75; }
 exit "${FAKE_STATUS:-0}"
 """
-
-
-# Finds this test's training alone.
-PGREP = """#!/usr/bin/env bash
-for file in /proc/[0-9]*/cmdline; do
-  if tr '\\0' ' ' 2> /dev/null < "$file" | grep -q "^bash -c while.*$FAKE"; then exit 0; fi
-done
-exit 1
+# What `uv venv` would have made, wherever the code is unpacked.
+TAR = """#!/usr/bin/env bash
+/bin/tar "$@"
+mkdir -p sr3_jax/.venv/bin
+cp "$FAKE/python" sr3_jax/.venv/bin/python
 """
+FLAGS = ["--config=configs/x.py", "--workdir=gs://run", "--config.data.path=a 'b' c"]
 
 
 def launch(*arguments, script="launch/tpu_pod.sh", **variables):
@@ -74,34 +79,126 @@ def executable(path, text):
 def fake(tmp_path):
     """Variables under which `gcloud` is the stand-in."""
     executable(tmp_path / "bin" / "gcloud", GCLOUD)
-    executable(tmp_path / "bin" / "pgrep", PGREP)
+    executable(tmp_path / "bin" / "tar", TAR)
     executable(tmp_path / "bin" / "sleep", "#!/bin/sh\nexec /bin/sleep 0.2\n")
+    executable(tmp_path / "python", PYTHON)
     return tmp_path, {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "FAKE": str(tmp_path),
         "POLL_SECONDS": "1",
+        "SHELL_OF_HOST": "bash -c",
     }
 
 
-@pytest.mark.parametrize("status", ["0", "1", "2"])
-def test_a_preempted_slice_is_asked_for_anew_and_the_run_goes_on(fake, status):
+@pytest.fixture
+def sshd(tmp_path):
+    """How to reach a real sshd on this machine, which takes one key."""
+    root = small_run.ROOT / ".venv" / "sshd"
+    program = shutil.which("sshd", path=f"/usr/sbin:{root}/usr/sbin")
+    if program is None or shutil.which("ssh") is None:
+        pytest.skip("no sshd, which launch/test.sh fetches where there is Debian's apt")
+    for key in ("host_key", "my_key"):
+        subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", str(tmp_path / key)], check=True)
+    environment = dict(os.environ)
+    if os.geteuid() == 0:
+        pathlib.Path("/run/sshd").mkdir(exist_ok=True)
+    if program.startswith(str(root)):
+        # Without the user that installing it would have made.
+        users = subprocess.run(["getent", "passwd"], capture_output=True, text=True, check=True)
+        nobody = "sshd:x:22222:65534::/run/sshd:/usr/sbin/nologin\n"
+        (tmp_path / "passwd").write_text(users.stdout + nobody)
+        libraries = [str(path) for path in root.glob("**/*-linux-gnu")]
+        environment |= {
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+            "LD_PRELOAD": "libnss_wrapper.so",
+            "NSS_WRAPPER_PASSWD": str(tmp_path / "passwd"),
+            "NSS_WRAPPER_GROUP": "/etc/group",
+        }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ListenAddress": f"127.0.0.1:{port}",
+        "HostKey": tmp_path / "host_key",
+        "AuthorizedKeysFile": tmp_path / "my_key.pub",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PidFile": "none",
+    }
+    server = subprocess.Popen(
+        [program, "-D", "-e", "-f", "/dev/null"]
+        + [part for name, value in options.items() for part in ("-o", f"{name}={value}")],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    known = f"-o UserKnownHostsFile={tmp_path / 'known'} -o StrictHostKeyChecking=no"
+    client = f"ssh -q -F /dev/null -p {port} -i {tmp_path / 'my_key'} {known} 127.0.0.1"
+    try:
+        deadline = time.monotonic() + 20
+        while subprocess.run([*client.split(), "true"]).returncode:
+            assert server.poll() is None and time.monotonic() < deadline, "sshd does not answer"
+            time.sleep(0.1)
+        yield client
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _trained(folder) -> list[list[str]]:
+    """The flags of each training that was started."""
+    text = (folder / "trained").read_text()
+    return [flags.splitlines() for flags in text.split("-m\nsr3_jax.main\n")[1:]]
+
+
+@pytest.mark.parametrize(("status", "by"), [("0", "sshd"), ("1", "bash"), ("2", "bash")])
+def test_a_preempted_slice_is_asked_for_anew_and_the_run_goes_on(fake, request, status, by):
     folder, variables = fake
-    executable(folder / "python", PYTHON)
-    # What `uv venv` would have made, wherever the code is unpacked.
-    unpack = '#!/usr/bin/env bash\n/bin/tar "$@"; mkdir -p sr3_jax/.venv/bin\n'
-    unpack += 'cp "$FAKE/python" sr3_jax/.venv/bin/python\n'
-    executable(folder / "bin" / "tar", unpack)
-    flags = ["--config=configs/x.py", f"--workdir={folder}/run", "--config.data.path=a 'b' c"]
-    result = launch("run", *flags, **variables, FAKE_STATUS=status)
+    if by == "sshd":
+        variables["SHELL_OF_HOST"] = request.getfixturevalue("sshd")
+    variables["FAKE_STATUS"] = status
+    result = launch("run", *FLAGS, **variables)
     assert result.returncode == int(status), result.stderr
     assert f"training ended with status {status}" in result.stderr
     calls = (folder / "calls").read_text()
     # Once because there was none, once because it was taken away.
     assert calls.count("queued-resources create sr3") == 2
     assert calls.count("queued-resources delete sr3") == 1
-    trained = (folder / "trained").read_text().splitlines()
     # Preempted; lost another host, started again on the same slice; done.
-    assert trained == ["-m", "sr3_jax.main", *flags] * 3
+    assert _trained(folder) == [FLAGS] * 3
+    # The same again: what has ended well has ended, and what has failed gets another try.
+    again = launch("run", *FLAGS, **variables)
+    assert again.returncode == int(status), again.stderr
+    assert _trained(folder) == [FLAGS] * (3 if status == "0" else 4)
+    other = [*FLAGS, "--config.seed=1"]
+    assert launch("run", *other, **variables).returncode == int(status)
+    assert _trained(folder)[-1] == other
+
+
+def test_a_training_that_runs_is_watched_and_not_started_twice(fake):
+    folder, variables = fake
+    for name in ("preempted", "lost", "hold"):
+        (folder / name).touch()
+    command = ["bash", "launch/tpu_pod.sh", "run", *FLAGS]
+    given = os.environ | {"NAME": "sr3", "ZONE": "zone-a", "TYPE": "v3-128"} | variables
+    first = subprocess.Popen(command, cwd=small_run.ROOT, env=given, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "trained").exists():
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        other = launch("run", *FLAGS, "--config.seed=1", **variables)
+        assert other.returncode == 2 and "sr3 trains with other flags" in other.stderr
+        first.kill()  # as Ctrl-C ends the watching alone
+        second = subprocess.Popen(command, cwd=small_run.ROOT, env=given)
+        asked = (folder / "calls").read_text().count("flock")
+        while (folder / "calls").read_text().count("flock") < asked + 2:
+            assert second.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        (folder / "hold").unlink()
+        first.kill()
+    assert second.wait(60) == 0
+    assert _trained(folder) == [FLAGS]
 
 
 def test_dry_run_prints_commands_that_a_shell_takes_and_runs_none(fake):
@@ -128,6 +225,7 @@ def test_dry_run_prints_commands_that_a_shell_takes_and_runs_none(fake):
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
+        (["create"], {"TYPE": "tpu7x-8"}, "GKE alone lends it: launch/gke.sh"),
         (["start"], {}, "'start' is none of create, run, logs, delete"),
         (["create"], {"NAME": ""}, "NAME is not set"),
         (["create"], {"TYPE": ""}, "TYPE is not set"),
