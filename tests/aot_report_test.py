@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import small_run
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec, SingleDeviceSharding
 
-from sr3_jax import models, parallel
+from sr3_jax import models, parallel, sampling_factory
+from sr3_jax.inference import refinement
 from sr3_jax.models import convolution
 from sr3_jax.parallel import compilation, topology
 from sr3_jax.tools import aot_report, aot_table, roofline
@@ -151,6 +154,48 @@ def test_two_slices_split_the_state_within_each():
         assert len({device.slice_index for device in of_slice.flat}) == 1
     spec = parallel.Layout(mesh).kept(jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)).spec
     assert spec == PartitionSpec(None, None, "data", None)
+
+
+CHIPS = {
+    "v2": ("1x1", "2x2", "2x4"),
+    "v3": ("1x1", "2x2", "2x4"),
+    "v4": ("1x1x1", "2x2x1", "2x2x2", "2x2x4"),
+    "v5e": ("1x1", "2x2", "2x4", "4x4"),
+    "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4"),
+    "v6e": ("1x1", "2x2", "2x4", "4x4"),
+}
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
+    """Of each host as it is, and of one that has all chips of the slice."""
+    for axes in CHIPS[chip]:
+        devices = topology.tpu_devices(f"{chip}:{axes}")
+        hosts = {device.process_index for device in devices}
+        groups = [[d for d in devices if d.process_index == host] for host in hosts]
+        how = {"chips_per_host_bounds": (*map(int, axes.split("x")), 1)[:3]}
+        if chip == "v4":
+            how["chip_config_name"] = "megacore"
+        whole = topologies.get_topology_desc(f"{chip}:{axes}", "tpu", **how)
+        groups.append(whole.devices)
+        for group, batch_size in itertools.product(groups, (1, 2, 3, 5, 6, 7, 8)):
+            options = sampling_factory.Options(
+                num_steps=1, clip=False, batch_size=batch_size, tile_size=64
+            )
+            refiner = refinement.Refiner(
+                models.UNet(channels=8), options, factor=1, stride=1, devices=group
+            )
+            used = set()
+            for height, count in itertools.product(range(1, 71), range(1, batch_size + 1)):
+                shape = refiner.shape(count, (height, 5))
+                if not shape.is_cut:
+                    assert shape.tile[0] % shape.spatial == 0
+                    assert shape.devices * shape.spatial <= len(group)
+                used.add((shape.devices, shape.spatial))
+            assert max(a * b for a, b in used) == len(group)
+            for sharing in used:
+                assert refiner.programs.mesh(*sharing).size == sharing[0] * sharing[1]
 
 
 def test_a_topology_that_does_not_exist_is_named():

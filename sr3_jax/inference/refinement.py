@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -103,7 +104,7 @@ class Refiner:
             return len(self._devices), 1
         # Few numbers, so that few programs are compiled. Batches are filled up by at most as many
         # images as there are.
-        devices = min(self._options.batch_size, len(self._devices))
+        devices = parallel.usable(self._options.batch_size, len(self._devices))
         for rows, sharing in ((self._most(grid.tile, devices), devices), (devices, devices)):
             if num_images > rows // 2:
                 return sharing, rows
@@ -189,7 +190,7 @@ class Refiner:
           where the network gave values that are not finite.
         """
         grid = self.grid(images.shape[1:3])
-        shape = self._shape(len(images), grid)
+        shape = self.shape(len(images), images.shape[1:3])
         run = self.programs
         groups = [None]
         if grid.is_cut:
@@ -259,8 +260,10 @@ class Refiner:
             y_0 = resampling.make_consistent(y_0, levels.to_signed(low))
         return levels.to_levels(y_0, low.dtype)
 
-    def _shape(self, num_images: int, grid: tiling.Grid) -> programs.Shape:
-        devices = len(self._devices) if grid.is_cut else min(num_images, len(self._devices))
+    def shape(self, num_images: int, size: tuple[int, int]) -> programs.Shape:
+        """What programs are compiled for, of as many images of a size as `share` says."""
+        grid = self.grid(size)
+        devices, _ = self.share(num_images, size)
         spatial = self._spatial(devices, grid)
         return programs.Shape(devices, spatial, num_images, grid.room, grid.tile, grid.is_cut)
 
@@ -282,7 +285,7 @@ class Refiner:
         if not self._share_heights:
             return 1
         rows, free = grid.tile[0] // self._stride, len(self._devices) // devices
-        return max(n for n in range(1, free + 1) if rows % n == 0)
+        return math.gcd(rows, parallel.usable(free, free + 1))
 
     def _model_dtype(self) -> DTypeLike:
         return getattr(self.model, "dtype", jnp.float32)

@@ -13,6 +13,7 @@ from sr3_jax.parallel.mesh import (
     replicated,
     split_batch,
     to_global,
+    usable,
 )
 from sr3_jax.parallel.peak import clock_hz, memory_bandwidth, peak_flops
 from sr3_jax.parallel.processes import (
@@ -51,5 +52,6 @@ __all__ = [
     "replicated",
     "split_batch",
     "to_global",
+    "usable",
     "wait_for_all",
 ]

@@ -73,6 +73,14 @@ def make_mesh(
     return Mesh(grid, _AXES, axis_types=(AxisType.Auto,) * len(_AXES))
 
 
+def usable(wanted: int, present: int) -> int:
+    """Returns how many devices to use of those that are present, at most `wanted`.
+
+    All of them, or a power of two: TPU chips that lie in a grid have no mesh of 3, 5 or 7.
+    """
+    return present if wanted >= present else 1 << (wanted.bit_length() - 1)
+
+
 def num_batch_parts(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape[REPLICA_AXIS] * mesh.shape[DATA_AXIS]
