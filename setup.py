@@ -10,6 +10,13 @@ _VERSION = re.search(
     r'__version__ = "(.+)"', (_ROOT / "sr3_jax" / "__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
+_TENSORFLOW = [
+    "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'"
+    " and python_version < '3.14'",
+    "tensorflow>=2.20; (platform_system != 'Linux' or platform_machine != 'x86_64')"
+    " and python_version < '3.14'",
+]
+
 setuptools.setup(
     name="sr3_jax",
     version=_VERSION,
@@ -23,7 +30,6 @@ setuptools.setup(
     package_data={"sr3_jax.evaluation": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1",
-        "clu>=0.0.12",
         "etils[epath]>=1.12",
         "flatbuffers>=24.3",  # of jax.export, which does not say so
         "flax>=0.12,<0.14",
@@ -47,18 +53,18 @@ setuptools.setup(
         "pyvips-binary>=8.16",
         "scikit-image>=0.25",
         "scipy>=1.15",
-        # clu's writers import TensorBoard's summary protos and fail without it.
         "tensorboard>=2.20",
-        # Only for clu's writers and TFDS; the CPU build is a third of the size and cannot take an
-        # accelerator's memory away from JAX.
-        "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
-        "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
-        "tensorflow-datasets>=4.9.8",
+        "tensorflow-datasets>=4.9.8",  # reads without TensorFlow
         "tqdm>=4.66",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],
+        # By the driver that `nvidia-smi` shows: 525 or newer, and 580 or newer (docs/gpu.md).
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        # TFDS needs TensorFlow to prepare a data set, not to read it. The CPU build is a third of
+        # the size and cannot take an accelerator's memory away from JAX. Python 3.14 has none.
+        "tfds": _TENSORFLOW,
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         # --engine=ray. Options that a job needs change in 2.64.
@@ -70,6 +76,7 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "ray[data]>=2.60,<2.64",
             "ruff>=0.14",
+            *_TENSORFLOW,
         ],
     },
 )

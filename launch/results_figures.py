@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from sr3_jax.evaluation import evaluator, pictures
 
@@ -44,12 +43,12 @@ def main(workdir: pathlib.Path) -> None:
 
 
 def _read_log(run: pathlib.Path) -> Log:
-    events = EventAccumulator(str(run), {"tensors": 0})
+    events = EventAccumulator(str(run), {"scalars": 0})
     events.Reload()
     return {
-        tag: {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)}
+        tag: {e.step: e.value for e in events.Scalars(tag)}
         for tag in _TAGS
-        if tag in events.Tags()["tensors"]
+        if tag in events.Tags()["scalars"]
     }
 
 

@@ -25,8 +25,8 @@ from ml_collections import config_flags
 
 from sr3_jax import command_line
 
-# TensorFlow only writes TensorBoard's files here (clu) and prepares TFDS's data sets; what it says
-# when it starts is of no use to anyone. That it uses oneDNN it says whatever the level.
+# TensorFlow only prepares TFDS's data sets here; what it says when it starts is of no use to
+# anyone. That it uses oneDNN it says whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

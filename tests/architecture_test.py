@@ -142,7 +142,7 @@ def test_diffusion_needs_only_jax():
 
 
 def test_imports_without_tensorflow():
-    """In a Python where TensorFlow cannot be found, on a machine without it."""
+    """In a Python where TensorFlow cannot be found, on a machine without it (see main_test too)."""
     code = """
         import sys
 

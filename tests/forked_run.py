@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["forked_run", "sr3_jax.main", "sr3_jax.jobs", "sr3_jax.data.pipeline", "tensorflow"]
+    ["forked_run", "sr3_jax.main", "sr3_jax.jobs", "sr3_jax.data.pipeline"]
 )
 
 

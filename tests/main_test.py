@@ -1,5 +1,6 @@
 """The command line: what wrong use is answered with, and that right use works end to end."""
 
+import os
 import subprocess
 import sys
 
@@ -15,9 +16,12 @@ UPSCALE = ["--mode=upscale", "--workdir=/nonexistent", "--input=a", "--output=/n
 CASCADE = ["--mode=generate", "--num_images=3", "--config=configs/cascade_ffhq_1024.py"]
 
 
-def _run(*flags: str) -> subprocess.CompletedProcess:
+def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sr3_jax.main", *flags]
-    return subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True)
+    environment = os.environ | variables
+    return subprocess.run(
+        command, cwd=small_run.ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,8 +86,13 @@ def test_a_config_file_that_sets_an_unknown_key(tmp_path):
 
 
 def test_train_evaluate_and_upscale(tmp_path):
+    """The training on a machine without TensorFlow."""
     workdir = f"--workdir={tmp_path / 'run'}"
-    result = _run(*small_run.flags(), workdir, "--config.train.num_steps=4")
+    absent = tmp_path / "absent" / "tensorflow.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ModuleNotFoundError(\"No module named 'tensorflow'\")\n")
+    path = os.pathsep.join([str(absent.parent), os.environ.get("PYTHONPATH", "")])
+    result = _run(*small_run.flags(), workdir, "--config.train.num_steps=4", PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
     assert "| bicubic |" in result.stdout and "| sr3 |" in result.stdout
     table = [line for line in result.stdout.splitlines() if line.startswith("| sr3")]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from absl import logging
-from clu import metric_writers
 from etils import epath
 
 from sr3_jax import config_file, data_factory, factory, models, parallel, sampling_factory
@@ -20,7 +19,7 @@ from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.jobs.evaluating import evaluate
-from sr3_jax.training import checkpoint, loop
+from sr3_jax.training import checkpoint, event_file, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -82,11 +81,7 @@ def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     validate = _validation(config, workdir, model, schedule, step_options, state.ema_params, mesh)
     parallel.wait_for_all()
-    writer = (
-        metric_writers.SummaryWriter(str(workdir))
-        if jax.process_index() == 0
-        else metric_writers.MultiWriter([])
-    )
+    writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
     flops_of_image = models.count_flops(model, config.data.image_size)
     hooks = loop.Hooks(
         validate=validate,

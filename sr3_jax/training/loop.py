@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from absl import logging
 
 from sr3_jax.factory import LoopOptions
 from sr3_jax.training.checkpoint import Checkpointer
+from sr3_jax.training.event_file import EventFile
 from sr3_jax.training.state import Params, TrainState
 from sr3_jax.training.step import Batch, TrainStep
 
@@ -27,15 +27,6 @@ _STEPS_BEFORE_TRACE = 10
 
 Validate = Callable[[Params], Mapping[str, float]]
 Sample = Callable[[Params, int], np.ndarray | None]
-
-
-@runtime_checkable
-class Writer(Protocol):
-    """What the loop needs of a metrics writer; clu's have it."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
-    def flush(self) -> None: ...
 
 
 class NonFiniteError(RuntimeError):
@@ -87,7 +78,7 @@ def train(
     batches: Callable[[int], Iterator[Batch]],
     options: LoopOptions,
     checkpointer: Checkpointer,
-    writer: Writer,
+    writer: EventFile,
     hooks: Hooks,
 ) -> TrainState:
     """Trains from `state.step` to `options.num_steps`, and saves the last state.
@@ -138,7 +129,7 @@ def train(
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
                         if picture is not None:
-                            writer.write_images(step, {"samples": picture[None]})
+                            writer.write_image(step, "samples", picture)
     finally:
         # Whatever ended the loop: what was started to be written is written whole, and the
         # data pipeline's threads end.
@@ -148,7 +139,9 @@ def train(
     return state
 
 
-def save(state: TrainState, checkpointer: Checkpointer, writer: Writer, validate: Validate) -> None:
+def save(
+    state: TrainState, checkpointer: Checkpointer, writer: EventFile, validate: Validate
+) -> None:
     """Validates the averaged parameters and saves the state."""
     step = int(state.step)
     metrics = dict(validate(state.ema_params))
@@ -197,7 +190,7 @@ class _Log:
     waiting for each other.
     """
 
-    def __init__(self, start: int, options: LoopOptions, writer: Writer, hooks: Hooks) -> None:
+    def __init__(self, start: int, options: LoopOptions, writer: EventFile, hooks: Hooks) -> None:
         self._options, self._writer, self._hooks = options, writer, hooks
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         self._recent: list[dict[str, float]] = []
@@ -231,8 +224,10 @@ class _Log:
 
     def check_finite(self) -> None:
         """Waits for all steps so far; raises NonFiniteError naming the first bad one."""
-        while self._pending:
-            step, metrics = self._pending.popleft()
+        steps = [step for step, _ in self._pending]
+        fetched = jax.device_get([metrics for _, metrics in self._pending])  # all at once
+        self._pending.clear()
+        for step, metrics in zip(steps, fetched, strict=True):
             values = {name: float(value) for name, value in metrics.items()}
             for name, value in values.items():
                 if not math.isfinite(value):

@@ -1,0 +1,68 @@
+"""TensorBoard's event files, written by the `tensorboard` package; TensorFlow is not needed."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer import event_file_writer
+
+
+class EventFile:
+    """One new event file in a folder."""
+
+    def __init__(self, folder: str | None) -> None:
+        """Makes the file in `folder`, local or in a bucket; None for one that keeps nothing.
+
+        Where `tensorboard` is not installed nothing is kept either, with a warning.
+        """
+        self._file: event_file_writer.EventFileWriter | None = None
+        if folder is None:
+            return
+        # TensorBoard looks for this module, and where it is, does without TensorFlow, which takes
+        # seconds to import.
+        name = "tensorboard.compat.notf"
+        sys.modules.setdefault(name, types.ModuleType(name))
+        try:
+            from tensorboard.summary.writer import event_file_writer
+        except ImportError as error:
+            logging.warning(
+                "no curves for TensorBoard are written (%s); pip install tensorboard", error
+            )
+            return
+        self._file = event_file_writer.EventFileWriter(folder)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds numbers, each under its name."""
+        self._add(step, {name: {"simple_value": value} for name, value in scalars.items()})
+
+    def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Adds a picture."""
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "PNG")
+        height, width, channels = image.shape
+        content = {"height": height, "width": width, "colorspace": channels}
+        self._add(step, {name: {"image": content | {"encoded_image_string": encoded.getvalue()}}})
+
+    def flush(self) -> None:
+        """Returns when all that was added is in the file."""
+        if self._file is not None:
+            self._file.flush()
+
+    def _add(self, step: int, values: Mapping[str, dict]) -> None:
+        if self._file is None:
+            return
+        from tensorboard.compat.proto import event_pb2
+
+        summary = {"value": [{"tag": name, **value} for name, value in values.items()]}
+        self._file.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
