@@ -2,10 +2,10 @@
 
 A network sees five sizes: squares of `tile_size`, of half of it and of a quarter, and rectangles
 of `tile_size` by half. An axis of an image that is no longer is filled up to the next of them by a
-mirror image; a longer one is cut into overlapping tiles. So few programs are compiled, and memory for activations
-is that of a few tiles. Because the tiles' estimates are blended before each step, not their results
-after the last, all tiles refine one image, with one noise, and no seam can form between diverging
-ones.
+mirror image; a longer one is cut into overlapping tiles. So few programs are compiled, and memory
+for activations is that of a few tiles. Because the tiles' estimates are blended before each step,
+not their results after the last, all tiles refine one image, with one noise, and no seam can form
+between diverging ones.
 
 Images lie flat in arrays, row after row, without anything between: an array for n pixels holds
 every image of at most n, and a tile is parts of some rows, whose places are arguments of programs.
