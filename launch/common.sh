@@ -38,6 +38,10 @@ set_up_cpu() {
   local cores malloc=glibc.malloc
   cores=$(getconf _NPROCESSORS_ONLN)
   export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores >= 8 ? 8 : cores >= 4 ? 4 : cores >= 2 ? 2 : 1))}
+  # Without a package for accelerators in .venv, those that the machine may have are not meant.
+  compgen -G '.venv/lib/python3*/site-packages/*jax_cuda*' > /dev/null ||
+    compgen -G '.venv/lib/python3*/site-packages/libtpu' > /dev/null ||
+    export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
 }
 

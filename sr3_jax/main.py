@@ -134,6 +134,7 @@ def main(_: list[str]) -> int | None:
 
     with command_line.nothing_to_lose():
         # Late, so that a wrong flag is answered at once.
+        import jax
         from jax.errors import JaxRuntimeError
 
         from sr3_jax import config_file, jobs, parallel
@@ -149,6 +150,10 @@ def main(_: list[str]) -> int | None:
             _PROCESS_INDEX.value,
             stop_together=_MODE.value == "train",
         )
+        parallel.check_accelerator()
+        parallel.keep_compiled(workdir)
+        if jax.process_index() == 0:
+            print(parallel.describe(), file=sys.stderr)
         if _MODE.value == "train":
             jobs.train(_CONFIG.value, workdir)
         elif _MODE.value == "evaluate":

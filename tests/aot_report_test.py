@@ -171,13 +171,16 @@ CHIPS = {
 def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
     """Of each host as it is, and of one that has all chips of the slice."""
     for axes in CHIPS[chip]:
-        devices = topology.tpu_devices(f"{chip}:{axes}")
-        hosts = {device.process_index for device in devices}
-        groups = [[d for d in devices if d.process_index == host] for host in hosts]
+        topology.tpu_devices(f"{chip}:2x2x1" if len(axes) > 3 else f"{chip}:2x2")  # sets libtpu up
         how = {"chips_per_host_bounds": (*map(int, axes.split("x")), 1)[:3]}
         if chip == "v4":
             how["chip_config_name"] = "megacore"
         whole = topologies.get_topology_desc(f"{chip}:{axes}", "tpu", **how)
+        groups = []
+        if len(whole.devices) >= 4:
+            devices = topology.tpu_devices(f"{chip}:{axes}")
+            hosts = {device.process_index for device in devices}
+            groups = [[d for d in devices if d.process_index == host] for host in hosts]
         groups.append(whole.devices)
         for group, batch_size in itertools.product(groups, (1, 2, 3, 5, 6, 7, 8)):
             options = sampling_factory.Options(

@@ -40,9 +40,17 @@ def compile_for(
         return program.compile(plain or None)
 
 
-def keep_compiled() -> None:
-    """Keeps compiled programs on disk, in `~/.cache/sr3_jax`, unless jax was told where."""
-    if not jax.config.jax_compilation_cache_dir:
+def keep_compiled(workdir: str | os.PathLike[str] = "") -> None:
+    """Keeps compiled programs, so that the next start need not compile them again.
+
+    They are kept where jax was told to (`JAX_COMPILATION_CACHE_DIR`); else, of a run in a bucket,
+    in `WORKDIR/compiled`, where another machine finds them after a preemption; else in
+    `~/.cache/sr3_jax`.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    path = f"{os.fspath(workdir).rstrip('/')}/compiled"
+    if "://" not in path:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
         path = os.path.join(os.path.expanduser(cache), "sr3_jax")
-        jax.config.update("jax_compilation_cache_dir", path)
+    jax.config.update("jax_compilation_cache_dir", path)

@@ -1,0 +1,106 @@
+"""Which devices a program has, and whether it lacks those that the machine has."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+
+import jax
+
+from sr3_jax.parallel import memory
+
+_PCI = pathlib.Path("/sys/bus/pci/devices")
+_GOOGLE, _NVIDIA = "0x1ae0", "0x10de"
+_STORAGE, _NETWORK = "0x01", "0x02"  # classes of what else Google makes for its machines
+_DISPLAY_3D = ("0x03", "0x12")
+
+# Packages by which jax drives them.
+_TPU_PLUGINS = ("libtpu",)
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_cuda12_pjrt", "jax_cuda13_pjrt")
+
+
+def describe() -> str:
+    """Returns one line about devices, processes, memory and versions."""
+    kinds = collections.Counter(device.device_kind for device in jax.local_devices())
+    each = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    free = memory.free_bytes(jax.local_devices()[0])
+    where = "of memory" if jax.default_backend() == "cpu" else "of memory on each"
+    parts = [
+        f"devices: {each} ({jax.default_backend()})",
+        *([] if free is None else [f"{free / 1e9:.1f} GB {where} free"]),
+        f"process {jax.process_index()} of {jax.process_count()}",
+        f"jax {jax.__version__}, Python {platform.python_version()}",
+    ]
+    return "; ".join(parts)
+
+
+def check_accelerator() -> None:
+    """Stops a program that would run on the CPU where an accelerator was meant to be used.
+
+    Does nothing where `JAX_PLATFORMS` says what to use: then jax itself fails without it.
+
+    Raises:
+      RuntimeError: the machine has TPU chips or an NVIDIA GPU, or the package for one is installed,
+        and jax came up on the CPU; says why, and what to do.
+    """
+    if jax.config.jax_platforms or jax.default_backend() != "cpu":
+        return
+    for name, backend, chips, plugins, remedy in (
+        ("a TPU", "tpu", _tpu_chips(), _TPU_PLUGINS, f"pip install 'jax[tpu]=={jax.__version__}'"),
+        (
+            "an NVIDIA GPU",
+            "cuda",
+            _gpus(),
+            _GPU_PLUGINS,
+            f"pip install 'jax[cuda13]=={jax.__version__}' (driver 580 or newer, by nvidia-smi; "
+            "for drivers from 525 on, cuda12)",
+        ),
+    ):
+        found = [plugin for plugin in plugins if importlib.util.find_spec(plugin)]
+        if not chips and not found:
+            continue
+        what = f"this machine has {name} ({chips})" if chips else f"{found[0]} is installed"
+        why = _why_not(backend) if found else f"the package for it is not installed: {remedy}"
+        raise RuntimeError(
+            f"{what}, but jax came up on the CPU, which is many times slower; {why}. To run on the "
+            "CPU all the same, set JAX_PLATFORMS=cpu"
+        )
+
+
+def _why_not(backend: str) -> str:
+    try:
+        jax.devices(backend)
+        return "jax does not say why"
+    except RuntimeError as error:
+        if "Unknown backend" in str(error):
+            return "the package could not be loaded, for the reason that jax has printed above"
+        return f"jax says: {' '.join(str(error).split())[:600]}"
+
+
+def _tpu_chips() -> str:
+    """TPU chips on the PCI bus."""
+    return _on_bus(_GOOGLE, lambda kind: not kind.startswith((_STORAGE, _NETWORK)))
+
+
+def _gpus() -> str:
+    """NVIDIA GPUs: device files of its driver, which containers have too, or on the PCI bus."""
+    files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""  # hidden on purpose
+    return ", ".join(files) or _on_bus(_NVIDIA, lambda kind: kind.startswith(_DISPLAY_3D))
+
+
+def _on_bus(vendor: str, is_chip: Callable[[str], bool]) -> str:
+    found = []
+    for path in sorted(_PCI.glob("*")):
+        try:
+            if (path / "vendor").read_text().strip() == vendor:
+                if is_chip((path / "class").read_text().strip()):
+                    found.append(path.name)
+        except OSError:
+            continue
+    return f"{len(found)} on the PCI bus" if found else ""

@@ -1,0 +1,102 @@
+"""Devices: what is said of them, their peak rates, and accelerators that jax did not open."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import small_run
+
+from sr3_jax import parallel
+from sr3_jax.parallel import devices, peak
+
+LIBTPU = small_run.ROOT / ".venv" / "tpu_compiler"
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Adds a device to the machine's bus, where jax may look for what it likes."""
+    monkeypatch.setattr(devices, "_PCI", tmp_path)
+    monkeypatch.setattr(devices, "_TPU_PLUGINS", ())
+    monkeypatch.setattr(devices, "_GPU_PLUGINS", ())
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+
+    def add(vendor: str, kind: str) -> None:
+        path = pathlib.Path(tmp_path, f"0000:00:{len(os.listdir(tmp_path)):02x}.0")
+        path.mkdir()
+        (path / "vendor").write_text(f"{vendor}\n")
+        (path / "class").write_text(f"{kind}\n")
+
+    yield add
+    jax.config.update("jax_platforms", before)
+
+
+def test_chips_that_are_not_used_stop_a_program(machine, monkeypatch):
+    if devices._gpus():
+        pytest.skip("this machine has a GPU")
+    machine("0x1ae0", "0x020000")  # Google's network, on machines of its cloud without TPUs
+    machine("0x1ae0", "0x010802")  # and disks
+    parallel.check_accelerator()
+    machine("0x1ae0", "0x120000")
+    machine("0x1ae0", "0x120000")
+    with pytest.raises(RuntimeError, match=r"a TPU \(2 on the PCI bus\).*pip install 'jax\[tpu\]"):
+        parallel.check_accelerator()
+    jax.config.update("jax_platforms", "cpu")
+    parallel.check_accelerator()
+
+
+def test_a_gpu_without_its_package_stops_a_program(machine, monkeypatch):
+    machine("0x10de", "0x030200")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(RuntimeError, match=r"an NVIDIA GPU.*jax\[cuda13\].*JAX_PLATFORMS=cpu"):
+        parallel.check_accelerator()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    parallel.check_accelerator()
+
+
+@pytest.mark.skipif(not LIBTPU.exists(), reason="libtpu is not installed (launch/test.sh)")
+def test_a_tpu_that_cannot_be_opened_ends_the_command(tmp_path):
+    """By the real libtpu, on a machine without a TPU."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
+    environment["PYTHONPATH"] = str(LIBTPU)
+    command = [sys.executable, "-m", "sr3_jax.main", "--mode=evaluate", f"--workdir={tmp_path}"]
+    run = {"cwd": small_run.ROOT, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(command, env=environment, **run)
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1
+    assert "libtpu is installed, but jax came up on the CPU" in error
+    assert "Backend 'tpu' failed to initialize" in error and "set JAX_PLATFORMS=cpu" in error
+    done = subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, **run)
+    assert done.returncode == 2
+    assert done.stderr.startswith("devices: ") and "process 0 of 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        ("TPU v3", 61.5),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("TPU7x", 1153.5),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 836),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Tesla T4", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks_are_of_the_very_device(kind, teraflops):
+    """Kinds as drivers print them; many contain the name of another."""
+    found = peak._of(kind, peak._BF16_PEAK)
+    assert found == (teraflops and pytest.approx(teraflops * 1e12))
