@@ -61,6 +61,7 @@ class Report:
       cycle_seconds: the sum of what the compiler's cost model says that each kernel takes, by the
         clock; collectives are not in it. More than the estimate, since no kernel reaches the
         peak. None of a quick report.
+      compiler: what it says of its version.
       quick: whether kernels were emitted in the first way, not the best one.
       flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
         are among them.
@@ -92,6 +93,7 @@ class Report:
     share_of_peak: float | None = None
     cycle_seconds: float | None = None
     quick: bool = False
+    compiler: str = ""
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     parts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     message: str = ""
@@ -126,6 +128,7 @@ def compile_report(
         num_cores=len(devices),
         batch_size=config.train.batch_size,
         quick=quick,
+        compiler=devices[0].client.platform_version.splitlines()[-1],
     )
     begin = time.perf_counter()
     try:
@@ -234,7 +237,7 @@ def render(report: Report) -> str:
     lines = [
         f"{report.config} on {report.topology} ({report.num_cores} cores), {report.mode}, batch "
         f"{report.batch_size}, layout {report.layout}; compiled in {report.compile_seconds:.0f} s",
-        "Estimated by the compiler, not measured:",
+        f"Estimated by the compiler ({report.compiler}), not measured:",
     ]
     if report.hbm_bytes_per_core is not None:
         lines.append(f"  memory per core           {report.hbm_bytes_per_core / 1e9:8.2f} GB")
