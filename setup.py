@@ -17,6 +17,8 @@ _TENSORFLOW = [
     " and python_version < '3.14'",
 ]
 
+_TEST = ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6"]
+
 setuptools.setup(
     name="sr3_jax",
     version=_VERSION,
@@ -24,7 +26,7 @@ setuptools.setup(
     long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.15",
     entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
     packages=setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]),
     package_data={"sr3_jax.evaluation": ["templates/*"]},
@@ -69,11 +71,10 @@ setuptools.setup(
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         # --engine=ray. Options that a job needs change in 2.64.
         "ray": ["ray[data]>=2.60,<2.64"],
+        "test": _TEST,  # enough for the quick tests (launch/test.sh)
         "dev": [
-            "beartype>=0.21",
+            *_TEST,
             "gcp-storage-emulator>=2024.8",
-            "pytest>=8.0",
-            "pytest-xdist>=3.6",
             "ray[data]>=2.60,<2.64",
             "ruff>=0.14",
             *_TENSORFLOW,

@@ -1,35 +1,39 @@
 # Sourced by the other scripts: makes .venv with the pinned requirements where it is missing.
-# PYTHON names the interpreter to make it with (3.11 or 3.12).
+# PYTHON names the interpreter to make it with (3.11 to 3.14).
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-        2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
+# Prints the first Python of those given whose version is within 3.LEAST to 3.14. Those of pyenv that
+# are not in use are found, too.
+find_python() { # LEAST CANDIDATE...
+  local least=$1 name candidate
+  shift
+  for name in "$@"; do
+    for candidate in "$name" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/"$name"; do
+      if "$candidate" -c "import sys; sys.exit(not (3, $least) <= sys.version_info[:2] <= (3, 14))" \
+          2>/dev/null; then
+        echo "$candidate"
+        return
+      fi
+    done
   done
-  echo "error: no Python 3.11 or 3.12 found (tried: ${PYTHON:-python3 python3.12 python3.11});" \
-    "name one with PYTHON=..." >&2
+  echo "error: no Python of 3.$least to 3.14 found (tried: $*); name one with PYTHON=..." >&2
   return 1
 }
 
-# The mark holds what was installed, so that a changed requirements.txt is installed again and an
-# interrupted installation is not taken for a whole one.
-make_environment() {
-  local mark=.venv/installed-requirements.txt
-  if cmp -s requirements.txt "$mark"; then
+# Makes an environment with the pinned requirements. The mark holds what was installed, so that a
+# changed file is installed again and an interrupted installation is not taken for a whole one.
+make_environment() { # FOLDER REQUIREMENTS LEAST CANDIDATE...
+  local folder=$1 requirements=$2 python
+  shift 2
+  if cmp -s "$requirements" "$folder/installed-requirements.txt"; then
     return
   fi
-  local python
-  python=$(find_python)
-  echo "Installing into .venv with $("$python" --version) ..."
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  python=$(find_python "$@") || return
+  echo "Installing into $folder with $("$python" --version) ..."
+  [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
   # Most modules are never imported; those that are, Python compiles when it first does.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-  cp requirements.txt "$mark"
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+    -r "$requirements" && cp "$requirements" "$folder/installed-requirements.txt"
 }
 
 # Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
@@ -45,6 +49,7 @@ set_up_cpu() {
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
 }
 
-make_environment
+make_environment .venv requirements.txt 11 \
+  ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11} || exit
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"

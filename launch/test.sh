@@ -28,9 +28,11 @@ if ! command -v /usr/sbin/sshd > /dev/null && [ ! -d .venv/sshd ]; then
     echo "sshd cannot be fetched here (that takes Debian's apt and its lists): its test is skipped"
 fi
 # The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. In a folder of its own: where
-# it is installed, every start of jax looks for a TPU.
-libtpu=0.0.52
-if [ ! -d ".venv/tpu_compiler/libtpu-$libtpu.dist-info" ]; then
+# it is installed, every start of jax looks for a TPU. The version that jax[tpu] of the pinned jax
+# installs, as 0.0.42.*.
+libtpu=$(.venv/bin/python -c 'import importlib.metadata as m, re
+print(re.search(r"libtpu==([^ ;]+)", " ".join(m.requires("jax")))[1])')
+if ! compgen -G ".venv/tpu_compiler/libtpu-$libtpu.dist-info" > /dev/null; then
   rm -rf .venv/tpu_compiler
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
     --target=.venv/tpu_compiler "libtpu==$libtpu" ||
@@ -54,3 +56,16 @@ fi
 # threads would only wait for each other.
 export OPENBLAS_NUM_THREADS=1
 .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
+
+# Quick tests with the newest Python that is there, and the newest jax (requirements-newest.txt).
+if [ $# -eq 0 ]; then
+  if make_environment .venv/newest requirements-newest.txt 12 python3.14 python3.13 python3.12; then
+    echo "quick tests with $(.venv/newest/bin/python --version), jax \
+$(.venv/newest/bin/python -c 'import jax; print(jax.__version__)')"
+    JAX_COMPILATION_CACHE_DIR="$JAX_COMPILATION_CACHE_DIR-newest" .venv/newest/bin/python -m pytest \
+      --numprocesses=auto --dist=loadfile \
+      tests/{diffusion_schedule,training_run,inference,data_picture,storage}_test.py
+  else
+    echo "there is no Python of 3.12 or newer here: the quick tests with it are skipped"
+  fi
+fi
