@@ -257,6 +257,7 @@ def benchmark_model() -> dict[str, Any]:
         "config": description,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "peak_flops": peak and peak * jax.device_count(),
+        "memory_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         **{side: facts for side, (_, facts) in sides.items()},
     }
     if peer:
