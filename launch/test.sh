@@ -38,6 +38,16 @@ if ! compgen -G ".venv/tpu_compiler/libtpu-$libtpu.dist-info" > /dev/null; then
     --target=.venv/tpu_compiler "libtpu==$libtpu" ||
     echo "libtpu cannot be installed here: the tests that need it are skipped"
 fi
+# The GPU's compiler, which needs no GPU, for tests/gpu_compiler_test.py: 3.8 GB, most of it cuDNN's
+# and cuBLAS's libraries, which jax looks for before it compiles.
+jax=$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)
+if [ "$(uname -sm)" = "Linux x86_64" ] && [ ! -d ".venv/gpu_compiler/jax_cuda13_plugin-$jax.dist-info" ]; then
+  rm -rf .venv/gpu_compiler .venv/gpu_compiler.partial
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+    --target=.venv/gpu_compiler.partial "jax-cuda13-plugin[with-cuda]==$jax" "jax-cuda13-pjrt==$jax" &&
+    mv .venv/gpu_compiler.partial .venv/gpu_compiler ||
+    echo "jax's CUDA plugin cannot be installed here: the tests that need it are skipped"
+fi
 # torch and torch-fidelity, for tests/features_test.py. In a folder of its own, too: no other part
 # needs torch, which on Linux brings CUDA's libraries, 5.4 GB in all. With PyTorch's own index,
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, pip finds builds without them.

@@ -1,4 +1,4 @@
-"""Devices that are not there: TPUs of a topology, to compile for with the TPU's compiler."""
+"""Devices that are not there, TPUs or a GPU, to compile for with the real compiler."""
 
 from __future__ import annotations
 
@@ -19,6 +19,87 @@ _ACCELERATOR = {
     "v6e": "v6e-4",
 }
 
+# What the GPU's compiler asks of a device: figures that the CUDA driver gives for it, and the
+# bandwidth of the maker's data sheet.
+_GPU = """gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared_memory}
+  shared_memory_per_block_optin: {most_shared_memory}
+  threads_per_core_limit: 2048
+  core_count: {cores}
+  fpus_per_core: {units}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {memory}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  cuda_compute_capability {{ major: {major} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 12 }}
+device_description_str: "{name}"
+"""
+_GPUS = {
+    "h100": {
+        "name": "NVIDIA H100 80GB HBM3",
+        "major": 9,
+        "cores": 132,
+        "units": 128,
+        "clock": 1.98,
+        "memory": 84_978_434_048,
+        "bandwidth": 3_352_320_000_000,
+        "cache": 52_428_800,
+        "shared_memory": 233_472,
+        "most_shared_memory": 232_448,
+    },
+    "a100": {
+        "name": "NVIDIA A100-SXM4-80GB",
+        "major": 8,
+        "cores": 108,
+        "units": 64,
+        "clock": 1.41,
+        "memory": 84_986_691_584,
+        "bandwidth": 2_039_000_000_000,
+        "cache": 41_943_040,
+        "shared_memory": 167_936,
+        "most_shared_memory": 166_912,
+    },
+}
+
+
+def devices(topology: str) -> Sequence[jax.Device]:
+    """The devices of a topology: programs can be compiled for them, not run.
+
+    Args:
+      topology: a GPU, `h100` or `a100`; or TPUs, see `tpu_devices`.
+
+    Raises:
+      ValueError: for a topology that is not known.
+      RuntimeError: where there is no compiler for it.
+    """
+    if topology not in _GPUS:
+        return tpu_devices(topology)
+    try:
+        found = topologies.get_topology_desc(
+            topology, "cuda", topology="1x1x1", target_config=_GPU.format(**_GPUS[topology])
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise RuntimeError(
+            f"the GPU's compiler cannot be loaded ({error}); pip install 'jax[cuda13]'"
+        ) from error
+    return found.devices
+
+
+def gpu_memory(topology: str) -> int | None:
+    """Bytes of memory of a GPU of `devices`; None for TPUs, whose compiler knows what fits."""
+    return _GPUS[topology]["memory"] if topology in _GPUS else None
+
 
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a TPU topology: programs can be compiled for them, not run.
@@ -36,7 +117,8 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     if chip not in _ACCELERATOR or (star and not num_slices.isdecimal()):
         raise ValueError(
             f"topology {topology!r} is unknown; give a chip, one of {', '.join(_ACCELERATOR)}, "
-            "and its axes, as v3:8x8 (or v3:8x8*2 for two slices)"
+            "and its axes, as v3:8x8 (or v3:8x8*2 for two slices), or one of "
+            f"{', '.join(_GPUS)}"
         )
     # Asked of a metadata server otherwise, which only exists beside a TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -1,10 +1,12 @@
-"""What the TPU's compiler makes of a config: `python -m sr3_jax.tools.aot_report`.
+"""What the compiler of a TPU or a GPU makes of a config: `python -m sr3_jax.tools.aot_report`.
 
     python -m sr3_jax.tools.aot_report --config=configs/imagenet_64_256.py --topology=v3:8x8
 
 compiles the training step (or, with --mode=sample, one refinement step) for TPUs that need not be
 there: memory by part, operations, bytes, collectives, and the compiler's own estimate of the time.
-Needs libtpu (`pip install libtpu`), which runs on any Linux. Nothing here is a measurement.
+Needs libtpu (`pip install libtpu`), which runs on any Linux. `--topology=h100` or `a100` compiles
+for one GPU, and needs `pip install 'jax[cuda13]'`, but no GPU. Its compiler estimates no time;
+there is a sum of our own (`roofline`). Nothing here is a measurement.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from sr3_jax import command_line, factory, models, parallel
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
+
+# Kernels for matrix products are chosen by timing them, which there is no GPU for: the library's.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# What jax takes of a GPU, where it is not told otherwise.
+_GPU_SHARE = 0.75
 
 Mode = Literal["train", "sample"]
 
@@ -62,6 +69,9 @@ class Report:
         clock; collectives are not in it. More than the estimate, since no kernel reaches the
         peak. None of a quick report.
       compiler: what it says of its version.
+      kernels: of a GPU, how many are launched.
+      float32_images: of a GPU, how many images the kernels write in float32, and their bytes.
+      bytes_by_kind: of a GPU, read and written by opcodes, and by what the libraries do.
       quick: whether kernels were emitted in the first way, not the best one.
       flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
         are among them.
@@ -94,6 +104,9 @@ class Report:
     cycle_seconds: float | None = None
     quick: bool = False
     compiler: str = ""
+    kernels: int | None = None
+    float32_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    bytes_by_kind: dict[str, int] = dataclasses.field(default_factory=dict)
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     parts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     message: str = ""
@@ -111,11 +124,12 @@ def compile_report(
 
     Raises:
       ValueError: for a config or a topology that cannot be.
-      RuntimeError: where libtpu is missing.
+      RuntimeError: where the compiler is missing.
     """
-    devices = topologies.tpu_devices(topology)
+    devices = topologies.devices(topology)
     layout = factory.layout(config, devices)
-    if not config.model.lanes:  # what a TPU would take
+    is_gpu = devices[0].platform == "gpu"
+    if not config.model.lanes and not is_gpu:  # what a TPU would take
         config = config.copy_and_resolve_references()
         config.model.lanes = factory.TPU_LANES
     make = {"train": programs.train, "sample": programs.sample}[mode]
@@ -133,7 +147,8 @@ def compile_report(
     begin = time.perf_counter()
     try:
         lowered = program.lower(*arguments)
-        compiled = parallel.compile_for(devices[0], lowered, _QUICK_OPTIONS if quick else None)
+        options = _GPU_OPTIONS if is_gpu else _QUICK_OPTIONS if quick else None
+        compiled = parallel.compile_for(devices[0], lowered, options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -150,6 +165,12 @@ def compile_report(
     if hlo_path:
         epath.Path(hlo_path).write_text(text)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    found = roofline.operations(text)
+    if cost is None:  # as of GPUs
+        cost = {
+            "flops": sum(operation.flops for operation in found),
+            "bytes accessed": sum(operation.num_bytes for operation in found),
+        }
     parts["activations and other temporaries"] = memory.temp_size_in_bytes
     parts["program"] = memory.generated_code_size_in_bytes
     seconds = cost.get("optimal_seconds", -1.0)
@@ -157,15 +178,38 @@ def compile_report(
     peak = _peak_of_core(devices)
     model_flops = models.count_flops(factory.model(config), config.data.image_size)
     model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
+    used = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    there = topologies.gpu_memory(topology)
+    if there is not None:
+        images = roofline.float32_images(text)
+        facts |= {
+            "kernels": len(found),
+            "float32_images": {"count": len(images), "bytes": sum(images)},
+            "bytes_by_kind": {k: v.num_bytes for k, v in roofline.by_kind(found).items()},
+        }
+    if there is not None and used > _GPU_SHARE * there:
+        return Report(
+            **facts,
+            fits=False,
+            compile_seconds=time.perf_counter() - begin,
+            hbm_bytes_per_core=used,
+            hbm_parts=parts,
+            message=f"{used / 1e9:.1f} GB are more than {_GPU_SHARE:.0%} of the GPU's "
+            f"{there / 1e9:.1f} GB, which is what jax takes of it",
+            advice=_advice(config, layout)
+            + " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 has jax take more.",
+        )
     return Report(
         **facts,
         fits=True,
         compile_seconds=time.perf_counter() - begin,
-        hbm_bytes_per_core=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        hbm_bytes_per_core=used,
         hbm_parts=parts,
         flops_per_core=cost["flops"],
         model_flops_per_core=model_flops,
@@ -176,7 +220,7 @@ def compile_report(
         share_of_peak=seconds and peak and model_flops / seconds / peak,
         cycle_seconds=None if quick else _cycle_seconds(text, devices[0]),
         collectives=count_collectives(text),
-        parts=_parts(text, peak, parallel.memory_bandwidth(devices[0])),
+        parts=_parts(found, peak, parallel.memory_bandwidth(devices[0])),
     )
 
 
@@ -191,7 +235,7 @@ def largest_batch(
 
     Returns the report of one image for each group of devices where not even that fits.
     """
-    groups = parallel.num_batch_parts(factory.layout(config, topologies.tpu_devices(topology)).mesh)
+    groups = parallel.num_batch_parts(factory.layout(config, topologies.devices(topology)).mesh)
     parts = groups * config.train.accumulate_steps
 
     def of(rows: int) -> Report:
@@ -265,6 +309,12 @@ def render(report: Report) -> str:
             lines.append(f"  days for 1M steps         {days:8.2f}")
     else:
         lines.append("  time of a step: the compiler gives no estimate of this program")
+    if report.kernels:
+        count, size = (report.float32_images[key] for key in ("count", "bytes"))
+        lines.append(f"  kernels launched          {report.kernels:8d}")
+        lines.append(f"  float32 images written    {count:8d}   {size / 1e9:.2f} GB")
+        for kind, moved in list(report.bytes_by_kind.items())[:8]:
+            lines.append(f"    by {kind:<31}{moved / 1e9:8.2f} GB")
     for kind, sums in sorted(report.collectives.items()):
         lines.append(f"  {kind:<22}{sums['count']:5d} times {sums['bytes'] / 1e9:8.3f} GB")
     if report.parts:
@@ -282,17 +332,19 @@ def render(report: Report) -> str:
 def _peak_of_core(devices) -> float | None:
     """Of one of `devices`: where a chip's two cores are devices of their own, half the chip's."""
     peak = parallel.peak_flops(devices[0])
-    halved = len({tuple(d.coords) for d in devices}) < len(devices)
+    halved = len(devices) > 1 and len({tuple(d.coords) for d in devices}) < len(devices)
     # The table counts v2 and v3 by core, as jax does wherever there are such chips.
     if peak and halved and not re.search(r"v[23]", devices[0].device_kind):
         return peak / 2
     return peak
 
 
-def _parts(hlo: str, peak: float | None, bandwidth: float | None) -> dict[str, dict[str, float]]:
+def _parts(
+    found: list[roofline.Operation], peak: float | None, bandwidth: float | None
+) -> dict[str, dict[str, float]]:
     if not (peak and bandwidth):
         return {}
-    shares = roofline.by_part(roofline.operations(hlo), peak, bandwidth)
+    shares = roofline.by_part(found, peak, bandwidth)
     return {name: dataclasses.asdict(share) for name, share in shares.items()}
 
 

@@ -17,6 +17,7 @@ BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "
 BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
 # Which move nothing, or (`-done`) end what was counted where it began.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
+_WIDEST_KERNEL = 3
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -76,6 +77,39 @@ def operations(hlo: str) -> list[Operation]:
     return list(_operations(entry[1], computations))
 
 
+def float32_images(hlo: str) -> list[int]:
+    """Returns the bytes of each float32 image that the operations of a program write.
+
+    An image has four axes, of which the second and third are of one length, over a kernel's.
+    """
+    computations = dict(_computations(hlo))
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
+    names = {entry[1]}
+    for found in (found for body in computations.values() for found in body):
+        if found.opcode in ("while", "call"):
+            names.add(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"))
+    sizes = []
+    for found in (found for name in names for found in computations.get(name, ())):
+        if found.opcode in _FREE or found.opcode in ("while", "call"):
+            continue
+        for dtype, dimensions, _ in _ARRAY.findall(found.shape):
+            axes = [int(n) for n in dimensions.split(",") if n]
+            if dtype == "f32" and len(axes) == 4 and axes[1] == axes[2] > _WIDEST_KERNEL:
+                sizes.append(4 * math.prod(axes))
+    return sizes
+
+
+def by_kind(found: Iterable[Operation]) -> dict[str, Share]:
+    """Sums of bytes over opcodes, libraries' calls by their name; the most first."""
+    kinds: dict[str, Share] = collections.defaultdict(Share)
+    for operation in found:
+        name = operation.kind
+        if name == "custom-call":
+            name = re.sub(r"[.\d]+$", "", operation.name)
+        kinds[name].num_bytes += operation.num_bytes
+    return dict(sorted(kinds.items(), key=lambda item: -item[1].num_bytes))
+
+
 def by_part(
     found: Iterable[Operation], peak_flops: float, bytes_per_second: float
 ) -> dict[str, Share]:
@@ -127,8 +161,8 @@ def _operations(computation: str, computations) -> Iterator[Operation]:
     for found in computations[computation]:
         if found.opcode in _FREE or found.opcode.endswith("-done"):
             continue
-        if found.opcode == "while":
-            yield from _operations(found.attribute(r"body=%?([\w.\-]+)"), computations)
+        if found.opcode in ("while", "call"):
+            yield from _operations(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"), computations)
             continue
         read = [_size(shapes.get(name, "")) for name in found.operands]
         flops = 0.0
@@ -139,6 +173,10 @@ def _operations(computation: str, computations) -> Iterator[Operation]:
                 read[index] = size
         elif found.opcode == "convolution":
             flops = _convolution_flops(found, shapes)
+        elif found.opcode == "dot":
+            flops = _product_flops(found, shapes)
+        elif found.opcode == "custom-call":
+            flops = _library_flops(found, shapes)
         elif found.opcode == "dynamic-slice":
             read = [_size(found.shape)]
         written = _size(found.shape)
@@ -167,7 +205,37 @@ def _flops(computation: str, computations) -> float:
             total += _flops(found.attribute(r"calls=%?([\w.\-]+)"), computations)
         elif found.opcode == "convolution":  # on TPUs, matrix products are too
             total += _convolution_flops(found, shapes)
+        elif found.opcode == "dot":
+            total += _product_flops(found, shapes)
     return total
+
+
+def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:
+    left = _dimensions(shapes[found.operands[0]])
+    axes = found.attribute(r"lhs_contracting_dim(?:ension)?s\W+([\d,\"]+)")
+    return (
+        2.0
+        * math.prod(_dimensions(found.shape))
+        * math.prod(left[int(axis)] for axis in re.findall(r"\d+", axes))
+    )
+
+
+def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
+    """Of what a GPU's libraries do; a convolution's taps outside the image are counted, too."""
+    target = found.attribute(r'custom_call_target="([^"]*)"')
+    if target.startswith("__cublas$"):
+        return _product_flops(found, shapes)
+    if not target.startswith("__cudnn$conv"):
+        return 0.0
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", found.line)
+    first, second = (_dimensions(shapes[name]) for name in found.operands[:2])
+    # Forward: image, kernel; backward to the image: of its result, kernel; to the kernel: image, of
+    # its result.
+    kernel, result = {
+        "__cudnn$convBackwardInput": (second, first),
+        "__cudnn$convBackwardFilter": (_dimensions(found.shape), second),
+    }.get(target, (second, _dimensions(found.shape)))
+    return 2.0 * math.prod(result) / result[labels[3].index("f")] * math.prod(kernel)
 
 
 def _convolution_flops(found: _Instruction, shapes: dict[str, str]) -> float:
