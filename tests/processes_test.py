@@ -205,6 +205,15 @@ def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp
     small_run.assert_same_arrays(ours, theirs)
 
 
+def test_where_one_stalls_the_other_ends(images, tmp_path):
+    """A host that does nothing more, and whose connections stay open."""
+    with Job(tmp_path, images, **{"train.num_steps": 100_000}) as job:
+        job.wait_for_checkpoint(2)
+        job.processes[1].send_signal(signal.SIGSTOP)
+        # docs/architecture.md: within two minutes, and not as if it were done, or for good.
+        assert job.processes[0].wait(timeout=120) not in (0, 1, 2)
+
+
 def test_a_sigterm_to_one_stops_both_after_the_same_step(images, tmp_path):
     with Job(tmp_path, images, **{"train.num_steps": 100_000}) as job:
         job.wait_for_checkpoint(2)
