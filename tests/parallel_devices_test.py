@@ -100,3 +100,21 @@ def test_peaks_are_of_the_very_device(kind, teraflops):
     """Kinds as drivers print them; many contain the name of another."""
     found = peak._of(kind, peak._BF16_PEAK)
     assert found == (teraflops and pytest.approx(teraflops * 1e12))
+
+
+def test_compiled_programs_are_kept_where_the_next_start_finds_them(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        for workdir, kept in (
+            ("gs://bucket/run/", "gs://bucket/run/compiled"),  # another machine goes on there
+            ("/a/run", str(tmp_path / "sr3_jax")),
+            ("", str(tmp_path / "sr3_jax")),
+        ):
+            jax.config.update("jax_compilation_cache_dir", None)
+            parallel.keep_compiled(workdir)
+            assert jax.config.jax_compilation_cache_dir == kept
+        parallel.keep_compiled("gs://bucket/another")  # jax was told where
+        assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
