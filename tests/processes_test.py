@@ -6,6 +6,7 @@ The real training command, as two processes of four CPU devices each that talk o
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,7 +43,9 @@ def images(tmp_path_factory):
 class Job:
     """The training command as so many processes; ends them all when it ends."""
 
-    def __init__(self, workdir, images, *, mode="train", processes=2, devices=4, **overrides):
+    def __init__(
+        self, workdir, images, *, mode="train", processes=2, devices=4, homes=None, **overrides
+    ):
         self.workdir = pathlib.Path(workdir)
         self.notes = self.workdir / "notes"
         self.notes.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,9 @@ class Job:
                     [sys.executable, OBSERVED, str(self.notes), *flags, f"--workdir={workdir}"]
                     + (several if processes > 1 else []),
                     cwd=small_run.ROOT,
-                    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                    env=os.environ
+                    | {"JAX_NUM_CPU_DEVICES": str(devices)}
+                    | ({"HOME": str(homes[i])} if homes else {}),
                     stdout=subprocess.PIPE,
                     stderr=(self.workdir / f"stderr-{i}.txt").open("w"),
                     text=True,
@@ -203,6 +208,20 @@ def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp
         assert "resuming at step 4" in job.stderr(0)
     ours, theirs = (small_run.read_checkpoint(workdir, 8) for workdir in (tmp_path, two[0]))
     small_run.assert_same_arrays(ours, theirs)
+
+
+def test_other_images_on_another_host_are_noticed(images, tmp_path):
+    """Of the same names: as if each host had a disk of its own."""
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home in homes:
+        shutil.copytree(images, home / "images")
+    for path in (homes[1] / "images").glob("*1*.png"):
+        Image.effect_noise((24, 20), 50).convert("RGB").save(path)
+    with Job(tmp_path / "run", "~/images", homes=homes) as job:
+        assert job.statuses() == [2, 2]
+        for i in (0, 1):
+            (error,) = [x for x in job.stderr(i).splitlines() if x.startswith("error: ")]
+            assert "process 1 of 2 reads another image than process 0 as " in error
 
 
 def test_where_one_stalls_the_other_ends(images, tmp_path):

@@ -10,6 +10,7 @@ An image that cannot be used keeps its row, with weight 0, so it shifts nothing.
 one depth (`depth.Reader`).
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -179,6 +180,17 @@ class Pipeline:
     def name(self, index: int) -> str:
         """Of the image at a position of the source, as in `index` of a batch."""
         return self._source[index].name
+
+    def fingerprint(self, index: int) -> int:
+        """Returns a number of 63 bits for name and pixels of an image, or for why it has none."""
+        ref = self._source[index]
+        try:
+            content = ref.read().image.tobytes()
+        except (BadImageError, OSError) as error:
+            content = type(error).__name__.encode()
+        name = ref.name.encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(name + b"\0" + content, digest_size=8).digest()
+        return int.from_bytes(digest) >> 1
 
     @property
     def skipped(self) -> Mapping[str, str]:

@@ -65,6 +65,7 @@ def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     pipeline = data_factory.evaluation_pipeline(
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
+    shared.check_same_images(pipeline)
     name, (size, low) = factory.method(config), pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
         has_steps = not factory.predicts_image(config)

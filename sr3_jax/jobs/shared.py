@@ -69,6 +69,28 @@ def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bo
     parallel.wait_for_all()
 
 
+def check_same_images(images: Pipeline) -> None:
+    """Has all processes read a few images, and compares what they have read.
+
+    Raises:
+      ValueError: where one has other images, as where each host has a disk of its own.
+    """
+    if jax.process_count() == 1:
+        return
+    last = images.num_images - 1
+    chosen = sorted({0, last // 3, last // 2, last})
+    seen = np.array([[images.fingerprint(index) for index in chosen]])
+    everyone = parallel.of_all_processes(seen)
+    for process, theirs in enumerate(everyone):
+        if (theirs != everyone[0]).any():
+            index = chosen[int(np.argmax(theirs != everyone[0]))]
+            raise ValueError(
+                f"process {process} of {len(everyone)} reads another image than process 0 as "
+                f"{images.name(index)}; give all hosts the same images, by one file system or a "
+                "bucket"
+            )
+
+
 def count_unusable(images: Pipeline) -> dict[str, int]:
     """Of all processes; too many of them end each process alike."""
     damaged, too_small = images.unusable

@@ -55,6 +55,7 @@ def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     _check_goes_on(config, workdir)
     shared.list_images(config, workdir, training=True)
     pipeline = data_factory.training_pipeline(config, workdir / shared.INDEX)
+    shared.check_same_images(pipeline)
     data_factory.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
     checkpointer = checkpoint.Checkpointer(
         workdir / "checkpoints",
