@@ -334,7 +334,7 @@ def _has_metrics(folder: epath.Path) -> bool:
     """Returns whether a folder has the means by method that an evaluation or a scoring leaves."""
     try:
         found = json.loads((folder / "metrics.json").read_bytes())
-        return all("n" in means for means in found.values())
+        return any("n" in means for means in found.values())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
 
