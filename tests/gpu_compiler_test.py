@@ -17,10 +17,9 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
-@pytest.mark.parametrize("gpu", ["h100", "a100"])
-def test_a_training_step_compiles_for_a_gpu(gpu, tmp_path):
+def test_a_training_step_compiles_for_a_gpu(tmp_path):
     report, hlo = tmp_path / "report.json", tmp_path / "hlo.txt"
-    command = [sys.executable, "-m", "sr3_jax.tools.aot_report", f"--topology={gpu}"]
+    command = [sys.executable, "-m", "sr3_jax.tools.aot_report", "--topology=h100"]
     flags = ["--config.model.multipliers=1,2,", "--config.data.image_size=64"]
     flags += ["--config.data.low_resolution=16", "--config.model.dtype=bfloat16"]
     run = subprocess.run(

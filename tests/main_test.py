@@ -66,7 +66,9 @@ def test_wrong_use_is_answered_with_the_key_and_the_remedy(flags, message, tmp_p
     status = forked_run.run(flags, tmp_path / "said.txt")
     said = (tmp_path / "said.txt").read_text()
     assert status == 2, said
-    (error,) = [line for line in said.splitlines() if not line.startswith(("I0", "W0", "devices: "))]
+    (error,) = [
+        line for line in said.splitlines() if not line.startswith(("I0", "W0", "devices: "))
+    ]
     assert error.startswith("error: ") and message in error
 
 

@@ -23,10 +23,8 @@ LAYOUTS = [  # name, axes, micro-batches
     ("replicated", dict(), 2),
     ("zero1", dict(), 1),
     ("zero1", dict(shards=2), 2),
-    ("zero1", dict(spatial=2), 1),
     ("zero1", dict(model=2), 1),
-    ("fsdp", dict(), 2),
-    ("fsdp", dict(shards=2), 1),
+    ("fsdp", dict(shards=2), 2),
     ("fsdp", dict(spatial=2), 1),
 ]
 
