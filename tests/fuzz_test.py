@@ -262,6 +262,8 @@ def test_tars(by_parts, tmp_path):
         path.write_bytes(data)
         read_all(archives.archive(path), path)
 
+    path.write_bytes(whole)
+    assert len(archives.archive(path)) == len(list((tmp_path / "images").rglob("*.*")))
     read(whole)
     fuzz(make, read, ValueError)
 

@@ -72,6 +72,6 @@ ENTRY %main (a: bf16[2,8,8,4], k: bf16[6,3,3,4]) -> f32[2,8,8,6] {{
         assert operations[name].flops == 2 * products
     assert operations["cudnn-conv.1"].num_bytes == image + kernel + result + 16
     assert operations["z"].num_bytes == 3 * result and operations["z"].flops == 0
-    assert roofline.float32_images(text) == [2 * result]
-    kinds = {k: v.num_bytes for k, v in roofline.by_kind(operations.values()).items()}
+    assert roofline.float32_images(operations.values()) == [2 * result]
+    kinds = roofline.by_kind(operations.values())
     assert kinds["copy"] == 3 * result and kinds["cudnn-conv-bw-input"] == image + kernel + result

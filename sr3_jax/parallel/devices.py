@@ -15,8 +15,8 @@ from sr3_jax.parallel import memory
 
 _PCI = pathlib.Path("/sys/bus/pci/devices")
 _GOOGLE, _NVIDIA = "0x1ae0", "0x10de"
-_STORAGE, _NETWORK = "0x01", "0x02"  # classes of what else Google makes for its machines
-_DISPLAY_3D = ("0x03", "0x12")
+_STORAGE, _NETWORK = "0x01", "0x02"  # classes of other devices that Google's machines have
+_GPU_CLASSES = ("0x03", "0x12")
 
 # Packages by which jax drives them.
 _TPU_PLUGINS = ("libtpu",)
@@ -91,7 +91,7 @@ def _gpus() -> str:
     files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""  # hidden on purpose
-    return ", ".join(files) or _on_bus(_NVIDIA, lambda kind: kind.startswith(_DISPLAY_3D))
+    return ", ".join(files) or _on_bus(_NVIDIA, lambda kind: kind.startswith(_GPU_CLASSES))
 
 
 def _on_bus(vendor: str, is_chip: Callable[[str], bool]) -> str:

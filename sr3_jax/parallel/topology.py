@@ -89,7 +89,7 @@ def devices(topology: str) -> Sequence[jax.Device]:
         found = topologies.get_topology_desc(
             topology, "cuda", topology="1x1x1", target_config=_GPU.format(**_GPUS[topology])
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise RuntimeError(
             f"the GPU's compiler cannot be loaded ({error}); pip install 'jax[cuda13]'"
         ) from error

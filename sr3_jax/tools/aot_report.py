@@ -29,9 +29,10 @@ from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
 
-# Kernels for matrix products are chosen by timing them, which there is no GPU for: the library's.
+# XLA times Triton's kernels for matrix products to choose one. Without a GPU it cannot, and some do
+# not compile, so that cuBLAS takes all of them.
 _GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-# What jax takes of a GPU, where it is not told otherwise.
+# jax takes this share of a GPU's memory by default.
 _GPU_SHARE = 0.75
 
 Mode = Literal["train", "sample"]
@@ -69,9 +70,9 @@ class Report:
         clock; collectives are not in it. More than the estimate, since no kernel reaches the
         peak. None of a quick report.
       compiler: what it says of its version.
-      kernels: of a GPU, how many are launched.
-      float32_images: of a GPU, how many images the kernels write in float32, and their bytes.
-      bytes_by_kind: of a GPU, read and written by opcodes, and by what the libraries do.
+      kernels: how many a GPU launches; None of TPUs.
+      float32_images: number and bytes of the images that kernels write in float32; of a GPU.
+      bytes_by_kind: bytes that each opcode moves, and each call of a library; of a GPU.
       quick: whether kernels were emitted in the first way, not the best one.
       flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
         are among them.
@@ -178,32 +179,17 @@ def compile_report(
     peak = _peak_of_core(devices)
     model_flops = models.count_flops(factory.model(config), config.data.image_size)
     model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
-    used = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    there = topologies.gpu_memory(topology)
-    if there is not None:
-        images = roofline.float32_images(text)
-        facts |= {
-            "kernels": len(found),
-            "float32_images": {"count": len(images), "bytes": sum(images)},
-            "bytes_by_kind": {k: v.num_bytes for k, v in roofline.by_kind(found).items()},
-        }
-    if there is not None and used > _GPU_SHARE * there:
+    used = _used_bytes(memory)
+    facts |= _gpu_facts(found) if is_gpu else {}
+    if is_gpu and used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
         return Report(
             **facts,
             fits=False,
             compile_seconds=time.perf_counter() - begin,
             hbm_bytes_per_core=used,
             hbm_parts=parts,
-            message=f"{used / 1e9:.1f} GB are more than {_GPU_SHARE:.0%} of the GPU's "
-            f"{there / 1e9:.1f} GB, which is what jax takes of it",
-            advice=_advice(config, layout)
-            + " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 has jax take more.",
+            message=f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes",
+            advice=_advice(config, layout) + " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.",
         )
     return Report(
         **facts,
@@ -327,6 +313,22 @@ def render(report: Report) -> str:
                 f"{part['arithmetic_seconds'] * 1e3:8.2f}; {part['num_bytes'] / 1e9:6.2f} GB"
             )
     return "\n".join(lines)
+
+
+def _used_bytes(memory: Any) -> int:
+    """Returns the memory of a device that a program takes, by its `memory_analysis`."""
+    kinds = ("argument", "output", "temp", "generated_code")
+    return sum(getattr(memory, f"{k}_size_in_bytes") for k in kinds) - memory.alias_size_in_bytes
+
+
+def _gpu_facts(found: list[roofline.Operation]) -> dict[str, Any]:
+    """Returns the fields of a report that only GPUs have."""
+    images = roofline.float32_images(found)
+    return {
+        "kernels": len(found),
+        "float32_images": {"count": len(images), "bytes": sum(images)},
+        "bytes_by_kind": roofline.by_kind(found),
+    }
 
 
 def _peak_of_core(devices) -> float | None:

@@ -37,6 +37,7 @@ class Operation:
       source: what it was made from, as jax names it (`jit(train_step)/UNet/up_0_block_1/...`).
       flops: of its convolutions and matrix products; what falls on padding is not counted.
       num_bytes: read and written, with what the arrays' tiles are padded by.
+      written: shape of the result, as in the program's text.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Operation:
     source: str
     flops: float
     num_bytes: int
+    written: str = ""
 
 
 @dataclasses.dataclass
@@ -77,37 +79,27 @@ def operations(hlo: str) -> list[Operation]:
     return list(_operations(entry[1], computations))
 
 
-def float32_images(hlo: str) -> list[int]:
-    """Returns the bytes of each float32 image that the operations of a program write.
+def float32_images(found: Iterable[Operation]) -> list[int]:
+    """Returns the bytes of each float32 image that operations write.
 
     An image has four axes, of which the second and third are of one length, over a kernel's.
     """
-    computations = dict(_computations(hlo))
-    entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
-    names = {entry[1]}
-    for found in (found for body in computations.values() for found in body):
-        if found.opcode in ("while", "call"):
-            names.add(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"))
     sizes = []
-    for found in (found for name in names for found in computations.get(name, ())):
-        if found.opcode in _FREE or found.opcode in ("while", "call"):
-            continue
-        for dtype, dimensions, _ in _ARRAY.findall(found.shape):
-            axes = [int(n) for n in dimensions.split(",") if n]
-            if dtype == "f32" and len(axes) == 4 and axes[1] == axes[2] > _WIDEST_KERNEL:
-                sizes.append(4 * math.prod(axes))
+    for dtype, dimensions, _ in (array for o in found for array in _ARRAY.findall(o.written)):
+        axes = [int(n) for n in dimensions.split(",") if n]
+        if dtype == "f32" and len(axes) == 4 and axes[1] == axes[2] > _WIDEST_KERNEL:
+            sizes.append(BYTES[dtype] * math.prod(axes))
     return sizes
 
 
-def by_kind(found: Iterable[Operation]) -> dict[str, Share]:
-    """Sums of bytes over opcodes, libraries' calls by their name; the most first."""
-    kinds: dict[str, Share] = collections.defaultdict(Share)
+def by_kind(found: Iterable[Operation]) -> dict[str, int]:
+    """Returns the bytes that each opcode moves, the most first; calls of libraries by name."""
+    kinds: collections.Counter[str] = collections.Counter()
     for operation in found:
-        name = operation.kind
-        if name == "custom-call":
-            name = re.sub(r"[.\d]+$", "", operation.name)
-        kinds[name].num_bytes += operation.num_bytes
-    return dict(sorted(kinds.items(), key=lambda item: -item[1].num_bytes))
+        is_library = operation.kind == "custom-call"
+        name = re.sub(r"[.\d]+$", "", operation.name) if is_library else operation.kind
+        kinds[name] += operation.num_bytes
+    return dict(kinds.most_common())
 
 
 def by_part(
@@ -183,7 +175,8 @@ def _operations(computation: str, computations) -> Iterator[Operation]:
         if found.opcode == "dynamic-update-slice":  # in place
             read, written = read[1:2], read[1]
         source = found.attribute(r'op_name="([^"]*)"')
-        yield Operation(found.name, found.opcode, source, flops, sum(read) + written)
+        moved = sum(read) + written
+        yield Operation(found.name, found.opcode, source, flops, moved, found.shape)
 
 
 def _slices(body: list[_Instruction]) -> Iterator[tuple[int, int]]:
@@ -221,7 +214,10 @@ def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:
 
 
 def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
-    """Of what a GPU's libraries do; a convolution's taps outside the image are counted, too."""
+    """Returns the operations of a call of a GPU's library: cuDNN's or cuBLAS's.
+
+    Those of a convolution on the zeros around the image are counted, too.
+    """
     target = found.attribute(r'custom_call_target="([^"]*)"')
     if target.startswith("__cublas$"):
         return _product_flops(found, shapes)
@@ -229,8 +225,8 @@ def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
         return 0.0
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", found.line)
     first, second = (_dimensions(shapes[name]) for name in found.operands[:2])
-    # Forward: image, kernel; backward to the image: of its result, kernel; to the kernel: image, of
-    # its result.
+    # Operands: forward, image and kernel; backward to the image, cotangent and kernel; backward to
+    # the kernel, image and cotangent.
     kernel, result = {
         "__cudnn$convBackwardInput": (second, first),
         "__cudnn$convBackwardFilter": (_dimensions(found.shape), second),
