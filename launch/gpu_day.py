@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ TINY = os.environ.get("TINY") == "1"
 MAIN = [sys.executable, "-m", "sr3_jax.main", "--num_processes=1"]
 BENCHMARK = [sys.executable, "-m", "sr3_jax.tools.benchmark"]
 PART_BYTES = 15 << 20
-# Of float32 networks on two kinds of devices: sums of many numbers in other orders.
+# Two kinds of devices add up float32 numbers in different orders.
 TOLERANCE = 2e-3
 
 # The networks of Table A.1: flags of the benchmark, and how many images are tried at first.
@@ -44,7 +43,7 @@ class Day:
         self.figures: dict[str, dict] = {}
 
     def left(self) -> float:
-        """Seconds."""
+        """Returns the seconds that are left."""
         return self.end - time.monotonic()
 
     def run(self, command: list[str], limit: float, stop: bool = False, **variables: str) -> str:
@@ -72,7 +71,7 @@ class Day:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-        # Of a progress bar, which returns to the line's begin, the last state alone.
+        # A progress bar overwrites its line; only its last state is kept.
         lines = said.read_text(errors="replace").split("\n")
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
         with (self.out / "log.txt").open("a") as log:
@@ -99,7 +98,7 @@ class Day:
         (self.out / "report.md").write_text(self.report())
 
     def report(self) -> str:
-        """All figures as Markdown."""
+        """Returns all figures as Markdown."""
         lines = ["# A GPU day", ""]
         for name, found in self.figures.items():
             lines += [f"## {name}", ""]
@@ -111,7 +110,7 @@ class Day:
         return "\n".join(lines)
 
     def devices(self, found: dict) -> None:
-        """Which machine it is."""
+        """Names the devices."""
         code = "from sr3_jax import parallel as p; p.check_accelerator(); print(p.describe())"
         found["devices"] = self.run([sys.executable, "-c", code], 120).strip().splitlines()[-1]
         if shutil.which("nvidia-smi"):
@@ -120,7 +119,7 @@ class Day:
             found["nvidia-smi"] = said.strip()
 
     def training(self, found: dict) -> None:
-        """A small training with default flags, its resumption, evaluation, and an upscaling."""
+        """Trains a small network with default flags, resumes, evaluates, and upscales a picture."""
         draw_pictures(self.work / "pictures", 24, 96)
         flags = [
             "--config=configs/quickstart.py",
@@ -156,11 +155,11 @@ class Day:
         found["upscaled"] = (self.work / "up" / "0.png").exists()
 
     def numbers(self, found: dict) -> None:
-        """The network, its gradient and a refinement here against the CPU's."""
+        """Compares a small network's output, gradient and sample with the CPU's."""
         import numpy as np
 
         for name, platform in (("here", os.environ.get("JAX_PLATFORMS", "")), ("cpu", "cpu")):
-            code = [sys.executable, "launch/gpu_day.py", "--numbers", str(self.work / name)]
+            code = [sys.executable, "launch/gpu_probe.py", "numbers", str(self.work / name)]
             self.run(code, 240, JAX_PLATFORMS=platform)
         here, cpu = (np.load(self.work / f"{name}.npz") for name in ("here", "cpu"))
         for key in cpu:
@@ -170,7 +169,7 @@ class Day:
                 raise RuntimeError(f"{key} differs by {error:.1e}, more than {TOLERANCE}")
 
     def networks(self, found: dict) -> None:
-        """Step time, share of the peak and memory of the paper's networks, beside PyTorch's."""
+        """Times the paper's networks, beside PyTorch's where that is there."""
         peer = []
         if os.environ.get("PEER_PYTHON"):
             peer = ["--peer=diffusers", f"--peer_python={os.environ['PEER_PYTHON']}"]
@@ -198,13 +197,13 @@ class Day:
                 break
 
     def profile(self, found: dict) -> None:
-        """The ten kernels that take longest in a training step of the 64 to 256 network."""
+        """Finds the ten kernels that take longest in a training step of the 64 to 256 network."""
         flags = ["--config=configs/imagenet_64_256.py", "--config.train.batch_size=16"]
         if TINY:
             flags = ["--config=configs/quickstart.py", "--config.train.batch_size=2"]
             flags += ["--config.model.channels=8", "--config.data.image_size=16"]
             flags += ["--config.data.low_resolution=4"]
-        script = [sys.executable, "launch/gpu_day.py", "--profile", str(self.work / "profile")]
+        script = [sys.executable, "launch/gpu_probe.py", "profile", str(self.work / "profile")]
         said = self.run([*script, *flags], 420)
         for line in said.splitlines():
             if line.startswith("kernel: "):
@@ -212,7 +211,7 @@ class Day:
                 found[name] = f"{1e3 * float(seconds):.3f} ms a step"
 
     def upscaling(self, found: dict) -> None:
-        """Images a second, from file to file, by the network of the small training."""
+        """Times upscaling from file to file, by the network of the small training."""
         for steps in (2,) if TINY else (4, 20, 100):
             flags = ["--what=upscale", f"--workdir={self.work / 'small'}", f"--steps={steps}"]
             flags += [f"--images={2 if TINY else 64}", "--size=16x16" if TINY else "--size=64x64"]
@@ -221,7 +220,7 @@ class Day:
             found[f"{steps} calls"] = " | ".join(lines[:4])
 
     def real_training(self, found: dict) -> None:
-        """A training for the minutes that are left, and its network in files to take away."""
+        """Trains for the minutes that are left, and packs the network into files to take away."""
         folder = os.environ.get("DATA")
         if not folder:
             folder = str(self.work / "pictures")
@@ -261,7 +260,7 @@ class Day:
 
 
 def summary(results: dict) -> dict[str, str]:
-    """The benchmark's figures of a network, for the report."""
+    """Returns the benchmark's figures of a network, for the report."""
     made = {"parameters": f"{results['sr3_jax']['parameters'] / 1e6:.0f} M"}
     for side in ("sr3_jax", "diffusers"):
         for name in ("forward", "train"):
@@ -280,7 +279,7 @@ def summary(results: dict) -> dict[str, str]:
 
 
 def draw_pictures(folder: pathlib.Path, count: int, size: int) -> None:
-    """Pictures of smooth noise and edges, where there are no photographs."""
+    """Draws smooth noise and edges, to train on where there are no photographs."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -296,97 +295,8 @@ def draw_pictures(folder: pathlib.Path, count: int, size: int) -> None:
         picture.save(folder / f"{i}.png")
 
 
-def write_numbers(path: str) -> None:
-    """Of a small network in float32: its output, its gradient, and a sample of four steps."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from sr3_jax import diffusion, models
-
-    jax.config.update("jax_default_matmul_precision", "highest")
-    model = models.UNet(channels=16, multipliers=(1, 2), num_blocks=1, dtype=jnp.float32)
-    rng = np.random.default_rng(0)
-    shape = (2, 16, 16, 3)
-    x, y_t = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
-    gamma = jnp.asarray([0.3, 0.9], jnp.float32)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params = model.init(jax.random.key(0), x, y_t, gamma)["params"]
-    # The last layer begins at zero, and so would all that is compared.
-    flat, tree = jax.tree.flatten(params)
-    flat = [np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32) for p in flat]
-    params = jax.tree.unflatten(tree, flat)
-
-    def loss(params):
-        return jnp.mean(jnp.square(model.apply({"params": params}, x, y_t, gamma)))
-
-    gradient = jax.jit(jax.grad(loss))(params)
-    sampler = diffusion.ddim(diffusion.respace(diffusion.linear(2000, 1e-6, 1e-2), 4), 0.0)
-    keys = jax.random.split(jax.random.key(1), 2)
-
-    def sample(params):
-        denoise = lambda y, g: model.apply({"params": params}, x, y, g)  # noqa: E731
-        return diffusion.sample(denoise, sampler, keys, shape[1:])
-
-    np.savez(
-        path,
-        output=jax.jit(model.apply)({"params": params}, x, y_t, gamma),
-        gradient=np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient)]),
-        sample=jax.jit(sample)(params),
-    )
-
-
-def write_profile(folder: str, flags: list[str]) -> None:
-    """Traces three training steps on random images; prints kernels and their seconds a step."""
-    import jax
-    import jax.numpy as jnp
-    from absl import flags as absl_flags
-    from ml_collections import config_flags
-
-    from sr3_jax import factory, parallel
-    from sr3_jax.tools import programs
-
-    config = config_flags.DEFINE_config_file("config")
-    absl_flags.FLAGS(["gpu_day.py", *flags])
-    config = config.value
-    layout = factory.layout(config)
-    program, (state, batch), _ = programs.train(config, layout)
-    compiled = parallel.compile_for(jax.devices()[0], program.lower(state, batch))
-    make = lambda a: jax.device_put(jnp.full(a.shape, 0.01, a.dtype), a.sharding)  # noqa: E731
-    state, batch = jax.tree.map(make, state), jax.tree.map(make, batch)
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready(metrics)
-    steps = 3
-    with jax.profiler.trace(folder):
-        for _ in range(steps):
-            state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
-    (trace,) = pathlib.Path(folder).rglob("*.xplane.pb")
-    seconds: collections.Counter[str] = collections.Counter()
-    # Of a GPU, what its streams did; of a CPU, its operations among all else.
-    planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-    gpus = [plane for plane in planes if "/device:" in plane.name.lower()]
-    for plane in gpus or planes:
-        for line in plane.lines:
-            if gpus and "stream" not in line.name.lower():
-                continue
-            for event in line.events:
-                if event.name.startswith("$"):  # a function of Python
-                    continue
-                seconds[event.name] += event.duration_ns / 1e9 / steps
-    for name, value in seconds.most_common(10):
-        print(f"kernel: {value:.6f} {name[:120]}")
-
-
 def main() -> int:
-    """The whole day; 1 where a stage failed."""
-    sys.path.insert(0, str(ROOT))
-    if sys.argv[1:2] == ["--numbers"]:
-        write_numbers(sys.argv[2])
-        return 0
-    if sys.argv[1:2] == ["--profile"]:
-        write_profile(sys.argv[2], sys.argv[3:])
-        return 0
+    """Runs all stages; returns 1 where one failed."""
     out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "gpu_day").resolve()
     if (out / "figures.json").exists():
         print(f"error: {out} has the figures of a day; give another folder", file=sys.stderr)

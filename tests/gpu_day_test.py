@@ -27,7 +27,7 @@ def test_every_stage_passes_and_leaves_its_figures(tmp_path):
     assert len(figures["longest kernels of a training step"]) > 5
     report = (out / "report.md").read_text()
     assert all(f"## {name}" in report for name in figures)
-    assert "launch/gpu_day.py --numbers" in (out / "log.txt").read_text()
+    assert "launch/gpu_probe.py numbers" in (out / "log.txt").read_text()
     # The parts, put together, are the run's folder.
     whole = tmp_path / "network.tar.gz"
     whole.write_bytes(b"".join(path.read_bytes() for path in sorted(out.glob("network.tar.gz.*"))))

@@ -211,7 +211,7 @@ def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp
 
 
 def test_other_images_on_another_host_are_noticed(images, tmp_path):
-    """Of the same names: as if each host had a disk of its own."""
+    """Each host has images of its own, under the same names."""
     homes = [tmp_path / "a", tmp_path / "b"]
     for home in homes:
         shutil.copytree(images, home / "images")
