@@ -83,8 +83,10 @@ python3 -m pip install --quiet --user uv; ~/.local/bin/uv venv --quiet --allow-e
   loop="while :; do .venv/bin/python -m sr3_jax.main $flags; s=\$?; case \$s in 0|1|2) echo \$s \
 > ~/exit_status; break;; esac; sleep 10; done"
   # Whoever wants to know whether it runs tries the lock, which its processes hold while one lives.
-  start="nohup flock --nonblock ~/sr3_jax.lock bash -c $(printf %q "$loop")"
-  on_hosts all "echo $(job_of "$@") > job; cd sr3_jax; $start > ~/sr3_jax.log 2>&1 < /dev/null &"
+  # Taken before the command returns, so that no question comes between.
+  start="nohup bash -c $(printf %q "$loop") > ~/sr3_jax.log 2>&1 < /dev/null"
+  on_hosts all "exec 9> sr3_jax.lock; flock --nonblock 9 || exit 0; echo $(job_of "$@") > job; \
+cd sr3_jax; $start &"
 }
 
 job_of() { # FLAGS: one word for them
@@ -92,11 +94,12 @@ job_of() { # FLAGS: one word for them
 }
 
 # What the first host does: absent, running JOB, or ended JOB STATUS; nothing where it does not
-# answer. Prints no more than that, and does not count on gcloud to hand on an exit status.
+# answer. Prints no more than that, and does not count on gcloud to hand on an exit status. The lock
+# comes first: a job writes its status before it lets go of the lock.
 ask_host() {
-  on_hosts 0 "if test -s exit_status; then echo ended \$(cat job exit_status); \
-elif flock --nonblock --conflict-exit-code 75 sr3_jax.lock true; test \$? = 75; \
-then echo running \$(cat job); else echo absent; fi" | tail -n 1
+  on_hosts 0 "flock --nonblock --conflict-exit-code 75 sr3_jax.lock true; if test \$? = 75; \
+then echo running \$(cat job); elif test -s exit_status; then echo ended \$(cat job exit_status); \
+else echo absent; fi" | tail -n 1
 }
 
 watch() { # FLAGS
