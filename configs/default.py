@@ -54,6 +54,9 @@ def get_config() -> config_dict.ConfigDict:
     model.num_blocks = 2
     model.attention_resolutions = ()  # besides the deepest level: sizes of levels, as (16,)
     model.bottleneck_attention = True  # off: for training on crops smaller than the images to come
+    # `group` normalisation, whose statistics are the whole image's; or `pixel`, each pixel's own:
+    # for networks without attention, in tiles of any size.
+    model.norm = "group"
     model.num_heads = 1
     model.dropout = 0.0
     model.scale_shift = False  # the noise level scales and shifts, instead of being added

@@ -38,6 +38,7 @@ MAY_CHANGE = (
 WHERE_MISSING = {
     "method": "sr3",
     "model.num_classes": 0,
+    "model.norm": "group",
     "data.white_level": 0,
     "train.source_noise": 0.0,
     "train.label_dropout": 0.1,  # of no meaning without classes

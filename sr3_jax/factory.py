@@ -108,6 +108,7 @@ def model(config: ConfigDict) -> models.UNet | models.SRCNN:
         num_blocks=c.num_blocks,
         attention_levels=_attention_levels(config),
         bottleneck_attention=c.bottleneck_attention,
+        norm=_norm(config),
         num_heads=c.num_heads,
         dropout=c.dropout,
         scale_shift=c.scale_shift,
@@ -119,6 +120,13 @@ def model(config: ConfigDict) -> models.UNet | models.SRCNN:
         num_classes=num_classes(config),
         source_noise=source_noise(config) > 0,
         lanes=lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+    )
+
+
+def _norm(config: ConfigDict) -> models.Statistics:
+    name = config.model.get("norm", "group")  # older workdirs have no such key
+    return config_checks.choice(
+        "config.model.norm", name, {n: n for n in get_args(models.Statistics)}
     )
 
 

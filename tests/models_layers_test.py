@@ -26,7 +26,7 @@ def test_group_norm_equals_that_of_flax(channels):
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, image)
 
-    ours, theirs = output_and_gradients(layers.GroupNorm()), output_and_gradients(flax)
+    ours, theirs = output_and_gradients(layers.Norm()), output_and_gradients(flax)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
 
 
@@ -47,7 +47,7 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
     # 64 +- 1: where bfloat16 sums of 4096 pixels would be off by far more than the spread.
     noise = jax.random.normal(jax.random.key(0), (2, 64, 64, 32))
     image = (64 + noise).astype(jnp.bfloat16)
-    norm = layers.GroupNorm(jnp.bfloat16)
+    norm = layers.Norm(jnp.bfloat16)
     params = norm.init(jax.random.key(0), image)
     (out,) = norm.apply(params, image)
     assert out.dtype == jnp.bfloat16
@@ -58,7 +58,7 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
 
 def test_constant_images_normalise_to_the_bias():
     image = jnp.full((1, 8, 8, 16), 1234.5)
-    (out,), _ = layers.GroupNorm().init_with_output(jax.random.key(0), image)
+    (out,), _ = layers.Norm().init_with_output(jax.random.key(0), image)
     assert np.all(np.isfinite(out))
     assert np.abs(out).max() < 0.1
 
@@ -66,7 +66,7 @@ def test_constant_images_normalise_to_the_bias():
 def test_scale_shift_modulates_the_normalised_image():
     image = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 8))
-    norm = layers.GroupNorm()
+    norm = layers.Norm()
     params = norm.init(jax.random.key(0), image)
     expected = norm.apply(params, image)[0] * (1 + scale[:, None, None]) + shift[:, None, None]
     (modulated,) = norm.apply(params, image, scale_shift=(scale, shift))
@@ -86,7 +86,7 @@ def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish, end
     weight = jax.random.normal(keys[4], image.shape)  # a plain sum hides errors in the means
 
     def ours(params, image, shift, extra, added):
-        norm = layers.GroupNorm(swish=swish)
+        norm = layers.Norm(swish=swish)
         parts = jnp.split(image, ends, axis=-1)
         out = norm.apply({"params": params}, *parts, shift=shift, scale_shift=(extra, added))
         return jnp.concatenate(out, axis=-1)
@@ -96,6 +96,41 @@ def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish, end
         out = norm.apply({"params": params}, image + shift[:, None, None])
         out = out * (1 + extra[:, None, None]) + added[:, None, None]
         return nn.swish(out) if swish else out
+
+    def value_and_gradients(f):
+        def total(*args):
+            return jnp.sum(weight * jnp.sin(f(*args)))
+
+        return jax.value_and_grad(total, range(5))(params, image, shift, extra, added)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4),
+        value_and_gradients(ours),
+        value_and_gradients(theirs),
+    )
+
+
+@pytest.mark.parametrize("fold, ends", [(1, ()), (1, (10,)), (4, (8,))])
+def test_pixel_norm_equals_flax_rms_norm(fold, ends):
+    """With what is added before and after, in parts and folded; and its gradients."""
+    channels = 24
+    keys = jax.random.split(jax.random.key(5), 4)
+    image = 3 + 2 * jax.random.normal(keys[0], (2, 4, 8, channels))
+    shift, extra, added, scale, bias = jax.random.normal(keys[1], (5, 2, channels))
+    params = {"scale": scale[0], "bias": bias[0]}
+    weight = jax.random.normal(keys[2], image.shape)
+
+    def ours(params, image, shift, extra, added):
+        norm = layers.Norm(swish=True, fold=fold, statistics="pixel")
+        parts = [folding.fold(part, fold) for part in jnp.split(image, ends, axis=-1)]
+        out = norm.apply({"params": params}, *parts, shift=shift, scale_shift=(extra, added))
+        return jnp.concatenate([folding.refold(part, fold, 1) for part in out], axis=-1)
+
+    def theirs(params, image, shift, extra, added):
+        norm = nn.RMSNorm(epsilon=1e-6)
+        out = norm.apply({"params": {"scale": params["scale"]}}, image + shift[:, None, None])
+        out = out + params["bias"]
+        return nn.swish(out * (1 + extra[:, None, None]) + added[:, None, None])
 
     def value_and_gradients(f):
         def total(*args):

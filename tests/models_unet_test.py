@@ -265,3 +265,18 @@ def test_labels_and_source_noise_change_what_is_said():
     assert np.abs(first - say(label + 1, 1.0)).max() > 1e-3
     assert np.abs(first - say(label + 2, 1.0)).max() > 1e-3
     assert np.abs(first - say(label, 0.9)).max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["group", "pixel"])
+def test_with_the_statistics_of_pixels_what_lies_far_away_makes_no_difference(norm):
+    """So that an image in tiles, whatever their size, is the image as a whole."""
+    model = models.UNet(
+        channels=8, multipliers=(1, 2), num_blocks=1, bottleneck_attention=False, norm=norm
+    )
+    params = random_params(model)
+    x, y_t, gamma = inputs(batch=1, width=160)
+    changed = x.at[:, :, :40].multiply(3.0)
+    here, there = (apply(model, params, x, y_t, gamma)[:, :, 120:] for x in (x, changed))
+    assert (np.abs(here - there).max() > 1e-3) == (norm == "group")
+    if norm == "pixel":
+        np.testing.assert_array_equal(here, there)

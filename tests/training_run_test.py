@@ -118,6 +118,7 @@ def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
         ("model.multipliers", (1, 2), r"multipliers was \[1\] and is now \[1, 2\]"),
         ("model.residual_std", 0.3, "residual_std was .* and is now 0.3"),
         ("model.embedding_scale", 1.0, "embedding_scale was .* and is now 1.0"),
+        ("model.norm", "pixel", "norm was 'group' and is now 'pixel'"),
         ("model.scale_shift", True, "scale_shift was False and is now True"),
         ("data.low_resolution", 8, "low_resolution was 4 and is now 8"),
         ("data.image_size", 32, "image_size was 16 and is now 32"),

@@ -1,6 +1,7 @@
 """Networks: plain Flax Linen modules that know no config, file or device."""
 
 from sr3_jax.models.guidance import guided_eps
+from sr3_jax.models.layers import Statistics
 from sr3_jax.models.srcnn import SRCNN
 from sr3_jax.models.unet import (
     UNet,
@@ -13,6 +14,7 @@ from sr3_jax.models.unet import (
 
 __all__ = [
     "SRCNN",
+    "Statistics",
     "UNet",
     "count_flops",
     "count_parameters",

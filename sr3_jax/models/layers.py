@@ -6,6 +6,7 @@ float32 whatever `dtype` is.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from sr3_jax.models import convolution, folding, normalization
 
 Resample = Literal["none", "up", "down"]
+Statistics = Literal["group", "pixel"]
 
 _SQRT_HALF = math.sqrt(0.5)
 
@@ -144,8 +146,11 @@ class NoiseEmbedding(nn.Module):
         return Dense(4 * self.features, self.dtype, name="dense_1")(nn.swish(h))
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation with min(channels / 4, 32) groups (Wu and He 2018).
+class Norm(nn.Module):
+    """Group normalisation with min(channels / 4, 32) groups (Wu and He 2018), or per pixel.
+
+    The `statistics` of a `group` are its mean and variance over the image; of a `pixel`, its root
+    mean square over the channels (Zhang and Sennrich 2019).
 
     `shift`, `[b, channels]`, is added to the image before; `scale_shift`, `(scale, shift)` of the
     same shape, modulates the normalised image by `(1 + scale) * image + shift`. Neither costs a
@@ -156,6 +161,7 @@ class GroupNorm(nn.Module):
     swish: bool = False
     epsilon: float = 1e-6
     fold: int = 1
+    statistics: Statistics = "group"
 
     @nn.compact
     def __call__(
@@ -173,10 +179,12 @@ class GroupNorm(nn.Module):
             extra, added = (v.astype(jnp.float32) for v in scale_shift)
             scale, offset = scale * (1.0 + extra), offset * (1.0 + extra) + added
         shift = jnp.zeros(per_channel) if shift is None else shift.astype(jnp.float32)
-        groups = num_norm_groups(channels)
-        normalised = normalization.group_norm(
-            parts, shift, scale, offset, groups, self.swish, self.epsilon, self.fold
-        )
+        rest = (self.swish, self.epsilon, self.fold)
+        if self.statistics == "pixel":
+            normalised = normalization.pixel_norm(parts, shift, scale, offset, *rest)
+        else:
+            groups = num_norm_groups(channels)
+            normalised = normalization.group_norm(parts, shift, scale, offset, groups, *rest)
         return tuple(part.astype(self.dtype) for part in normalised)
 
 
@@ -257,8 +265,8 @@ def _batch_beside_channels(image: Array) -> Array:
 class ResidualBlock(nn.Module):
     """BigGAN residual block conditioned on the noise level (score_sde's BigGAN++ block).
 
-    GroupNorm, swish, resample, conv, + Dense(swish(embedding)) where there is one, GroupNorm,
-    swish, dropout, zero-initialised conv; the shortcut is resampled too, and projected where the
+    Norm, swish, resample, conv, + Dense(swish(embedding)) where there is one, Norm, swish,
+    dropout, zero-initialised conv; the shortcut is resampled too, and projected where the
     number of channels changes or the block resamples; the sum is scaled by 1/sqrt(2). A tuple of
     images stands for their concatenation along the channels. Without keys nothing is dropped. What
     comes in is folded by `fold`, and what goes out by `fold_out`.
@@ -271,6 +279,7 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
     fold: int = 1
     fold_out: int = 1
+    statistics: Statistics = "group"
 
     @nn.compact
     def __call__(
@@ -280,13 +289,14 @@ class ResidualBlock(nn.Module):
         dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h2 w2 features"]:
         parts = image if isinstance(image, tuple) else (image,)
-        h = GroupNorm(self.dtype, swish=True, fold=self.fold, name="norm_0")(*parts)
+        norm = functools.partial(Norm, self.dtype, swish=True, statistics=self.statistics)
+        h = norm(fold=self.fold, name="norm_0")(*parts)
         h = [self._resample(part) for part in h]
         # Where the embedding is added to what it makes, that has a bias already.
         biased, fold = self.scale_shift or embedding is None, self.fold_out
         h = Conv3x3(self.features, self.dtype, use_bias=biased, fold=fold, name="conv_0")(*h)
         modulation = {} if embedding is None else self._modulation(embedding)
-        (h,) = GroupNorm(self.dtype, swish=True, fold=fold, name="norm_1")(h, **modulation)
+        (h,) = norm(fold=fold, name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:
             h = drop(h, dropout_keys, self.dropout)
         h = Conv3x3(self.features, self.dtype, zero=True, fold=fold, name="conv_1")(h)
@@ -317,10 +327,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels: GroupNorm, q k v, attention, zero-initialised Dense."""
+    """Self-attention over all pixels: Norm, q k v, attention, zero-initialised Dense."""
 
     num_heads: int = 1
     dtype: DTypeLike = jnp.float32
+    statistics: Statistics = "group"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -330,7 +341,7 @@ class AttentionBlock(nn.Module):
                 f"num_heads = {self.num_heads} does not divide the {c} channels it attends "
                 "over; use a divisor"
             )
-        (normalised,) = GroupNorm(self.dtype, name="norm")(image)
+        (normalised,) = Norm(self.dtype, statistics=self.statistics, name="norm")(image)
         qkv = Dense(3 * c, self.dtype, name="qkv")(normalised.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.num_heads, -1), 3, axis=2)
         attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)

@@ -1,5 +1,7 @@
 """Group normalisation and the swish after it as one operation with a gradient of few passes.
 
+And `pixel_norm`, whose result at a pixel depends on that pixel alone.
+
 Between the convolutions of a U-Net everything waits for memory, so what counts is how often an
 image is read and written. Differentiated by hand, the backward pass needs two sums over the
 pixels, which the convolution that makes the cotangent can take along, and one multiply-add for
@@ -129,6 +131,32 @@ def _backward(num_groups, swish, epsilon, fold, residuals, cotangents):
 
 
 group_norm.defvjp(_forward, _backward)
+
+
+def pixel_norm(
+    parts: Parts,
+    shift: PerChannel,
+    scale: PerChannel,
+    offset: PerChannel,
+    swish: bool,
+    epsilon: float = 1e-6,
+    fold: int = 1,
+) -> Parts:
+    """Divides `image + shift` by its root mean square over the channels, at each pixel.
+
+    Arguments and result are those of `group_norm`. The channels of all parts count together.
+    """
+    shifted = _add(parts, shift, fold)
+    by_fold = [part.reshape(*part.shape[:-1], fold, -1) for part in shifted]
+    squares = sum(jnp.sum(jnp.square(part), axis=-1, keepdims=True) for part in by_fold)
+    inverse = jax.lax.rsqrt(squares / scale.shape[-1] + epsilon)
+
+    def one(part: Array, normalised: Array, scale: Array, offset: Array) -> Array:
+        out = (normalised * inverse).reshape(part.shape) * scale + offset
+        return (out * jax.nn.sigmoid(out) if swish else out).astype(part.dtype)
+
+    affine = (_split(v, parts, fold) for v in (scale, offset))
+    return tuple(map(one, parts, by_fold, *affine))
 
 
 def _affine(statistics: _Statistics, scale: PerChannel, offset: PerChannel):

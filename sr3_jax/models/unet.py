@@ -36,9 +36,11 @@ class UNet(nn.Module):
       num_blocks: residual blocks in each level on the way down.
       attention_levels: levels with self-attention after each block, as in DDPM.
       bottleneck_attention: self-attention between the two blocks at the bottleneck. A network
-        without any attention can be trained on crops and run on larger images, but it is not local:
-        its convolutions reach far (78 pixels to each side with three levels of a block each), and
-        GroupNorm takes its statistics over the whole array.
+        without any attention can be trained on crops and run on larger images. Its convolutions
+        reach far (78 pixels to each side with three levels of a block each), and so does `norm`.
+      norm: `group` normalises by statistics of the whole array, as in the paper; `pixel` by those
+        of each pixel's channels, so that what lies far away makes no difference
+        (`layers.Norm`).
       num_heads: attention heads.
       dropout: probability of dropping an activation in training.
       scale_shift: let the noise embedding scale and shift after normalisation instead of being
@@ -66,6 +68,7 @@ class UNet(nn.Module):
     num_blocks: int = 2
     attention_levels: Sequence[int] = ()
     bottleneck_attention: bool = True
+    norm: layers.Statistics = "group"
     num_heads: int = 1
     dropout: float = 0.0
     scale_shift: bool = False
@@ -119,9 +122,8 @@ class UNet(nn.Module):
             features = self.channels * self.multipliers[level]
             level_out = level + {"none": 0, "down": 1, "up": -1}[resample]
             folds = dict(fold=fold[level], fold_out=fold[level_out])
-            module = block_type(
-                features, resample, self.dropout, self.scale_shift, self.dtype, **folds, name=name
-            )
+            options = (features, resample, self.dropout, self.scale_shift, self.dtype)
+            module = block_type(*options, **folds, statistics=self.norm, name=name)
             keys = dropout_keys
             if keys is not None and self.dropout:
                 number = zlib.crc32(name.encode())
@@ -130,7 +132,7 @@ class UNet(nn.Module):
 
         def attention(h: Array, name: str, level: int) -> Array:
             h = folding.refold(h, fold[level], 1)
-            h = attention_type(self.num_heads, self.dtype, name=name)(h)
+            h = attention_type(self.num_heads, self.dtype, self.norm, name=name)(h)
             return folding.refold(h, 1, fold[level])
 
         deepest = len(self.multipliers) - 1
@@ -201,7 +203,8 @@ class UNet(nn.Module):
         return sum(parts) if parts else None
 
     def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
-        (h,) = layers.GroupNorm(self.dtype, swish=True, fold=fold, name="norm_out")(h)
+        norm = layers.Norm(self.dtype, swish=True, fold=fold, statistics=self.norm, name="norm_out")
+        (h,) = norm(h)
         conv = layers.Conv3x3(self.out_channels, self.dtype, zero=True, fold=fold, name="conv_out")
         return folding.refold(conv(h), fold, 1).astype(jnp.float32)
 
