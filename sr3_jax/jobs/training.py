@@ -6,7 +6,7 @@ import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -158,17 +158,12 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
 def _validation(config, workdir, model, schedule, options, params, mesh) -> loop.Validate:
     """Means over the held-out images, with noise that never changes; compiled at once."""
     of_batch = training_step.make_validation(model, schedule, options)
-
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def sums(params: training_state.Params, batch: training_step.Batch) -> tuple[Any, Any]:
-        count = batch["weight"].sum()
-        return jax.tree.map(lambda mean: mean * count, of_batch(params, batch)), count
-
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = data_factory.evaluation_pipeline(
         config, batch_size, index_dir=workdir / shared.INDEX
     )
     layout = parallel.Layout(mesh)
+    sums = training_step.jit_validation(of_batch, layout)
     shapes = training_step.batch_shapes(layout, batch_size, *pipeline.sizes, pipeline.dtype)
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params

@@ -247,6 +247,19 @@ def make_validation(
     return validate
 
 
+def jit_validation(
+    validate: Callable[[Params, Batch], Metrics], layout: parallel.Layout
+) -> jax.stages.Wrapped:
+    """`validate` as one program that gives sums over the rows of a batch, and their number."""
+
+    @functools.partial(jax.jit, out_shardings=layout.whole)
+    def sums(params: Params, batch: Batch) -> tuple[Metrics, Float[Array, ""]]:
+        count = batch["weight"].sum()
+        return jax.tree.map(lambda mean: mean * count, validate(params, batch)), count
+
+    return sums
+
+
 def ema_decay_at(step: Array, decay: float) -> Float[Array, ""]:
     """The moving average's decay after `step` updates: min(decay, (1 + step) / (10 + step))."""
     step = step.astype(jnp.float32)
