@@ -230,7 +230,7 @@ def _check_flags() -> epath.Path:
     if _MODE.value == "upscale":
         _require("input", _INPUT.value)
         _require("output", _OUTPUT.value)
-    workdir = epath.Path(_WORKDIR.value or ".")
+    workdir = epath.Path(_WORKDIR.value or ".").expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"--workdir={workdir} is a file; give a folder")
     return workdir

@@ -6,6 +6,7 @@ The real training command, as two processes of four CPU devices each that talk o
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -44,9 +45,20 @@ class Job:
     """The training command as so many processes; ends them all when it ends."""
 
     def __init__(
-        self, workdir, images, *, mode="train", processes=2, devices=4, homes=None, **overrides
+        self,
+        folder,
+        images,
+        *,
+        mode="train",
+        processes=2,
+        devices=4,
+        homes=None,
+        workdir=None,
+        **overrides,
     ):
-        self.workdir = pathlib.Path(workdir)
+        """`folder` is for what the processes say, and the workdir unless another is given."""
+        self.workdir = pathlib.Path(folder)
+        workdir = workdir or folder
         self.notes = self.workdir / "notes"
         self.notes.mkdir(parents=True, exist_ok=True)
         values = {
@@ -60,7 +72,7 @@ class Job:
         } | overrides
         flags = [
             f"--mode={mode}",
-            *small_run.flags(),
+            *(flag.replace("=configs", f"={small_run.ROOT}/configs") for flag in small_run.flags()),
             *(f"--config.{k}={v}" for k, v in values.items()),
         ]
         with socket.socket() as free:
@@ -77,7 +89,7 @@ class Job:
                 subprocess.Popen(
                     [sys.executable, OBSERVED, str(self.notes), *flags, f"--workdir={workdir}"]
                     + (several if processes > 1 else []),
-                    cwd=small_run.ROOT,
+                    cwd=homes[i] if homes else small_run.ROOT,
                     env=os.environ
                     | {"JAX_NUM_CPU_DEVICES": str(devices)}
                     | ({"HOME": str(homes[i])} if homes else {}),
@@ -222,6 +234,50 @@ def test_other_images_on_another_host_are_noticed(images, tmp_path):
         for i in (0, 1):
             (error,) = [x for x in job.stderr(i).splitlines() if x.startswith("error: ")]
             assert "process 1 of 2 reads another image than process 0 as " in error
+
+
+@pytest.mark.parametrize("place", ["another", "not to be written", "checkpoints"])
+def test_a_workdir_that_not_all_can_write_is_noticed(images, tmp_path, place):
+    """Before anything is trained: the second process has another folder of that name, or none."""
+    homes, workdir = [tmp_path / "a", tmp_path / "b"], "~/run"
+    for home in homes:
+        home.mkdir()
+    nowhere = "/proc/self/task"  # where nobody can write, not even root
+    if place == "not to be written":
+        (homes[1] / "run").symlink_to(nowhere)
+    if place == "checkpoints":  # of one workdir for both, on a disk of each host's own
+        workdir = tmp_path / "run"
+        workdir.mkdir()
+        (workdir / "checkpoints").symlink_to("/proc/self/cwd/disk")
+        (homes[0] / "disk").mkdir()
+        (homes[1] / "disk").symlink_to(nowhere)
+    with Job(tmp_path / "notes", images, homes=homes, workdir=workdir) as job:
+        assert set(job.statuses()) <= {1, 2}
+        (first,), (second,) = (
+            [line for line in job.stderr(i).splitlines() if line.startswith("error: ")]
+            for i in (0, 1)
+        )
+    if place == "another":
+        assert "process 1 of 2 has another folder as" in first
+    else:
+        assert "process 1 of 2 cannot write into" in first and "No such file" in second
+    assert not list(tmp_path.rglob("events.out.*")) + list(tmp_path.rglob("*.partial"))
+
+
+def test_where_one_cannot_write_any_more_it_ends_and_what_was_saved_is_whole(images, tmp_path):
+    """A full disk of one host: its files grow no more. The other ends as where it is killed."""
+    endless = {"train.num_steps": 100_000, "checkpoint.keep_last": 1000}
+    with Job(tmp_path, images, **endless) as job:
+        job.wait_for_checkpoint(2)
+        full = (80_000, 80_000)  # as in tests/survival_test.py
+        resource.prlimit(job.processes[1].pid, resource.RLIMIT_FSIZE, full)
+        # Not within the ten minutes that Orbax would wait for it.
+        assert job.processes[1].wait(timeout=60) == 1
+        assert "Failed writing" in job.stderr(1)
+    steps = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert "2" in steps
+    for step in steps:
+        small_run.read_checkpoint(tmp_path, int(step))
 
 
 def test_where_one_stalls_the_other_ends(images, tmp_path):

@@ -80,7 +80,7 @@ def open_stage(
       FileNotFoundError: there is no config or no such checkpoint.
       ValueError: the checkpoint is of another network, or the sampling cannot be.
     """
-    workdir = epath.Path(workdir)
+    workdir = epath.Path(workdir).expanduser()
     try:
         config = config or config_file.load(workdir / "config.json")
         changed = sampling_factory.changed(

@@ -88,7 +88,7 @@ class TrainedNetwork:
           FileNotFoundError: where the folder holds no config or no such checkpoint.
           ValueError: where the two do not fit together, or for an unknown key.
         """
-        workdir = epath.Path(workdir)
+        workdir = epath.Path(workdir).expanduser()
         config = config_file.load(workdir / "config.json")
         return cls.from_config(
             config,
@@ -112,7 +112,7 @@ class TrainedNetwork:
           FileNotFoundError: there is no checkpoint.
           ValueError: the name is no number, or the config is of another network.
         """
-        path = epath.Path(path)
+        path = epath.Path(path).expanduser()
         if not path.name.isdigit():
             raise ValueError(
                 f"{path} is no checkpoint; give its folder, named by its step, as 5000"

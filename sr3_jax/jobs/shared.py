@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -46,8 +48,44 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
         # Nobody begins before the folder is held, or waits for those that cannot.
         if not parallel.of_all_processes(np.asarray([error is None])).all():
             raise error or locks.HeldError(f"process 0 could not take {folder} for this job")
+        check_shared(folder)
         yield
         parallel.wait_for_all()
+
+
+def check_shared(folder: epath.PathLike) -> None:
+    """Has all processes write into a folder, and see what process 0 wrote there.
+
+    Raises:
+      OSError: this process cannot write there.
+      ValueError: another process cannot, or has another folder of that name, as on a disk of its
+        own.
+    """
+    if jax.process_count() == 1:
+        return
+    drawn = np.frombuffer(secrets.token_bytes(8), np.uint8)[None]
+    token = parallel.of_all_processes(drawn)[0].tobytes().hex()
+    mine, first = (
+        f"{os.fspath(folder)}/.{token[:8]}{i:08x}.partial" for i in (jax.process_index(), 0)
+    )
+    error: OSError | None = None
+    try:
+        storage.write_whole(mine, b"")
+    except OSError as why:
+        error = why
+    parallel.wait_for_all()
+    can_write = parallel.of_all_processes(np.asarray([error is None]))
+    sees = parallel.of_all_processes(np.asarray([storage.exists(first)]))
+    if error is None:
+        storage.remove(mine)
+    if error is not None:
+        raise error
+    for fault, found in (("cannot write into", can_write), ("has another folder as", sees)):
+        if not found.all():
+            raise ValueError(
+                f"process {int(np.argmin(found))} of {len(found)} {fault} {os.fspath(folder)}; "
+                "give a folder that all hosts share and may write, by one file system or a bucket"
+            )
 
 
 def listed(reasons: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
     )
+    shared.check_shared(checkpointer.directory)  # which may be a link to another disk
     state = _first_state(config, model, optimizer, layout, checkpointer)
     if int(state.step) >= options.num_steps:
         # Compiling the steps of a large network, of which none is left, takes minutes.

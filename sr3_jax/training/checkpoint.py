@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging as std_logging
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from sr3_jax.training import digests
 
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")
+_POLL_SECONDS = 0.01  # while a checkpoint is written
 
 
 def _badness(metrics: Mapping[str, float]) -> float:
@@ -78,6 +80,23 @@ def _check_metrics(folder: epath.Path) -> None:
         raise ValueError(f"{path} is not what was written")
 
 
+class _Write:
+    """An `orbax.checkpoint.future.Future` of a write; notes an error when it comes."""
+
+    def __init__(self, future: Any, note: Callable[[BaseException], None]) -> None:
+        self._future, self._note = future, note
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout)
+        except BaseException as error:
+            self._note(error)
+            raise
+
+    def cancel(self) -> bool | None:
+        return self._future.cancel()
+
+
 class Checkpointer:
     """Saves and restores states under `DIRECTORY/<step>`.
 
@@ -114,12 +133,13 @@ class Checkpointer:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self.directory = epath.Path(directory).absolute()
+        self.directory = epath.Path(directory).expanduser().absolute()
         self._names = _SoundSteps()
+        self._error: BaseException | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                "default": ocp.StandardCheckpointHandler(),
+                "default": self._handler(),
                 digests.FOLDER: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -156,6 +176,7 @@ class Checkpointer:
         numbers = {name: float(value) for name, value in metrics.items()}
         record = digests.Record({name: digest.text for name, digest in found.items()}, numbers)
         with self._name_failure():
+            self._wait()
             # They would count as the latest, and their numbers are needed again.
             for damaged in sorted(self._damaged & set(self.steps)):
                 self._manager.delete(damaged)
@@ -218,7 +239,39 @@ class Checkpointer:
     def wait(self) -> None:
         """Returns once every checkpoint is on disk; raises CheckpointError where one is not."""
         with self._name_failure():
-            self._manager.wait_until_finished()
+            self._wait()
+
+    def check(self) -> None:
+        """Raises CheckpointError where a checkpoint could not be written; does not wait."""
+        with self._name_failure():
+            if self._error is not None:
+                raise self._error
+
+    def _handler(self) -> ocp.StandardCheckpointHandler:
+        """Orbax's handler of arrays, which tells at once of a write that has failed.
+
+        Orbax itself raises the error once all processes are done, which wait for this one.
+        """
+        handler = ocp.StandardCheckpointHandler()
+        save = handler.async_save
+
+        def note(error: BaseException) -> None:
+            self._error = error
+
+        async def async_save(*args: Any, **kwargs: Any) -> list[Any] | None:
+            writes = await save(*args, **kwargs)
+            return writes and [_Write(write, note) for write in writes]
+
+        handler.async_save = async_save
+        return handler
+
+    def _wait(self) -> None:
+        # In Orbax's own wait each process would wait for one that has failed, ten minutes long.
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(_POLL_SECONDS)
+        self.check()
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then lets go of the directory."""
@@ -282,9 +335,13 @@ class Checkpointer:
     def _name_failure(self) -> Iterator[None]:
         try:
             yield
+        except CheckpointError:
+            raise
         except Exception as error:
             cause: BaseException | None = error
-            while cause is not None:
+            seen = set()  # the same error may come a second time, with itself for a reason
+            while cause is not None and id(cause) not in seen:
+                seen.add(id(cause))
                 if isinstance(cause, jax.errors.JaxRuntimeError):
                     # Of the devices or of other processes, not of the file system.
                     raise cause from None

@@ -116,6 +116,7 @@ def train(
                 stop = hooks.stop_signal(step)
                 if last or step % options.log_every_steps == 0:
                     log.write(step)
+                    checkpointer.check()
                 if last or stop or step % options.checkpoint_every_steps == 0:
                     log.check_finite()
                     with log.pause():

@@ -1,0 +1,32 @@
+r"""SR3 4x for photographs of any size: small enough to train, and to use, on two CPU cores.
+
+    python -m sr3_jax.main --config=configs/photos_4x.py --workdir=DIR \
+        --config.data.path=PHOTOS/train --config.data.eval_path=PHOTOS/val
+
+PHOTOS: folders of photographs of 176 pixels or more. The network has no attention and normalises
+each pixel by itself, so that results do not depend on the size of the tiles.
+"""
+
+from ml_collections import config_dict
+
+from configs import bsds500_16_64, default
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """Returns the config: that of `bsds500_16_64`, on other photographs and for longer."""
+    config = bsds500_16_64.get_config()
+    # Squares of 64 pixels or more, of a short side of 176: nothing is enlarged.
+    config.data.crop_scale = (0.37, 0.8)
+    config.model.norm = "pixel"
+    # The root mean square of y_0 - x over 1280 crops of Caltech-101 and TF Flowers, in [-1, 1]. In a
+    # trial of 900 steps the held-out loss was 0.199 with 0.1, and 0.179 with 0.17.
+    config.model.residual_std = 0.154
+    config.sampling.sampler = "dpmpp_2m"
+    config.sampling.schedule = "log_snr"
+    config.sampling.num_steps = 20
+    config.train.num_steps = 60_000
+    config.train.learning_rate = 1e-3
+    config.train.num_decay_steps = 15_000
+    config.train.ema_decay = 0.9995
+    config.checkpoint.every_steps = 1000
+    return default.variant(config, variant, learning_rate=config.train.learning_rate)
