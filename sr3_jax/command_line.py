@@ -86,9 +86,15 @@ def nothing_to_lose() -> Iterator[None]:
 
 def leave(status: int, message: str = "") -> NoReturn:
     """Ends the process by SystemExit, with a line on stderr."""
-    if message:
-        print(message, file=sys.stderr, flush=True)
+    say(message)
     sys.exit(status)
+
+
+def say(message: str) -> None:
+    """Prints a line to stderr, if any; a log that cannot be written does not change the ending."""
+    if message:
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
 
 
 def ending(error: Exception) -> tuple[int, str]:

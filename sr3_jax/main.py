@@ -12,6 +12,7 @@ Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and 
 was asked to stop by SIGTERM and has saved, or another process of the job was lost; 130 Ctrl-C.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -138,8 +139,8 @@ def main(_: list[str]) -> int | None:
         from jax.errors import JaxRuntimeError
 
         from sr3_jax import config_file, jobs, parallel
-        from sr3_jax.training.checkpoint import quiet_orbax
         from sr3_jax.training.loop import StoppedError
+        from sr3_jax.training.orbax_parts import quiet_orbax
 
     quiet_orbax()
 
@@ -337,9 +338,9 @@ def _leave(status: int, message: str = "") -> NoReturn:
         command_line.leave(status, message)
     # The usual end of a process waits until all have come to theirs, and the others may be waiting
     # for this one.
-    if message:
-        print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    command_line.say(message)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(status)
 
 

@@ -39,7 +39,7 @@ from sr3_jax.tools import (
     sampler_benchmark,
     upscale_benchmark,
 )
-from sr3_jax.training import checkpoint
+from sr3_jax.training import orbax_parts
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
@@ -339,7 +339,7 @@ def _benchmark_upscale() -> dict[str, Any]:
 def main(_: list[str]) -> None:
     """Times, prints, and writes JSON where asked."""
     logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
-    checkpoint.quiet_orbax()
+    orbax_parts.quiet_orbax()
     if _WHAT.value == "data":
         results = _benchmark_data()
     elif _WHAT.value == "upscale":

@@ -44,7 +44,7 @@ from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
 from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
-from sr3_jax.training import checkpoint
+from sr3_jax.training import checkpoint, orbax_parts
 from sr3_jax.training.state import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
@@ -364,6 +364,6 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    checkpoint.quiet_orbax()
+    orbax_parts.quiet_orbax()
     define_flags()
     command_line.run(main)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging as std_logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from sr3_jax import parallel
-from sr3_jax.training import digests
+from sr3_jax.training import digests, orbax_parts
 
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")
@@ -37,64 +35,6 @@ class CheckpointError(RuntimeError):
 
 class _MismatchError(ValueError):
     """A checkpoint's arrays are not those of the network."""
-
-
-class _SoundSteps(ocp.path.step.NameFormat):
-    """Orbax's folder names, without those whose metrics or digests are damaged.
-
-    It reads the metrics of all steps as it opens a directory, and would not open it. Metrics that
-    are not what was written would make another checkpoint the best.
-    """
-
-    def __init__(self) -> None:
-        self._standard = ocp.path.step.standard_name_format()
-        self.hidden: set[epath.Path] = set()
-
-    def build_name(self, step: int) -> str:
-        return self._standard.build_name(step)
-
-    def find_step(self, base_path: epath.PathLike, step: int) -> ocp.path.step.Metadata:
-        return self._standard.find_step(base_path, step)
-
-    def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
-        for found in self._standard.find_all(base_path):
-            try:
-                _check_metrics(found.path)
-            except ValueError as error:
-                if found.path not in self.hidden:
-                    logging.warning("checkpoint %s is damaged: %s", found.path, error)
-                self.hidden.add(found.path)
-            else:
-                yield found
-
-
-def _check_metrics(folder: epath.Path) -> None:
-    """Raises ValueError where a checkpoint's metrics or digests are not what was written."""
-    path, record = folder / "metrics" / "metrics", digests.read(folder)
-    try:
-        metrics = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    # As texts: NaN is a metric, too, and differs from itself.
-    if record and json.dumps(metrics, sort_keys=True) != json.dumps(record.metrics, sort_keys=True):
-        raise ValueError(f"{path} is not what was written")
-
-
-class _Write:
-    """An `orbax.checkpoint.future.Future` of a write; notes an error when it comes."""
-
-    def __init__(self, future: Any, note: Callable[[BaseException], None]) -> None:
-        self._future, self._note = future, note
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            return self._future.result(timeout)
-        except BaseException as error:
-            self._note(error)
-            raise
-
-    def cancel(self) -> bool | None:
-        return self._future.cancel()
 
 
 class Checkpointer:
@@ -134,12 +74,12 @@ class Checkpointer:
                 )
             )
         self.directory = epath.Path(directory).expanduser().absolute()
-        self._names = _SoundSteps()
+        self._names = orbax_parts.SoundSteps()
         self._error: BaseException | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                "default": self._handler(),
+                "default": orbax_parts.handler(self._note),
                 digests.FOLDER: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -247,23 +187,8 @@ class Checkpointer:
             if self._error is not None:
                 raise self._error
 
-    def _handler(self) -> ocp.StandardCheckpointHandler:
-        """Orbax's handler of arrays, which tells at once of a write that has failed.
-
-        Orbax itself raises the error once all processes are done, which wait for this one.
-        """
-        handler = ocp.StandardCheckpointHandler()
-        save = handler.async_save
-
-        def note(error: BaseException) -> None:
-            self._error = error
-
-        async def async_save(*args: Any, **kwargs: Any) -> list[Any] | None:
-            writes = await save(*args, **kwargs)
-            return writes and [_Write(write, note) for write in writes]
-
-        handler.async_save = async_save
-        return handler
+    def _note(self, error: BaseException) -> None:
+        self._error = error
 
     def _wait(self) -> None:
         # In Orbax's own wait each process would wait for one that has failed, ten minutes long.
@@ -406,24 +331,3 @@ def _check_finite(found: Mapping[str, digests.Digest], what: str) -> None:
             f"{len(wrong)} of {len(found)} arrays in all; use an earlier checkpoint and a lower "
             "config.train.learning_rate or config.train.clip_norm"
         )
-
-
-def quiet_orbax() -> None:
-    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint.
-
-    Of its warnings, those go that are about what `Checkpointer` means to do.
-    """
-    meant = (
-        "CheckpointManagerOptions.read_only=True",
-        "Given directory is read only",
-        "Metadata file does not exist",  # asked for the shapes of an item, which has none
-        "Requested `tracked_metric`",  # saved in haste, without validation
-    )
-
-    def keep(record: std_logging.LogRecord) -> bool:
-        if "orbax" not in record.pathname:
-            return True
-        is_meant = record.getMessage().startswith(meant)
-        return record.levelno >= std_logging.WARNING and not is_meant
-
-    logging.get_absl_handler().addFilter(keep)
