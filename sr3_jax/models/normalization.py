@@ -110,11 +110,14 @@ def _backward(num_groups, swish, epsilon, fold, residuals, cotangents):
 
     affine = (_split(v, parts, fold) for v in _affine(statistics, scale, offset))
     g = tuple(map(before_swish, parts, cotangents, *affine))
-    # The two sums over the pixels; everything else is a number for each channel.
-    sum_g = pixels * _mean(g, fold)
+    # The two sums over the pixels; everything else is a number for each channel. Without a barrier
+    # XLA makes one sum of these and those over the batch that follow: a third pass over g, which it
+    # then keeps, in float32 (docs/gpu.md).
     centred = _add(parts, centre, fold)
-    d_scale = inverse_std * pixels * _mean(map(jnp.multiply, g, centred), fold)
-    mean_g = _over_group(scale * sum_g, num_groups) / pixels
+    sums = _mean(g, fold), _mean(map(jnp.multiply, g, centred), fold)
+    mean_g, mean_product = jax.lax.optimization_barrier(sums)
+    sum_g, d_scale = pixels * mean_g, inverse_std * pixels * mean_product
+    mean_g = _over_group(scale * mean_g, num_groups)
     mean_g_normalised = _over_group(scale * d_scale, num_groups) / pixels
     of_g = scale * inverse_std
     of_centred = -jnp.square(inverse_std) * mean_g_normalised
@@ -194,7 +197,17 @@ def _add(parts: Parts, values: PerChannel, fold: int) -> Parts:
 
 def _mean(parts: Iterable[Array], fold: int) -> PerChannel:
     """Over the pixels of each channel of all parts."""
-    means = [jnp.mean(part, axis=(1, 2), dtype=jnp.float32) for part in parts]
+
+    def at_once(*parts: Array) -> list[Array]:
+        return [jnp.mean(part, axis=(1, 2), dtype=jnp.float32) for part in parts]
+
+    def by_rows(*parts: Array) -> list[Array]:
+        rows = [jnp.mean(part, axis=2, dtype=jnp.float32) for part in parts]
+        return [jnp.mean(row, axis=1) for row in rows]
+
+    # For GPUs XLA has one pass take several sums over rows, but a pass each over small images,
+    # between which it keeps what is summed up in float32 (docs/gpu.md).
+    means = jax.lax.platform_dependent(*parts, cuda=by_rows, rocm=by_rows, default=at_once)
     if fold > 1:
         means = [mean.reshape(mean.shape[0], fold, -1).mean(axis=1) for mean in means]
     return jnp.concatenate(means, axis=-1)
