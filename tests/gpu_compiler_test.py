@@ -40,6 +40,8 @@ def test_a_training_step_compiles_for_a_gpu(tmp_path):
     calls = [line for line in text.splitlines() if "__cudnn$conv" in line and " = (bf16" in line]
     assert len(calls) > 50 and all("dim_labels=b01f_o01i->b01f" in line for line in calls)
     assert found["kernels"] > len(calls)
+    # Group normalisation keeps no image in float32 between its passes.
+    assert found["float32_images"]["bytes"] < 0.1 * found["bytes_per_core"]
     seconds = sum(part["seconds"] for part in found["parts"].values())
     assert 0 < seconds < 1e-2 and f"kernels launched {found['kernels']:>17}" in run.stdout
 
