@@ -27,7 +27,7 @@ _GPU = """gpu_device_info {{
   shared_memory_per_block: 49152
   shared_memory_per_core: {shared_memory}
   shared_memory_per_block_optin: {most_shared_memory}
-  threads_per_core_limit: 2048
+  threads_per_core_limit: {threads}
   core_count: {cores}
   fpus_per_core: {units}
   block_dim_limit_x: 2147483647
@@ -39,7 +39,7 @@ _GPU = """gpu_device_info {{
   device_memory_size: {memory}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
-  cuda_compute_capability {{ major: {major} }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 }}
@@ -49,6 +49,8 @@ _GPUS = {
     "h100": {
         "name": "NVIDIA H100 80GB HBM3",
         "major": 9,
+        "minor": 0,
+        "threads": 2048,
         "cores": 132,
         "units": 128,
         "clock": 1.98,
@@ -61,6 +63,8 @@ _GPUS = {
     "a100": {
         "name": "NVIDIA A100-SXM4-80GB",
         "major": 8,
+        "minor": 0,
+        "threads": 2048,
         "cores": 108,
         "units": 64,
         "clock": 1.41,
@@ -70,6 +74,20 @@ _GPUS = {
         "shared_memory": 167_936,
         "most_shared_memory": 166_912,
     },
+    "rtx4090": {
+        "name": "NVIDIA GeForce RTX 4090",
+        "major": 8,
+        "minor": 9,
+        "threads": 1536,
+        "cores": 128,
+        "units": 128,
+        "clock": 2.52,
+        "memory": 25_386_352_640,
+        "bandwidth": 1_008_000_000_000,
+        "cache": 75_497_472,
+        "shared_memory": 102_400,
+        "most_shared_memory": 101_376,
+    },
 }
 
 
@@ -77,7 +95,7 @@ def devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a topology: programs can be compiled for them, not run.
 
     Args:
-      topology: a GPU, `h100` or `a100`; or TPUs, see `tpu_devices`.
+      topology: a GPU, `h100`, `a100` or `rtx4090`; or TPUs, see `tpu_devices`.
 
     Raises:
       ValueError: for a topology that is not known.

@@ -4,9 +4,9 @@
 
 compiles the training step (or, with --mode=sample, one refinement step) for TPUs that need not be
 there: memory by part, operations, bytes, collectives, and the compiler's own estimate of the time.
-Needs libtpu (`pip install libtpu`), which runs on any Linux. `--topology=h100` or `a100` compiles
-for one GPU, and needs `pip install 'jax[cuda13]'`, but no GPU. Its compiler estimates no time;
-there is a sum of our own (`roofline`). Nothing here is a measurement.
+Needs libtpu (`pip install libtpu`), which runs on any Linux. `--topology=h100`, `a100` or
+`rtx4090` compiles for one GPU, and needs `pip install 'jax[cuda13]'`, but no GPU. Its compiler
+estimates no time; there is a sum of our own (`roofline`). Nothing here is a measurement.
 """
 
 from __future__ import annotations
