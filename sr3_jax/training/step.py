@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
@@ -103,7 +104,7 @@ def make_train_step(
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
         loss, gradients = gradient(narrow(state.params, model.dtype), batch, total)
-        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+        gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, options.ema_decay)
@@ -114,6 +115,22 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema_params, opt_state), numbers
 
     return train_step
+
+
+def _as_kept(gradient: Array) -> Array:
+    """A gradient in the order in memory in which parameters are kept, before it is float32.
+
+    cuDNN makes those of kernels in another order. Left alone, XLA takes all of Adam's arrays to
+    that order and back, in float32 (docs/gpu.md).
+    """
+
+    def in_order(gradient: Array) -> Array:
+        order = layout_of_arrays.Layout(major_to_minor=tuple(range(gradient.ndim)))
+        return layout_of_arrays.with_layout_constraint(gradient, order)
+
+    return jax.lax.platform_dependent(
+        gradient, cuda=in_order, rocm=in_order, default=lambda gradient: gradient
+    )
 
 
 def augment(batch: Batch, step: Array | int, options: StepOptions) -> Batch:
