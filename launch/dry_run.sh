@@ -2,7 +2,7 @@
 
 # Prints the comment at the head of the script, then what is wrong; ends with status 2.
 usage() {
-  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
+  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" >&2
   echo "error: $1" >&2
   exit 2
 }

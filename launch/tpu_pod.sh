@@ -33,6 +33,7 @@ if [ -z "$TYPE" ] && [[ $action = create || $action = run ]]; then
 fi
 case $TYPE in
   tpu7* | v7*) usage "TYPE=$TYPE has no queued resources; GKE alone lends it: launch/gke.sh" ;;
+  v5e-*) usage "TYPE=$TYPE: Google Cloud calls it v5litepod-${TYPE#v5e-}" ;;
   v5litepod-*) default_version=v2-alpha-tpuv5-lite ;;
   v5p-*) default_version=v2-alpha-tpuv5 ;;
   v6e-*) default_version=v2-alpha-tpuv6e ;;
@@ -49,7 +50,7 @@ create() {
   local spot=()
   [ "$SPOT" != 1 ] || spot=(--spot)
   do_it gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${where[@]}" \
-    --accelerator-type="$TYPE" --runtime-version="$version" "${spot[@]}"
+    --accelerator-type="$TYPE" --runtime-version="$version" ${spot[@]+"${spot[@]}"}
 }
 
 delete() {
@@ -63,6 +64,12 @@ state() { # of the queued resource; GONE where there is none, UNKNOWN where gclo
   echo "${found:-GONE}"
 }
 
+# Ends what is left of a job on all hosts; what trains saves first.
+stop() {
+  on_hosts all "test ! -s pid || kill -- -\$(cat pid) 2> /dev/null; rm -f pid; \
+flock --timeout 300 sr3_jax.lock true"
+}
+
 install_and_start() { # FLAGS of the training command
   local commit jax archive flags loop start
   commit=$(git rev-parse HEAD)
@@ -72,6 +79,7 @@ install_and_start() { # FLAGS of the training command
   if ! git diff --quiet HEAD; then
     echo "note: changes that are not committed are not sent; the slice gets $commit" >&2
   fi
+  stop
   do_it git archive --format=tar.gz --prefix=sr3_jax/ --output="$archive" "$commit"
   do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:sr3_jax.tar.gz" "${where[@]}" --worker=all
   # uv brings a Python that the TPU's image need not have.
@@ -79,27 +87,35 @@ install_and_start() { # FLAGS of the training command
 python3 -m pip install --quiet --user uv; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv; \
 ~/.local/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]==$jax'"
   # Where one host is lost the others end as well, and all start again. Done (0), failed for a
-  # reason that would come back (1) and wrong use (2) are for good.
+  # reason that would come back (1) and wrong use (2) are for good: `watch` then ends the others.
   loop="while :; do .venv/bin/python -m sr3_jax.main $flags; s=\$?; case \$s in 0|1|2) echo \$s \
 > ~/exit_status; break;; esac; sleep 10; done"
   # Whoever wants to know whether it runs tries the lock, which its processes hold while one lives.
   # Taken before the command returns, so that no question comes between.
-  start="nohup bash -c $(printf %q "$loop") > ~/sr3_jax.log 2>&1 < /dev/null"
-  on_hosts all "exec 9> sr3_jax.lock; flock --nonblock 9 || exit 0; echo $(job_of "$@") > job; \
-cd sr3_jax; $start &"
+  start="setsid nohup bash -c $(printf %q "$loop") > ~/sr3_jax.log 2>&1 < /dev/null"
+  on_hosts all "exec 9> sr3_jax.lock; flock --nonblock 9 || exit 1; echo $(job_of "$@") > job; \
+cd sr3_jax; $start & echo \$! > ~/pid"
 }
 
 job_of() { # FLAGS: one word for them
   printf '%q ' "$@" | cksum | tr ' ' -
 }
 
-# What the first host does: absent, running JOB, or ended JOB STATUS; nothing where it does not
-# answer. Prints no more than that, and does not count on gcloud to hand on an exit status. The lock
-# comes first: a job writes its status before it lets go of the lock.
-ask_host() {
-  on_hosts 0 "flock --nonblock --conflict-exit-code 75 sr3_jax.lock true; if test \$? = 75; \
-then echo running \$(cat job); elif test -s exit_status; then echo ended \$(cat job exit_status); \
-else echo absent; fi" | tail -n 1
+# What the hosts do: absent, running JOB, partly JOB (running, but not on all), or ended JOB STATUS;
+# nothing where none answers. A failure on one is that of the job. Does not count on gcloud to hand
+# on an exit status. On each host the lock comes first: a job writes its status before it lets go.
+ask_hosts() {
+  on_hosts all "flock --nonblock --conflict-exit-code 75 sr3_jax.lock true; if test \$? = 75; \
+then echo sr3: running \$(cat job); elif test -s exit_status; then echo sr3: ended \$(cat job exit_status); \
+else echo sr3: absent; fi" | sed -n 's/.*sr3: //p' | awk '
+$1 == "ended" && $3 != 0 { failed = $0 }
+{ line[$1] = $0; job[$1] = $2 }
+END {
+  if (failed) print failed
+  else if (line["running"] && line["absent"]) print "partly", job["running"]
+  else if (line["running"]) print line["running"]
+  else print line["absent"] ? "absent" : line["ended"]
+}'
 }
 
 watch() { # FLAGS
@@ -108,25 +124,23 @@ watch() { # FLAGS
   while :; do
     case $(state) in
       ACTIVE)
-        read -r word job status < <(ask_host) || word=
-        case $word in
-          absent) install_and_start "$@" ;;
-          running)
-            [ "$job" = "$mine" ] || {
-              echo "error: $NAME trains with other flags; give those, or delete it first" >&2
-              return 2
-            }
-            ;;
-          ended)
-            # One of other flags is done with; one that failed before this was called gets a new try.
-            if [ "$job" != "$mine" ] || [[ $is_first = 1 && $status != 0 ]]; then
-              install_and_start "$@"
-            else
-              echo "training ended with status $status" >&2
-              return "$status"
-            fi
-            ;;
-        esac
+        read -r word job status < <(ask_hosts) || word=
+        if [[ $word = running || $word = partly ]] && [ "$job" != "$mine" ]; then
+          echo "error: $NAME trains with other flags; give those, or delete it first" >&2
+          return 2
+        fi
+        # A job of other flags that has ended is done with; one that failed before this was called
+        # gets a new try.
+        if [ "$word" = ended ] && [ "$job" = "$mine" ] && [[ $is_first = 0 || $status = 0 ]]; then
+          [ "$status" = 0 ] || stop || echo "what is left on other hosts could not be ended" >&2
+          echo "training ended with status $status" >&2
+          return "$status"
+        fi
+        if [[ $word = absent || $word = partly || $word = ended ]]; then
+          # In a subshell, where the first command that fails ends it; a slice can go at any time.
+          (set -e; install_and_start "$@") &
+          wait $! || echo "the slice could not be set up; trying again" >&2
+        fi
         [ -z "$word" ] || is_first=0
         ;;
       SUSPENDED | FAILED)

@@ -21,24 +21,37 @@ import yaml
 
 GCLOUD = """#!/usr/bin/env bash
 echo "$@" >> "$FAKE/calls"
-home=$FAKE/host
 case "$*" in
-  *"queued-resources create"*) mkdir -p "$home"; echo ACTIVE > "$FAKE/state" ;;
-  *"queued-resources delete"*) rm -rf "$home" "$FAKE/state" ;;
+  *"queued-resources create"*)
+    for host in $HOSTS; do mkdir -p "$FAKE/$host"; done
+    echo ACTIVE > "$FAKE/state" ;;
+  *"queued-resources delete"*)
+    for host in $HOSTS; do rm -rf "${FAKE:?}/$host"; done
+    rm "$FAKE/state" ;;
   *"queued-resources list"*) cat "$FAKE/state" 2> /dev/null || true ;;
-  *"tpu-vm scp"*) cp "$5" "$home/sr3_jax.tar.gz" ;;
+  *"tpu-vm scp"*)
+    # A connection that breaks off.
+    [ ! -e "$FAKE/refuse" ] || { rm "$FAKE/refuse"; exit 255; }
+    for host in $HOSTS; do cp "$5" "$FAKE/$host/sr3_jax.tar.gz"; done ;;
   *"tpu-vm ssh"*)
     for last; do :; done
     command=${last#--command=}
     case $command in *"pip install"*) command=${command%%python3 -m pip*} ;; esac
-    all="HOME=$home FAKE=$FAKE FAKE_STATUS=${FAKE_STATUS:-} PATH=$PATH"
-    # The shell of the host has all of the command as one of its arguments, as sshd gives it.
-    $SHELL_OF_HOST "export $all; cd && $command" ;;
+    case "$*" in *--worker=all*) ;; *) HOSTS=${HOSTS%% *} ;; esac
+    for host in $HOSTS; do
+      all="HOME=$FAKE/$host FAKE=$FAKE FAKE_STATUS=${FAKE_STATUS:-} PATH=$PATH"
+      # The shell of the host has all of the command as one of its arguments, as sshd gives it.
+      $SHELL_OF_HOST "export $all; cd && $command" || failed=1
+    done
+    exit ${failed:-0} ;;
 esac
 """
 # Stands in for the installed Python: the first time the slice goes away under it.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >> "$FAKE/trained"
+if [ -e "$FAKE/broken" ]; then  # the second host fails, and so the first ends again and again
+  case $HOME in *host) exit 75 ;; *) exit 1 ;; esac
+fi
 while [ -e "$FAKE/hold" ]; do /bin/sleep 0.1; done
 if [ ! -e "$FAKE/preempted" ]; then
   touch "$FAKE/preempted"
@@ -86,6 +99,7 @@ def fake(tmp_path):
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "FAKE": str(tmp_path),
         "POLL_SECONDS": "1",
+        "HOSTS": "host",
         "SHELL_OF_HOST": "bash -c",
     }
 
@@ -199,6 +213,24 @@ def test_a_training_that_runs_is_watched_and_not_started_twice(fake):
         first.kill()
     assert second.wait(60) == 0
     assert _trained(folder) == [FLAGS]
+
+
+def test_a_failure_on_one_host_ends_the_job_on_all_and_other_flags_then_train_on_all(fake):
+    folder, variables = fake
+    variables |= {"HOSTS": "host host2", "FAKE_STATUS": "0"}
+    for name in ("preempted", "lost", "broken", "refuse"):
+        (folder / name).touch()
+    failed = launch("run", *FLAGS, **variables)
+    assert failed.returncode == 1 and "training ended with status 1" in failed.stderr
+    assert "could not be set up; trying again" in failed.stderr
+    for host in ("host", "host2"):
+        lock = ["flock", "--nonblock", str(folder / host / "sr3_jax.lock"), "true"]
+        assert subprocess.run(lock).returncode == 0, "something trains on"
+    (folder / "broken").unlink()
+    (folder / "trained").unlink()
+    other = [*FLAGS, "--config.seed=1"]
+    assert launch("run", *other, **variables).returncode == 0
+    assert _trained(folder) == [other] * 2
 
 
 def test_dry_run_prints_commands_that_a_shell_takes_and_runs_none(fake):
