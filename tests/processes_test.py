@@ -54,6 +54,7 @@ class Job:
         devices=4,
         homes=None,
         workdir=None,
+        told_second=(),
         **overrides,
     ):
         """`folder` is for what the processes say, and the workdir unless another is given."""
@@ -88,7 +89,8 @@ class Job:
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, OBSERVED, str(self.notes), *flags, f"--workdir={workdir}"]
-                    + (several if processes > 1 else []),
+                    + (several if processes > 1 else [])
+                    + list(told_second if i == 1 else ()),
                     cwd=homes[i] if homes else small_run.ROOT,
                     env=os.environ
                     | {"JAX_NUM_CPU_DEVICES": str(devices)}
@@ -220,6 +222,12 @@ def test_where_one_is_killed_the_other_ends_and_the_job_resumes(images, two, tmp
         assert "resuming at step 4" in job.stderr(0)
     ours, theirs = (small_run.read_checkpoint(workdir, 8) for workdir in (tmp_path, two[0]))
     small_run.assert_same_arrays(ours, theirs)
+
+
+def test_another_config_of_one_process_is_noticed(images, tmp_path):
+    with Job(tmp_path, images, told_second=["--config.train.learning_rate=1e-5"]) as job:
+        assert job.statuses() == [2, 2]
+        assert "process 1 of 2 has another config than process 0; give all" in job.stderr(0)
 
 
 def test_other_images_on_another_host_are_noticed(images, tmp_path):

@@ -58,6 +58,7 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
 
 def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     """Evaluates a network with a source; see `evaluate`."""
+    shared.check_same_config(config)
     folder = workdir / "evaluation"
     images = folder / "images"
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")

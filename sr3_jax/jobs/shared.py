@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,22 @@ def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bo
             data_factory.training_source(config, workdir / INDEX)
         data_factory.evaluation_source(config, workdir / INDEX)
     parallel.wait_for_all()
+
+
+def check_same_config(config: factory.ConfigDict) -> None:
+    """Compares what the processes of a job were told.
+
+    Raises:
+      ValueError: where one was told otherwise than the first.
+    """
+    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).digest()
+    everyone = parallel.of_all_processes(np.frombuffer(digest, np.uint8)[None])
+    differs = (everyone != everyone[0]).any(axis=1)
+    if differs.any():
+        raise ValueError(
+            f"process {int(np.argmax(differs))} of {len(everyone)} has another config than process "
+            "0; give all the same flags, and the same version of the code"
+        )
 
 
 def check_same_images(images: Pipeline) -> None:

@@ -45,6 +45,7 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
 
 def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     """Trains; see `train`."""
+    shared.check_same_config(config)
     options = factory.loop_options(config)
     model, schedule = factory.model(config), factory.training_schedule(config)
     optimizer = factory.optimizer(config)
