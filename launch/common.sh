@@ -38,14 +38,22 @@ make_environment() { # FOLDER REQUIREMENTS LEAST CANDIDATE...
 
 # Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
 # and memory that is kept instead of given back after every step.
+# Sets on_cpu to what a command that is printed begins with, if it is not to use what else there is.
 set_up_cpu() {
+  on_cpu=
   local cores malloc=glibc.malloc
   cores=$(getconf _NPROCESSORS_ONLN)
   export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores >= 8 ? 8 : cores >= 4 ? 4 : cores >= 2 ? 2 : 1))}
   # Without a package for accelerators in .venv, those that the machine may have are not meant.
   compgen -G '.venv/lib/python3*/site-packages/*jax_cuda*' > /dev/null ||
-    compgen -G '.venv/lib/python3*/site-packages/libtpu' > /dev/null ||
+    compgen -G '.venv/lib/python3*/site-packages/libtpu' > /dev/null || {
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+    if compgen -G '/dev/nvidia[0-9]*' > /dev/null || compgen -G '/dev/accel*' > /dev/null; then
+      echo "note: this runs on the CPU, though the machine has a GPU or a TPU; docs/hardware.md says" \
+        "which package .venv needs to use it" >&2
+      on_cpu="JAX_PLATFORMS=cpu "
+    fi
+  }
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc.hugetlb=1:$malloc.arena_max=1:$malloc.mmap_max=0:$malloc.trim_threshold=40000000000}
 }
 

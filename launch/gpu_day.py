@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -18,6 +19,11 @@ TINY = os.environ.get("TINY") == "1"
 MAIN = [sys.executable, "-m", "sr3_jax.main", "--num_processes=1"]
 BENCHMARK = [sys.executable, "-m", "sr3_jax.tools.benchmark"]
 PART_BYTES = 15 << 20
+# What a training, an evaluation and an upscaling import.
+PACKAGES = (
+    *("jax", "flax", "optax", "orbax", "grain", "ml_collections", "jaxtyping", "numpy", "PIL"),
+    *("absl", "etils", "fsspec", "tqdm", "tensorboard", "jinja2"),
+)
 # Two kinds of devices add up float32 numbers in different orders.
 TOLERANCE = 2e-3
 
@@ -158,7 +164,10 @@ class Day:
         """Compares a small network's output, gradient and sample with the CPU's."""
         import numpy as np
 
-        for name, platform in (("here", os.environ.get("JAX_PLATFORMS", "")), ("cpu", "cpu")):
+        given = os.environ.get("JAX_PLATFORMS", "")
+        # The first of these is used; the other one helps.
+        here = given if not given or "cpu" in given else f"{given},cpu"
+        for name, platform in (("here", here), ("cpu", "cpu")):
             code = [sys.executable, "launch/gpu_probe.py", "numbers", str(self.work / name)]
             self.run(code, 240, JAX_PLATFORMS=platform)
         here, cpu = (np.load(self.work / f"{name}.npz") for name in ("here", "cpu"))
@@ -300,6 +309,14 @@ def main() -> int:
     out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "gpu_day").resolve()
     if (out / "figures.json").exists():
         print(f"error: {out} has the figures of a day; give another folder", file=sys.stderr)
+        return 2
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"error: {sys.executable} lacks {', '.join(missing)}; install them, or give another "
+            "Python, as PYTHON=.venv/bin/python",
+            file=sys.stderr,
+        )
         return 2
     day = Day(out, float(os.environ.get("MINUTES", "28")))
     day.stage("devices", day.devices)

@@ -7,8 +7,8 @@
 #
 # OUT/report.md has every figure, renewed after each stage, OUT/figures.json the same for programs,
 # OUT/log.txt all that was printed, OUT/samples.png pictures, OUT/network.tar.gz.* the trained network.
-# PYTHON: has jax with its GPU build, flax, optax, orbax, grain and ml_collections (default python3);
-# TensorFlow and a network connection are not needed. PEER_PYTHON: has torch and diffusers, for the
+# PYTHON: has jax with its GPU build, and what launch/gpu_day.py names where it is missing (default
+# python3); TensorFlow and a network connection are not needed. PEER_PYTHON: has torch and diffusers, for the
 # comparison. DATA: folder of photographs for the last training (default: drawn pictures).
 # MINUTES: all that there is (default 28). TINY=1: small sizes, to try the script itself on a CPU.
 set -euo pipefail

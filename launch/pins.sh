@@ -2,7 +2,8 @@
 # Renews the pinned versions, from the ranges in setup.py, and prints what changed. Run the tests after.
 #
 #   bash launch/pins.sh                  all packages, but jax and what belongs to it
-#   bash launch/pins.sh jax==0.11.2 ...  these as well
+#   bash launch/pins.sh optax==0.2.8 ... these as well (jax from 0.11 on needs Python 3.12: raise the
+#                                        least Python below and in setup.py with it)
 #
 # requirements.txt          what the tests pass with, for Python 3.11 to 3.14
 # requirements-newest.txt   the newest of everything, for the newest Python; quick tests pass with it
@@ -17,7 +18,7 @@ compile() { # FILE HEAD OPTIONS...: the old file stays where that fails
   shift 2
   cp "$file" "$file.before" 2> /dev/null || : > "$file.before"
   .venv/uv/bin/uv pip compile --quiet --universal --fork-strategy fewest --no-annotate --no-header \
-    "$@" setup.py -o "$file.partial"
+    "$@" setup.py -o "$file.partial" || { rm -f "$file.partial" "$file.before"; exit 1; }
   printf '# %s Made by launch/pins.sh.\n' "$head" | cat - "$file.partial" > "$file"
   rm "$file.partial"
   echo "$file:"

@@ -32,4 +32,4 @@ echo "  $workdir/evaluation/samples.png      input, bicubic, result and referenc
   echo "  $workdir/evaluation/refinement.png   how SR3 gets from noise to an image"
 echo "  $workdir/upscale/output/cat.png      upscaled from $workdir/upscale/input/cat.png"
 echo "Upscale your own picture:"
-echo "  .venv/bin/python -m sr3_jax.main --mode=upscale --workdir=$workdir --input=PICTURE --output=FOLDER"
+echo "  $on_cpu.venv/bin/python -m sr3_jax.main --mode=upscale --workdir=$workdir --input=PICTURE --output=FOLDER"

@@ -61,7 +61,7 @@ def check_accelerator() -> None:
         ),
     ):
         found = [plugin for plugin in plugins if importlib.util.find_spec(plugin)]
-        if not chips and not found:
+        if not chips and (not found or (backend == "cuda" and _are_gpus_hidden())):
             continue
         what = f"this machine has {name} ({chips})" if chips else f"{found[0]} is installed"
         why = _why_not(backend) if found else f"the package for it is not installed: {remedy}"
@@ -89,9 +89,14 @@ def _tpu_chips() -> str:
 def _gpus() -> str:
     """NVIDIA GPUs: device files of its driver, which containers have too, or on the PCI bus."""
     files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return ""  # hidden on purpose
+    if _are_gpus_hidden():
+        return ""
     return ", ".join(files) or _on_bus(_NVIDIA, lambda kind: kind.startswith(_GPU_CLASSES))
+
+
+def _are_gpus_hidden() -> bool:
+    """Whether the user has hidden them on purpose."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
 def _on_bus(vendor: str, is_chip: Callable[[str], bool]) -> str:

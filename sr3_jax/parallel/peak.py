@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 
 # A device is the first whose words are all among those of jax's `device_kind`, in lower case.
 _Table = tuple[tuple[str, float], ...]
+# Words that make another device of one, or a part of it, with figures of its own.
+_OF_ANOTHER = {"laptop", "mobile", "max", "mig", "ti", "super", "d"}
 
 # Dense bf16 FLOP/s of one jax device, from the makers' data sheets (where these give the rate for
 # sparse matrices, a half of it). One jax device is a core of a TPU v2 or v3, and one of the two
@@ -75,9 +77,12 @@ _BANDWIDTH: _Table = (
     ("h100 pcie", 2000e9),
     ("h100 nvl", 3900e9),
     ("h100", 3350e9),
+    ("a100 80gb pcie", 1935e9),
     ("a100 80gb", 2039e9),
     ("a100", 1555e9),
+    ("a10", 600e9),
     ("l40s", 864e9),
+    ("l40", 864e9),
     ("l4", 300e9),
     ("rtx 6000 ada", 960e9),
     ("rtx a6000", 768e9),
@@ -110,4 +115,8 @@ def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | N
 
 def _of(kind: str, table: _Table) -> float | None:
     words = set(re.findall(r"[a-z0-9]+", kind.lower()))
-    return next((value for name, value in table if words.issuperset(name.split())), None)
+    for name, value in table:
+        found = set(name.split())
+        if words >= found and not (words - found) & _OF_ANOTHER:
+            return value
+    return None
