@@ -62,10 +62,10 @@ if [ ! -d ".venv/torch_fidelity/torch_fidelity-$torch_fidelity.dist-info" ]; the
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A process for each core; the tests of a file stay together and share what they compile. NumPy's
-# threads would only wait for each other.
+# A process for each core; the tests of a file stay together and share what they compile, and those
+# that take longest come first (tests/conftest.py). NumPy's threads would only wait for each other.
 export OPENBLAS_NUM_THREADS=1
-.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
+.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
 
 # Quick tests with the newest Python that is there, and the newest jax (requirements-newest.txt).
 if [ $# -eq 0 ]; then

@@ -21,3 +21,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
 # those of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Files that take longest, which begin first, so that no process is left alone with one at the end.
+_LONGEST = ("processes", "gpu_day", "upscale_job", "features", "survival", "generation")
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {f"{name}_test": rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))

@@ -21,10 +21,8 @@ SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 LAYOUTS = [  # name, axes, micro-batches
     ("replicated", dict(), 2),
-    ("zero1", dict(), 1),
     ("zero1", dict(shards=2), 2),
     ("zero1", dict(model=2), 1),
-    ("fsdp", dict(shards=2), 2),
     ("fsdp", dict(spatial=2), 1),
 ]
 

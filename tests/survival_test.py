@@ -25,7 +25,7 @@ from sr3_jax.training import checkpoint, digests
 
 FLAGS = small_run.flags()
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *FLAGS]
-NUM_KILLS = 8
+NUM_KILLS = 6
 # A longer run than the other tests', so that kills meet it at work.
 LONG = ["--config.train.num_steps=200", "--config.train.sample_every_steps=0"]
 LONG += ["--config.parallel.layout=zero1", "--config.checkpoint.every_steps=50"]
