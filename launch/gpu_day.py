@@ -138,7 +138,8 @@ class Day:
             "--config.train.num_warmup_steps=2",
             "--config.train.num_decay_steps=2",
             "--config.sampling.num_steps=4",
-            *(["--config.model.channels=8", "--config.train.batch_size=4"] if TINY else []),
+            *(["--config.model.channels=8", "--config.model.multipliers=1,"] if TINY else []),
+            *(["--config.train.batch_size=4", "--config.evaluation.num_images=2"] if TINY else []),
         ]
         first, second = (4, 6) if TINY else (100, 120)
         begin = time.monotonic()
@@ -247,7 +248,8 @@ class Day:
             "--config.train.batch_size=32",
         ]
         if TINY:
-            small = {"model.channels": 8, "train.num_steps": 2, "train.batch_size": 2}
+            small = {"model.channels": 8, "model.multipliers": "1,"}
+            small |= {"train.num_steps": 2, "train.batch_size": 2, "evaluation.num_images": 2}
             small |= {"train.num_warmup_steps": 0, "train.num_decay_steps": 0}
             small |= {"evaluation.image_size": 64, "sampling.num_steps": 2}
             flags += [f"--config.{key}={value}" for key, value in small.items()]
