@@ -38,7 +38,8 @@ make_environment() { # FOLDER REQUIREMENTS LEAST CANDIDATE...
 
 # Settings for CPUs (docs/cpu.md): one device for each core, up to the batch's largest power of two,
 # and memory that is kept instead of given back after every step.
-# Sets on_cpu to what a command that is printed begins with, if it is not to use what else there is.
+# Sets on_cpu to the prefix of printed commands: where there is a GPU or TPU that is not used, they
+# need JAX_PLATFORMS=cpu as well.
 set_up_cpu() {
   on_cpu=
   local cores malloc=glibc.malloc

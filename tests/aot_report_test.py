@@ -245,7 +245,7 @@ def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():
         (4 * mesh.size, 100), jnp.float32, sharding=parallel.split_batch(mesh)
     )
     text = jax.jit(program).lower(shape).compile().as_text()
-    found = aot_report.count_collectives(text)
+    found = roofline.count_collectives(text)
     assert found["all-reduce"] == {"count": 1, "bytes": 4 * 100 * 4}
     assert found["all-gather"] == {"count": 1, "bytes": 4 * mesh.size * 100 * 4}
 

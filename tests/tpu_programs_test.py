@@ -17,7 +17,7 @@ from sr3_jax import Generator, SuperResolver, factory, models, parallel
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import programs
 from sr3_jax.parallel import topology
-from sr3_jax.tools import aot_report
+from sr3_jax.tools import aot_report, roofline
 from sr3_jax.training import step as training_step
 
 pytestmark = [
@@ -98,7 +98,7 @@ def test_upscaling_in_tiles_and_whole_and_its_second_order_sampler(compiled):
     kinds = on_devices(compiled)
     assert set(kinds) == {"begin", "cut", "network", "add", "step"}
     assert kinds["network"] == {num_devices}
-    sent = [aot_report.count_collectives(program.as_text()) for _, _, program in compiled]
+    sent = [roofline.count_collectives(program.as_text()) for _, _, program in compiled]
     # Where the height is shared, rows at its border are sent.
     assert any("collective-permute" in kinds for kinds in sent)
 
@@ -130,7 +130,7 @@ def test_validation_and_evaluation(compiled):
     lowered = training_step.jit_validation(validate, layout).lower(params, shapes)
     program = parallel.compile_for(devices[0], lowered, aot_report._QUICK_OPTIONS)
     # Of each device's rows the sums alone are sent.
-    assert set(aot_report.count_collectives(program.as_text())) == {"all-reduce"}
+    assert set(roofline.count_collectives(program.as_text())) == {"all-reduce"}
 
     # What scores them, on one chip.
     chip = jax.sharding.SingleDeviceSharding(devices[0])

@@ -7,7 +7,8 @@ what the step makes of it. The compiled programs (`programs`) do not depend on h
 are.
 
 An image's result depends on its pixels, its key and `tile_size`, not on its batch or its devices.
-It depends on `tile_size` even without attention: the network's normalisation looks at a whole tile.
+Without attention it still depends on `tile_size`: convolutions reach over the overlap, and group
+normalisation looks at a whole tile (`UNet.norm`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Group normalisation and the swish after it as one operation with a gradient of few passes.
 
-And `pixel_norm`, whose result at a pixel depends on that pixel alone.
+`pixel_norm` is the simpler one: its result at a pixel depends on that pixel alone.
 
 Between the convolutions of a U-Net everything waits for memory, so what counts is how often an
 image is read and written. Differentiated by hand, the backward pass needs two sums over the
@@ -110,9 +110,9 @@ def _backward(num_groups, swish, epsilon, fold, residuals, cotangents):
 
     affine = (_split(v, parts, fold) for v in _affine(statistics, scale, offset))
     g = tuple(map(before_swish, parts, cotangents, *affine))
-    # The two sums over the pixels; everything else is a number for each channel. Without a barrier
-    # XLA makes one sum of these and those over the batch that follow: a third pass over g, which it
-    # then keeps, in float32 (docs/gpu.md).
+    # The two sums over the pixels; everything else is a number for each channel. The barrier keeps
+    # XLA from merging them with the sums over the batch that follow, which would be a third pass
+    # over g, and would have g written to memory in float32 (docs/gpu.md).
     centred = _add(parts, centre, fold)
     sums = _mean(g, fold), _mean(map(jnp.multiply, g, centred), fold)
     mean_g, mean_product = jax.lax.optimization_barrier(sums)
@@ -205,8 +205,8 @@ def _mean(parts: Iterable[Array], fold: int) -> PerChannel:
         rows = [jnp.mean(part, axis=2, dtype=jnp.float32) for part in parts]
         return [jnp.mean(row, axis=1) for row in rows]
 
-    # For GPUs XLA has one pass take several sums over rows, but a pass each over small images,
-    # between which it keeps what is summed up in float32 (docs/gpu.md).
+    # On GPUs several sums over rows share a kernel. Several sums over whole small images do not:
+    # each would read what is summed up from memory, in float32 (docs/gpu.md).
     means = jax.lax.platform_dependent(*parts, cuda=by_rows, rocm=by_rows, default=at_once)
     if fold > 1:
         means = [mean.reshape(mean.shape[0], fold, -1).mean(axis=1) for mean in means]

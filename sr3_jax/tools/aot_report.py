@@ -11,12 +11,11 @@ estimates no time; there is a sum of our own (`roofline`). Nothing here is a mea
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
-import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -146,6 +145,18 @@ def compile_report(
         compiler=devices[0].client.platform_version.splitlines()[-1],
     )
     begin = time.perf_counter()
+
+    def too_big(used: int | None, message: str, remedy: str = "") -> Report:
+        return Report(
+            **facts,
+            fits=False,
+            compile_seconds=time.perf_counter() - begin,
+            hbm_bytes_per_core=used,
+            hbm_parts=parts,
+            message=message,
+            advice=_advice(config, layout) + remedy,
+        )
+
     try:
         lowered = program.lower(*arguments)
         options = _GPU_OPTIONS if is_gpu else _QUICK_OPTIONS if quick else None
@@ -153,60 +164,29 @@ def compile_report(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Report(
-            **facts,
-            fits=False,
-            compile_seconds=time.perf_counter() - begin,
-            hbm_parts=parts,
-            hbm_bytes_per_core=_used_hbm(str(error)),
-            message=str(error).partition("\n")[0],
-            advice=_advice(config, layout),
-        )
+        return too_big(_used_hbm(str(error)), str(error).partition("\n")[0])
     text = compiled.as_text()
     if hlo_path:
         epath.Path(hlo_path).write_text(text)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    found = roofline.operations(text)
-    if cost is None:  # as of GPUs
-        cost = {
-            "flops": sum(operation.flops for operation in found),
-            "bytes accessed": sum(operation.num_bytes for operation in found),
-        }
+    memory, found = compiled.memory_analysis(), roofline.operations(text)
     parts["activations and other temporaries"] = memory.temp_size_in_bytes
     parts["program"] = memory.generated_code_size_in_bytes
-    seconds = cost.get("optimal_seconds", -1.0)
-    seconds = seconds if seconds > 0 else None
-    peak = _peak_of_core(devices)
-    model_flops = models.count_flops(factory.model(config), config.data.image_size)
-    model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
     used = _used_bytes(memory)
     facts |= _gpu_facts(found) if is_gpu else {}
     if is_gpu and used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
-        return Report(
-            **facts,
-            fits=False,
-            compile_seconds=time.perf_counter() - begin,
-            hbm_bytes_per_core=used,
-            hbm_parts=parts,
-            message=f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes",
-            advice=_advice(config, layout) + " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.",
-        )
+        message = f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes"
+        return too_big(used, message, " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.")
+    model_flops = models.count_flops(factory.model(config), config.data.image_size)
+    model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
     return Report(
         **facts,
+        **_costs(compiled.cost_analysis(), found, model_flops, devices),
         fits=True,
         compile_seconds=time.perf_counter() - begin,
         hbm_bytes_per_core=used,
         hbm_parts=parts,
-        flops_per_core=cost["flops"],
-        model_flops_per_core=model_flops,
-        bytes_per_core=cost["bytes accessed"],
-        estimated_step_seconds=seconds,
-        estimated_steps_per_second=seconds and 1.0 / seconds,
-        estimated_days_for_1m_steps=seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
-        share_of_peak=seconds and peak and model_flops / seconds / peak,
         cycle_seconds=None if quick else _cycle_seconds(text, devices[0]),
-        collectives=count_collectives(text),
-        parts=_parts(found, peak, parallel.memory_bandwidth(devices[0])),
+        collectives=roofline.count_collectives(text),
     )
 
 
@@ -239,27 +219,6 @@ def largest_batch(
     while (larger := of(2 * rows)).fits:
         report, rows = larger, 2 * rows
     return report
-
-
-def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes of their results.
-
-    Asynchronous ones count once, where they end.
-    """
-    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    kinds = "|".join(roofline.COLLECTIVES)
-    for match in re.finditer(rf"= (.+?) ({kinds})(-start|-done)?\(", hlo):
-        result, kind, phase = match.groups()
-        if phase == "-start":
-            continue
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        size = sum(
-            roofline.BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-            for dtype, dims in shapes
-        )
-        found[kind]["count"] += 1
-        found[kind]["bytes"] += size
-    return dict(found)
 
 
 def render(report: Report) -> str:
@@ -319,6 +278,40 @@ def _used_bytes(memory: Any) -> int:
     """Returns the memory of a device that a program takes, by its `memory_analysis`."""
     kinds = ("argument", "output", "temp", "generated_code")
     return sum(getattr(memory, f"{k}_size_in_bytes") for k in kinds) - memory.alias_size_in_bytes
+
+
+def _costs(
+    cost: dict[str, float] | None,
+    found: list[roofline.Operation],
+    model_flops: float,
+    devices: Sequence[jax.Device],
+) -> dict[str, Any]:
+    """Returns a report's fields about arithmetic, bytes and time, of one core.
+
+    Args:
+      cost: the compiler's own analysis; None of GPUs, whose operations are added up instead.
+      found: the operations of the program.
+      model_flops: of the network as written.
+      devices: of the topology.
+    """
+    if cost is None:
+        cost = {
+            "flops": sum(operation.flops for operation in found),
+            "bytes accessed": sum(operation.num_bytes for operation in found),
+        }
+    seconds = cost.get("optimal_seconds", -1.0)
+    seconds = seconds if seconds > 0 else None
+    peak = _peak_of_core(devices)
+    return {
+        "flops_per_core": cost["flops"],
+        "model_flops_per_core": model_flops,
+        "bytes_per_core": cost["bytes accessed"],
+        "estimated_step_seconds": seconds,
+        "estimated_steps_per_second": seconds and 1.0 / seconds,
+        "estimated_days_for_1m_steps": seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
+        "share_of_peak": seconds and peak and model_flops / seconds / peak,
+        "parts": _parts(found, peak, parallel.memory_bandwidth(devices[0])),
+    }
 
 
 def _gpu_facts(found: list[roofline.Operation]) -> dict[str, Any]:

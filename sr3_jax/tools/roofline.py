@@ -278,3 +278,24 @@ def _size(shape: str) -> int:
                 sizes[axis] = -(-sizes[axis] // int(tile)) * int(tile)
         total += BYTES.get(dtype, 0) * math.prod(sizes)
     return total
+
+
+def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """How many collectives of each kind a compiled program has, and the bytes of their results.
+
+    Asynchronous ones count once, where they end.
+    """
+    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
+    kinds = "|".join(COLLECTIVES)
+    for match in re.finditer(rf"= (.+?) ({kinds})(-start|-done)?\(", hlo):
+        result, kind, phase = match.groups()
+        if phase == "-start":
+            continue
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        size = sum(
+            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            for dtype, dims in shapes
+        )
+        found[kind]["count"] += 1
+        found[kind]["bytes"] += size
+    return dict(found)
