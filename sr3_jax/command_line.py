@@ -91,7 +91,7 @@ def leave(status: int, message: str = "") -> NoReturn:
 
 
 def say(message: str) -> None:
-    """Prints a line to stderr, if any; a log that cannot be written does not change the ending."""
+    """Prints a line to stderr, if any, and goes on where that cannot be written."""
     if message:
         with contextlib.suppress(OSError):
             print(message, file=sys.stderr, flush=True)

@@ -55,20 +55,21 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Has all processes write into a folder, and see what process 0 wrote there.
+    """Checks that all processes can write into a folder, and that it is the same one for all.
+
+    Each process writes a file, looks for that of process 0, and removes its own.
 
     Raises:
       OSError: this process cannot write there.
-      ValueError: another process cannot, or has another folder of that name, as on a disk of its
-        own.
+      ValueError: another process cannot, or has a different folder under that name, as on a disk of
+        its own.
     """
     if jax.process_count() == 1:
         return
-    drawn = np.frombuffer(secrets.token_bytes(8), np.uint8)[None]
+    drawn = np.frombuffer(secrets.token_bytes(4), np.uint8)[None]
     token = parallel.of_all_processes(drawn)[0].tobytes().hex()
-    mine, first = (
-        f"{os.fspath(folder)}/.{token[:8]}{i:08x}.partial" for i in (jax.process_index(), 0)
-    )
+    # Names of temporary files, which other jobs ignore and clean up.
+    mine, first = (f"{os.fspath(folder)}/.{token}{i:08x}.partial" for i in (jax.process_index(), 0))
     error: OSError | None = None
     try:
         storage.write_whole(mine, b"")
@@ -77,10 +78,9 @@ def check_shared(folder: epath.PathLike) -> None:
     parallel.wait_for_all()
     can_write = parallel.of_all_processes(np.asarray([error is None]))
     sees = parallel.of_all_processes(np.asarray([storage.exists(first)]))
-    if error is None:
-        storage.remove(mine)
     if error is not None:
         raise error
+    storage.remove(mine)
     for fault, found in (("cannot write into", can_write), ("has another folder as", sees)):
         if not found.all():
             raise ValueError(
@@ -109,10 +109,10 @@ def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bo
 
 
 def check_same_config(config: factory.ConfigDict) -> None:
-    """Compares what the processes of a job were told.
+    """Checks that all processes of a job have the same config.
 
     Raises:
-      ValueError: where one was told otherwise than the first.
+      ValueError: a process has another config than process 0.
     """
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).digest()
     everyone = parallel.of_all_processes(np.frombuffer(digest, np.uint8)[None])

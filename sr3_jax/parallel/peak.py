@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 # A device is the first whose words are all among those of jax's `device_kind`, in lower case.
 _Table = tuple[tuple[str, float], ...]
-# Words that make another device of one, or a part of it, with figures of its own.
+# A name with one of these words is of a variant, or of a part of a GPU, with other figures.
 _OF_ANOTHER = {"laptop", "mobile", "max", "mig", "ti", "super", "d"}
 
 # Dense bf16 FLOP/s of one jax device, from the makers' data sheets (where these give the rate for

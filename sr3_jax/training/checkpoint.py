@@ -191,7 +191,7 @@ class Checkpointer:
         self._error = error
 
     def _wait(self) -> None:
-        # In Orbax's own wait each process would wait for one that has failed, ten minutes long.
+        # Orbax's own wait would take ten minutes where the write of one process has failed.
         while self._manager.is_saving_in_progress():
             self.check()
             time.sleep(_POLL_SECONDS)

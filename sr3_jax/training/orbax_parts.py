@@ -1,4 +1,4 @@
-"""What `Checkpointer` has Orbax do otherwise: names of steps, background errors, and its log."""
+"""Changes to Orbax's behaviour: which steps it sees, how errors are told, and what it logs."""
 
 from __future__ import annotations
 
