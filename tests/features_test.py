@@ -21,7 +21,7 @@ from sr3_jax.inference import cascade, recipes
 from sr3_jax.jobs import generating
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_TORCH = ROOT / ".venv" / "torch_fidelity"  # of launch/test.sh
+_TORCH = ROOT / ".venv" / "cuda"  # of launch/test.sh
 _WITHOUT_TORCH = "torch-fidelity is not installed; launch/test.sh does it where it can"
 
 

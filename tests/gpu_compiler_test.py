@@ -10,7 +10,7 @@ import small_run
 
 from sr3_jax.tools import roofline
 
-COMPILER = small_run.ROOT / ".venv" / "gpu_compiler"
+COMPILER = small_run.ROOT / ".venv" / "cuda"
 needs_compiler = pytest.mark.skipif(
     not COMPILER.exists(), reason="jax's CUDA plugin is not installed (launch/test.sh)"
 )
