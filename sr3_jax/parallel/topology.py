@@ -148,6 +148,8 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     try:
         # A v4 chip's two cores work as one device, as they do wherever there are such chips.
         options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
+        if set(slice_topology.partition(":")[2].split("x")) == {"1"}:
+            options["chips_per_host_bounds"] = (1, 1, 1)  # Colab's v5e-1; hosts have four otherwise
         if star:
             options["num_slices"] = int(num_slices)
         found = topologies.get_topology_desc(
