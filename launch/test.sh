@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # uv installs several times as fast as pip. nbclient and ipykernel are for tests/colab_test.py,
 # scikit-learn for tests/generator_test.py, selenium for tests/report_browser_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  uv nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0
+  uv==0.13.9 nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0
 # A browser, for tests/report_browser_test.py: Debian's.
 if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
   install_chromium() {
