@@ -25,6 +25,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from sr3_jax import command_line
+from sr3_jax import config as configs
+from sr3_jax.config import cascades
 
 # TensorFlow only prepares TFDS's data sets here; what it says when it starts is of no use to
 # anyone. That it uses oneDNN it says whatever the level.
@@ -132,13 +134,14 @@ def main(_: list[str]) -> int | None:
     """Picks the job; returns its exit status, None for 0."""
     workdir = _check_flags()
     outputs = _outputs() if _MODE.value == "score" else {}
+    config = _config(workdir)
 
     with command_line.nothing_to_lose():
         # Late, so that a wrong flag is answered at once.
         import jax
         from jax.errors import JaxRuntimeError
 
-        from sr3_jax import config_file, jobs, parallel
+        from sr3_jax import jobs, parallel
         from sr3_jax.training.loop import StoppedError
         from sr3_jax.training.orbax_parts import quiet_orbax
 
@@ -156,16 +159,15 @@ def main(_: list[str]) -> int | None:
         if jax.process_index() == 0:
             print(parallel.describe(), file=sys.stderr)
         if _MODE.value == "train":
-            jobs.train(_CONFIG.value, workdir)
+            jobs.train(config, workdir)
         elif _MODE.value == "evaluate":
-            jobs.evaluate(_CONFIG.value or config_file.load(workdir / "config.json"), workdir)
+            jobs.evaluate(config, workdir)
         elif _MODE.value == "tune_schedule":
-            config = _CONFIG.value or config_file.load(workdir / "config.json")
             jobs.tune_schedule(config, workdir, _STEPS.value)
         elif _MODE.value == "score":
-            jobs.score(_CONFIG.value, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
+            jobs.score(config, workdir, _REFERENCE.value, outputs, _LOW_RESOLUTION.value)
         elif _MODE.value == "generate":
-            _generate(workdir)
+            _generate(workdir, config)
         elif _upscale(workdir):
             _leave(command_line.FAILED)  # an input failed
     except StoppedError as stopped:
@@ -223,11 +225,6 @@ def _check_flags() -> epath.Path:
         raise ValueError("--mode=generate takes --config=CASCADE or --workdir, not both")
     if _MODE.value == "train":
         _require("config", _CONFIG.value)
-    if _MODE.value != "generate" and _CONFIG.value is not None and "stage_1" in _CONFIG.value:
-        raise ValueError(
-            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
-            "by one, by the configs that it names"
-        )
     if _MODE.value == "upscale":
         _require("input", _INPUT.value)
         _require("output", _OUTPUT.value)
@@ -235,6 +232,27 @@ def _check_flags() -> epath.Path:
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"--workdir={workdir} is a file; give a folder")
     return workdir
+
+
+def _config(workdir: epath.Path) -> configs.Config | cascades.Cascade | None:
+    """The config of the mode, read and checked; None where the mode finds its own, or needs none.
+
+    Raises:
+      FileNotFoundError: a workdir without a config.
+      ValueError: naming every fault of the config.
+    """
+    if _CONFIG.value is None:
+        if _MODE.value in ("evaluate", "tune_schedule"):
+            return configs.load(workdir / "config.json")
+        return None
+    if _MODE.value == "generate":
+        return cascades.read(_CONFIG.value)
+    if cascades.is_cascade(_CONFIG.value):
+        raise ValueError(
+            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
+            "by one, by the configs that it names"
+        )
+    return configs.read(_CONFIG.value)
 
 
 def _upscale(workdir: epath.Path) -> int:
@@ -266,14 +284,14 @@ def _upscale(workdir: epath.Path) -> int:
     )
 
 
-def _generate(workdir: epath.Path) -> None:
+def _generate(workdir: epath.Path, config: cascades.Cascade | None) -> None:
     """By a cascade, or the one network of a workdir."""
     from sr3_jax.inference import cascade
     from sr3_jax.jobs import generating
 
     labels = tuple(_label(name) for name in _LABELS.value)
     options = generating.Options(_NUM_IMAGES.value, labels, _SEED.value, _OVERWRITE.value)
-    if _CONFIG.value is None:
+    if config is None:
         sampling = _sampling() | ({} if _STEPS.value is None else {"num_steps": _STEPS.value})
         if _GUIDANCE.value is not None:
             sampling["guidance"] = _GUIDANCE.value
@@ -287,9 +305,9 @@ def _generate(workdir: epath.Path) -> None:
             f"--{wrong[0]}: each stage of a cascade has its own; give it as "
             "--config.stage_1.sampling.KEY=VALUE"
         )
-    stages = generating.stages_of(_CONFIG.value, _GUIDANCE.value)
-    output = epath.Path(_OUTPUT.value or _CONFIG.value.output)
-    generating.generate(stages, output, options, generating.measure_of(_CONFIG.value, stages))
+    stages = generating.stages_of(config, _GUIDANCE.value)
+    output = epath.Path(_OUTPUT.value or config.output)
+    generating.generate(stages, output, options, generating.measure_of(config, stages))
 
 
 def _label(name: str) -> int:

@@ -15,7 +15,8 @@ import small_run
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec, SingleDeviceSharding
 
-from sr3_jax import models, parallel, sampling_factory
+from sr3_jax import models, parallel
+from sr3_jax.config import Sampling
 from sr3_jax.inference import refinement
 from sr3_jax.models import convolution
 from sr3_jax.parallel import compilation, topology
@@ -185,9 +186,7 @@ def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
             groups = [[d for d in devices if d.process_index == host] for host in hosts]
         groups.append(whole.devices)
         for group, batch_size in itertools.product(groups, (1, 2, 3, 5, 6, 7, 8)):
-            options = sampling_factory.Options(
-                num_steps=1, clip=False, batch_size=batch_size, tile_size=64
-            )
+            options = Sampling(num_steps=1, clip=False, batch_size=batch_size, tile_size=64)
             refiner = refinement.Refiner(
                 models.UNet(channels=8), options, factor=1, stride=1, devices=group
             )

@@ -20,11 +20,7 @@ FLOORS = {
     "metrics": 1,
     "data": 2,
     "parallel": 2,
-    "factory": 3,
-    "data_factory": 3,
-    "sampling_factory": 3,
-    "config_checks": 3,
-    "config_file": 3,
+    "config": 3,
     "training": 4,
     "inference": 4,
     "evaluation": 4,
@@ -154,7 +150,7 @@ def test_imports_without_tensorflow():
         sys.meta_path.insert(0, Absent())
         import sr3_jax.diffusion, sr3_jax.models, sr3_jax.parallel, sr3_jax.metrics
         import sr3_jax.training.step, sr3_jax.training.state, sr3_jax.data.pipeline
-        import sr3_jax.data_factory, sr3_jax.tools.benchmark
+        import sr3_jax.config.image_sets, sr3_jax.tools.benchmark
         from sr3_jax import Cascade, Generator, SuperResolver
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)

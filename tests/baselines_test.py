@@ -12,7 +12,8 @@ import pytest
 import small_run
 from etils import epath
 
-from sr3_jax import SuperResolver, config_file, factory, jobs, models
+from sr3_jax import SuperResolver, jobs, models
+from sr3_jax.config import networks, read, run_file, schedules
 from sr3_jax.training import checkpoint
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
@@ -38,10 +39,10 @@ def _shapes(model, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_has_its_regression_baseline(name):
     theirs = _config(name, "regression")
-    assert (theirs.train.loss, factory.checkpoint(theirs)) == ("l2", "best")
+    assert (theirs.train.loss, read(theirs).evaluation.checkpoint) == ("l2", "best")
     if name not in ("quickstart", "bsds500_16_64", "photos_4x"):
         assert theirs.train.learning_rate == 1e-5  # the paper's
-    assert factory.training_schedule(theirs) is None
+    assert schedules.training_schedule(read(theirs)) is None
     with pytest.raises(ValueError, match="no variant 'regresion'"):
         _config(name, "regresion")
 
@@ -50,7 +51,7 @@ def test_every_config_has_its_regression_baseline(name):
 def test_the_regression_baseline_is_the_same_network_but_for_the_noise(name):
     ours, theirs = _config(name, ""), _config(name, "regression")
     size = ours.data.image_size
-    shapes = [_shapes(factory.model(config), size) for config in (ours, theirs)]
+    shapes = [_shapes(networks.model(read(config)), size) for config in (ours, theirs)]
     flat = [
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in found}
         for found in map(lambda tree: jax.tree_util.tree_leaves_with_path(tree), shapes)
@@ -95,10 +96,10 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     config = _config("quickstart", method)
     config.data.update(image_size=16, low_resolution=4)
     config.model.update(channels=8, multipliers=(1,), residual_std=0.0)
-    model = factory.model(config)
+    model = networks.model(read(config))
     optimizer = optax.adam(3e-3)
     state = training_state.init_state(model, optimizer, 0, 16)
-    options = training_step.StepOptions(loss="l2", flip=False, ema_decay=0.9)
+    options = small_run.options(loss="l2", flip=False, ema_decay=0.9)
     step = jax.jit(training_step.make_train_step(model, None, optimizer, options))
     low = np.full((8, 4, 4, 3), 100, np.uint8)
     low[:, 1] = 200  # so that the stripe can be found
@@ -112,7 +113,7 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     }
     for _ in range(400):
         state, _ = step(state, batch)
-    validate = training_step.make_validation(model, None, training_step.StepOptions(loss="l2"))
+    validate = training_step.make_validation(model, None, small_run.options(loss="l2"))
     found = validate(state.params, jax.device_put(batch))
     best = np.mean(np.where(np.arange(16) // 4 == 1, (60 / 127.5) ** 2, 0.0))
     before = np.mean(np.where(np.arange(16) // 4 == 1, (140**2 + 20**2) / 2 / 127.5**2, 0.0))
@@ -138,12 +139,12 @@ def test_it_trains_evaluates_and_upscales_by_the_same_commands(method, tmp_path)
     config = _config("quickstart", method)
     config.update_from_flattened_dict(small_run.OVERRIDES)
     workdir = epath.Path(tmp_path / "run")
-    jobs.train(config, workdir)
+    jobs.train(read(config), workdir)
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert list(scores) == ["bicubic", method]
     assert (workdir / "evaluation" / "samples.png").exists()
     assert not (workdir / "evaluation" / "refinement.png").exists()
-    assert factory.predicts_image(config_file.load(workdir / "config.json"))
+    assert run_file.load(workdir / "config.json").predicts_image
 
     resolver = SuperResolver.from_workdir(workdir)
     image = np.random.default_rng(0).integers(0, 256, (1, 10, 13, 3), dtype=np.uint8)

@@ -1,16 +1,35 @@
 """Every config in configs/, by shape evaluation: nothing is allocated."""
 
-import fnmatch
 import importlib
+import json
+import math
+import re
+import typing
 
 import numpy as np
 import pytest
 import small_run
-from ml_collections import config_dict
 
-from sr3_jax import config_file, data_factory, diffusion, factory, models, sampling_factory
+from sr3_jax import diffusion, models
+from sr3_jax.config import (
+    SECTIONS,
+    Config,
+    Train,
+    cascades,
+    changed,
+    changed_keys,
+    check_same_network,
+    fields,
+    networks,
+    read,
+    run_file,
+    save,
+    schedules,
+    to_json,
+    with_sampling,
+)
 from sr3_jax.inference import cascade
-from sr3_jax.tools import aot_table
+from sr3_jax.tools import aot_table, config_page
 
 ALL = sorted(path.stem for path in (small_run.ROOT / "configs").glob("*.py"))
 CASCADES = [name for name in ALL if name.startswith("cascade_")]
@@ -27,6 +46,7 @@ TABLE_A1 = {
 
 
 def _config(name: str, variant: str = ""):
+    """As a config file has it, to be changed."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     return get_config(variant) if variant else get_config()
 
@@ -34,14 +54,14 @@ def _config(name: str, variant: str = ""):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_describes_something_that_can_be_built(name):
     config = _config(name)
-    model = factory.model(config)
+    model = networks.model(read(config))
     assert models.count_parameters(model, config.data.image_size) > 100_000
-    for schedule in (factory.training_schedule(config), sampling_factory.schedule(config)):
+    for schedule in (
+        schedules.training_schedule(read(config)),
+        schedules.sampling_schedule(read(config)),
+    ):
         assert np.sqrt(schedule.gamma[-1]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
-    factory.optimizer(config)
-    factory.step_options(config)
-    factory.loop_options(config)
-    sampling_factory.options(config)
+    networks.optimizer(read(config))
     assert importlib.import_module(f"configs.{name}").__doc__
 
 
@@ -50,7 +70,7 @@ def test_a_config_describes_something_that_can_be_built(name):
 def test_every_sampler_and_schedule_works_with_its_defaults(sampler, schedule):
     config = _config("default")
     config.sampling.sampler, config.sampling.schedule = sampler, schedule
-    made = sampling_factory.sampler(config)
+    made = schedules.sampler(read(config))
     assert made.num_steps == 100
     assert np.sqrt(made.gamma[0]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
     # From most noise to least.
@@ -61,7 +81,7 @@ def test_every_sampler_and_schedule_works_with_its_defaults(sampler, schedule):
 def test_table_a1(name):
     millions, channels, multipliers, blocks, dropout = TABLE_A1[name]
     config = _config(name)
-    count = models.count_parameters(factory.model(config), config.data.image_size)
+    count = models.count_parameters(networks.model(read(config)), config.data.image_size)
     assert abs(count / 1e6 / millions - 1) < 0.03
     assert config.model.channels == channels
     assert tuple(config.model.multipliers) == multipliers
@@ -71,7 +91,7 @@ def test_table_a1(name):
     assert (config.data.low_resolution, config.data.image_size) == (low, high)
     # The paper's training: batch 256, 1M steps, Adam at 1e-4 after 10k steps of warm-up.
     assert (config.train.batch_size, config.train.num_steps) == (256, 1_000_000)
-    rate = factory.learning_rate(config)
+    rate = networks.learning_rate(read(config))
     np.testing.assert_allclose(
         [rate(0), rate(4_999), rate(9_999), rate(999_999)], [1e-8, 5e-5, 1e-4, 1e-4], rtol=1e-5
     )
@@ -80,20 +100,22 @@ def test_table_a1(name):
 def test_models_that_cascades_begin_with():
     """Improved DDPM says about 270M parameters; DDPM's, with a level more and our resampling."""
     by_class, faces = _config("imagenet_64_base"), _config("ffhq_64_base")
-    counts = [models.count_parameters(factory.model(c), 64) / 1e6 for c in (by_class, faces)]
+    counts = [models.count_parameters(networks.model(read(c)), 64) / 1e6 for c in (by_class, faces)]
     assert counts == pytest.approx([270, 86.5], rel=0.03)
     for config in (by_class, faces):
         assert (config.data.image_size, config.data.low_resolution) == (64, 0)
-        assert not factory.model(config).has_source
+        assert not networks.model(read(config)).has_source
     c = by_class.model
     assert (c.channels, c.num_blocks, c.num_classes) == (192, 3, 1000)
-    assert factory.training_schedule(by_class).num_steps == 4000
+    assert schedules.training_schedule(read(by_class)).num_steps == 4000
     # Eq. 17 of Improved DDPM, half of the way.
     middle = np.cos((0.5 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
-    assert factory.training_schedule(by_class).gamma[2000] == pytest.approx(middle, rel=1e-3)
-    assert factory.step_options(by_class)["label_dropout"] == 0.1
+    assert schedules.training_schedule(read(by_class)).gamma[2000] == pytest.approx(
+        middle, rel=1e-3
+    )
+    assert by_class.train.label_dropout == 0.1
     # DDPM: 1e-4 to 0.02 in 1000 steps.
-    beta = factory.training_schedule(faces).beta
+    beta = schedules.training_schedule(read(faces)).beta
     np.testing.assert_allclose(beta[[1, 1000]], [1e-4, 2e-2], rtol=1e-5)
 
 
@@ -101,14 +123,13 @@ def test_models_that_cascades_begin_with():
 def test_cascades_are_of_configs_that_chain(name, tmp_path):
     """Of networks that their stages' workdirs are called after."""
     stages = []
-    for section in sampling_factory.stages(_config(name)):
+    for section in cascades.read(_config(name)).stages:
         trained = section.workdir.rpartition("/")[2]
         if name == "cascade_photos_64":
             config = _config("photos_stages", trained)
         else:
             config = _config(trained, "cascade" if stages else "")
-        config = sampling_factory.changed(config, section.sampling)
-        sampling_factory.options(config)
+        config = with_sampling(read(config), section.sampling)
         # Every stage but the first forgives blurred input.
         assert (config.train.blur_probability > 0) == bool(stages)
         stages.append(cascade.Stage(section.workdir, config, 1))
@@ -119,7 +140,7 @@ def test_cascades_are_of_configs_that_chain(name, tmp_path):
     steps = [stage.config.sampling.num_steps for stage in stages]
     assert steps == sorted(steps, reverse=True)
     with pytest.raises(ValueError, match="no section stage_1"):
-        sampling_factory.stages(_config("quickstart"))
+        cascades.read(_config("quickstart"))
 
 
 def test_variants_that_cannot_be():
@@ -129,18 +150,16 @@ def test_variants_that_cannot_be():
     config = _config("ffhq_64_base")
     config.method = "regression"
     with pytest.raises(ValueError, match="low_resolution = 0, but a regression makes its image"):
-        factory.model(config)
+        networks.model(read(config))
     config = _config("imagenet_64_256", "regression")
     config.model.num_classes = 3
     with pytest.raises(ValueError, match="num_classes = 3, but a regression is not told"):
-        factory.model(config)
+        networks.model(read(config))
     config = _config("imagenet_64_base")
     config.train.blur_probability = 0.5
-    with pytest.raises(ValueError, match="there is nothing to blur"):
-        factory.step_options(config)
     config.train.source_noise = 0.1
-    with pytest.raises(ValueError, match="source_noise = 0.1 is for networks .* with a source"):
-        factory.model(config)
+    with pytest.raises(ValueError, match="2 faults: .*source_noise = 0.1 is .* nothing to blur"):
+        read(config)
     assert _config("ffhq_64_256", "cascade").train.blur_probability == 0.5
     measured = _config("cascade_imagenet_256", "fid_50k").evaluation
     assert (measured.feature_metrics, measured.fid_reference) == (("fid",), "train")
@@ -148,78 +167,136 @@ def test_variants_that_cannot_be():
 
 @pytest.mark.parametrize("name, other", aot_table.SAME_PROGRAMS.items())
 def test_configs_that_share_a_row_differ_in_their_pictures_alone(name, other):
-    changed = config_file.changed_keys(_config(name), _config(other))
-    assert all(key.startswith(("data.", "evaluation.paper_table")) for key in changed)
+    differ = changed_keys(read(_config(name)), read(_config(other)))
+    assert all(key.startswith(("data.", "evaluation.paper_table")) for key in differ)
 
 
 def test_variants_measure_the_papers_tables():
     arxiv, journal = (_config(name, "table_3") for name in ("imagenet_64_256", "imagenet_56_224"))
     for config in (arxiv, journal):
-        assert factory.feature_options(config)["metrics"] == ("resnet50",)
-        assert factory.paper_table(config) == "3"
+        assert read(config).evaluation.feature_metrics == ("resnet50",)
+        assert read(config).evaluation.paper_table == "3"
         # 1000 images of 224 pixels, made from 56.
         assert config.evaluation.num_images == 1000
         factor = config.data.image_size // config.data.low_resolution
-        assert (data_factory.evaluation_size(config), factor) == (224, 4)
-    assert (factory.network_input(arxiv), factory.network_input(journal)) == (64, 0)
+        assert (read(config).evaluation_size, factor) == (224, 4)
+    assert (read(arxiv).evaluation.network_input, read(journal).evaluation.network_input) == (64, 0)
     both = _config("imagenet_64_256", "regression,table_2")
-    assert factory.method(both) == "regression"
-    assert factory.feature_options(both)["metrics"] == ("fid",)
+    assert read(both).method == "regression"
+    assert read(both).evaluation.feature_metrics == ("fid",)
     assert both.evaluation.fid_reference == "train"
     with pytest.raises(ValueError, match="table_2 .* 64 to 256, and this config is 16 to 128"):
         _config("ffhq_16_128", "table_2")
     both.evaluation.feature_metrics = ("fdi",)
     with pytest.raises(ValueError, match="'fdi' is unknown; use one of fid, lpips, resnet50"):
-        factory.feature_options(both)
+        read(both)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_survives_json(name, tmp_path):
-    config = _config(name)
-    config_file.save(config, tmp_path / "config.json")
-    loaded = config_file.load(tmp_path / "config.json")
-    assert config_file.changed_keys(config, loaded) == {}
-    assert factory.model(loaded) == factory.model(config)
-    config.train.batch_size = 7
-    assert config_file.changed_keys(loaded, config) == {
-        "train.batch_size": (loaded.train.batch_size, 7)
+    config = read(_config(name))
+    save(config, tmp_path / "config.json")
+    loaded = run_file.load(tmp_path / "config.json")
+    assert loaded == config and changed_keys(config, loaded) == {}
+    assert networks.model(loaded) == networks.model(config)
+    other = changed(config, {"train.batch_size": 7})
+    assert changed_keys(loaded, other) == {"train.batch_size": (loaded.train.batch_size, 7)}
+
+
+def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
+    """One without what came later, as the first version wrote it."""
+    later = ["method", "tuning", "model.norm", "model.num_classes", "model.lanes"]
+    later += ["data.dtype", "data.white_level", "train.source_noise", "train.label_dropout"]
+    later += ["sampling.eta", "sampling.guidance", "evaluation.crop_border"]
+    config = read(_config("quickstart"))
+    content = json.loads(to_json(config))
+    for key in later:
+        section, _, name = key.rpartition(".")
+        del (content[section] if section else content)[name]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    older = run_file.load(tmp_path / "config.json")
+    assert older == config
+    check_same_network(older, changed(config, {"train.batch_size": 3}), "config.json")
+    with pytest.raises(ValueError, match="num_classes was 0 and is now 10"):
+        check_same_network(older, changed(config, {"model.num_classes": 10}), "config.json")
+
+
+def test_what_decides_which_network_it_is_may_not_change():
+    sections = {f"{name}.": type(section) for name, section in SECTIONS.items()} | {"": Config}
+    kept = {
+        prefix + name
+        for prefix, section in sections.items()
+        for name, (_, _, what) in fields.declared(section).items()
+        if not what.may_change
+    }
+    assert {key.partition(".")[0] for key in kept} == {
+        *("data", "diffusion", "method", "model", "train")
+    }
+    assert {key for key in kept if key.startswith(("data.", "train."))} == {
+        *("data.image_size", "data.low_resolution", "data.white_level"),
+        *("train.loss", "train.source_noise", "train.label_dropout"),
     }
 
 
-# Keys that may not change of the oldest configs that can still be read.
-OLDEST = """data.image_size data.low_resolution model.channels model.multipliers model.num_blocks
-model.attention_resolutions model.bottleneck_attention model.num_heads model.scale_shift
-model.embedding_scale model.residual_std diffusion.schedule diffusion.num_steps
-diffusion.beta_start diffusion.beta_end train.loss"""
+def _wrong_values(kind, what):
+    """Values that a field of this declaration must refuse."""
+    is_tuple = typing.get_origin(kind) is tuple
+    of_item = typing.get_args(kind)[0] if is_tuple else kind
+    wrong = {bool: ["yes", 1], int: [1.5, "3", True], float: ["3", True], str: [3, None]}[of_item]
+    if of_item is float:
+        wrong += [math.nan, math.inf, -math.inf]
+    if what.choices:
+        wrong.append("no such thing")
+    bounds = ((what.at_least, -1), (what.at_most, 1), (what.above, 0), (what.below, 0))
+    wrong += [of_item(bound + step) for bound, step in bounds if bound is not None]
+    if not is_tuple:
+        return wrong + [(value,) for value in wrong[:1]]
+    length = (what.lengths or (1,))[0]
+    of_tuple = [(value,) * length for value in wrong] + ["1,2", 3, None]
+    return of_tuple + ([(of_item(1),) * (max(what.lengths) + 1)] if what.lengths else [])
 
 
-def test_older_configs_are_of_the_same_network():
+@pytest.mark.parametrize("name", ["", *SECTIONS])
+def test_every_field_refuses_what_is_out_of_its_range(name):
+    """With the key, the value and the range; and takes what is in range."""
+    section = type(SECTIONS[name]) if name else Config
+    for field, (kind, default, what) in fields.declared(section).items():
+        key = f"config.{name}.{field}" if name else f"config.{field}"
+        bad = _wrong_values(kind, what)
+        assert len(bad) >= 2, key
+        for value in bad:
+            tree = {name: {field: value}} if name else {field: value}
+            with pytest.raises(ValueError, match="^" + re.escape(f"{key} = ")) as error:
+                read(tree)
+            assert repr(value)[:20] in str(error.value)
+        assert read({name: {field: default}} if name else {field: default}) == Config()
+        assert what.meaning.endswith(".") and (what.range() or kind in (str, bool)), key
+
+
+def test_the_page_of_options_is_of_this_code():
+    """Made by `python -m sr3_jax.tools.config_page > docs/config.md`."""
+    assert (small_run.ROOT / "docs" / "config.md").read_text() == config_page.page()
+
+
+def test_all_faults_are_told_at_once():
     config = _config("quickstart")
-    older = config.copy_and_resolve_references()
-    with older.unlocked():
-        for key in config_file.WHERE_MISSING:
-            *section, name = key.split(".")
-            del (older[section[0]] if section else older)[name]
-    config_file.check_same_network(older, config, "config.json")
-    config_file.check_same_network(config, older, "config.json")
-    with config.unlocked():
-        config.model.num_classes = 10
-    with pytest.raises(ValueError, match="num_classes was 0 and is now 10"):
-        config_file.check_same_network(older, config, "config.json")
-
-
-def test_of_every_key_it_is_known_whether_it_may_change():
-    """One that is new needs its value for older configs, in config_file.WHERE_MISSING."""
-    everything = config_file.changed_keys(config_dict.ConfigDict(), _config("default"))
-    known = {*OLDEST.split(), *config_file.WHERE_MISSING}
-    for key in everything:
-        may = any(fnmatch.fnmatchcase(key, pattern) for pattern in config_file.MAY_CHANGE)
-        assert may != (key in known), key
+    config.train.update(loss="l3", batch_size=-1)
+    config.model.dropout = math.nan
+    with pytest.raises(ValueError) as error:
+        read(config)
+    message = str(error.value)
+    assert "3 faults" in message and "'l3' is unknown; use one of l1, l2" in message
+    assert "config.train.batch_size = -1; it must be at least 1 (nearest: 1)" in message
+    assert "config.model.dropout = nan; it must be at least 0 and below 1" in message
+    with pytest.raises(ValueError, match="config.train.los is no key of the config; did you mean"):
+        read({"train": {"los": "l1"}})
+    with pytest.raises(ValueError, match="Train: accumulate_steps = 0; it must be at least 1"):
+        Train(accumulate_steps=0)
 
 
 def test_broken_and_missing_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not the workdir of a training run"):
-        config_file.load(tmp_path / "config.json")
+        run_file.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
-        config_file.load(tmp_path / "config.json")
+        run_file.load(tmp_path / "config.json")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import archives, degrade, folders, picture, sources, storage
 from sr3_jax.data.pipeline import Pipeline
 
@@ -288,18 +288,18 @@ def _config(path, eval_path=""):
 
 def test_by_config(images, validation, tmp_path):
     config = _config(_train_tar(tmp_path / "train.tar", images), validation)
-    assert len(data_factory.training_source(config)) == 9
+    assert len(image_sets.training_source(read(config))) == 9
     config.evaluation.num_images = 3
-    numbers = [int(ref.name[-13:-5]) for ref in data_factory.evaluation_source(config)]
+    numbers = [int(ref.name[-13:-5]) for ref in image_sets.evaluation_source(read(config))]
     assert numbers == [1, 2, 3]
     for path, error in ((tmp_path / "none.tar", FileNotFoundError), (images, IsADirectoryError)):
         with pytest.raises(error, match=f"{path.name}.*give"):
-            data_factory.training_source(_config(path))
+            image_sets.training_source(read(_config(path)))
 
 
 def test_a_list_is_kept_for_a_tar_of_this_size_alone(images, tmp_path, monkeypatch, caplog):
     path, index = tmp_path / "a.tar", tmp_path / "index"
-    halves = (data_factory.training_source, data_factory.evaluation_source)
+    halves = (image_sets.training_source, image_sets.evaluation_source)
 
     def refs():
         return [list(half(_config(path), index)) for half in halves]

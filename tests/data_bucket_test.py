@@ -15,7 +15,7 @@ import small_run
 from gcp_storage_emulator import server
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import folders, index_file, records, storage
 
 COUNT = 11
@@ -65,7 +65,7 @@ def _batches(path, source, count=4):
     config = small_run.config()
     config.data.update(source=source, path=str(path), eval_source="photos", max_bad_share=1.0)
     config.data.cache_gb = 0.0
-    stream = data_factory.training_pipeline(config).training_batches()
+    stream = image_sets.training_pipeline(read(config)).training_batches()
     batches = list(itertools.islice(stream, count))
     stream.close()
     return batches
@@ -97,7 +97,7 @@ def test_an_image_removed_during_training_is_skipped(images, bucket):
     config.data.update(source="folder", path="gs://images/few", eval_source="photos")
     config.data.update(max_bad_share=1.0, num_threads=1, cache_gb=0.0)
     config.train.batch_size = 2
-    pipeline = data_factory.training_pipeline(config)
+    pipeline = image_sets.training_pipeline(read(config))
     bucket.rm("images/few/b.png")
     stream = pipeline.training_batches()
     batch = next(stream)

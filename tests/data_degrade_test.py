@@ -9,7 +9,7 @@ import small_run
 import tensorflow as tf
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import degrade, picture, sources
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -216,8 +216,8 @@ def test_evaluation_alone_makes_inputs_as_asked():
     def made(downsampling: str, training: bool = False) -> dict[str, np.ndarray]:
         config.evaluation.downsampling = downsampling
         if training:
-            return next(data_factory.training_pipeline(config).training_batches())
-        return next(data_factory.evaluation_pipeline(config, 2).evaluation_batches())
+            return next(image_sets.training_pipeline(read(config)).training_batches())
+        return next(image_sets.evaluation_pipeline(read(config), 2).evaluation_batches())
 
     pillow, matlab = made("pillow"), made("matlab")
     np.testing.assert_array_equal(pillow["high_resolution"], matlab["high_resolution"])

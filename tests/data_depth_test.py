@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from configs import default
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import degrade, depth, folders, picture, prepared, sources
 from sr3_jax.data.pipeline import Pipeline
 
@@ -205,7 +205,9 @@ def test_the_config_decides_and_older_ones_need_not(twelve_bits):
     config.train.batch_size = 3
 
     def first():
-        return next(data_factory.training_pipeline(config).training_batches())["high_resolution"]
+        return next(image_sets.training_pipeline(read(config)).training_batches())[
+            "high_resolution"
+        ]
 
     assert first().dtype == np.uint16 and first().max() < 4096
     config.data.white_level = 4095
@@ -216,7 +218,7 @@ def test_the_config_decides_and_older_ones_need_not(twelve_bits):
         wrong = config.copy_and_resolve_references()
         wrong.data[key] = value
         with pytest.raises(ValueError, match=f"config.data.{key} = '?{value}"):
-            data_factory.training_pipeline(wrong)
+            image_sets.training_pipeline(read(wrong))
     with config.unlocked():
         del config.data.dtype, config.data.white_level
     assert first().dtype == np.uint16

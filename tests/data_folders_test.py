@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import degrade, folders, index_file, sources
 from sr3_jax.data.pipeline import Pipeline
 
@@ -112,7 +112,7 @@ def test_pairs_are_cut_from_the_same_square(two_folders, crop_scale):
 
 
 def test_pairs_by_config(two_folders):
-    batch = next(data_factory.training_pipeline(_config(two_folders)).training_batches())
+    batch = next(image_sets.training_pipeline(read(_config(two_folders))).training_batches())
     made = batch["high_resolution"].reshape(2, 4, 4, 4, 4, 3).mean((2, 4))
     assert 6 < (batch["low_resolution"] - made).mean() < 8
 
@@ -122,12 +122,12 @@ def test_missing_partners_are_listed(two_folders):
     _save(high / "lone.png", _noise(16, 16))
     _save(low / "a" / "only.png", _noise(4, 4))
     with pytest.raises(ValueError, match="(?s)1 of .*high.*: lone; .*1 of .*low.*: a/only"):
-        data_factory.training_source(_config(two_folders))
+        image_sets.training_source(read(_config(two_folders)))
     (high / "lone.png").unlink()
     (low / "a" / "only.png").unlink()
     _save(low / "a" / "1.png", _noise(4, 4))
     with pytest.raises(ValueError, match=r"two images of one name, a/1\.bmp and a/1\.png"):
-        data_factory.training_source(_config(two_folders))
+        image_sets.training_source(read(_config(two_folders)))
 
 
 def test_a_pair_of_wrong_sizes_is_skipped_with_both(two_folders):
@@ -151,14 +151,14 @@ def test_a_run_goes_on_with_the_list_it_began_with(tmp_path):
     config.data.update(path=str(images), num_eval_images=1, image_size=16, low_resolution=4)
 
     def names():
-        halves = (data_factory.training_source, data_factory.evaluation_source)
+        halves = (image_sets.training_source, image_sets.evaluation_source)
         return [[ref.name for ref in half(config, index)] for half in halves]
 
     first = names()
     assert len(first[0]) == 4 and len(first[1]) == 1
     _save(images / "1b.png", _noise(16, 16))
     assert names() == first
-    assert data_factory.training_source(config, index)[0].read().image.shape == (16, 16, 3)
+    assert image_sets.training_source(read(config), index)[0].read().image.shape == (16, 16, 3)
     [file] = index.iterdir()
     file.unlink()
     assert len(names()[0]) == 5

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import degrade, folders, picture, prepared, records
 from sr3_jax.data.pipeline import Pipeline
 
@@ -200,7 +200,10 @@ def test_held_out_records_are_of_the_size_that_is_evaluated(tmp_path):
     config.evaluation.image_size = 32
     sizes = [
         images[0].read().image.shape[0]
-        for images in (data_factory.training_source(config), data_factory.evaluation_source(config))
+        for images in (
+            image_sets.training_source(read(config)),
+            image_sets.evaluation_source(read(config)),
+        )
     ]
     assert sizes == [8, 32]
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import tfds_source
 from sr3_jax.data.picture import decode_rgb
 
@@ -95,12 +95,12 @@ def test_a_config_trains_on_imagenet_and_is_scored_on_its_validation(data_dir):
     config.data.update(source="tfds", path="imagenet2012:train", tfds_dir=data_dir)
     config.data.update(eval_path="imagenet2012:validation", image_size=16, low_resolution=4)
     config.train.batch_size = 6
-    batches = data_factory.training_pipeline(config).training_batches()
+    batches = image_sets.training_pipeline(read(config)).training_batches()
     epoch = [next(batches) for _ in range(2)]
     labels = np.concatenate([batch["label"] for batch in epoch])
     np.testing.assert_array_equal(np.sort(labels), np.repeat([0, 1, 230], 4))
     assert all((batch["weight"] == 1).all() for batch in epoch)
-    assert data_factory.evaluation_pipeline(config, 4).num_images == 3
+    assert image_sets.evaluation_pipeline(read(config), 4).num_images == 3
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(data_dir):
@@ -113,4 +113,4 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(data_dir):
     config = default.get_config()
     config.data.update(source="tfds", path="imagenet2012", tfds_dir=data_dir)
     with pytest.raises(ValueError, match="needs the name of a data set and its split"):
-        data_factory.training_source(config)
+        image_sets.training_source(read(config))

@@ -12,6 +12,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import jobs
+from sr3_jax.config import read
 from sr3_jax.data import degrade, folders, picture, prepared, records
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -107,7 +108,7 @@ def test_a_source_trains(make, tmp_path):
     config.evaluation.image_size = 16
     config.sampling.num_steps = 1
     workdir = epath.Path(tmp_path / "run")
-    jobs.train(config, workdir)
+    jobs.train(read(config), workdir)
     state = small_run.read_checkpoint(workdir, 2)
     assert all(np.isfinite(leaf).all() for leaf in state["params"]["conv_in"].values())
     assert (workdir / "evaluation" / "samples.png").exists()

@@ -12,7 +12,8 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import config_file, jobs
+from sr3_jax import jobs
+from sr3_jax.config import read, run_file
 from sr3_jax.evaluation import classifier, evaluator, outputs, pictures, pretrained
 
 RNG = np.random.default_rng(0)
@@ -184,14 +185,14 @@ def trained(tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp("trained"))
     config = small_run.config()
     config.train.num_steps = 4
-    jobs.train(config, workdir)
+    jobs.train(read(config), workdir)
     return workdir
 
 
 def _evaluate(workdir, **changes):
-    config = config_file.load(workdir / "config.json")
+    config = run_file.load(workdir / "config.json")
     config.evaluation.update(changes)
-    jobs.evaluate(config, workdir)
+    jobs.evaluate(read(config), workdir)
     return json.loads((workdir / "evaluation" / "metrics.json").read_text())
 
 
@@ -270,8 +271,8 @@ def test_inputs_can_be_brought_to_the_networks_size(trained):
 
 def test_other_weights_make_other_images(trained):
     before = _evaluate(trained)["sr3"]["psnr"]
-    config = config_file.load(trained / "config.json")
+    config = run_file.load(trained / "config.json")
     config.train.num_steps = 6
-    jobs.train(config, trained)
+    jobs.train(read(config), trained)
     after = json.loads((trained / "evaluation" / "metrics.json").read_text())["sr3"]["psnr"]
     assert after != before

@@ -19,14 +19,8 @@ from etils import epath
 from jax import export as jax_export
 from PIL import Image
 
-from sr3_jax import (
-    SuperResolver,
-    command_line,
-    config_file,
-    factory,
-    models,
-    sampling_factory,
-)
+from sr3_jax import SuperResolver, command_line, models
+from sr3_jax.config import changed, networks, read, run_file, save, with_sampling
 from sr3_jax.tools import export, export_files
 from sr3_jax.training import checkpoint
 
@@ -48,7 +42,7 @@ NEEDED = (
 
 def _params(config):
     """Random weights, of layers that start at zero too; drawn here, where nothing is compiled."""
-    model, rng = factory.model(config), np.random.default_rng(0)
+    model, rng = networks.model(read(config)), np.random.default_rng(0)
     inputs = models.example_inputs(model, config.data.image_size)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     draw = lambda a: rng.normal(0, np.prod(a.shape[:-1]) ** -0.5, a.shape).astype(np.float32)  # noqa: E731
@@ -62,9 +56,9 @@ def workdir(tmp_path_factory):
     config.data.update(image_size=12, low_resolution=4)
     config.model.update(multipliers=(1, 1), num_blocks=0, bottleneck_attention=True)
     path = epath.Path(tmp_path_factory.mktemp("run"))
-    config_file.save(config, path / "config.json")
+    save(read(config), path / "config.json")
     tuned = dict(sampler="dpmpp_2m", eta=1.0, schedule="respaced", num_steps=3)
-    (path / sampling_factory.INFERENCE).write_text(json.dumps({"sampling": tuned}))
+    (path / run_file.INFERENCE).write_text(json.dumps({"sampling": tuned}))
     checkpointer = checkpoint.Checkpointer(path / "checkpoints")
     checkpointer.save(7, {"ema_params": _params(config)}, {"validation_loss": 1.0})
     checkpointer.close()
@@ -172,13 +166,13 @@ def test_steps_platforms_and_a_bucket(workdir, folder):
         assert read(name) == (folder / name).read_bytes()
     exported = jax_export.deserialize(bytearray(read("sampler.stablehlo")))
     assert (exported.platforms, exported.out_avals[0].shape[1:]) == (("tpu",), (15, 21, 3))
-    assert export.make_plan(config_file.load(workdir / "config.json")).size == (4, 4)
+    assert export.make_plan(run_file.load(workdir / "config.json")).size == (4, 4)
 
 
 def test_folded_as_tpus_want_it(workdir, images, monkeypatch):
     """For TPUs alone, and there beside the plain network; here the folded one is run on the CPU."""
-    config = config_file.load(workdir / "config.json")
-    monkeypatch.setattr(factory, "TPU_LANES", 32)
+    config = run_file.load(workdir / "config.json")
+    monkeypatch.setattr(networks, "TPU_LANES", 32)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     folds = {}
     for platforms in (("cpu",), ("cpu", "tpu"), ("tpu",)):
@@ -191,8 +185,8 @@ def test_folded_as_tpus_want_it(workdir, images, monkeypatch):
         ("cpu", "tpu"): ["32x8", "8x32"],
         ("tpu",): ["8x32"],
     }
-    config.model.lanes = 32
-    plan = export.make_plan(config, SIZE, 2, ("cpu",))
+    folded = changed(config, {"model.lanes": 32})
+    plan = export.make_plan(folded, SIZE, 2, ("cpu",))
     exported = export.export_sampler(plan, resolver.params)
     made = exported.call(*jax.tree.leaves(resolver.params), images, np.array(SEEDS, np.uint32))
     _close(np.asarray(made), resolver.upscale(images, 2, seed=SEEDS))
@@ -203,7 +197,7 @@ def test_a_consistent_baseline_in_bfloat16(tmp_path, images):
     config = small_run.config()
     config.model.dtype, config.method = "bfloat16", "srcnn"
     config.data.update(image_size=12, low_resolution=4)
-    config = sampling_factory.changed(config, {"consistent": True})
+    config = with_sampling(read(config), {"consistent": True})
     resolver = SuperResolver.from_params(config, _params(config))
     plan = export.make_plan(config, SIZE, platforms=("cpu", "tpu"))
     exported = export.export_sampler(plan, resolver.params)

@@ -17,12 +17,11 @@ import zlib
 import numpy as np
 import pytest
 import small_run
-from ml_collections import config_dict
 from mutations import MUTATIONS, NUMBERS, bounds, fuzz, mutated, mutated_arrays, mutated_json  # noqa: F401
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from sr3_jax import config_file, sampling_factory
+from sr3_jax.config import Config, run_file
 from sr3_jax.data import archives, folders, index_file, picture, prepared, records
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.inference import manifest, recipes
@@ -274,7 +273,7 @@ def test_configs_and_tuned_sampling(tmp_path):
     whole = {"config.json": json.loads(small.to_json()), "inference.json": tuned}
     for name, tree in whole.items():
         (tmp_path / name).write_text(json.dumps(tree))
-    assert sampling_factory.tuned(tmp_path, config_file.load(tmp_path / "config.json"))
+    assert run_file.tuned(tmp_path, run_file.load(tmp_path / "config.json"))
     for name, tree in whole.items():
         path, text = tmp_path / name, json.dumps(tree)
 
@@ -286,10 +285,10 @@ def test_configs_and_tuned_sampling(tmp_path):
         def read(data, path=path, name=name):
             path.write_bytes(data)
             try:
-                loaded = config_file.load(tmp_path / "config.json")
-                assert isinstance(loaded, config_dict.ConfigDict)
+                loaded = run_file.load(tmp_path / "config.json")
+                assert isinstance(loaded, Config)
                 if name == "inference.json":
-                    sampling_factory.tuned(tmp_path, loaded)
+                    run_file.tuned(tmp_path, loaded)
             except ValueError as error:
                 assert str(path) in str(error) and "remove it" in str(error)
                 raise

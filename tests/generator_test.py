@@ -6,7 +6,8 @@ import pytest
 from etils import epath
 from flax import linen as nn
 
-from sr3_jax import diffusion, jobs, sampling_factory
+from sr3_jax import diffusion, jobs
+from sr3_jax.config import Sampling, read
 from sr3_jax.evaluation import neighbours
 from sr3_jax.inference import cascade, generator, super_resolver
 from sr3_jax.jobs import generating
@@ -35,7 +36,7 @@ def _network(kind, model, **options):
         model,
         {},
         lambda steps: diffusion.heun(diffusion.karras(steps, 0.005, 80.0)),
-        sampling_factory.Options(**options),
+        Sampling(**options),
         factor=1,
         stride=1,
     )
@@ -122,8 +123,8 @@ def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
     few = config.copy_and_resolve_references()
     few.model.num_classes = 9
     with pytest.raises(ValueError, match=r"image 9/\d+.png is of class 9, and .* knows 0 to 8"):
-        jobs.train(few, epath.Path(tmp_path / "few"))
-    jobs.train(config, workdir)
+        jobs.train(read(few), epath.Path(tmp_path / "few"))
+    jobs.train(read(config), workdir)
     # Training ends with a look at what was learnt.
     assert {path.name for path in (workdir / "evaluation").iterdir()} == {
         *("8", "grid.png", "labels.csv", "neighbours.png")

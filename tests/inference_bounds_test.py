@@ -10,7 +10,8 @@ import pytest
 import small_run
 from flax import linen as nn
 
-from sr3_jax import SuperResolver, diffusion, factory, models, parallel, sampling_factory
+from sr3_jax import SuperResolver, diffusion, models, parallel
+from sr3_jax.config import networks, read, schedules
 from sr3_jax.inference import levels, programs, refinement, resampling
 from sr3_jax.training.state import init_state
 
@@ -32,13 +33,13 @@ def make_refiner(model, params, devices=1, **sampling):
     config.sampling.update(dict(tile_size=16, batch_size=4, clip=False) | sampling)
     refiner = refinement.Refiner(
         model,
-        sampling_factory.options(config),
+        read(config).effective_sampling,
         factor=2,
         stride=2,
         devices=jax.local_devices()[:devices],
     )
     refiner.set_params(params)
-    return refiner, sampling_factory.sampler(config, 2)
+    return refiner, schedules.sampler(read(config), 2)
 
 
 def picture(height, width, dtype=np.uint8):
@@ -129,7 +130,7 @@ def test_values_that_are_not_finite_are_no_picture():
 @pytest.fixture(scope="module")
 def resolver():
     config = small_run.config()
-    model, optimizer = factory.model(config), factory.optimizer(config)
+    model, optimizer = networks.model(read(config)), networks.optimizer(read(config))
     params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
     return SuperResolver.from_params(config, params)
 

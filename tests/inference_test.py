@@ -11,7 +11,8 @@ from etils import epath
 from flax import linen as nn
 from PIL import Image, ImageCms
 
-from sr3_jax import SuperResolver, factory, sampling_factory
+from sr3_jax import SuperResolver
+from sr3_jax.config import networks, read, schedules
 from sr3_jax.data import picture
 from sr3_jax.inference import files, levels, programs, reading, refinement
 from sr3_jax.training.state import init_state
@@ -22,7 +23,7 @@ def resolver():
     config = small_run.config()
     config.sampling.num_steps = 2
     config.sampling.schedule = "respaced"
-    model, optimizer = factory.model(config), factory.optimizer(config)
+    model, optimizer = networks.model(read(config)), networks.optimizer(read(config))
     params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
     # Away from zero-initialised layers, so that the result depends on the input.
     params = jax.tree.map(
@@ -189,8 +190,8 @@ def test_no_image_is_sampled_twice(images):
     resolver = SuperResolver(
         Recorder(),
         {},
-        functools.partial(sampling_factory.sampler, config),
-        sampling_factory.options(config),
+        functools.partial(schedules.sampler, read(config)),
+        read(config).effective_sampling,
         factor=4,
         stride=1,
     )

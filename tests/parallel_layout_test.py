@@ -9,9 +9,10 @@ import optax
 import pytest
 import small_run
 
-from sr3_jax import diffusion, factory, models, parallel
+from sr3_jax import diffusion, models, parallel
+from sr3_jax.config import layouts, read
 from sr3_jax.training.state import init_state, state_shardings
-from sr3_jax.training.step import StepOptions, jit_train_step, make_train_step
+from sr3_jax.training.step import jit_train_step, make_train_step
 
 SIZE, BATCH = 16, 8
 MODEL = models.UNet(
@@ -47,7 +48,7 @@ def first_state():
 def train(layout, accumulate_steps=1, num_steps=3):
     """The state after a few steps, and the losses."""
     state = first_state()
-    options = StepOptions(seed=3, accumulate_steps=accumulate_steps)
+    options = small_run.options(seed=3, accumulate_steps=accumulate_steps)
     step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, options, layout)
     if layout is None:
         step, place = jax.jit(step), dict
@@ -116,25 +117,25 @@ def test_unknown_layouts_and_groups_that_cannot_be_are_named():
     config = small_run.quickstart.get_config()
     config.parallel.layout = "zero9"
     with pytest.raises(ValueError, match="config.parallel.layout = 'zero9' is unknown; use one of"):
-        factory.layout(config)
+        layouts.layout(read(config))
     config = small_run.quickstart.get_config()
     config.parallel.spatial = 3
     with pytest.raises(ValueError, match="config.parallel: 4 devices cannot.* 3 for `spatial`"):
-        factory.layout(config)
+        layouts.layout(read(config))
     config = small_run.quickstart.get_config()
     config.parallel.layout = "zero1"
     config.train.batch_size = 2  # on four devices
-    assert factory.layout(config).mesh.shape == {
+    assert layouts.layout(read(config)).mesh.shape == {
         "replica": 1,
         "data": 2,
         "model": 1,
         "spatial": 2,
     }
     config.train.batch_size = 8
-    assert factory.layout(config).mesh.shape["data"] == 4
+    assert layouts.layout(read(config)).mesh.shape["data"] == 4
     config.train.batch_size = 6
     with pytest.raises(ValueError, match="cannot be split over 4 devices; 4 or 8 would do"):
-        factory.layout(config)
+        layouts.layout(read(config))
 
 
 def test_fsdp_keeps_no_gathered_parameter_for_the_gradient():
@@ -143,7 +144,7 @@ def test_fsdp_keeps_no_gathered_parameter_for_the_gradient():
     def gathers(name):
         layout = parallel.Layout(parallel.make_mesh(), name)
         state = jax.eval_shape(functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE))
-        step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(), layout)
+        step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(), layout)
         program = str(jax.make_jaxpr(step)(state, batch(0)))
         kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(state.params))
         return program.count(" all_gather["), kernels

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sr3_jax import data_factory
+from sr3_jax.config import image_sets, read
 from sr3_jax.data import folders, locks, prepared
 from sr3_jax.tools import prepare_data
 
@@ -67,7 +67,7 @@ def _batches(source: str, path, crop: str):
     config.data.update(source=source, path=str(path), crop=crop, max_bad_share=0.5)
     config.data.update(image_size=16, low_resolution=4, eval_source="photos")
     config.train.batch_size = COUNT
-    pipeline = data_factory.training_pipeline(config)
+    pipeline = image_sets.training_pipeline(read(config))
     batches = pipeline.training_batches()
     found = {}
     for _ in range(3):
@@ -166,7 +166,7 @@ def test_other_options_other_images_and_other_files_are_refused(images, squares,
     with pytest.raises(ValueError, match="prepared with --image_size=16, and .* is 32"):
         config = default.get_config()
         config.data.update(source="tfrecord", path=str(output), image_size=32, low_resolution=8)
-        data_factory.training_source(config)
+        image_sets.training_source(read(config))
 
 
 def test_check_names_the_file_that_changed(squares, tmp_path):

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import config_dict
 
-from sr3_jax import factory
+from sr3_jax.config import Config, Train, networks, read, save
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import init_state
 
@@ -48,6 +48,11 @@ def config() -> config_dict.ConfigDict:
     return small
 
 
+def options(seed: int = 0, **train: Any) -> Config:
+    """A config of a training step."""
+    return Config(seed=seed, train=Train(**train))
+
+
 def flags() -> list[str]:
     """The same config on the command line."""
     values = {
@@ -59,13 +64,13 @@ def flags() -> list[str]:
 
 def write_workdir(
     root: epath.Path, small: config_dict.ConfigDict | None = None, noise: float = 0.0
-) -> config_dict.ConfigDict:
+) -> Config:
     """What a training run leaves, with random weights of step 3; returns the config.
 
     `noise` is added to them, away from the layers that begin at zero.
     """
-    small = config() if small is None else small
-    model, optimizer = factory.model(small), factory.optimizer(small)
+    small = read(config() if small is None else small)
+    model, optimizer = networks.model(read(small)), networks.optimizer(read(small))
 
     @jax.jit
     def make():
@@ -82,7 +87,7 @@ def write_workdir(
     checkpointer.save(3, state, {})
     checkpointer.wait()
     checkpointer.close()
-    (root / "config.json").write_text(small.to_json())
+    save(small, root / "config.json")
     return small
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import small_run
 
-from sr3_jax import Generator, SuperResolver, factory, models, parallel
+from sr3_jax import Generator, SuperResolver, models, parallel
+from sr3_jax.config import layouts, networks, read, schedules
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import programs
 from sr3_jax.parallel import topology
@@ -34,7 +35,7 @@ SMALL = {
     "model.channels": 16,
     "model.multipliers": (1,),
     "model.dtype": "bfloat16",
-    "model.lanes": factory.TPU_LANES,
+    "model.lanes": networks.TPU_LANES,
     "sampling.num_steps": 2,
     "sampling.batch_size": 4,
     "sampling.tile_size": 32,
@@ -45,7 +46,7 @@ SMALL = {
 def config(**changes):
     small = small_run.quickstart.get_config()
     small.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
-    return small
+    return read(small)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def compiled(chips, monkeypatch):
 
 
 def network(kind, small):
-    shapes = models.parameter_shapes(factory.model(small), small.data.image_size)
+    shapes = models.parameter_shapes(networks.model(small), small.data.image_size)
     return kind.from_params(small, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes))
 
 
@@ -118,10 +119,10 @@ def test_generation_with_guidance_then_a_second_stage_told_of_noise(compiled):
 def test_validation_and_evaluation(compiled):
     small = config()
     devices = jax.local_devices()
-    layout = factory.layout(small, devices)
-    model = factory.model(small)
-    options = training_step.StepOptions(**factory.step_options(small))
-    validate = training_step.make_validation(model, factory.training_schedule(small), options)
+    layout = layouts.layout(small, devices)
+    model = networks.model(small)
+    options = small
+    validate = training_step.make_validation(model, schedules.training_schedule(small), options)
     shapes = training_step.batch_shapes(layout, 16, 32, 8)
     params = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole),

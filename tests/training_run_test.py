@@ -15,7 +15,8 @@ from etils import epath
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sr3_jax import SuperResolver, config_file, data_factory, jobs
+from sr3_jax import SuperResolver, jobs
+from sr3_jax.config import changed_keys, image_sets, read, run_file, save
 from sr3_jax.evaluation import evaluator
 from sr3_jax.training import checkpoint, loop
 
@@ -26,13 +27,13 @@ COMMAND = [sys.executable, "-m", "sr3_jax.main"]
 def workdir(tmp_path_factory):
     """Of a run that nothing interrupted."""
     path = epath.Path(tmp_path_factory.mktemp("run"))
-    jobs.train(small_run.config(), path)
+    jobs.train(read(small_run.config()), path)
     return path
 
 
 def test_a_finished_run_is_not_trained_again(workdir, capsys):
     before = small_run.read_checkpoint(workdir, 8)
-    jobs.train(small_run.config(), workdir)
+    jobs.train(read(small_run.config()), workdir)
     small_run.assert_same_arrays(before, small_run.read_checkpoint(workdir, 8))
     assert "| sr3 |" in capsys.readouterr().out
 
@@ -97,7 +98,7 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     config.train.num_warmup_steps = 1
     config.train.num_decay_steps = 0
     with pytest.raises(loop.NonFiniteError, match=r"at step [1-8]; the last good checkpoint"):
-        jobs.train(config, epath.Path(tmp_path))
+        jobs.train(read(config), epath.Path(tmp_path))
     checkpoints = checkpoint.Checkpointer(tmp_path / "checkpoints")
     for step in checkpoints.steps:
         leaves = jax.tree.leaves(small_run.read_checkpoint(tmp_path, step))
@@ -134,7 +135,7 @@ def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
         config = small_run.config()
         config.update_from_flattened_dict({key: value})
         with pytest.raises(ValueError, match=message) as refused:
-            jobs.train(config, workdir)
+            jobs.train(read(config), workdir)
         assert _files(workdir) == before, key
         if "and is now" in message:
             # Nor can it be evaluated under that config.
@@ -142,7 +143,7 @@ def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
                 refused.value
             )
             with pytest.raises(ValueError, match=message):
-                jobs.evaluate(config, workdir)
+                jobs.evaluate(read(config), workdir)
     flags = [*small_run.flags(), f"--workdir={workdir}", "--config.model.channels=16"]
     assert forked_run.run(flags, tmp_path / "said.txt") == 2
     error = (tmp_path / "said.txt").read_text().strip().splitlines()[-1]
@@ -184,13 +185,16 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     config.sampling.variance = "posterior"
     workdir = epath.Path(tmp_path / "run")
     # Of a run that ended before its first checkpoint, which binds nobody.
-    config_file.save(small_run.config(), workdir / "config.json")
-    jobs.train(config, workdir)
-    assert config_file.changed_keys(config_file.load(workdir / "config.json"), config) == {}
+    save(small_run.config(), workdir / "config.json")
+    jobs.train(read(config), workdir)
+    assert changed_keys(run_file.load(workdir / "config.json"), config) == {}
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert scores["sr3"]["n"] in (2, 3)
     state = small_run.read_checkpoint(workdir, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
-    train, held_out = data_factory.training_source(config), data_factory.evaluation_source(config)
+    train, held_out = (
+        image_sets.training_source(read(config)),
+        image_sets.evaluation_source(read(config)),
+    )
     assert len(held_out) == 3 and len(train) == 7
     assert not {i.name for i in train} & {i.name for i in held_out}

@@ -1,6 +1,5 @@
 """Properties of one training step, with a small network that compiles fast."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 import scipy.ndimage
+import small_run
 from flax import linen as nn
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.training.state import init_state
 from sr3_jax.training.step import (
-    StepOptions,
     augment,
     blur,
     ema_decay_at,
@@ -55,7 +54,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)))
+    return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
 
 
 def _assert_close(a, b, **tolerance):
@@ -87,15 +86,15 @@ def test_16_bits_train_as_8_where_they_hold_the_same(state, step):
 def test_noise_changes_with_step_and_seed(state, step):
     _, metrics = step(state, _batch())
     _, later = step(state.replace(step=jnp.int32(5)), _batch())
-    reseeded = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=4)))
+    reseeded = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=4)))
     _, other = reseeded(state, _batch())
     assert len({float(m["loss"]) for m in (metrics, later, other)}) == 3
 
 
 def test_accumulation_equals_the_whole_batch(state, step):
     whole, metrics = step(state, _batch())
-    options = StepOptions(seed=3, accumulate_steps=4)
-    parts, part_metrics = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))(
+    config = small_run.options(seed=3, accumulate_steps=4)
+    parts, part_metrics = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))(
         state, _batch()
     )
     _assert_close(metrics, part_metrics, rtol=1e-4)
@@ -107,8 +106,8 @@ def test_accumulation_weighs_rows_not_micro_batches(state, step):
     batch = _batch()
     batch["weight"][::2] = 0.0
     _, metrics = step(state, batch)
-    options = StepOptions(seed=3, accumulate_steps=2)
-    _, parts = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))(state, batch)
+    config = small_run.options(seed=3, accumulate_steps=2)
+    _, parts = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))(state, batch)
     _assert_close(metrics, parts, rtol=1e-4)
 
 
@@ -117,7 +116,7 @@ def test_sharing_the_batch_among_devices_changes_nothing(state, step):
     mesh = parallel.make_mesh()
     assert mesh.size == jax.device_count() > 1
     sharded = jax.jit(
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)),
+        make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)),
         in_shardings=(parallel.replicated(mesh), parallel.split_batch(mesh)),
         out_shardings=parallel.replicated(mesh),
     )
@@ -148,11 +147,12 @@ def test_a_batch_without_any_image_changes_no_parameter_to_nan(state, step):
 
 def test_flips_mirror_source_and_target_together(state):
     """On mirror-symmetric pairs flipping changes nothing; on others it does."""
-    plain = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3, flip=False)))
-    flipping = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(seed=3)))
+    never = small_run.options(seed=3, flip=False)
+    plain = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, never))
+    flipping = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
     batch = _batch()
     assert plain(state, batch)[1]["loss"] != flipping(state, batch)[1]["loss"]
-    augmented = augment(jax.device_put(batch), state.step, StepOptions(seed=3))
+    augmented = augment(jax.device_put(batch), state.step, small_run.options(seed=3))
     _assert_close(plain(state, augmented)[1], flipping(state, batch)[1], rtol=1e-6)
     for name in ("high_resolution", "low_resolution"):
         half = batch[name][:, :, : batch[name].shape[2] // 2]
@@ -168,9 +168,9 @@ def _scipy_blur(image, sigma):
 
 
 def test_blurring_trains_on_low_resolutions_that_scipy_blurs(state):
-    def step(**options):
-        options = StepOptions(flip=False, **options)
-        return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, options))
+    def step(**given):
+        config = small_run.options(flip=False, **given)
+        return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))
 
     batch, plain = _batch(), step()
     low = [_scipy_blur(image, 0.5) for image in batch["low_resolution"]]
@@ -183,9 +183,9 @@ def test_blurring_trains_on_low_resolutions_that_scipy_blurs(state):
 def test_a_share_of_the_rows_is_blurred_each_by_a_width_of_its_own():
     low = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     batch = {"low_resolution": jnp.asarray(np.repeat(low, 200, axis=0))}
-    options = StepOptions(blur_probability=0.25, blur_sigma=(0.4, 0.9))
+    config = small_run.options(blur_probability=0.25, blur_sigma=(0.4, 0.9))
     rows = np.asarray(
-        blur(batch, jax.random.split(jax.random.key(1), 200), options)["low_resolution"]
+        blur(batch, jax.random.split(jax.random.key(1), 200), config)["low_resolution"]
     )
     changed = (rows != low).any((1, 2, 3))
     assert 25 < changed.sum() < 75  # 50 expected, standard deviation 6
@@ -216,7 +216,7 @@ def test_ema_follows_the_recurrence(state, step):
 def test_clipping_bounds_the_update(state):
     """Plain gradient descent on the clipped gradient moves by at most rate times norm."""
     optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
-    step = jax.jit(make_train_step(MODEL, SCHEDULE, optimizer, StepOptions()))
+    step = jax.jit(make_train_step(MODEL, SCHEDULE, optimizer, small_run.options()))
     before = state.replace(opt_state=optimizer.init(state.params))
     after, metrics = step(before, _batch())
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, before.params))
@@ -234,17 +234,6 @@ def test_it_learns(state, step):
         current, metrics = step(current, batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * np.sqrt(2 / np.pi)
-
-
-def test_impossible_options():
-    with pytest.raises(ValueError, match="accumulate_steps = 0"):
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(accumulate_steps=0))
-    with pytest.raises(ValueError, match="ema_decay = 1.5"):
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(ema_decay=1.5))
-    with pytest.raises(ValueError, match="blur_probability = 1.5"):
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_probability=1.5))
-    with pytest.raises(ValueError, match=r"blur_sigma = \(0.0, 0.6\)"):
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, StepOptions(blur_sigma=(0.0, 0.6)))
 
 
 class Echo(nn.Module):
@@ -272,15 +261,15 @@ def test_source_noise_is_as_much_as_was_asked_for_and_as_is_told():
         "key": jax.random.split(jax.random.key(0), rows),
     }
     batch = jax.tree.map(jnp.asarray, batch)
-    options = StepOptions(loss="l2", source_noise=most)
+    config = small_run.options(loss="l2", source_noise=most)
     # x is 1 as an image, with gamma of signal: E x^2 is 1. Of eps, independent, E eps^2 is 1.
-    loss = prediction_loss(Echo("x"), {}, SCHEDULE, batch, options)
+    loss = prediction_loss(Echo("x"), {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(2.0, abs=0.05)
     # E gamma^2 = E (1 - s^2)^2, s uniform in [0, most].
     expected = 1 + 1 - 2 / 3 * most**2 + most**4 / 5
-    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, options)
+    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(expected, abs=0.05)
-    little = dataclasses.replace(options, source_noise=0.1)
+    little = small_run.options(loss="l2", source_noise=0.1)
     loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, little)
     assert loss == pytest.approx(2.0 - 2 / 3 * 0.1**2, abs=0.03)
 
@@ -299,8 +288,8 @@ def labelled():
             "label": label,
             "key": jax.random.split(jax.random.key(2), BATCH),
         }
-        options = StepOptions(label_dropout=dropout)
-        loss = lambda params: prediction_loss(model, params, SCHEDULE, batch, options, train=True)  # noqa: E731
+        config = small_run.options(label_dropout=dropout)
+        loss = lambda params: prediction_loss(model, params, SCHEDULE, batch, config, train=True)  # noqa: E731
         rows = jax.grad(loss)(params)["label_embedding"]["embedding"]
         return jnp.abs(rows).sum(axis=1) > 0
 
@@ -313,12 +302,3 @@ def test_a_label_teaches_its_own_row_and_a_dropped_one_that_of_none(labelled):
     assert labelled(label, 0.5).tolist() == [True, False, True, True]
     # Unusable images have no label.
     assert labelled(np.where(label, -1, 0), 0.0).tolist() == [True, False, False, True]
-
-
-def test_what_cannot_be_dropped_or_added_is_refused():
-    for options, match in (
-        (StepOptions(label_dropout=1.0), r"label_dropout = 1.0 is outside \[0, 1\)"),
-        (StepOptions(source_noise=1.5), r"source_noise = 1.5 is outside \[0, 1\)"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            make_train_step(MODEL, SCHEDULE, OPTIMIZER, options)

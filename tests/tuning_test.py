@@ -12,7 +12,8 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import SuperResolver, metrics, parallel, sampling_factory
+from sr3_jax import SuperResolver, metrics, parallel
+from sr3_jax.config import changed, run_file, schedules, with_sampling
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
 from sr3_jax.jobs import tuning
@@ -27,9 +28,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(workdir):
     config = small_run.write_workdir(workdir)
-    config.tuning.calls, config.tuning.num_trials, config.tuning.num_images = (2, 3), 8, 4
-    config.tuning.reference_calls = 6
-    return config
+    tuning = {"calls": (2, 3), "num_trials": 8, "num_images": 4, "reference_calls": 6}
+    return changed(config, {f"tuning.{key}": value for key, value in tuning.items()})
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,11 @@ def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir)
     assert {"heun"} == {t["sampling"]["sampler"] for t in trials[8:]} - {
         t["sampling"]["sampler"] for t in trials[:8]
     }
-    found = json.loads((workdir / sampling_factory.INFERENCE).read_text())
+    found = json.loads((workdir / run_file.INFERENCE).read_text())
     best = min((t for t in done if t["calls"] < 6), key=lambda t: t["metrics"]["energy"])
     assert found["metrics"]["energy"] <= best["metrics"]["energy"] * (1 + config.tuning.tolerance)
     resolver = SuperResolver.from_workdir(workdir)
-    changed = sampling_factory.changed(config, found["sampling"])
-    expected = sampling_factory.sampler(changed)
+    expected = schedules.sampler(with_sampling(config, found["sampling"]))
     assert resolver.num_calls() == found["calls"] == expected.num_calls
     np.testing.assert_array_equal(
         resolver.make_sampler(found["sampling"]["num_steps"]).gamma, expected.gamma
@@ -80,8 +79,7 @@ def test_a_search_goes_on_where_it_was_killed(rows, config, workdir):
 
 
 def test_trials_of_something_else_are_refused(rows, config, workdir):
-    other = config.copy_and_resolve_references()
-    other.tuning.num_images = 3
+    other = changed(config, {"tuning.num_images": 3})
     with pytest.raises(ValueError, match=r"trials of something else \(images differ\)"):
         tuning.tune_schedule(other, workdir, 2)
 
@@ -95,8 +93,7 @@ def test_a_schedule_that_does_not_end_in_noise_is_refused(config, workdir):
 
 
 def test_baselines_have_no_schedule(config, workdir):
-    other = config.copy_and_resolve_references()
-    other.method = "regression"
+    other = changed(config, {"method": "regression"})
     with pytest.raises(ValueError, match="'regression' has no schedule"):
         tuning.tune_schedule(other, workdir, None)
 

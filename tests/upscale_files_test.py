@@ -13,7 +13,8 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import config_file, jobs
+from sr3_jax import jobs
+from sr3_jax.config import read, run_file
 from sr3_jax.data import locks
 from sr3_jax.inference import files, manifest, reading, recipes
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -296,13 +297,13 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
 
 def test_two_jobs_of_one_folder(workdir, pictures, tmp_path):
     """Each kind of job holds the folder that it writes, and touches nothing where it is held."""
-    config, output = config_file.load(workdir / "config.json"), epath.Path(tmp_path / "out")
+    config, output = run_file.load(workdir / "config.json"), epath.Path(tmp_path / "out")
     before = _contents(workdir)
     for folder, job in (
         (output, lambda: upscaling.upscale(workdir, pictures, output, OPTIONS)),
-        (workdir, lambda: jobs.train(config, workdir)),
-        (workdir / "evaluation", lambda: jobs.evaluate(config, workdir)),
-        (workdir / "tuning", lambda: jobs.tune_schedule(config, workdir, None)),
+        (workdir, lambda: jobs.train(read(config), workdir)),
+        (workdir / "evaluation", lambda: jobs.evaluate(read(config), workdir)),
+        (workdir / "tuning", lambda: jobs.tune_schedule(read(config), workdir, None)),
         (output, lambda: jobs.score(None, output, str(pictures), {"a": str(pictures)})),
     ):
         with locks.hold(folder, "something else"):

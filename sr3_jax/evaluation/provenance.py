@@ -11,17 +11,15 @@ import subprocess
 import sys
 
 import jax
-import ml_collections
 
 import sr3_jax
+from sr3_jax.config import Config, to_json
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _GIT_SECONDS = 20
 
 
-def collect(
-    *, config: ml_collections.ConfigDict | None = None, checkpoint_step: int | None = None
-) -> dict[str, str]:
+def collect(*, config: Config | None = None, checkpoint_step: int | None = None) -> dict[str, str]:
     """What can be known of this run, by name; what cannot says so.
 
     Args:
@@ -47,7 +45,7 @@ def collect(
         "jax": f"{jax.__version__}, jaxlib {jax.lib.__version__}",
     }
     if config is not None:
-        found["config"] = config.to_json(indent=2)
+        found["config"] = to_json(config)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, Key, UInt8
 
-from sr3_jax import config_file, factory, sampling_factory
+from sr3_jax.config import Config, run_file, sampling_recipe, schedules, with_sampling
 from sr3_jax.inference import generator, loading, super_resolver, trained
 from sr3_jax.training import checkpoint
 
@@ -30,7 +30,7 @@ class Stage:
     """
 
     workdir: str
-    config: factory.ConfigDict
+    config: Config
     step: int
 
     @property
@@ -41,13 +41,11 @@ class Stage:
     @property
     def num_classes(self) -> int:
         """That it is told of; 0: none."""
-        return factory.num_classes(self.config)
+        return self.config.model.num_classes
 
     def load(self) -> Network:
         """Loads its weights onto the devices."""
-        kind = (
-            super_resolver.SuperResolver if factory.has_source(self.config) else generator.Generator
-        )
+        kind = super_resolver.SuperResolver if self.config.has_source else generator.Generator
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         return kind.from_config(self.config, checkpoints, self.step)
 
@@ -55,7 +53,7 @@ class Stage:
         """Returns all that decides what it makes of an input, but for seed and label."""
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
-        return {"network": network, **sampling_factory.recipe(self.config)}
+        return {"network": network, **sampling_recipe(self.config)}
 
     def older_recipe(self) -> dict[str, Any]:
         """Returns what stood in recipes for the digest of the weights, before there was one."""
@@ -65,7 +63,7 @@ class Stage:
 def open_stage(
     workdir: epath.PathLike,
     which: checkpoint.Which | None = None,
-    config: factory.ConfigDict | None = None,
+    config: Config | None = None,
     **sampling: Any,
 ) -> Stage:
     """Finds a network, and checks that its checkpoint is whole and fits its config.
@@ -82,12 +80,9 @@ def open_stage(
     """
     workdir = epath.Path(workdir).expanduser()
     try:
-        config = config or config_file.load(workdir / "config.json")
-        changed = sampling_factory.changed(
-            config, sampling_factory.tuned(workdir, config) | sampling
-        )
-        sampling_factory.options(changed)
-        sampling_factory.sampler(changed)
+        config = config or run_file.load(workdir / "config.json")
+        changed = with_sampling(config, run_file.tuned(workdir, config) | sampling)
+        schedules.sampler(changed)
         step = loading.find(changed, workdir / "checkpoints", which)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"stage {workdir}: {error}") from error
@@ -109,7 +104,7 @@ def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
     if not stages:
         raise ValueError("a cascade needs at least one stage")
     first = stages[0]
-    if factory.has_source(first.config):
+    if first.config.has_source:
         raise ValueError(
             f"stage 1, {first.workdir}, makes {first.image_size} pixels of "
             f"{first.config.data.low_resolution}; the first must make images from nothing "

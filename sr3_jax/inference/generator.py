@@ -24,7 +24,7 @@ class Generator(trained.TrainedNetwork):
     @property
     def image_size(self) -> int:
         """Height and width of what it makes, in pixels."""
-        return self._options.tile_size
+        return self._sampling.tile_size
 
     def generate(
         self,

@@ -9,24 +9,23 @@ from typing import Any
 import jax
 from etils import epath
 
-from sr3_jax import config_file, factory, models, parallel
+from sr3_jax import models, parallel
+from sr3_jax.config import Config, networks, run_file
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
 
 def restore(
-    config: factory.ConfigDict, checkpoints: epath.Path, which: checkpoint.Which | None
+    config: Config, checkpoints: epath.Path, which: checkpoint.Which | None
 ) -> tuple[int, Params]:
     """The averaged weights of a checkpoint, whole on each device, and its step."""
     with _opened(config, checkpoints) as (checkpointer, like):
-        which = factory.checkpoint(config) if which is None else which
+        which = config.evaluation.checkpoint if which is None else which
         step, restored = checkpointer.restore_part(like, which)
     return step, restored["ema_params"]
 
 
-def find(
-    config: factory.ConfigDict, checkpoints: epath.Path, which: checkpoint.Which | None
-) -> int:
+def find(config: Config, checkpoints: epath.Path, which: checkpoint.Which | None) -> int:
     """Returns the step of the checkpoint that `restore` takes, so that a job can hold on to it.
 
     Of the latest the weights are read, since the one before is taken where it is damaged.
@@ -37,7 +36,7 @@ def find(
       CheckpointError: none can be read.
     """
     with _opened(config, checkpoints) as (checkpointer, like):
-        which = factory.checkpoint(config) if which is None else which
+        which = config.evaluation.checkpoint if which is None else which
         if which == "latest":
             return checkpointer.restore_part(like, which)[0]
         step = checkpointer.find(which)
@@ -45,7 +44,7 @@ def find(
     return step
 
 
-def weights_digest(config: factory.ConfigDict, checkpoints: epath.Path, step: int) -> str:
+def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
     """Identifies the averaged weights of a checkpoint, wherever it lies.
 
     Equal for equal weights, so that a moved workdir is the same network, and one that was trained
@@ -62,15 +61,15 @@ def weights_digest(config: factory.ConfigDict, checkpoints: epath.Path, step: in
 
 @contextlib.contextmanager
 def _opened(
-    config: factory.ConfigDict, checkpoints: epath.Path
+    config: Config, checkpoints: epath.Path
 ) -> Iterator[tuple[checkpoint.Checkpointer, Any]]:
     """Its checkpoints, and where the averaged weights are to go: whole on each device."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
     trained_with = checkpoints.parent / "config.json"
     if trained_with.exists():
-        config_file.check_same_network(config_file.load(trained_with), config, trained_with)
-    shapes = models.parameter_shapes(factory.model(config), config.data.image_size)
+        run_file.check_same_network(run_file.load(trained_with), config, trained_with)
+    shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
     whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
     checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)

@@ -6,6 +6,7 @@ network's weights, how it samples, and the options of the job.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from sr3_jax.config import Sampling
 from sr3_jax.data import storage
 
 FOLDER = ".manifest"  # hidden, so that it is not taken for a folder of images
@@ -60,10 +62,13 @@ def differences(
     if older and before.keys() >= older.keys():
         recipe = {key: value for key, value in recipe.items() if not key.endswith("network")}
         recipe.update(json.loads(json.dumps(older)))
+    # Of workdirs that were older than a key of `config.sampling`.
+    defaults = json.loads(json.dumps(dataclasses.asdict(Sampling())))
+    was = {key: before.get(key, defaults.get(key.rpartition(".")[2])) for key in recipe} | before
     return [
-        f"{key} was {before.get(key)!r} and is {recipe.get(key)!r}"
-        for key in sorted(before.keys() | recipe.keys())
-        if before.get(key) != recipe.get(key)
+        f"{key} was {was.get(key)!r} and is {recipe.get(key)!r}"
+        for key in sorted(was)
+        if was[key] != recipe.get(key)
     ]
 
 

@@ -26,7 +26,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from sr3_jax import diffusion, models, parallel, sampling_factory
+from sr3_jax import diffusion, models, parallel
+from sr3_jax.config import Sampling
 from sr3_jax.inference import levels, programs, resampling, tiling
 from sr3_jax.inference.levels import Levels
 from sr3_jax.training import step as training_step
@@ -47,7 +48,7 @@ class Refiner:
     def __init__(
         self,
         model: nn.Module,
-        options: sampling_factory.Options,
+        sampling: Sampling,
         *,
         factor: int,
         stride: int,
@@ -58,7 +59,7 @@ class Refiner:
 
         Args:
           model: of images, or of a baseline; see `TrainedNetwork`.
-          options: of sampling.
+          sampling: how to draw.
           factor: by how much images grow.
           stride: of the network's deepest level.
           devices: that share the images, or tiles.
@@ -68,22 +69,22 @@ class Refiner:
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
         self._share_heights = share_heights
-        self.model, self._options = model, options
+        self.model, self._sampling = model, sampling
         # What only some networks have; see `models.UNet`.
         self._has_source = getattr(model, "has_source", True)
         self._num_classes = getattr(model, "num_classes", 0)
         self._source_gamma = None
         if getattr(model, "source_noise", False):
-            self._source_gamma = 1.0 - options.source_noise**2
+            self._source_gamma = 1.0 - sampling.source_noise**2
         self._factor, self._devices = factor, list(devices)
         self._stride = stride
-        self._tile_size = -(-options.tile_size // stride) * stride
+        self._tile_size = -(-sampling.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
         # Of nothing that holds weights: they shall go as soon as this object does.
         network = functools.partial(
-            _estimate, model=model, guidance=options.guidance, source_gamma=self._source_gamma
+            _estimate, model=model, guidance=sampling.guidance, source_gamma=self._source_gamma
         )
-        self.programs = programs.Programs(network, devices, clip=options.clip)
+        self.programs = programs.Programs(network, devices, clip=sampling.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
@@ -105,7 +106,7 @@ class Refiner:
             return len(self._devices), 1
         # Few numbers, so that few programs are compiled. Batches are filled up by at most as many
         # images as there are.
-        devices = parallel.usable(self._options.batch_size, len(self._devices))
+        devices = parallel.usable(self._sampling.batch_size, len(self._devices))
         for rows, sharing in ((self._most(grid.tile, devices), devices), (devices, devices)):
             if num_images > rows // 2:
                 return sharing, rows
@@ -163,7 +164,7 @@ class Refiner:
         levels_ = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
         # Of each pair of pixels of a level.
         attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels_)
-        guided = 2 if self._num_classes and self._options.guidance != 1 else 1
+        guided = 2 if self._num_classes and self._sampling.guidance != 1 else 1
         return int(guided * (jnp.dtype(unet.dtype).itemsize * channels + 4 * attention))
 
     def refine(
@@ -238,7 +239,7 @@ class Refiner:
     ) -> Float[Array, "b values"]:
         """The network's x, flat: the upsampled images."""
         low = levels.to_signed(images)
-        if std := self._options.source_noise if self._source_gamma is not None else 0.0:
+        if std := self._sampling.source_noise if self._source_gamma is not None else 0.0:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
             low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
@@ -257,7 +258,7 @@ class Refiner:
                 "the network gave values that are not finite; use config.model.dtype = float32, "
                 "another checkpoint (--which), or train anew with a lower learning rate"
             )
-        if self._options.consistent:
+        if self._sampling.consistent:
             y_0 = resampling.make_consistent(y_0, levels.to_signed(low))
         return levels.to_levels(y_0, low.dtype)
 
@@ -270,7 +271,7 @@ class Refiner:
 
     def _most(self, tile: tuple[int, int], devices: int) -> int:
         """Images, or tiles, that the network sees at once: a multiple of the devices."""
-        most = self._options.batch_size
+        most = self._sampling.batch_size
         if self._devices[0].platform == "cpu":
             most = min(most, devices * max(1, _CPU_PIXELS // (tile[0] * tile[1])))
         return -(-most // devices) * devices

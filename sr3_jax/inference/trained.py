@@ -11,8 +11,10 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 from jaxtyping import Int, Key
+from ml_collections import ConfigDict
 
-from sr3_jax import config_file, diffusion, factory, models, sampling_factory
+from sr3_jax import diffusion
+from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
 from sr3_jax.inference import levels, loading, refinement
 from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
@@ -38,10 +40,11 @@ class TrainedNetwork:
         model: nn.Module,
         params: Params,
         make_sampler: Callable[[int], diffusion.Sampler | None],
-        options: sampling_factory.Options,
+        sampling: Sampling,
         *,
         factor: int,
         stride: int,
+        knows_no_class: bool = True,
     ) -> None:
         """Puts the parameters on all devices.
 
@@ -50,18 +53,20 @@ class TrainedNetwork:
             baseline, the image: `model.apply({"params": params}, x)`.
           params: its weights; for the best pictures the averaged ones.
           make_sampler: the sampler of a number of steps; of a baseline None.
-          options: of sampling; its `num_steps` and `batch_size` are the defaults.
+          sampling: how to draw; its `num_steps` and `batch_size` are the defaults.
           factor: by how much the network makes images grow.
           stride: sizes that the model takes are multiples of it; others are padded, and images
-            larger than `options.tile_size` refined in tiles.
+            larger than `sampling.tile_size` refined in tiles.
+          knows_no_class: whether a class-conditional network may be called without a label.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         # Value that means white in 16-bit pictures; 0: 65535. See `config.data.white_level`.
         self.white_level = 0
         self.factor = factor
-        self.make_sampler, self._options = make_sampler, options
+        self.make_sampler, self._sampling = make_sampler, sampling
+        self._knows_no_class = knows_no_class
         self.refiner = refinement.Refiner(
-            model, options, factor=factor, stride=stride, devices=jax.local_devices()
+            model, sampling, factor=factor, stride=stride, devices=jax.local_devices()
         )
         self.set_params(params)
 
@@ -82,30 +87,30 @@ class TrainedNetwork:
           which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
             checkpoint; None for what `config.evaluation.checkpoint` says.
           **sampling: keys of `config.sampling` to use instead, such as `sampler="dpmpp_2m"`,
-            `num_steps=20`, `consistent=True`; see configs/default.py.
+            `num_steps=20`, `consistent=True`; see docs/config.md.
 
         Raises:
           FileNotFoundError: where the folder holds no config or no such checkpoint.
           ValueError: where the two do not fit together, or for an unknown key.
         """
         workdir = epath.Path(workdir).expanduser()
-        config = config_file.load(workdir / "config.json")
+        config = run_file.load(workdir / "config.json")
         return cls.from_config(
             config,
             workdir / "checkpoints",
             which,
-            **(sampling_factory.tuned(workdir, config) | sampling),
+            **(run_file.tuned(workdir, config) | sampling),
         )
 
     @classmethod
     def from_checkpoint(
-        cls: type[Trained], path: epath.PathLike, config: factory.ConfigDict, **sampling: Any
+        cls: type[Trained], path: epath.PathLike, config: Config | ConfigDict, **sampling: Any
     ) -> Trained:
         """Loads one checkpoint wherever it is, with the config of the network it is of.
 
         Args:
           path: a checkpoint's folder, `.../STEP`.
-          config: as `get_config()` of a config file returns.
+          config: of the network; as `get_config()` of a config file returns it, or read.
           **sampling: see `from_workdir`.
 
         Raises:
@@ -122,22 +127,23 @@ class TrainedNetwork:
     @classmethod
     def from_config(
         cls: type[Trained],
-        config: factory.ConfigDict,
+        config: Config | ConfigDict,
         checkpoints: epath.PathLike,
         which: checkpoint.Which | None = None,
         **sampling: Any,
     ) -> Trained:
         """As `from_workdir`, with a config that need not lie beside the checkpoints."""
-        config = sampling_factory.changed(config, sampling)
+        config = with_sampling(read(config), sampling)
         step, params = loading.restore(config, epath.Path(checkpoints), which)
         resolver = cls.from_params(config, params)
         resolver.checkpoint_step = step
         return resolver
 
     @classmethod
-    def from_params(cls: type[Trained], config: factory.ConfigDict, params: Params) -> Trained:
+    def from_params(cls: type[Trained], config: Config | ConfigDict, params: Params) -> Trained:
         """With weights at hand, of the network that `config` describes."""
-        if factory.has_source(config) != cls._makes_from_source:
+        config = read(config)
+        if config.has_source != cls._makes_from_source:
             low = config.data.low_resolution
             raise ValueError(
                 f"a network of config.data.low_resolution = {low} makes images from "
@@ -147,16 +153,16 @@ class TrainedNetwork:
                     else "nothing: use Generator, or --mode=generate"
                 )
             )
-        size, low = config.data.image_size, config.data.low_resolution
         made = cls(
-            factory.model(config),
+            networks.model(config),
             params,
-            functools.partial(sampling_factory.sampler, config),
-            sampling_factory.options(config),
-            factor=size // low if low else 1,
-            stride=models.deepest_stride(config.model.multipliers),
+            functools.partial(schedules.sampler, config),
+            config.effective_sampling,
+            factor=config.factor,
+            stride=config.stride,
+            knows_no_class=config.knows_no_class,
         )
-        made.white_level = config.data.get("white_level", 0)  # older workdirs have no such key
+        made.white_level = config.data.white_level
         return made
 
     def set_params(self, params: Params) -> None:
@@ -171,7 +177,7 @@ class TrainedNetwork:
     @property
     def batch_size(self) -> int:
         """Images sampled at once (the next multiple of the devices, where they share it)."""
-        return self._options.batch_size
+        return self._sampling.batch_size
 
     @property
     def num_classes(self) -> int:
@@ -211,7 +217,7 @@ class TrainedNetwork:
         """One for each image; None where the network is told none."""
         known = self.num_classes
         if label is None:
-            if known and not self._options.knows_no_class:
+            if known and not self._knows_no_class:
                 raise ValueError(
                     f"no label, but the network was trained with one for every image "
                     f"(config.train.label_dropout = 0); give one of 0 to {known - 1}"
@@ -226,7 +232,7 @@ class TrainedNetwork:
         return labels
 
     def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
-        steps = self._options.num_steps if steps is None else steps
+        steps = self._sampling.num_steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps = {steps}; it must be at least 1")
         return self.make_sampler(steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -13,7 +13,8 @@ import tqdm
 from absl import logging
 from etils import epath
 
-from sr3_jax import data_factory, factory, parallel, sampling_factory
+from sr3_jax import parallel
+from sr3_jax.config import Config, image_sets, sampling_recipe, schedules, to_json
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import (
     evaluator,
@@ -41,7 +42,7 @@ _NUM_REFINED = 4
 _NEXT_SAMPLE = 1 << 24
 
 
-def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def evaluate(config: Config, workdir: epath.Path) -> None:
     """Scores a checkpoint (`config.evaluation.checkpoint`) on held-out images; prints the table.
 
     In `workdir/evaluation` it leaves every image (see `evaluation.outputs`), which the next run
@@ -49,27 +50,27 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     (every number), `samples.png` and, of SR3, `refinement.png`. Of a network without a source: see
     `generating.evaluate`.
     """
-    if not factory.has_source(config):
+    if not config.has_source:
         generating.evaluate(config, workdir)
         return
     with shared.holding(workdir / "evaluation", "evaluation"):
         _evaluate(config, workdir)
 
 
-def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def _evaluate(config: Config, workdir: epath.Path) -> None:
     """Evaluates a network with a source; see `evaluate`."""
     shared.check_same_config(config)
     folder = workdir / "evaluation"
     images = folder / "images"
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     shared.list_images(config, workdir, training=False)
-    pipeline = data_factory.evaluation_pipeline(
+    pipeline = image_sets.evaluation_pipeline(
         config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
     )
     shared.check_same_images(pipeline)
-    name, (size, low) = factory.method(config), pipeline.sizes
+    name, (size, low) = config.method, pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
-        has_steps = not factory.predicts_image(config)
+        has_steps = not config.predicts_image
         recipe = _recipe(config, workdir, resolver)
         strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
         made = _method(config, resolver, bar, strip)
@@ -78,7 +79,7 @@ def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
             num_pictures=config.evaluation.num_pictures,
-            **factory.metric_options(config),
+            **_seen(config),
             share=parallel.of_all_processes,
         )
     shared.count_unusable(pipeline)
@@ -109,7 +110,7 @@ def _evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
 def _conclude(
     workdir: epath.Path,
     folder: epath.Path,
-    config: factory.ConfigDict,
+    config: Config,
     results: tables.Results,
     images: Mapping[str, pretrained.Images],
     *,
@@ -130,7 +131,7 @@ def _conclude(
             (results.of_images, said.of_images),
         )
     )
-    seen = factory.metric_options(config)
+    seen = _seen(config)
     report.write(
         folder,
         tables.Results(means, results.names, of_images),
@@ -143,7 +144,7 @@ def _conclude(
             f"{seen['border']} pixels left out at each side.",
             *said.protocol,
         ],
-        paper_table=factory.paper_table(config),
+        paper_table=config.evaluation.paper_table,
         with_input="input" in images,
     )
     each = {"names": results.names} | ({"files": list(files)} if files else {})
@@ -183,10 +184,10 @@ class _Strip:
 
 
 def _method(
-    config: factory.ConfigDict, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
+    config: Config, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Of the first batch it draws the strip."""
-    num_samples, side = factory.num_samples(config), factory.network_input(config)
+    num_samples, side = config.num_samples, config.evaluation.network_input
     steps = resolver.num_calls()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
 
@@ -235,13 +236,18 @@ def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
         bar.update(min(done, bar.total) - bar.n)
 
 
-def _recipe(config: factory.ConfigDict, workdir: epath.Path, resolver: SuperResolver) -> str:
+def _seen(config: Config) -> dict[str, Any]:
+    """What PSNR and SSIM look at: arguments of `evaluator.evaluate`."""
+    return {"luminance": config.evaluation.luminance, "border": config.evaluation.crop_border}
+
+
+def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
     """All that decides what a network makes of an input: weights, sampling, seed."""
     weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
-    sections = json.loads(config.to_json())
+    sections = json.loads(to_json(config))
     how = {key: sections[key] for key in ("seed", "model", "diffusion")}
-    how["sampling"] = sampling_factory.recipe(config)
-    how["network_input"] = factory.network_input(config)
+    how["sampling"] = sampling_recipe(config)
+    how["network_input"] = config.evaluation.network_input
     return json.dumps([weights, how], sort_keys=True)
 
 
@@ -256,7 +262,7 @@ def _images_of(
     return images | {"bicubic": outputs.Upsampled(images["input"], images["reference"])}
 
 
-def _protocol(config: factory.ConfigDict, pipeline: Pipeline, steps: int) -> list[str]:
+def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     """What was done, a statement each."""
     c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
     held_out = c.eval_path or f"held out of {c.path or c.source}"
@@ -265,21 +271,21 @@ def _protocol(config: factory.ConfigDict, pipeline: Pipeline, steps: int) -> lis
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
         *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
     ]
-    if config.evaluation.get("downsampling", "pillow") == "matlab":  # older workdirs have no key
+    if config.evaluation.downsampling == "matlab":
         said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
-    if side := factory.network_input(config):
+    if side := config.evaluation.network_input:
         said.append(
             f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
             f"{size}x{size}."
         )
-    if not factory.predicts_image(config):
+    if not config.predicts_image:
         said.append(
-            f"Sampling: {sampling_factory.name(config)}, {steps} network calls, noise schedule "
+            f"Sampling: {schedules.sampler_name(config)}, {steps} network calls, noise schedule "
             f"{config.sampling.schedule!r}, seed {config.seed}."
         )
-    if factory.num_samples(config) > 1:
-        said.append(f"Samples: {factory.num_samples(config)} of each image; means are over all.")
-    if sampling_factory.options(config).consistent:
+    if config.num_samples > 1:
+        said.append(f"Samples: {config.num_samples} of each image; means are over all.")
+    if config.sampling.consistent:
         said.append("Outputs were moved to the nearest image whose downsampling is the input.")
     return said
 
@@ -296,7 +302,7 @@ def _depths(bits: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def score(
-    config: factory.ConfigDict | None,
+    config: Config | None,
     workdir: epath.Path,
     reference: str,
     outputs: Mapping[str, str],
@@ -341,21 +347,21 @@ def _has_metrics(folder: epath.Path) -> bool:
 
 
 def _score(
-    config: factory.ConfigDict | None,
+    config: Config | None,
     workdir: epath.Path,
     reference: str,
     outputs: Mapping[str, str],
     low_resolution: str | None,
 ) -> None:
     """Scores; see `score`."""
-    config = config or factory.ConfigDict({"evaluation": {}})
+    config = config or Config()
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
         scores = scoring.score_folders(
             target,
             {name: folders.folder(path) for name, path in outputs.items()},
             folders.folder(low_resolution) if low_resolution else None,
-            **factory.metric_options(config),
+            **_seen(config),
             progress=functools.partial(bar.update, 1),
         )
     images = scores.images

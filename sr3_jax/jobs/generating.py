@@ -20,7 +20,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from sr3_jax import data_factory, factory, parallel, sampling_factory
+from sr3_jax import parallel
+from sr3_jax.config import Config, cascades, image_sets, with_sampling
 from sr3_jax.data import picture, storage
 from sr3_jax.evaluation import neighbours, pictures
 from sr3_jax.evaluation.outputs import Files, file_of
@@ -65,11 +66,11 @@ class Options:
             )
 
 
-def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list[cascade.Stage]:
+def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[cascade.Stage]:
     """Opens the stages of a cascade's config (configs/cascade_ffhq_1024.py).
 
     Args:
-      config: with sections `stage_1`, `stage_2` and so on.
+      config: of the cascade.
       guidance: of all stages that know classes, in place of theirs.
 
     Raises:
@@ -77,11 +78,10 @@ def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list
       ValueError: stages do not fit together, or guidance is of no use.
     """
     stages = []
-    for section in sampling_factory.stages(config):
+    for section in config.stages:
         stage = cascade.open_stage(section.workdir, section.checkpoint, **section.sampling)
         if guidance is not None and stage.num_classes:
-            guided = sampling_factory.changed(stage.config, {"guidance": float(guidance)})
-            sampling_factory.options(guided)
+            guided = with_sampling(stage.config, {"guidance": float(guidance)})
             stage = dataclasses.replace(stage, config=guided)
         stages.append(stage)
     if guidance is not None and not any(stage.num_classes for stage in stages):
@@ -89,22 +89,23 @@ def stages_of(config: factory.ConfigDict, guidance: float | None = None) -> list
     return stages
 
 
-def measure_of(
-    config: factory.ConfigDict, stages: Sequence[cascade.Stage]
-) -> judging.Measure | None:
+def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> judging.Measure | None:
     """What a cascade's config wants to know of the last stage's images, if anything."""
     c = config.evaluation
     if not c.feature_metrics:
         return None
-    measured = stages[-1].config.copy_and_resolve_references()
-    with measured.unlocked():
-        for key in ("feature_metrics", "fid_reference", "inception_weights"):
-            measured.evaluation[key] = c[key]
-        measured.evaluation.image_size = 0
-    return judging.Measure(measured, tuple(c.paper_tables))
+    last = stages[-1].config
+    evaluation = dataclasses.replace(
+        last.evaluation,
+        feature_metrics=c.feature_metrics,
+        fid_reference=c.fid_reference,
+        inception_weights=c.inception_weights,
+        image_size=0,
+    )
+    return judging.Measure(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
 
 
-def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def evaluate(config: Config, workdir: epath.Path) -> None:
     """Draws images by a network without a source, and looks whether they are copies.
 
     In `workdir/evaluation` it leaves `config.evaluation.num_images` of them (64 where that is 0),
@@ -114,10 +115,11 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     stage = cascade.open_stage(workdir, config=config)
     options = Options(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
     measure = None
-    if factory.feature_options(config)["metrics"]:
-        measured = config.copy_and_resolve_references()
-        measured.evaluation.fid_reference = config.evaluation.fid_reference or "train"
-        table = factory.paper_table(config)
+    if config.evaluation.feature_metrics:
+        reference = config.evaluation.fid_reference or "train"
+        evaluation = dataclasses.replace(config.evaluation, fid_reference=reference)
+        measured = dataclasses.replace(config, evaluation=evaluation)
+        table = config.evaluation.paper_table
         measure = judging.Measure(measured, (table,) if table else ())
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
@@ -126,12 +128,12 @@ def evaluate(config: factory.ConfigDict, workdir: epath.Path) -> None:
     parallel.wait_for_all()
 
 
-def _compare(config: factory.ConfigDict, workdir: epath.Path, images: Files) -> None:
+def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
     """Draws `neighbours.png`: images, and the training images that they are nearest to."""
     found = neighbours.compare(
         np.stack([images[k] for k in range(min(_COMPARED, len(images)))]),
-        data_factory.shown_in_training(config, _SHOWN, workdir / shared.INDEX),
-        data_factory.held_out_images(config, _COMPARED, workdir / shared.INDEX),
+        image_sets.shown_in_training(config, _SHOWN, workdir / shared.INDEX),
+        image_sets.held_out_images(config, _COMPARED, workdir / shared.INDEX),
         mirror=config.train.flip,
     )
     pictures.save(found.picture(), workdir / "evaluation" / "neighbours.png")

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from sr3_jax import data_factory, factory
+from sr3_jax.config import Config, image_sets
 from sr3_jax.data import folders, storage
 from sr3_jax.evaluation import evaluator, judged, pretrained, provenance, report, scoring, tables
 from sr3_jax.inference import cascade
@@ -27,12 +27,12 @@ class Measure:
       paper_tables: whose figures stand beside.
     """
 
-    config: factory.ConfigDict
+    config: Config
     paper_tables: tuple[str, ...] = ()
 
 
 def judge(
-    config: factory.ConfigDict,
+    config: Config,
     workdir: epath.Path,
     methods: Mapping[str, pretrained.Images],
     reference: pretrained.Images | None,
@@ -47,24 +47,30 @@ def judge(
       reference: what each should be; None where there is no such thing.
       labels: of the references.
     """
-    options = factory.feature_options(config)
-    if not options["metrics"]:
+    wanted, given = config.evaluation, config.evaluation.fid_reference
+    if not wanted.feature_metrics:
         return judged.Judged({}, {}, [])
-    given = config.evaluation.get("fid_reference", "")  # older workdirs have no such key
     of_fid: dict[str, Any] = {}
     if given == "train":
         # Taken once and kept: for ImageNet that takes hours.
         index = workdir / shared.INDEX
-        sizes = [data_factory.evaluation_size(config), options["weights"]["fid"]]
+        sizes = [config.evaluation_size, wanted.weights["fid"]]
         data = json.dumps([config.data.source, config.data.path, *sizes])
         kept = index / f"inception_{hashlib.sha256(data.encode()).hexdigest()[:12]}.npz"
-        make = functools.partial(data_factory.central_training_images, config, index)
+        make = functools.partial(image_sets.central_training_images, config, index)
         of_fid = {"fid_reference": str(kept), "make_fid_reference": make}
     elif given.endswith(".npz"):
         of_fid = {"fid_reference": given}
     elif given:
         of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
-    return judged.judge(methods=methods, reference=reference, labels=labels, **of_fid, **options)
+    return judged.judge(
+        methods=methods,
+        reference=reference,
+        labels=labels,
+        metrics=wanted.feature_metrics,
+        weights=wanted.weights,
+        **of_fid,
+    )
 
 
 def check_generated(measure: Measure, num_images: int) -> None:
@@ -74,12 +80,12 @@ def check_generated(measure: Measure, num_images: int) -> None:
       FileNotFoundError: what to compare with is missing, or the weights are.
       ValueError: another metric, nothing to compare with, or too few images.
     """
-    config = measure.config
-    options, given = factory.feature_options(config), config.evaluation.fid_reference
-    if options["metrics"] != ("fid",):
+    config, wanted = measure.config, measure.config.evaluation
+    given = wanted.fid_reference
+    if wanted.feature_metrics != ("fid",):
         raise ValueError(
-            f"config.evaluation.feature_metrics = {options['metrics']}: of images that were made "
-            "from nothing only ('fid',) can be measured"
+            f"config.evaluation.feature_metrics = {wanted.feature_metrics}: of images that were "
+            "made from nothing only ('fid',) can be measured"
         )
     if not given:
         raise ValueError(
@@ -90,11 +96,11 @@ def check_generated(measure: Measure, num_images: int) -> None:
         raise ValueError(
             f"num_images = {num_images}: FID and IS need at least 10, the paper 50,000"
         )
-    for path in (given if given != "train" else "", options["weights"]["fid"]):
+    for path in (given if given != "train" else "", wanted.weights["fid"]):
         if path and not storage.exists(path):
             raise FileNotFoundError(f"{path} of config.evaluation does not exist")
     if given == "train":
-        data_factory.training_source(config)
+        image_sets.training_source(config)
     for number in measure.paper_tables:
         tables.paper_rows(number)
 
@@ -129,7 +135,7 @@ def report_generated(
         ]
     how = [
         f"Stage {i}: {stage.workdir}, step {stage.step}, {stage.image_size} pixels, "
-        f"{stage.config.sampling.num_steps} steps of {stage.config.sampling.get('sampler')}."
+        f"{stage.config.sampling.num_steps} steps of {stage.config.sampling.sampler}."
         for i, stage in enumerate(stages, 1)
     ]
     made = provenance.collect()

@@ -16,7 +16,8 @@ from absl import logging
 from etils import epath
 from jaxtyping import UInt
 
-from sr3_jax import data_factory, factory, parallel
+from sr3_jax import parallel
+from sr3_jax.config import Config, image_sets, to_json
 from sr3_jax.data import locks, storage
 from sr3_jax.training.loop import StoppedError
 
@@ -96,25 +97,25 @@ def listed(reasons: Mapping[str, str]) -> str:
     return "; ".join(some[:_MOST_NAMED]) + more
 
 
-def list_images(config: factory.ConfigDict, workdir: epath.Path, *, training: bool) -> None:
+def list_images(config: Config, workdir: epath.Path, *, training: bool) -> None:
     """Has process 0 list the images where no list is kept yet, and leave it to the others.
 
     Those to train on where `training`, and the held-out ones.
     """
     if jax.process_index() == 0:
         if training:
-            data_factory.training_source(config, workdir / INDEX)
-        data_factory.evaluation_source(config, workdir / INDEX)
+            image_sets.training_source(config, workdir / INDEX)
+        image_sets.evaluation_source(config, workdir / INDEX)
     parallel.wait_for_all()
 
 
-def check_same_config(config: factory.ConfigDict) -> None:
+def check_same_config(config: Config) -> None:
     """Checks that all processes of a job have the same config.
 
     Raises:
       ValueError: a process has another config than process 0.
     """
-    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(to_json(config).encode()).digest()
     everyone = parallel.of_all_processes(np.frombuffer(digest, np.uint8)[None])
     differs = (everyone != everyone[0]).any(axis=1)
     if differs.any():
@@ -157,7 +158,7 @@ def count_unusable(images: Pipeline) -> dict[str, int]:
 
 
 def held_out(
-    config: factory.ConfigDict, workdir: epath.Path, count: int
+    config: Config, workdir: epath.Path, count: int
 ) -> tuple[UInt[np.ndarray, "b h w 3"], UInt[np.ndarray, "b h2 w2 3"]]:
     """Low and high resolutions of the first held-out images, all at once, in one process.
 
@@ -165,7 +166,7 @@ def held_out(
       ValueError: there is none.
     """
     list_images(config, workdir, training=False)
-    pipeline = data_factory.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
+    pipeline = image_sets.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
     low, high = [], []
     for batch in pipeline.evaluation_batches():
         rows = batch["weight"] > 0

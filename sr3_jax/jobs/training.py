@@ -13,7 +13,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax import config_file, data_factory, factory, models, parallel, sampling_factory
+from sr3_jax import models, parallel
+from sr3_jax.config import Config, image_sets, layouts, networks, run_file, schedules
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 _NUM_LOGGED_SAMPLES = 4
 
 
-def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def train(config: Config, workdir: epath.Path) -> None:
     """Trains, or goes on training, in `workdir`, and evaluates.
 
     Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`. A training
@@ -43,21 +44,19 @@ def train(config: factory.ConfigDict, workdir: epath.Path) -> None:
         _train(config, workdir)
 
 
-def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def _train(config: Config, workdir: epath.Path) -> None:
     """Trains; see `train`."""
     shared.check_same_config(config)
-    options = factory.loop_options(config)
-    model, schedule = factory.model(config), factory.training_schedule(config)
-    optimizer = factory.optimizer(config)
-    step_options = training_step.StepOptions(**factory.step_options(config))
-    layout = factory.layout(config)
+    model, schedule = networks.model(config), schedules.training_schedule(config)
+    optimizer = networks.optimizer(config)
+    layout = layouts.layout(config)
     mesh = layout.mesh
-    _check_evaluation(config)
+    schedules.sampler(config)  # that it can be made is known now, not after days
     _check_goes_on(config, workdir)
     shared.list_images(config, workdir, training=True)
-    pipeline = data_factory.training_pipeline(config, workdir / shared.INDEX)
+    pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
     shared.check_same_images(pipeline)
-    data_factory.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
+    image_sets.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
     checkpointer = checkpoint.Checkpointer(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
@@ -65,13 +64,13 @@ def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
     )
     shared.check_shared(checkpointer.directory)  # which may be a link to another disk
     state = _first_state(config, model, optimizer, layout, checkpointer)
-    if int(state.step) >= options.num_steps:
+    if int(state.step) >= config.train.num_steps:
         # Compiling the steps of a large network, of which none is left, takes minutes.
         checkpointer.close()
         _keep_config(config, workdir)
         evaluate(config, workdir)
         return
-    train_step = training_step.make_train_step(model, schedule, optimizer, step_options, layout)
+    train_step = training_step.make_train_step(model, schedule, optimizer, config, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
@@ -79,62 +78,49 @@ def _train(config: factory.ConfigDict, workdir: epath.Path) -> None:
                 _check_labels(pipeline, batch, model.num_classes)
                 yield parallel.to_global(batch, mesh)
 
-    shapes = training_step.batch_shapes(layout, options.batch_size, *pipeline.sizes, pipeline.dtype)
+    shapes = training_step.batch_shapes(
+        layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
+    )
     program = training_step.jit_train_step(train_step, layout, state)
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
-    validate = _validation(config, workdir, model, schedule, step_options, state.ema_params, mesh)
+    validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
     flops_of_image = models.count_flops(model, config.data.image_size)
     hooks = loop.Hooks(
         validate=validate,
         sample=_logged_samples(config, workdir, mesh),
-        learning_rate=factory.learning_rate(config),
+        learning_rate=networks.learning_rate(config),
         counts=functools.partial(shared.count_unusable, pipeline),
-        flops_per_step=flops_of_image and 3 * flops_of_image * options.batch_size,
+        flops_per_step=flops_of_image and 3 * flops_of_image * config.train.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),
         profile_directory=str(workdir / "profile"),
     )
     _keep_config(config, workdir)
     with parallel.StopSignal() as stop_signal:
         hooks.stop_signal = stop_signal.asked
-        loop.train(state, compiled, batches, options, checkpointer, writer, hooks)
+        loop.train(state, compiled, batches, config, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
 
 
-def _check_evaluation(config: factory.ConfigDict) -> None:
-    """Unusable options of what follows the training fail now, not after days."""
-    for read in (
-        sampling_factory.options,
-        sampling_factory.sampler,
-        factory.checkpoint,
-        factory.metric_options,
-        factory.num_samples,
-        factory.network_input,
-        factory.feature_options,
-        factory.paper_table,
-    ):
-        read(config)
-
-
-def _check_goes_on(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def _check_goes_on(config: Config, workdir: epath.Path) -> None:
     """Whether the checkpoints that are there can be trained on; says what changed since."""
     path, checkpoints = workdir / "config.json", workdir / "checkpoints"
     has_any = checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())
     if not has_any or not path.exists():
         return
-    before = config_file.load(path)
-    config_file.check_same_network(before, config, path)
+    before = run_file.load(path)
+    run_file.check_same_network(before, config, path)
     if jax.process_index() == 0:
-        for key, (old, new) in config_file.changed_keys(before, config).items():
+        for key, (old, new) in run_file.changed_keys(before, config).items():
             logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
 
 
-def _keep_config(config: factory.ConfigDict, workdir: epath.Path) -> None:
+def _keep_config(config: Config, workdir: epath.Path) -> None:
     """Writes config.json. Only once nothing is refused any more: a finished run needs its own."""
     if jax.process_index() == 0:
-        config_file.save(config, workdir / "config.json")
+        run_file.save(config, workdir / "config.json")
 
 
 def _first_state(config, model, optimizer, layout, checkpointer) -> training_state.TrainState:
@@ -157,13 +143,11 @@ def _first_state(config, model, optimizer, layout, checkpointer) -> training_sta
     return state
 
 
-def _validation(config, workdir, model, schedule, options, params, mesh) -> loop.Validate:
+def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
     """Means over the held-out images, with noise that never changes; compiled at once."""
-    of_batch = training_step.make_validation(model, schedule, options)
+    of_batch = training_step.make_validation(model, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
-    pipeline = data_factory.evaluation_pipeline(
-        config, batch_size, index_dir=workdir / shared.INDEX
-    )
+    pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
     layout = parallel.Layout(mesh)
     sums = training_step.jit_validation(of_batch, layout)
     shapes = training_step.batch_shapes(layout, batch_size, *pipeline.sizes, pipeline.dtype)
@@ -201,27 +185,27 @@ def _check_labels(images: Pipeline, batch: Mapping[str, np.ndarray], num_classes
 
 
 def _logged_samples(
-    config: factory.ConfigDict, workdir: epath.Path, mesh: jax.sharding.Mesh
+    config: Config, workdir: epath.Path, mesh: jax.sharding.Mesh
 ) -> Callable[..., np.ndarray | None]:
     """Draws for the log, on process 0: the first held-out images, or some from nothing.
 
     Compiled at the first call.
     """
     count = _NUM_LOGGED_SAMPLES
-    pipeline = data_factory.evaluation_pipeline(
+    pipeline = image_sets.evaluation_pipeline(
         config, count, count, split=False, index_dir=workdir / shared.INDEX
     )
     network: SuperResolver | Generator | None = None
-    method = factory.method(config)
+    method = config.method
 
     def draw(params: training_state.Params) -> np.ndarray:
         nonlocal network
         if network is None:
-            kind = SuperResolver if factory.has_source(config) else Generator
+            kind = SuperResolver if config.has_source else Generator
             network = kind.from_params(config, params)
         network.set_params(params)
         if isinstance(network, Generator):
-            classes = factory.num_classes(config)
+            classes = config.model.num_classes
             label = np.arange(count**2) % classes if classes else None
             return pictures.mosaic(network.generate(count**2, label=label))
         batch = next(pipeline.evaluation_batches())

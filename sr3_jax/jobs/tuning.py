@@ -12,7 +12,8 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from sr3_jax import factory, metrics, parallel, sampling_factory
+from sr3_jax import metrics, parallel
+from sr3_jax.config import Config, run_file, schedules, with_sampling
 from sr3_jax.data import locks, storage
 from sr3_jax.evaluation import judged, pictures, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -23,7 +24,7 @@ FOLDER = "tuning"
 _SHOWN = 6  # images, in a picture
 
 
-def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) -> None:
+def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> None:
     """Searches sampler and schedule on held-out images; see `config.tuning` for how.
 
     Every trial is a row of `workdir/tuning/trials.jsonl`; started again, the search goes on. At the
@@ -42,8 +43,8 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
       HeldError: another search is at work in the workdir.
       StoppedError: a signal asked to stop; the trial under way is lost.
     """
-    if factory.predicts_image(config):
-        raise ValueError(f"config.method = {factory.method(config)!r} has no schedule to tune")
+    if config.predicts_image:
+        raise ValueError(f"config.method = {config.method!r} has no schedule to tune")
     if jax.process_count() > 1:
         raise ValueError(
             "tune_schedule runs in one process, on all its devices; use --num_processes=1"
@@ -52,45 +53,45 @@ def tune_schedule(config: factory.ConfigDict, workdir: epath.Path, calls: int | 
         _tune(config, workdir, calls)
 
 
-def _tune(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) -> None:
+def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     """Searches; see `tune_schedule`."""
-    options = sampling_factory.tuning_options(config)
+    options, metric = config.tuning, config.tuning_metric
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     low, high = shared.held_out(config, workdir, options.num_images)
     folder = workdir / FOLDER
     recipe = {
         "checkpoint": resolver.checkpoint_step,
-        "metric": options.metric,
+        "metric": metric,
         "images": [len(high), int(low.shape[1]), int(high.shape[1])],
         "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
         "clip": config.sampling.clip,
         "consistent": config.sampling.get("consistent", False),
     }
     trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
-    score = functools.partial(_score, config=config, low=low, high=high, metric=options.metric)
+    score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
     with parallel.StopSignal() as stop:
         reference = [(options.reference_calls, 1)] if options.reference_calls else []
         for budget, count in [*((n, options.num_trials) for n in budgets), *reference]:
             with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
                 while len(trials.of(budget)) < count:
-                    sampling = schedule_search.propose(trials, options.metric, budget, config.seed)
+                    sampling = schedule_search.propose(trials, metric, budget, config.seed)
                     progress = functools.partial(shared.advance, bar)
                     trial, made = _try(
                         config, resolver, sampling, budget, score, low, stop, progress
                     )
-                    best = trials.best(options.metric, budget, beside=trial)
+                    best = trials.best(metric, budget, beside=trial)
                     if best is trial:
                         _keep(folder / "images" / f"{budget}.npy", made)
                     trials.add(trial)
                     if best:
-                        bar.set_postfix_str(f"{options.metric} {best.metrics[options.metric]:.4g}")
-    best = schedule_search.chosen(trials, options.metric, options.tolerance, budgets)
+                        bar.set_postfix_str(f"{metric} {best.metrics[metric]:.4g}")
+    best = schedule_search.chosen(trials, metric, options.tolerance, budgets)
     if best is None:
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
-    table = schedule_search.table(trials, options.metric, sorted({r.calls for r in trials.rows}))
+    table = schedule_search.table(trials, metric, sorted({r.calls for r in trials.rows}))
     storage.write_whole(str(folder / "table.md"), table.encode())
-    schedule_search.draw(trials, options.metric, folder / "quality.png", options.reference_calls)
+    schedule_search.draw(trials, metric, folder / "quality.png", options.reference_calls)
     _draw_samples(folder, sorted({*budgets, *(n for n, _ in reference)}), low, high)
     found = {
         "sampling": _keys(best.sampling),
@@ -98,13 +99,11 @@ def _tune(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) ->
         "metrics": best.metrics,
         "chosen_by": recipe,
     }
-    path = workdir / sampling_factory.INFERENCE
+    path = workdir / run_file.INFERENCE
     storage.write_whole(str(path), json.dumps(found, indent=2).encode())
     print(table)
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
-    said = schedule_search.speedup(
-        trials, options.metric, options.reference_calls, options.tolerance
-    )
+    said = schedule_search.speedup(trials, metric, options.reference_calls, options.tolerance)
     if said:
         print(said)
     print(
@@ -114,7 +113,7 @@ def _tune(config: factory.ConfigDict, workdir: epath.Path, calls: int | None) ->
 
 
 def _try(
-    config: factory.ConfigDict,
+    config: Config,
     resolver: SuperResolver,
     sampling: dict[str, Any],
     calls: int,
@@ -124,13 +123,13 @@ def _try(
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
     """What came of it, and the first images; `progress` is told of shares of the trial."""
-    changed = sampling_factory.changed(config, _keys(sampling))
+    changed = with_sampling(config, _keys(sampling))
     try:
-        sampling_factory.sampler(changed)
+        schedules.sampler(changed)
     except ValueError as error:
         progress(1.0)
         return schedule_search.Trial(calls, sampling, "refused", str(error)), None
-    resolver.make_sampler = functools.partial(sampling_factory.sampler, changed)
+    resolver.make_sampler = functools.partial(schedules.sampler, changed)
 
     # Two samples of each image; its noise is the same in all trials, so that they differ by the
     # sampler alone.
@@ -175,7 +174,7 @@ def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
 def _score(
     samples: np.ndarray,
     *,
-    config: factory.ConfigDict,
+    config: Config,
     low: np.ndarray,
     high: np.ndarray,
     metric: str,
@@ -189,8 +188,9 @@ def _score(
         "gradient_energy": metrics.gradient_energy(made, high).mean(),
     }
     if metric == "fid":
-        weights = factory.feature_options(config)["weights"]
-        said = judged.judge(("fid",), {"made": list(made)}, list(high), [], weights=weights)
+        said = judged.judge(
+            ("fid",), {"made": list(made)}, list(high), [], weights=config.evaluation.weights
+        )
         found["fid"] = said.means["made"]["fid"]
     return {name: float(value) for name, value in found.items()}
 

@@ -12,7 +12,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from sr3_jax import config_file, factory, parallel, sampling_factory
+from sr3_jax import parallel
+from sr3_jax.config import run_file, sampling_recipe, schedules, with_sampling
 from sr3_jax.data import sources, storage
 from sr3_jax.inference import files, loading, manifest, reading, recipes
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -47,7 +48,7 @@ class Work:
         """Loads the network onto this process's devices."""
         parallel.keep_compiled()
         workdir = epath.Path(self.workdir)
-        config = config_file.load(workdir / "config.json")
+        config = run_file.load(workdir / "config.json")
         checkpoints = workdir / "checkpoints"
         return SuperResolver.from_config(config, checkpoints, self.step, **self.sampling)
 
@@ -209,19 +210,18 @@ def _plan(
       recipes before networks had digests.
     """
     workdir = epath.Path(storage.absolute(workdir))
-    config = config_file.load(workdir / "config.json")
-    if not factory.has_source(config):
+    config = run_file.load(workdir / "config.json")
+    if not config.has_source:
         raise ValueError(
             f"the network of {workdir} makes images from nothing, so it upscales none; use "
             "--mode=generate"
         )
-    sampling = sampling_factory.tuned(workdir, config) | sampling
-    changed = sampling_factory.changed(config, sampling)
-    sampling_factory.options(changed)
-    sampling_factory.sampler(changed, options.steps)
+    sampling = run_file.tuned(workdir, config) | sampling
+    changed = with_sampling(config, sampling)
+    schedules.sampler(changed, options.steps)
     step = loading.find(config, workdir / "checkpoints", None)
     network = loading.weights_digest(config, workdir / "checkpoints", step)
-    how = sampling_factory.recipe(changed)
+    how = sampling_recipe(changed)
     given = dataclasses.asdict(options)
     how["num_steps"] = given.pop("steps") or how["num_steps"]
     recipe = {"network": network, **given, **how}

@@ -43,7 +43,7 @@ from typing import IO, Any
 from absl import flags
 from ml_collections import config_flags
 
-from sr3_jax import command_line, factory, worker_processes
+from sr3_jax import command_line, worker_processes
 from sr3_jax.command_line import FAILED, INTERRUPTED, START_AGAIN
 from sr3_jax.data import storage
 from sr3_jax.tools import ablation_plan, ablation_table
@@ -163,7 +163,7 @@ def _results(runs: Sequence[Run], failed: Mapping[Run, str]) -> list[ablation_ta
             values=run.values,
             seed=run.config.seed,
             folder=run.folder.name,
-            method=factory.method(run.config),
+            method=run.config.method,
             training_steps=run.config.train.num_steps,
             scores=ablation_table.read_scores(run.folder / ablation_plan.METRICS),
             failure=failed.get(run, ""),

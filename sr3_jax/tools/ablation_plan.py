@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from sr3_jax import config_file, data_factory, factory, sampling_factory
-from sr3_jax.data import sources, storage
+from sr3_jax.config import Config, layouts, read, run_file, schedules
+from sr3_jax.data import storage
 from sr3_jax.tools.ablation_table import text
 
 METRICS = "evaluation/metrics.json"
@@ -40,7 +41,7 @@ class Run:
     """
 
     values: Mapping[str, Any]
-    config: factory.ConfigDict
+    config: Config
     flags: Sequence[str]
     folder: pathlib.Path
 
@@ -56,7 +57,7 @@ class Run:
 
 
 def combinations(
-    config: factory.ConfigDict,
+    config: ConfigDict,
     filename: str,
     overrides: Mapping[str, Any],
     vary: Sequence[str],
@@ -95,15 +96,19 @@ def combinations(
             changes = {**overrides, **values, **extra}
             of_run = config.copy_and_resolve_references()
             of_run.update_from_flattened_dict(changes)
+            try:
+                checked = read(of_run)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             as_flags = [
                 f"--config.{key}={value if isinstance(value, tuple) else text(value)}"
                 for key, value in changes.items()
             ]
-            made.append(Run(values, of_run, [f"--config={filename}", *as_flags], workdir / name))
+            made.append(Run(values, checked, [f"--config={filename}", *as_flags], workdir / name))
     return made
 
 
-def parse_values(config: factory.ConfigDict, given: str) -> tuple[str, list[Any]]:
+def parse_values(config: ConfigDict, given: str) -> tuple[str, list[Any]]:
     """The key and the values of `KEY=V1,V2,...`; those of a tuple are separated by colons.
 
     Raises:
@@ -142,30 +147,15 @@ def _parse(key: str, value: str, like: Any) -> Any:
         ) from error
 
 
-def check(configs: Mapping[str, factory.ConfigDict]) -> None:
-    """Raises ValueError, with the name of the config, where a value cannot work.
+def check(configs: Mapping[str, Config]) -> None:
+    """Raises ValueError, with the name of the config, where a schedule or a layout cannot work.
 
     Asks for devices: to be run in a process that ends before the first run needs them.
     """
     for name, config in configs.items():
         try:
-            factory.model(config)
-            factory.training_schedule(config)
-            sampling_factory.schedule(config)
-            sampling_factory.options(config)
-            factory.checkpoint(config)
-            factory.metric_options(config)
-            factory.num_samples(config)
-            factory.network_input(config)
-            factory.feature_options(config)
-            factory.paper_table(config)
-            factory.optimizer(config)
-            factory.step_options(config)
-            factory.loop_options(config)
-            factory.layout(config)
-            # The same for all images, and those of the config may take minutes to list.
-            for size in {config.data.image_size, config.evaluation.image_size} - {0}:
-                data_factory.make_pipeline(config, sources.photos("train"), 1, size)
+            schedules.sampler(config)
+            layouts.layout(config)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -176,7 +166,7 @@ def check_folders(runs: Sequence[Run]) -> None:
         path = run.folder / "config.json"
         if not path.exists() and not run.is_done:
             continue
-        changed = config_file.changed_keys(config_file.load(path), run.config)
+        changed = run_file.changed_keys(run_file.load(path), run.config)
         if changed:
             pairs = (f"config.{k} was {a!r} and is now {b!r}" for k, (a, b) in changed.items())
             raise ValueError(
@@ -196,7 +186,7 @@ def next_step(
         if (
             last.is_dir()
             and _has_training(path.parent)
-            and _shares_training(run.config, config_file.load(path))
+            and _shares_training(run.config, run_file.load(path))
         ):
             return "evaluate", path.parent
     first = trainer(run, runs)
@@ -220,12 +210,12 @@ def borrow_training(run: Run, training: pathlib.Path) -> None:
     link = run.folder / "checkpoints"
     link.unlink(missing_ok=True)
     link.symlink_to(pathlib.Path("..", training.name, "checkpoints"))
-    config_file.save(run.config, run.folder / "config.json")
+    run_file.save(run.config, run.folder / "config.json")
 
 
-def _shares_training(ours: factory.ConfigDict, theirs: factory.ConfigDict) -> bool:
-    apart = _CHOOSE_BEST if factory.checkpoint(ours) == "best" else ()
-    changed = config_file.changed_keys(ours, theirs)
+def _shares_training(ours: Config, theirs: Config) -> bool:
+    apart = _CHOOSE_BEST if ours.evaluation.checkpoint == "best" else ()
+    changed = run_file.changed_keys(ours, theirs)
     return all(key.startswith(_AFTER_TRAINING) and key not in apart for key in changed)
 
 

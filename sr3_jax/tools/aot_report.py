@@ -23,7 +23,8 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from sr3_jax import command_line, factory, models, parallel
+from sr3_jax import command_line, models, parallel
+from sr3_jax.config import Config, changed, layouts, networks, read
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
@@ -114,7 +115,7 @@ class Report:
 
 
 def compile_report(
-    config: factory.ConfigDict,
+    config: Config,
     topology: str,
     mode: Mode,
     hlo_path: str | None = None,
@@ -127,11 +128,10 @@ def compile_report(
       RuntimeError: where the compiler is missing.
     """
     devices = topologies.devices(topology)
-    layout = factory.layout(config, devices)
+    layout = layouts.layout(config, devices)
     is_gpu = devices[0].platform == "gpu"
     if not config.model.lanes and not is_gpu:  # what a TPU would take
-        config = config.copy_and_resolve_references()
-        config.model.lanes = factory.TPU_LANES
+        config = changed(config, {"model.lanes": networks.TPU_LANES})
     make = {"train": programs.train, "sample": programs.sample}[mode]
     program, arguments, parts = make(config, layout)
     facts = dict(
@@ -176,7 +176,7 @@ def compile_report(
     if is_gpu and used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
         message = f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes"
         return too_big(used, message, " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.")
-    model_flops = models.count_flops(factory.model(config), config.data.image_size)
+    model_flops = models.count_flops(networks.model(config), config.data.image_size)
     model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
     return Report(
         **facts,
@@ -191,7 +191,7 @@ def compile_report(
 
 
 def largest_batch(
-    config: factory.ConfigDict,
+    config: Config,
     topology: str,
     mode: Mode,
     hlo_path: str | None = None,
@@ -201,13 +201,12 @@ def largest_batch(
 
     Returns the report of one image for each group of devices where not even that fits.
     """
-    groups = parallel.num_batch_parts(factory.layout(config, topologies.devices(topology)).mesh)
+    groups = parallel.num_batch_parts(layouts.layout(config, topologies.devices(topology)).mesh)
     parts = groups * config.train.accumulate_steps
 
     def of(rows: int) -> Report:
-        changed = config.copy_and_resolve_references()
-        changed.train.batch_size = rows * parts
-        return compile_report(changed, topology, mode, hlo_path, quick)
+        other = changed(config, {"train.batch_size": rows * parts})
+        return compile_report(other, topology, mode, hlo_path, quick)
 
     rows = config.train.batch_size // parts
     report = of(rows)
@@ -357,7 +356,7 @@ def _used_hbm(message: str) -> int | None:
     return int(float(found[1]) * units[found[2]]) if found else None
 
 
-def _advice(config: factory.ConfigDict, layout: parallel.Layout) -> str:
+def _advice(config: Config, layout: parallel.Layout) -> str:
     """What to change where a program does not fit, the cheapest first."""
     rows = config.train.batch_size // config.train.accumulate_steps
     ideas = []
@@ -379,7 +378,7 @@ def main(_: list[str]) -> None:
     if _CONFIG.value is None:
         raise ValueError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
     make = largest_batch if _LARGEST.value else compile_report
-    report = make(_CONFIG.value, _TOPOLOGY.value, _MODE.value, _HLO.value, _QUICK.value)
+    report = make(read(_CONFIG.value), _TOPOLOGY.value, _MODE.value, _HLO.value, _QUICK.value)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     report = dataclasses.replace(report, config=epath.Path(name).stem)
     print(render(report))

@@ -22,7 +22,8 @@ from typing import Any
 
 from absl import flags
 
-from sr3_jax import command_line, sampling_factory
+from sr3_jax import command_line
+from sr3_jax.config import cascades
 from sr3_jax.data import storage
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
@@ -147,10 +148,10 @@ def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     same = {other: name for name, other in SAME_PROGRAMS.items()}
     for cascade in _WHOLE_CASCADES:
-        config = importlib.import_module(f"configs.{cascade}").get_config()
+        config = cascades.read(importlib.import_module(f"configs.{cascade}").get_config())
         stages = [
             (same.get(name, name), stage.sampling["num_steps"])
-            for stage in sampling_factory.stages(config)
+            for stage in config.stages
             for name in [stage.workdir.rpartition("/")[2]]
         ]
         for setting in _SETTINGS:

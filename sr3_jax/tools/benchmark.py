@@ -31,6 +31,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sr3_jax import command_line, diffusion, models, parallel
+from sr3_jax.config import read
 from sr3_jax.models import layers
 from sr3_jax.tools import (
     data_benchmark,
@@ -305,7 +306,7 @@ def report(results: dict[str, Any]) -> str:
 def _benchmark_data() -> dict[str, Any]:
     if _CONFIG.value is None:
         raise ValueError("--what=data needs --config=FILE; keys can be overridden")
-    result = data_benchmark.measure(_CONFIG.value, _IMAGES.value, _REPEATS.value)
+    result = data_benchmark.measure(read(_CONFIG.value), _IMAGES.value, _REPEATS.value)
     print(data_benchmark.report(result))
     return dataclasses.asdict(result)
 

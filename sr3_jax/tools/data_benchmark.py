@@ -16,9 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent import futures
-from typing import Any
 
-from sr3_jax import data_factory
+from sr3_jax.config import Config, changed, image_sets
 from sr3_jax.data import degrade, sources
 from sr3_jax.data.picture import BadImageError
 
@@ -59,21 +58,20 @@ class Result:
         )
 
 
-def measure(config: Any, images_per_round: int, repeats: int) -> Result:
+def measure(config: Config, images_per_round: int, repeats: int) -> Result:
     """Times the images of `config`, over so many rounds of so many images."""
     before = _peak_memory()
     begin = time.perf_counter()
-    source = data_factory.training_source(config)
+    source = image_sets.training_source(config)
     open_seconds = time.perf_counter() - begin
     threads = config.data.num_threads or os.cpu_count() or 1
     options = degrade.DegradeOptions(config.data.image_size, config.data.low_resolution)
     batch_size = config.train.batch_size
     num_batches = -(-images_per_round // batch_size)
 
-    uncached = config.copy_and_resolve_references()
-    uncached.data.cache_gb = 0.0
+    uncached = changed(config, {"data.cache_gb": 0.0})
     begin = time.perf_counter()
-    stream = data_factory.training_pipeline(uncached).training_batches()
+    stream = image_sets.training_pipeline(uncached).training_batches()
     next(stream)
     first_seconds = time.perf_counter() - begin
 
@@ -115,9 +113,9 @@ def measure(config: Any, images_per_round: int, repeats: int) -> Result:
     )
 
 
-def _cached(config: Any, num_images: int, repeats: int) -> list[float]:
+def _cached(config: Config, num_images: int, repeats: int) -> list[float]:
     """Images per second once all are in memory; nothing where they do not fit."""
-    images = data_factory.training_pipeline(config)
+    images = image_sets.training_pipeline(config)
     of_pair = 3 * images.dtype.itemsize * sum(size**2 for size in images.sizes)
     if config.data.crop == "random" or num_images * of_pair > config.data.cache_gb * 2**30:
         return []

@@ -30,16 +30,9 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import (
-    command_line,
-    config_checks,
-    config_file,
-    diffusion,
-    factory,
-    models,
-    sampling_factory,
-)
+from sr3_jax import command_line, diffusion, models
 from sr3_jax import images as image_ops
+from sr3_jax.config import Config, networks, run_file, schedules, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
@@ -69,7 +62,7 @@ class Plan:
       platforms: that the program shall run on.
     """
 
-    config: factory.ConfigDict
+    config: Config
     sampler: diffusion.Sampler | None
     size: tuple[int, int]
     tile: tuple[int, int]
@@ -83,7 +76,7 @@ class Plan:
 
 
 def make_plan(
-    config: factory.ConfigDict,
+    config: Config,
     size: tuple[int, int] | None = None,
     steps: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
@@ -101,25 +94,22 @@ def make_plan(
       ValueError: for images larger than a tile, steps that the schedule cannot do, or an unknown
         platform.
     """
-    if not factory.has_source(config) or factory.num_classes(config):
+    if not config.has_source or config.model.num_classes:
         raise ValueError(
             "an export takes low resolutions and seeds alone, and this network makes images from "
             "nothing or is told classes; use --mode=generate, or --mode=upscale"
         )
-    if sampling_factory.options(config).source_noise:
+    if config.sampling.source_noise:
         raise ValueError("an export adds no noise to its input; use sampling.source_noise = 0")
-    for platform in platforms or [""]:
-        config_checks.choice("platform", platform, {name: name for name in PLATFORMS})
+    if unknown := [platform for platform in platforms or [""] if platform not in PLATFORMS]:
+        raise ValueError(f"platform = {unknown[0]!r} is unknown; use one of {', '.join(PLATFORMS)}")
+    sampler = schedules.sampler(config, steps)
     if steps is not None:
-        config_checks.at_least("steps", steps, 1)
-    sampler = sampling_factory.sampler(config, steps)
-    if steps is not None:
-        config = sampling_factory.changed(config, {"num_steps": steps})
+        config = with_sampling(config, {"num_steps": steps})
     size = size or (config.data.low_resolution,) * 2
-    factor = config.data.image_size // config.data.low_resolution
+    factor, stride = config.factor, config.stride
     # As `inference.refinement` has it.
-    stride = models.deepest_stride(config.model.multipliers)
-    tile_size = -(-sampling_factory.options(config).tile_size // stride) * stride
+    tile_size = -(-config.tile_size // stride) * stride
     grid = tiling.make_grid((size[0] * factor, size[1] * factor), tile_size, 0, stride)
     plan = Plan(config, sampler, size, grid.tile, factor, tuple(platforms))
     if grid.is_cut:
@@ -213,7 +203,8 @@ def write(
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
     # Folded, as TPUs want it, the network would be slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _network(plan.config, lanes)) for lanes in (factory.TPU_LANES, 1)
+        _sampling(plan, structure, _network(plan.config, lanes))
+        for lanes in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -230,7 +221,7 @@ def _told(model: nn.Module, gamma: Array) -> dict[str, Array]:
 def _sampling(
     plan: Plan, structure: Any, model: nn.Module
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    options = sampling_factory.options(plan.config)
+    sampling = plan.config.sampling
     height, width = plan.large_size
     filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
@@ -249,21 +240,21 @@ def _sampling(
                 plan.sampler,
                 jax.vmap(jax.random.key)(seeds),
                 x.shape[1:],
-                clip=options.clip,
+                clip=sampling.clip,
             )
         y_0 = y_0[:, :height, :width]
-        if options.consistent:
+        if sampling.consistent:
             y_0 = resampling.make_consistent(y_0, signed)
         return image_ops.to_uint8(y_0)
 
     return sample
 
 
-def _network(config: factory.ConfigDict, lanes: int) -> nn.Module:
-    model = factory.model(config)
+def _network(config: Config, lanes: int) -> nn.Module:
+    model = networks.model(config)
     if not isinstance(model, models.UNet):
         return model
-    return model.clone(lanes=config.model.get("lanes", 0) or lanes)
+    return model.clone(lanes=config.model.lanes or lanes)
 
 
 def _describe(
@@ -274,11 +265,11 @@ def _describe(
         "low_resolution": list(plan.size),
         "high_resolution": list(plan.large_size),
         "factor": plan.factor,
-        "method": factory.method(plan.config),
-        "sampler": None if is_baseline else sampling_factory.name(plan.config),
+        "method": plan.config.method,
+        "sampler": None if is_baseline else schedules.sampler_name(plan.config),
         "steps": 1 if is_baseline else plan.sampler.num_steps,
         "network_calls": 1 if is_baseline else plan.sampler.num_calls,
-        "consistent": sampling_factory.options(plan.config).consistent,
+        "consistent": plan.config.sampling.consistent,
         "checkpoint_step": checkpoint_step,
         "arguments": "the weights in the order below, images uint8 [b, *low_resolution, 3], seeds "
         "uint32 [b]; bfloat16 weights are stored as uint16, bit for bit",
@@ -347,8 +338,8 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     export_files.check_output(given.output)
     size = None if given.size is None else _size(given.size)
     which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
-    config = config_file.load(workdir / "config.json")
-    config = sampling_factory.changed(config, sampling_factory.tuned(workdir, config))
+    config = run_file.load(workdir / "config.json")
+    config = with_sampling(config, run_file.tuned(workdir, config))
     plan = make_plan(config, size, given.steps, given.platforms)
     resolver = super_resolver.SuperResolver.from_config(plan.config, workdir / "checkpoints", which)
     params, step = resolver.params, resolver.checkpoint_step

@@ -10,7 +10,8 @@ import scipy.stats
 from etils import epath
 from jaxtyping import Float, UInt8
 
-from sr3_jax import config_file, metrics
+from sr3_jax import metrics
+from sr3_jax.config import run_file
 from sr3_jax.data.picture import to_8_bits
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference import pictures as inference_pictures
@@ -45,7 +46,7 @@ def measure(
     from sr3_jax.jobs import shared
 
     workdir = epath.Path(workdir)
-    config = config_file.load(workdir / "config.json")
+    config = run_file.load(workdir / "config.json")
     low, high = map(to_8_bits, shared.held_out(config, workdir, num_images))
     rows: dict[str, dict[str, float]] = {}
     for name, consistent in (("one sample", False), ("consistent", True)):

@@ -26,7 +26,8 @@ from jaxtyping import UInt8
 from ml_collections import config_flags
 from PIL import Image
 
-from sr3_jax import command_line, data_factory, factory, images
+from sr3_jax import command_line, images
+from sr3_jax.config import Config, changed, image_sets, read
 from sr3_jax.data import pipeline, sources, storage
 from sr3_jax.evaluation import pictures
 from sr3_jax.training import step as training_step
@@ -49,24 +50,21 @@ class Preview(NamedTuple):
     skipped: Mapping[str, str]
 
 
-def preview(config: Any, num_images: int, num_read: int, held_out: bool = False) -> Preview:
+def preview(config: Config, num_images: int, num_read: int, held_out: bool = False) -> Preview:
     """Draws the first `num_images` of a config, and reads `num_read` of them (0: all) to count.
 
     Raises:
       ValueError: of a wrong config, or where no image is usable.
     """
-    config = config.copy_and_resolve_references()
-    allowed_share, config.data.max_bad_share = config.data.max_bad_share, 1.0
-    config.data.cache_gb = 0.0
-    size = config.data.image_size
+    allowed_share, size = config.data.max_bad_share, config.data.image_size
+    config = changed(config, {"data.max_bad_share": 1.0, "data.cache_gb": 0.0})
     if held_out:
-        source = data_factory.evaluation_source(config)
-        size = config.evaluation.image_size or size
+        source = image_sets.evaluation_source(config)
+        size = config.evaluation_size
     else:
-        source = data_factory.training_source(config)
+        source = image_sets.training_source(config)
     made = _pipeline(config, source, num_images, held_out)
-    with config.unlocked():
-        config.data.dtype = made.dtype.name  # whatever is counted
+    config = changed(config, {"data.dtype": made.dtype.name})  # whatever is counted
     batches = made.evaluation_batches() if held_out else made.training_batches()
     with contextlib.closing(batches):
         # Row i of the first batch is row i of the first step.
@@ -80,7 +78,7 @@ def preview(config: Any, num_images: int, num_read: int, held_out: bool = False)
     ]
     counts, skipped = _count(config, source, num_read, size, allowed_share)
     columns = {}
-    if factory.has_source(config):
+    if config.has_source:
         x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
         columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
     columns[f"y_0, {size}"] = high
@@ -88,29 +86,28 @@ def preview(config: Any, num_images: int, num_read: int, held_out: bool = False)
 
 
 def _pipeline(
-    config: Any, source: sources.Source, num_images: int, held_out: bool
+    config: Config, source: sources.Source, num_images: int, held_out: bool
 ) -> pipeline.Pipeline:
     # Some more than are shown, since some may be unusable.
     batch_size = min(4 * num_images, config.train.batch_size)
     if held_out:
-        return data_factory.evaluation_pipeline(config, batch_size)
-    return data_factory.make_pipeline(config, source, batch_size, config.data.image_size)
+        return image_sets.evaluation_pipeline(config, batch_size)
+    return image_sets.make_pipeline(config, source, batch_size, config.data.image_size)
 
 
-def _augmented(config: Any, batch: pipeline.Batch, step: int) -> Mapping[str, Any]:
-    options = training_step.StepOptions(**factory.step_options(config))
-    return jax.jit(lambda rows: training_step.augment(rows, step, options))(dict(batch))
+def _augmented(config: Config, batch: pipeline.Batch, step: int) -> Mapping[str, Any]:
+    return jax.jit(lambda rows: training_step.augment(rows, step, config))(dict(batch))
 
 
 def _count(
-    config: Any, source: sources.Source, num_read: int, image_size: int, allowed_share: float
+    config: Config, source: sources.Source, num_read: int, image_size: int, allowed_share: float
 ) -> tuple[list[str], Mapping[str, str]]:
     """Lines of text, and the reasons of the unusable ones by name."""
     total = len(source)
     chosen = np.arange(total)
     if 0 < num_read < total:
         chosen = np.sort(np.random.default_rng(config.seed).permutation(total)[:num_read])
-    made = data_factory.make_pipeline(config, sources.Subset(source, chosen), 16, image_size)
+    made = image_sets.make_pipeline(config, sources.Subset(source, chosen), 16, image_size)
     labels: set[int] = set()
     with tqdm.tqdm(total=len(chosen), desc="read", unit="image", file=sys.stderr) as bar:
         for batch in made.evaluation_batches():
@@ -134,7 +131,7 @@ def _count(
     return lines, made.skipped
 
 
-def check_output(config: Any, output: str) -> None:
+def check_output(config: Config, output: str) -> None:
     """Checks where the picture shall go, before anything is read.
 
     Raises:
@@ -184,7 +181,7 @@ def main(_: list[str]) -> None:
     check_output(given.config, output)
     # Listed at the end, not between the lines of the progress bar.
     logging.set_verbosity(logging.ERROR)
-    made = preview(given.config, given.num_images, given.num_read, given.held_out)
+    made = preview(read(given.config), given.num_images, given.num_read, given.held_out)
     pictures.save(made.sheet, output, _COMMENT)
     for name, reason in list(made.skipped.items())[:_MOST_NAMED]:
         print(f"  {name}: {reason}")

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sr3_jax import diffusion, factory, images, models, parallel, sampling_factory
+from sr3_jax import diffusion, images, models, parallel
+from sr3_jax.config import Config, networks, schedules
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -17,9 +18,9 @@ from sr3_jax.training import step as training_step
 Program = tuple[jax.stages.Wrapped, tuple[Any, ...], dict[str, int]]
 
 
-def train(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
+def train(config: Config, layout: parallel.Layout) -> Program:
     """The jitted training step, its abstract arguments, and sizes of what it holds."""
-    model, optimizer = factory.model(config), factory.optimizer(config)
+    model, optimizer = networks.model(config), networks.optimizer(config)
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )
@@ -28,9 +29,9 @@ def train(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
     state = jax.tree.map(_placed, shapes, lies)
     step = training_step.make_train_step(
         model,
-        factory.training_schedule(config),
+        schedules.training_schedule(config),
         optimizer,
-        training_step.StepOptions(**factory.step_options(config)),
+        config,
         layout,
     )
     batch = training_step.batch_shapes(
@@ -46,19 +47,19 @@ def train(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
     return program, (state, batch), parts
 
 
-def sample(config: factory.ConfigDict, layout: parallel.Layout) -> Program:
+def sample(config: Config, layout: parallel.Layout) -> Program:
     """One refinement step of `config.train.batch_size` images, weights in the network's type.
 
     Of a baseline, all there is.
     """
-    model = factory.model(config)
+    model = networks.model(config)
     rows, size = config.train.batch_size, config.data.image_size
     low = config.data.low_resolution
     shapes = models.parameter_shapes(model, size)
     shapes = jax.eval_shape(lambda tree: training_step.narrow(tree, model.dtype), shapes)
     params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
     sampler = diffusion.ancestral(diffusion.linear(1, 0.999, 0.999))
-    guidance = sampling_factory.options(config).guidance
+    guidance = config.sampling.guidance
 
     def step(params, low_resolution, labels, keys):
         x = images.upsample_source(low_resolution, (size, size)) if low else None

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from sr3_jax.factory import LoopOptions
+from sr3_jax.config import Config
 from sr3_jax.training.checkpoint import Checkpointer
 from sr3_jax.training.event_file import EventFile
 from sr3_jax.training.state import Params, TrainState
@@ -76,18 +76,18 @@ def train(
     state: TrainState,
     train_step: TrainStep,
     batches: Callable[[int], Iterator[Batch]],
-    options: LoopOptions,
+    config: Config,
     checkpointer: Checkpointer,
     writer: EventFile,
     hooks: Hooks,
 ) -> TrainState:
-    """Trains from `state.step` to `options.num_steps`, and saves the last state.
+    """Trains from `state.step` to `config.train.num_steps`, and saves the last state.
 
     Args:
       state: where to begin; its buffers are donated.
       train_step: compiled, donates its state.
       batches: the batches from a given step on, on the devices.
-      options: how long, and what how often.
+      config: how long, and what how often, by its sections `train` and `checkpoint`.
       checkpointer: where states are saved.
       writer: where numbers and pictures go.
       hooks: what else happens.
@@ -101,23 +101,23 @@ def train(
         before it stays the last.
     """
     start = int(state.step)
-    if start >= options.num_steps:
+    if start >= config.train.num_steps:
         return state
-    log = _Log(start, options, writer, hooks)
+    log = _Log(start, config, writer, hooks)
     stream = batches(start)
     try:
-        with log, _Trace(start, options.profile_steps, hooks.profile_directory) as trace:
-            for step in range(start + 1, options.num_steps + 1):
+        with log, _Trace(start, config.profile_steps, hooks.profile_directory) as trace:
+            for step in range(start + 1, config.train.num_steps + 1):
                 trace.before(step)
                 state, metrics = train_step(state, next(stream))
                 log.add(step, metrics)
                 trace.after(step, metrics)
-                last = step == options.num_steps
+                last = step == config.train.num_steps
                 stop = hooks.stop_signal(step)
-                if last or step % options.log_every_steps == 0:
+                if last or step % config.train.log_every_steps == 0:
                     log.write(step)
                     checkpointer.check()
-                if last or stop or step % options.checkpoint_every_steps == 0:
+                if last or stop or step % config.checkpoint.every_steps == 0:
                     log.check_finite()
                     with log.pause():
                         # Who is asked to stop has seconds, not minutes.
@@ -126,7 +126,7 @@ def train(
                 if stop:
                     message = f"step {step} is saved; the same command goes on from it"
                     raise StoppedError(stop, message)
-                if hooks.sample and _every(step, options.sample_every_steps):
+                if hooks.sample and _every(step, config.train.sample_every_steps):
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
                         if picture is not None:
@@ -191,12 +191,12 @@ class _Log:
     waiting for each other.
     """
 
-    def __init__(self, start: int, options: LoopOptions, writer: EventFile, hooks: Hooks) -> None:
-        self._options, self._writer, self._hooks = options, writer, hooks
+    def __init__(self, start: int, config: Config, writer: EventFile, hooks: Hooks) -> None:
+        self._batch_size, self._writer, self._hooks = config.train.batch_size, writer, hooks
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         self._recent: list[dict[str, float]] = []
         self._bar = tqdm.tqdm(
-            total=options.num_steps,
+            total=config.train.num_steps,
             initial=start,
             desc="train",
             unit="step",
@@ -249,7 +249,7 @@ class _Log:
             for name in self._recent[0]
         }
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}", refresh=False)
-        scalars["images_per_second"] = rate * self._options.batch_size
+        scalars["images_per_second"] = rate * self._batch_size
         scalars["steps_per_second"] = rate
         hooks = self._hooks
         if hooks.learning_rate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -15,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from sr3_jax import diffusion, images, metrics, parallel
+from sr3_jax.config import Config
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
@@ -27,44 +27,11 @@ Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """What a training step needs besides the network, the schedule and the optimizer.
-
-    Attributes:
-      seed: of noise, dropout and flips.
-      loss: `l1` or `l2`.
-      ema_decay: of the moving average; early on min(ema_decay, (1 + step) / (10 + step)), so
-        that a short run's average is not of its initialisation.
-      flip: mirror each example with probability 1/2.
-      blur_probability: of each example's low resolution to be blurred (`images.gaussian_blur`),
-        so that a later stage of a cascade forgives what the one before it makes.
-      blur_sigma: least and greatest width of the blur, in low-resolution pixels; uniform between.
-      label_dropout: of each example's label to be left out, so that the network also learns what
-        classes have in common, which guidance needs (Ho and Salimans, "Classifier-Free Diffusion
-        Guidance").
-      source_noise: greatest standard deviation sqrt(1 - gamma) of noise in the low resolution,
-        uniform from 0, for networks that are told how much it is (`UNet.source_noise`).
-      accumulate_steps: micro-batches the batch is cut into; the gradient is that of the whole
-        batch, the memory for activations that of one micro-batch.
-    """
-
-    seed: int = 0
-    loss: diffusion.LossName = "l1"
-    ema_decay: float = 0.9999
-    flip: bool = True
-    blur_probability: float = 0.0
-    blur_sigma: tuple[float, float] = (0.4, 0.6)
-    label_dropout: float = 0.0
-    source_noise: float = 0.0
-    accumulate_steps: int = 1
-
-
 def make_train_step(
     model: nn.Module,
     schedule: diffusion.NoiseSchedule | None,
     optimizer: optax.GradientTransformation,
-    options: StepOptions,
+    config: Config,
     layout: parallel.Layout | None = None,
 ) -> TrainStep:
     """Returns `train_step(state, batch) -> (state, metrics)`.
@@ -83,22 +50,21 @@ def make_train_step(
     A network that predicts y_0 learns that, by the same step: the regression baseline, which
     needs no schedule.
     """
-    _check_options(options)
 
     def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
-        loss = prediction_loss(model, params, schedule, batch, options, train=True)
+        loss = prediction_loss(model, params, schedule, batch, config, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
         gradient = jax.value_and_grad(loss)
-        return functools.partial(_accumulate, gradient, options.accumulate_steps)
+        return functools.partial(_accumulate, gradient, config.train.accumulate_steps)
 
     gradient = layout.share(loss_sum, differentiate) if layout else differentiate(loss_sum)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        noise_key = jax.random.split(_step_key(state.step, options))[0]
+        noise_key = jax.random.split(_step_key(state.step, config))[0]
         batch = dict(batch, key=_row_keys(noise_key, batch))
-        batch = augment(batch, state.step, options)
+        batch = augment(batch, state.step, config)
         if layout:
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
@@ -107,7 +73,7 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay_at(state.step, options.ema_decay)
+        decay = ema_decay_at(state.step, config.train.ema_decay)
         ema_params = jax.tree.map(
             lambda average, new: average * decay + new * (1.0 - decay), state.ema_params, params
         )
@@ -133,18 +99,18 @@ def _as_kept(gradient: Array) -> Array:
     )
 
 
-def augment(batch: Batch, step: Array | int, options: StepOptions) -> Batch:
+def augment(batch: Batch, step: Array | int, config: Config) -> Batch:
     """The flips and blurs that the training step at `step` begins with."""
-    key = _step_key(step, options)
-    if options.flip:
+    key = _step_key(step, config)
+    if config.train.flip:
         batch = _flip(batch, _row_keys(jax.random.split(key)[1], batch))
-    if options.blur_probability:
-        batch = blur(batch, _row_keys(jax.random.fold_in(key, _BLUR), batch), options)
+    if config.train.blur_probability:
+        batch = blur(batch, _row_keys(jax.random.fold_in(key, _BLUR), batch), config)
     return batch
 
 
-def _step_key(step: Array | int, options: StepOptions) -> PRNGKeyArray:
-    return jax.random.fold_in(jax.random.key(options.seed), step)
+def _step_key(step: Array | int, config: Config) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(config.seed), step)
 
 
 def jit_train_step(
@@ -186,7 +152,7 @@ def prediction_loss(
     params: Params,
     schedule: diffusion.NoiseSchedule | None,
     batch: Batch,
-    options: StepOptions,
+    config: Config,
     train: bool = False,
 ) -> Float[Array, ""]:
     """SR3's loss on a batch with one `key` for each row (Eq. 6); drops things to `train`.
@@ -196,20 +162,20 @@ def prediction_loss(
     y_0 = images.to_signed(batch["high_resolution"])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
     dropout_keys = keys[:, 2] if train else None
-    x, source_gamma = _source(model, batch, options)
+    x, source_gamma = _source(model, batch, config)
     if model.predicts == "y_0":
         prediction = model.apply({"params": params}, x, dropout_keys=dropout_keys)
-        return diffusion.denoising_loss(prediction, y_0, options.loss, batch["weight"])
+        return diffusion.denoising_loss(prediction, y_0, config.train.loss, batch["weight"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    label = _label(model, batch, options.label_dropout if train else 0.0)
+    label = _label(model, batch, config.train.label_dropout if train else 0.0)
     prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys, label, source_gamma)
-    return diffusion.denoising_loss(prediction, eps, options.loss, batch["weight"])
+    return diffusion.denoising_loss(prediction, eps, config.train.loss, batch["weight"])
 
 
 def _source(
-    model: nn.Module, batch: Batch, options: StepOptions
+    model: nn.Module, batch: Batch, config: Config
 ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
     """The network's x, upsampled after noise was added, and the gamma of that, if any."""
     if not model.has_source:
@@ -219,7 +185,7 @@ def _source(
     if model.source_noise:
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
         of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
-        std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=options.source_noise))
+        std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
         gamma = 1.0 - jnp.square(std(of_level))
         eps = jax.vmap(lambda key: jax.random.normal(key, low.shape[1:]))(of_noise)
         low = diffusion.diffuse(low, gamma, eps)
@@ -239,7 +205,7 @@ def _label(model: nn.Module, batch: Batch, dropout: float) -> Int[Array, " b"] |
 
 
 def make_validation(
-    model: nn.Module, schedule: diffusion.NoiseSchedule | None, options: StepOptions
+    model: nn.Module, schedule: diffusion.NoiseSchedule | None, config: Config
 ) -> Callable[[Params, Batch], Metrics]:
     """Returns `validate(params, batch)`, with noise that never changes.
 
@@ -251,7 +217,7 @@ def make_validation(
     def validate(params: Params, batch: Batch) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        loss = prediction_loss(model, params, schedule, dict(batch, key=keys), options)
+        loss = prediction_loss(model, params, schedule, dict(batch, key=keys), config)
         found = {"validation_loss": loss}
         if model.predicts == "y_0":
             high, weight = batch["high_resolution"], batch["weight"]
@@ -297,11 +263,11 @@ def _flip(batch: Batch, keys: Key[Array, " b"]) -> Batch:
     return dict(batch, **mirrored)
 
 
-def blur(batch: Batch, keys: Key[Array, " b"], options: StepOptions) -> Batch:
+def blur(batch: Batch, keys: Key[Array, " b"], config: Config) -> Batch:
     """Blurs the low resolutions of a share of the rows, each by a width of its own."""
     keys = jax.vmap(jax.random.split)(keys)
-    chosen = jax.vmap(lambda k: jax.random.bernoulli(k, options.blur_probability))(keys[:, 0])
-    least, greatest = options.blur_sigma
+    chosen = jax.vmap(lambda k: jax.random.bernoulli(k, config.train.blur_probability))(keys[:, 0])
+    least, greatest = config.train.blur_sigma
     sigma = jax.vmap(lambda k: jax.random.uniform(k, (), minval=least, maxval=greatest))(keys[:, 1])
     low = batch["low_resolution"]
     blurred = images.gaussian_blur(low.astype(jnp.float32), sigma)
@@ -332,27 +298,3 @@ def _accumulate(gradient, num_parts, params, batch, total):
     zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape), params))
     sums, _ = jax.lax.scan(add, zeros, parts)
     return sums
-
-
-def _check_options(options: StepOptions) -> None:
-    if options.accumulate_steps < 1:
-        raise ValueError(
-            f"accumulate_steps = {options.accumulate_steps}; use 1 for no accumulation, or more"
-        )
-    if not 0 <= options.blur_probability <= 1:
-        raise ValueError(f"blur_probability = {options.blur_probability} is outside [0, 1]")
-    if not 0 < options.blur_sigma[0] <= options.blur_sigma[1]:
-        raise ValueError(
-            f"blur_sigma = {options.blur_sigma}; use (least, greatest), both above 0, as (0.4, 0.6)"
-        )
-    if not 0 <= options.label_dropout < 1:
-        raise ValueError(
-            f"label_dropout = {options.label_dropout} is outside [0, 1); 0.1 is usual, 0 for none"
-        )
-    if not 0 <= options.source_noise < 1:
-        raise ValueError(
-            f"source_noise = {options.source_noise} is outside [0, 1); it is a standard deviation "
-            "sqrt(1 - gamma), as 0.3, or 0 for none"
-        )
-    if not 0 <= options.ema_decay < 1:
-        raise ValueError(f"ema_decay = {options.ema_decay} is outside [0, 1); use e.g. 0.9999")

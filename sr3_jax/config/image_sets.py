@@ -1,4 +1,4 @@
-"""From a ConfigDict to images and batches; reads its sections `data` and `evaluation`."""
+"""Images and batches of a config: its sections `data` and `evaluation`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,18 @@ import numpy as np
 import tqdm
 from etils import epath
 from jaxtyping import UInt, UInt8
-from ml_collections import config_dict
 
-from sr3_jax import config_checks
+from sr3_jax.config.sections import Config
 from sr3_jax.data import archives, folders, index_file, picture, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import degrade, pipeline
 
-ConfigDict = config_dict.ConfigDict
-
 _MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
 _ROWS = 64  # read together where no batch is made of them
-_SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
 
-def training_source(config: ConfigDict, index_dir: epath.PathLike | None = None) -> sources.Source:
+def training_source(config: Config, index_dir: epath.PathLike | None = None) -> sources.Source:
     """The images to train on.
 
     Args:
@@ -47,9 +43,7 @@ def training_source(config: ConfigDict, index_dir: epath.PathLike | None = None)
     return sources.Subset(images, np.delete(np.arange(len(images)), _held_out(config, images)))
 
 
-def evaluation_source(
-    config: ConfigDict, index_dir: epath.PathLike | None = None
-) -> sources.Source:
+def evaluation_source(config: Config, index_dir: epath.PathLike | None = None) -> sources.Source:
     """The held-out images, at most `config.evaluation.num_images` of them; see the other."""
     c = config.data
     if (c.eval_source or c.source) == "photos":
@@ -62,16 +56,14 @@ def evaluation_source(
     return images[: config.evaluation.num_images or None]
 
 
-def training_pipeline(
-    config: ConfigDict, index_dir: epath.PathLike | None = None
-) -> pipeline.Pipeline:
+def training_pipeline(config: Config, index_dir: epath.PathLike | None = None) -> pipeline.Pipeline:
     """Batches of `config.train.batch_size` training images, over all processes."""
     source = training_source(config, index_dir)
     return make_pipeline(config, source, config.train.batch_size, config.data.image_size)
 
 
 def evaluation_pipeline(
-    config: ConfigDict,
+    config: Config,
     batch_size: int,
     num_images: int | None = None,
     *,
@@ -83,40 +75,24 @@ def evaluation_pipeline(
     Where `split`, each process gets rows of its own. Inputs are made by
     `config.evaluation.downsampling`.
     """
-    downsampling = config.evaluation.get("downsampling", "pillow")  # older workdirs have no key
-    config_checks.choice(
-        "config.evaluation.downsampling", downsampling, dict.fromkeys(("pillow", "matlab"))
-    )
-    c = config.data
-    if downsampling != "pillow" and (c.eval_source or c.source) == "folder_pairs":
-        raise ValueError(
-            f"config.evaluation.downsampling = {downsampling!r}, but held-out images of "
-            "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
-            "there"
-        )
     source = evaluation_source(config, index_dir)[:num_images]
-    size = evaluation_size(config)
-    return make_pipeline(config, source, batch_size, size, split, downsampling)
-
-
-def evaluation_size(config: ConfigDict) -> int:
-    """Of held-out images, in pixels."""
-    return config.evaluation.image_size or config.data.image_size
+    how = config.evaluation.downsampling
+    return make_pipeline(config, source, batch_size, config.evaluation_size, split, how)
 
 
 def central_training_images(
-    config: ConfigDict, index_dir: epath.PathLike | None = None
+    config: Config, index_dir: epath.PathLike | None = None
 ) -> Iterator[UInt[np.ndarray, "_h _w 3"]]:
     """The largest central square of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
-    size = evaluation_size(config)
-    batches = make_pipeline(config, source, _ROWS, size, split=False).evaluation_batches()
+    pipeline_ = make_pipeline(config, source, _ROWS, config.evaluation_size, split=False)
+    batches = pipeline_.evaluation_batches()
     for batch in batches:
         yield from batch["high_resolution"][batch["weight"] > 0]
 
 
 def shown_in_training(
-    config: ConfigDict, most: int, index_dir: epath.PathLike | None = None
+    config: Config, most: int, index_dir: epath.PathLike | None = None
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     """What a network is shown first of the training images, in batches, but for its flips.
 
@@ -128,7 +104,7 @@ def shown_in_training(
 
 
 def held_out_images(
-    config: ConfigDict, most: int, index_dir: epath.PathLike | None = None
+    config: Config, most: int, index_dir: epath.PathLike | None = None
 ) -> UInt8[np.ndarray, "n size size 3"]:
     """Usable held-out images, `most` at most, cut as those of `shown_in_training` are."""
     source = evaluation_source(config, index_dir)
@@ -136,7 +112,7 @@ def held_out_images(
 
 
 def _first_crops(
-    config: ConfigDict, source: sources.Source, most: int
+    config: Config, source: sources.Source, most: int
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
     once = config.data.crop == "central" and len(source) <= most
@@ -147,7 +123,7 @@ def _first_crops(
 
 
 def make_pipeline(
-    config: ConfigDict,
+    config: Config,
     source: sources.Source,
     batch_size: int,
     image_size: int,
@@ -162,32 +138,11 @@ def make_pipeline(
     from sr3_jax.data import degrade, pipeline
 
     c = config.data
-    if c.low_resolution and c.image_size % c.low_resolution:
-        raise ValueError(
-            f"config.data.low_resolution = {c.low_resolution} does not divide "
-            f"config.data.image_size = {c.image_size}; use a divisor"
-        )
-    factor = c.image_size // c.low_resolution if c.low_resolution else 1
-    if image_size % factor:
-        raise ValueError(
-            f"config.evaluation.image_size = {image_size} is not a multiple of {factor}, the "
-            "factor of config.data; use one"
-        )
-    if c.num_threads < 0:
-        raise ValueError(f"config.data.num_threads = {c.num_threads}; it must be at least 0")
-    # Older workdirs have neither key.
-    dtype, white_level = c.get("dtype", ""), c.get("white_level", 0)
-    config_checks.choice("config.data.dtype", dtype, {"": None, "uint8": None, "uint16": None})
-    if not 0 <= white_level <= 65535:
-        raise ValueError(
-            f"config.data.white_level = {white_level}; it must be in 0 to 65535, as 4095 for files "
-            "of 12 bits, or 0 for 65535"
-        )
     options = degrade.DegradeOptions(
         image_size=image_size,
-        low_resolution=image_size // factor if c.low_resolution else 0,
+        low_resolution=image_size // config.factor if config.has_source else 0,
         crop=c.crop,
-        crop_scale=tuple(c.crop_scale),
+        crop_scale=c.crop_scale,
         downsampling=downsampling,
     )
     return pipeline.Pipeline(
@@ -197,15 +152,15 @@ def make_pipeline(
         seed=config.seed,
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
-        dtype=dtype or None,
-        white_level=white_level,
+        dtype=c.dtype or None,
+        white_level=c.white_level,
         cache_bytes=int(c.cache_gb * 2**30),
         max_bad_share=c.max_bad_share,
         num_threads=c.num_threads or None,
     )
 
 
-def _has_evaluation_source(config: ConfigDict) -> bool:
+def _has_evaluation_source(config: Config) -> bool:
     return bool(config.data.eval_path or config.data.eval_source)
 
 
@@ -231,18 +186,14 @@ class _Place:
 
 
 def _open(
-    config: ConfigDict, half: Literal["train", "eval"], index_dir: epath.PathLike | None
+    config: Config, half: Literal["train", "eval"], index_dir: epath.PathLike | None
 ) -> sources.LazySource:
     c = config.data
     prefix = "" if half == "train" else "eval_"
     keys = {key: prefix + key for key in ("source", "path", "low_path")}
-    kind = c[keys["source"]] or c.source
-    if kind not in _SOURCES:
-        raise ValueError(
-            f"config.data.{keys['source']} = {kind!r} is unknown; use one of {', '.join(_SOURCES)}"
-        )
+    kind = getattr(c, keys["source"]) or c.source
     index = epath.Path(index_dir) / f"{half}.npz" if index_dir else None
-    place = _Place(kind, c[keys["path"]], c[keys["low_path"]], keys, index)
+    place = _Place(kind, getattr(c, keys["path"]), getattr(c, keys["low_path"]), keys, index)
     if kind == "folder":
         return _folder(place.require("path", "the folder of images"), index)
     if kind == "folder_pairs":
@@ -254,9 +205,7 @@ def _open(
         return _tar(place.require("path", "the tar file of images"), index)
     if kind == "tfrecord":
         path = place.require("path", "a TFRecord file, a pattern of them, or their folder")
-        size = c.image_size
-        if half == "eval":
-            size = config.evaluation.image_size or size
+        size = config.evaluation_size if half == "eval" else c.image_size
         return _tfrecord(path, size, index)
     name, _, split = place.require("path", "a TFDS data set and its split, NAME:SPLIT,").rpartition(
         ":"
@@ -326,7 +275,7 @@ def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[st
     return index_file.kept(index, "\n".join(files), walk, opened)
 
 
-def _held_out(config: ConfigDict, images: sources.LazySource) -> np.ndarray:
+def _held_out(config: Config, images: sources.LazySource) -> np.ndarray:
     """Positions chosen by a hash of the name: adding images later moves few across the split."""
     count = config.data.num_eval_images
     if not 0 < count < len(images):

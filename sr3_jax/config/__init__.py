@@ -1,0 +1,55 @@
+"""What a run is: every option, read and checked once, and what is made of them.
+
+    config = read(get_config())          # of a file in configs/, as flags have changed it
+    config = load("runs/faces/config.json")
+
+Everything below takes a `Config`, which is immutable and whose values can work. `schedules`,
+`networks`, `layouts` and `image_sets` make of it what trains and samples; they are imported by
+name, since jax takes a second.
+"""
+
+from sr3_jax.config.reading import (
+    changed,
+    default_dict,
+    read,
+    sampling_recipe,
+    to_json,
+    with_sampling,
+)
+from sr3_jax.config.run_file import changed_keys, check_same_network, load, save
+from sr3_jax.config.sections import BASELINES, SECTIONS, Config
+from sr3_jax.config.training_sections import (
+    Checkpoint,
+    Data,
+    Diffusion,
+    Model,
+    Parallel,
+    Train,
+)
+from sr3_jax.config.use_sections import SAMPLERS, Evaluation, Sampling, Tuning
+
+__all__ = [
+    "BASELINES",
+    "SAMPLERS",
+    "SECTIONS",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Diffusion",
+    "Evaluation",
+    "Model",
+    "Parallel",
+    "Sampling",
+    "Train",
+    "Tuning",
+    "changed",
+    "changed_keys",
+    "check_same_network",
+    "default_dict",
+    "load",
+    "read",
+    "sampling_recipe",
+    "save",
+    "to_json",
+    "with_sampling",
+]

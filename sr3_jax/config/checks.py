@@ -1,0 +1,138 @@
+"""What options of several fields must have to do with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sr3_jax.config.sections import Config
+
+
+def faults(config: Config) -> Iterator[str]:
+    """A message for each pair or group of values that cannot work together, with the fix."""
+    yield from _method(config)
+    if config.method != "srcnn":
+        yield from _network(config)
+    yield from _data(config)
+    yield from _training(config)
+    yield from _sampling(config)
+
+
+def _method(config: Config) -> Iterator[str]:
+    method, noise = config.method, config.train.source_noise
+    if config.predicts_image and not config.has_source:
+        yield (
+            f"config.data.low_resolution = 0, but a {method} makes its image of that; only "
+            "config.method = 'sr3' works without"
+        )
+    if config.predicts_image and config.model.num_classes:
+        yield (
+            f"config.model.num_classes = {config.model.num_classes}, but a {method} is not told "
+            "classes; use 0"
+        )
+    if noise and (config.predicts_image or not config.has_source):
+        yield (
+            f"config.train.source_noise = {noise} is for networks of method 'sr3' with a source; "
+            "use 0"
+        )
+
+
+def _network(config: Config) -> Iterator[str]:
+    size, stride = config.data.image_size, config.stride
+    if size % stride:
+        near = [n for n in (size // stride * stride, -(-size // stride) * stride) if n]
+        yield (
+            f"config.data.image_size = {size} is not divisible by {stride}, the deepest stride of "
+            f"{len(config.model.multipliers)} levels; {' or '.join(map(str, near))} would do"
+        )
+    if config.sampling.tile_size % stride:
+        yield (
+            f"config.sampling.tile_size = {config.sampling.tile_size} is not a multiple of "
+            f"{stride}, the deepest stride of the network; use one"
+        )
+    sizes = [size // 2**i for i in range(len(config.model.multipliers))]
+    for resolution in config.model.attention_resolutions:
+        if resolution not in sizes:
+            yield (
+                f"config.model.attention_resolutions has {resolution}, but the levels of a "
+                f"{size}-pixel model work at {sizes}; use some of those"
+            )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data, evaluation = config.data, config.evaluation
+    if config.has_source and data.image_size % data.low_resolution:
+        yield (
+            f"config.data.low_resolution = {data.low_resolution} does not divide "
+            f"config.data.image_size = {data.image_size}; use a divisor"
+        )
+    elif evaluation.image_size % config.factor:
+        yield (
+            f"config.evaluation.image_size = {evaluation.image_size} is not a multiple of "
+            f"{config.factor}, the factor of config.data; use one"
+        )
+    if evaluation.downsampling != "pillow" and (data.eval_source or data.source) == "folder_pairs":
+        yield (
+            f"config.evaluation.downsampling = {evaluation.downsampling!r}, but held-out images of "
+            "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
+            "there"
+        )
+
+
+def _training(config: Config) -> Iterator[str]:
+    train, schedule = config.train, config.diffusion
+    if train.num_decay_steps and train.num_warmup_steps + train.num_decay_steps > train.num_steps:
+        yield (
+            f"config.train.num_warmup_steps = {train.num_warmup_steps} and num_decay_steps = "
+            f"{train.num_decay_steps} do not fit into num_steps = {train.num_steps}; lower one"
+        )
+    if train.batch_size % train.accumulate_steps:
+        yield (
+            f"config.train.accumulate_steps = {train.accumulate_steps} does not divide "
+            f"config.train.batch_size = {train.batch_size}; use a divisor"
+        )
+    if train.blur_probability and not config.has_source:
+        yield (
+            f"config.train.blur_probability = {train.blur_probability}, but with "
+            "config.data.low_resolution = 0 there is nothing to blur; use 0"
+        )
+    linear = schedule.schedule in ("linear", "quadratic")
+    if linear and schedule.beta_start > schedule.beta_end:
+        yield (
+            f"config.diffusion.beta_start = {schedule.beta_start} is above beta_end = "
+            f"{schedule.beta_end}; noise must not fall with time"
+        )
+
+
+def _sampling(config: Config) -> Iterator[str]:
+    sampling, train, classes = config.sampling, config.train, config.model.num_classes
+    if sampling.consistent and not config.has_source:
+        yield (
+            "config.sampling.consistent = True, but a network of config.data.low_resolution = 0 "
+            "has no input to be consistent with; use False"
+        )
+    if sampling.guidance != 1 and not classes:
+        yield (
+            f"config.sampling.guidance = {sampling.guidance}, but the network knows no classes "
+            "(config.model.num_classes = 0); use 1"
+        )
+    elif sampling.guidance != 1 and not train.label_dropout:
+        yield (
+            f"config.sampling.guidance = {sampling.guidance}, but the network was trained with "
+            "config.train.label_dropout = 0, so that it does not know what images are like "
+            "whatever their class; use 1, or train with 0.1"
+        )
+    if sampling.source_noise > train.source_noise:
+        yield (
+            f"config.sampling.source_noise = {sampling.source_noise} is not within [0, "
+            f"{train.source_noise}], for which the network was trained (config.train.source_noise)"
+        )
+    if sampling.sigma_min >= sampling.sigma_max:
+        yield (
+            f"config.sampling.sigma_min = {sampling.sigma_min} must be below sigma_max = "
+            f"{sampling.sigma_max}"
+        )
+    if sampling.beta_start > sampling.beta_end:
+        yield (
+            f"config.sampling.beta_start = {sampling.beta_start} is above beta_end = "
+            f"{sampling.beta_end}; noise must not fall with time"
+        )

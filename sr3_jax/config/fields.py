@@ -1,0 +1,189 @@
+"""How a field of a config is declared, and how a value is checked against its declaration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_STEPS = 100_000  # of a noise schedule
+Scalar = bool | int | float | str
+Value = Scalar | tuple[Scalar, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a field may hold.
+
+    Attributes:
+      meaning: a sentence for docs/config.md.
+      choices: the allowed values; of a tuple, those of its items. Empty: any.
+      at_least: lower bound, included; of a tuple, that of its items. None: none.
+      above: lower bound, excluded.
+      at_most: upper bound, included.
+      below: upper bound, excluded.
+      lengths: allowed numbers of items of a tuple. None: any.
+      increases: the items of a tuple may not decrease.
+      may_change: whether a run may go on, be evaluated or upscale with another value. False for
+        what decides which network it is.
+    """
+
+    meaning: str
+    choices: tuple[Scalar, ...] = ()
+    at_least: int | float | None = None
+    above: int | float | None = None
+    at_most: int | float | None = None
+    below: int | float | None = None
+    lengths: tuple[int, ...] | None = None
+    increases: bool = False
+    may_change: bool = True
+
+    def range(self) -> str:
+        """The allowed values in words: `one of l1, l2`, `at least 1`, `above 0 and below 1`."""
+        if self.choices:
+            return f"one of {', '.join(repr(c) if c == '' else str(c) for c in self.choices)}"
+        bounds = {
+            "at least": self.at_least,
+            "above": self.above,
+            "at most": self.at_most,
+            "below": self.below,
+        }
+        return " and ".join(
+            f"{word} {b if isinstance(b, int) else format(b, 'g')}"
+            for word, b in bounds.items()
+            if b is not None
+        )
+
+    def nearest(self, value: Scalar) -> Scalar | None:
+        """The allowed value next to one that is not; None where that is no help."""
+        if self.choices:
+            close = difflib.get_close_matches(str(value), [str(c) for c in self.choices], 1, 0.5)
+            return next((c for c in self.choices if [str(c)] == close), None)
+        if isinstance(value, str) or value != value:  # NaN
+            return None
+        if self.at_least is not None and value < self.at_least:
+            return type(value)(self.at_least)
+        if self.at_most is not None and value > self.at_most:
+            return type(value)(self.at_most)
+        return None
+
+    def allows(self, value: Scalar) -> bool:
+        """Whether a value of the right type is within the range."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, str):
+            return True
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        return is_finite and not (
+            (self.at_least is not None and value < self.at_least)
+            or (self.above is not None and value <= self.above)
+            or (self.at_most is not None and value > self.at_most)
+            or (self.below is not None and value >= self.below)
+        )
+
+
+def option(default: Value, meaning: str, **declared: Any) -> Any:
+    """A field of a section with its default; see `Declared` for the keywords."""
+    return dataclasses.field(default=default, metadata={"declared": Declared(meaning, **declared)})
+
+
+class Section:
+    """A dataclass of `option` fields, which cannot be made with values out of range."""
+
+    def __post_init__(self) -> None:
+        for name, (kind, _, what) in declared(type(self)).items():
+            _, wrong = _value(kind, value := getattr(self, name), what)
+            if wrong:
+                raise ValueError(f"{type(self).__name__}: {name} = {value!r}{wrong[0]}")
+
+
+def declared(section: type) -> dict[str, tuple[Any, Value, Declared]]:
+    """The type, the default and the declaration of each field of a section, by name."""
+    hints = typing.get_type_hints(section)
+    return {
+        field.name: (hints[field.name], field.default, field.metadata["declared"])
+        for field in dataclasses.fields(section)
+        if "declared" in field.metadata
+    }
+
+
+def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
+    """A section from plain values, and the faults of those that cannot be.
+
+    Args:
+      section: a frozen dataclass of `option` fields.
+      values: by field name. Lists stand for tuples, whole numbers for floats.
+      prefix: of the keys in messages, as `config.train.`.
+
+    Returns:
+      The section, with defaults where a value is missing or faulty, and a message for each fault
+      with key, value, range and, where there is one, the nearest allowed value.
+    """
+    fields, faults, good = declared(section), [], {}
+    for name in values.keys() - fields.keys():
+        near = difflib.get_close_matches(name, fields, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(fields)}"
+        faults.append(f"{prefix}{name} is no key of the config; {hint}")
+    for name, (kind, _, what) in fields.items():
+        if name in values:
+            value, wrong = _value(kind, values[name], what)
+            faults += [f"{prefix}{name} = {values[name]!r}{why}" for why in wrong]
+            if not wrong:
+                good[name] = value
+    return section(**good), faults
+
+
+def _value(kind: Any, given: Any, what: Declared) -> tuple[Any, list[str]]:
+    """The value as its type has it, and what is wrong with it."""
+    if typing.get_origin(kind) is not tuple:
+        value = _scalar(kind, given)
+        if value is None:
+            return None, [f" is of the wrong type; give {_NAMES[kind]}"]
+        return value, [] if what.allows(value) else [_out_of_range(value, what)]
+    of_item = typing.get_args(kind)[0]
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return None, [f" is of the wrong type; give several of {_NAMES[of_item]}, with commas"]
+    items = [_scalar(of_item, item) for item in given]
+    if None in items:
+        return None, [f" has an item of the wrong type; each is {_NAMES[of_item]}"]
+    # One fault for all items of the same one.
+    outside = [item for item in items if not what.allows(item)]
+    wrong = [f": {item!r}{_out_of_range(item, what)}" for item in outside[:1]]
+    if what.lengths is not None and len(items) not in what.lengths:
+        wrong.append(f" has {len(items)} items; give {' or '.join(map(str, what.lengths))}")
+    if what.increases and items != sorted(items):
+        wrong.append("; its items must not decrease")
+    return tuple(items), wrong
+
+
+def _out_of_range(value: Scalar, what: Declared) -> str:
+    if what.choices:
+        text = f" is unknown; use {what.range()}"
+    else:
+        text = f"; it must be {what.range() or 'finite'}"
+    nearest = what.nearest(value)
+    return text if nearest in (None, "") else f"{text} (nearest: {nearest})"
+
+
+def _scalar(kind: Any, given: Any) -> Any:
+    """The value in its field's type; None where it is of another."""
+    if kind is bool or isinstance(given, bool):
+        return given if kind is bool and isinstance(given, bool) else None
+    if kind is str:
+        return given if isinstance(given, str) else None
+    if kind is float:
+        with contextlib.suppress(OverflowError):
+            return float(given) if isinstance(given, numbers.Real) else None
+        return math.inf
+    return int(given) if isinstance(given, numbers.Integral) else None
+
+
+_NAMES: Mapping[Any, str] = types.MappingProxyType(
+    {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+)

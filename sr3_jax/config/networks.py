@@ -1,0 +1,63 @@
+"""The network of a config, and its optimizer."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sr3_jax import models
+from sr3_jax.config.sections import Config
+
+TPU_LANES = 128  # of a register; the channels that fill it
+
+
+def model(config: Config) -> models.UNet | models.SRCNN:
+    """The network of `config.method` and `config.model`, for `config.data.image_size`."""
+    c = config.model
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[c.dtype]
+    if config.method == "srcnn":
+        return models.SRCNN(dtype)
+    sizes = [config.data.image_size // 2**i for i in range(len(c.multipliers))]
+    return models.UNet(
+        predicts="y_0" if config.predicts_image else "eps",
+        channels=c.channels,
+        multipliers=c.multipliers,
+        num_blocks=c.num_blocks,
+        attention_levels=tuple(sizes.index(size) for size in c.attention_resolutions),
+        bottleneck_attention=c.bottleneck_attention,
+        norm=c.norm,
+        num_heads=c.num_heads,
+        dropout=c.dropout,
+        scale_shift=c.scale_shift,
+        embedding_scale=c.embedding_scale,
+        residual_std=c.residual_std,
+        dtype=dtype,
+        remat=c.remat,
+        has_source=config.has_source,
+        num_classes=c.num_classes,
+        source_noise=config.train.source_noise > 0,
+        lanes=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+    )
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+    """Linear warm-up, then constant, then (where asked for) linear to zero."""
+    c = config.train
+    # Counted from 1: the first update already moves.
+    parts = [
+        lambda step: c.learning_rate * jnp.minimum(1.0, (step + 1) / max(c.num_warmup_steps, 1))
+    ]
+    if not c.num_decay_steps:
+        return parts[0]
+    parts.append(optax.linear_schedule(c.learning_rate, 0.0, c.num_decay_steps))
+    return optax.join_schedules(parts, [c.num_steps - c.num_decay_steps])
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam on the clipped gradient."""
+    c = config.train
+    return optax.chain(
+        optax.clip_by_global_norm(c.clip_norm),
+        optax.adam(learning_rate(config), b1=c.adam_b1, b2=c.adam_b2),
+    )

@@ -1,0 +1,99 @@
+"""From a file in `configs/`, its flags, or a run's config.json, to a `Config` that is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from sr3_jax.config import checks, fields
+from sr3_jax.config.sections import SECTIONS, Config
+
+
+def default_dict() -> config_dict.ConfigDict:
+    """All options with their defaults, for files in `configs/` and flags to change; locked."""
+    values = {
+        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
+        for name, value in dataclasses.asdict(Config()).items()
+    }
+    return config_dict.ConfigDict(values).lock()
+
+
+def read(values: config_dict.ConfigDict | Mapping[str, Any] | Config) -> Config:
+    """A config from nested values; what is missing has its default.
+
+    Raises:
+      ValueError: naming every fault at once: unknown keys, values of a wrong type or out of range,
+        and values that cannot work together.
+    """
+    if isinstance(values, Config):
+        return values
+    if isinstance(values, config_dict.ConfigDict):
+        values = values.to_dict()
+    sections, faults = {}, []
+    for name, default in SECTIONS.items():
+        given = values.get(name, {})
+        if not isinstance(given, Mapping):
+            faults.append(f"config.{name} is a {type(given).__name__}; it must be a section")
+            continue
+        sections[name], wrong = fields.read(type(default), given, f"config.{name}.")
+        faults += wrong
+    rest = {name: value for name, value in values.items() if name not in SECTIONS}
+    config, wrong = fields.read(Config, rest, "config.")
+    # Values that are faulty by themselves would only be faulty together, too.
+    config = dataclasses.replace(config, **sections)
+    faults += wrong or (() if faults else checks.faults(config))
+    if faults:
+        raise ValueError(in_words(faults))
+    return config
+
+
+def in_words(faults: list[str]) -> str:
+    """One message for all faults."""
+    if len(faults) == 1:
+        return faults[0]
+    return f"the config has {len(faults)} faults: " + "; ".join(
+        f"({number}) {fault}" for number, fault in enumerate(faults, 1)
+    )
+
+
+def with_sampling(config: Config, sampling: Mapping[str, Any]) -> Config:
+    """The config with other values of its section `sampling`.
+
+    Raises:
+      ValueError: for unknown keys, and values that cannot be.
+    """
+    return changed(config, {f"sampling.{key}": value for key, value in sampling.items()})
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values, by keys such as `train.batch_size`.
+
+    Raises:
+      ValueError: for unknown keys, and values that cannot be.
+    """
+    whole = plain(config)
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (whole[section] if section else whole)[name] = value
+    return read(whole)
+
+
+def sampling_recipe(config: Config) -> dict[str, Any]:
+    """All of `config.sampling` that decides the result for an input; JSON."""
+    recipe = plain(config)["sampling"]
+    recipe.pop("batch_size")
+    return recipe
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON, which `read` takes after `json.loads`."""
+    return json.dumps(plain(config), indent=2)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as nested dicts of what JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -1,0 +1,133 @@
+"""A run's config as a file, what two configs differ in, and what a run may change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from sr3_jax.config import fields, reading
+from sr3_jax.config.sections import SECTIONS, Config
+from sr3_jax.data import storage
+
+# Sections that every version has written.
+_ALWAYS = ("data", "model", "diffusion", "sampling", "train", "checkpoint", "evaluation")
+
+# In a workdir: keys of `config.sampling` that sampling uses instead; by --mode=tune_schedule.
+INFERENCE = "inference.json"
+
+
+def save(config: Config, path: epath.PathLike) -> None:
+    """Writes the config as JSON, whole or not at all."""
+    storage.write_whole(path, (reading.to_json(config) + "\n").encode())
+
+
+def load(path: epath.PathLike) -> Config:
+    """Reads what `save` wrote, also by older versions.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not the config of a run.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: the folder is not the workdir of a training run"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        for section in _ALWAYS:
+            if not isinstance(content.get(section), dict):
+                raise ValueError(f"it has no section {section}")
+        return reading.read(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a config of a training run: {' '.join(str(error).split())}. Restore it "
+            "from a copy, or remove it and give the command of the training, which writes it anew"
+        ) from error
+
+
+def tuned(workdir: epath.PathLike, config: Config) -> dict[str, Any]:
+    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none.
+
+    Args:
+      workdir: of the run, where `inference.json` is if schedules were tuned.
+      config: of the run.
+
+    Raises:
+      ValueError: the file is damaged, or has keys or values that cannot be.
+    """
+    path = epath.Path(workdir) / INFERENCE
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        sampling = found.get("sampling") if isinstance(found, dict) else None
+        if not isinstance(sampling, dict):
+            raise ValueError("it has no section sampling")
+        reading.with_sampling(config, sampling)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
+            "remove it to sample as the config says"
+        ) from error
+    return sampling
+
+
+def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys in which two configs differ, as `section.key`, with the old and the new value."""
+    pairs = zip(_flat(reading.plain(old)), _flat(reading.plain(new)), strict=True)
+    return {key: (a, b) for (key, a), (_, b) in pairs if a != b}
+
+
+def may_change() -> list[str]:
+    """Keys that may differ between a training and what goes on from it.
+
+    That is: the same training, its evaluation, and upscaling. All other keys decide what the
+    network's numbers mean, or what they were trained for.
+    """
+    sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}
+    return [
+        prefix + name
+        for prefix, section in sections.items()
+        for name, (_, _, what) in fields.declared(section).items()
+        if what.may_change
+    ]
+
+
+def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
+    """Checks that checkpoints that were trained under one config mean the same under another.
+
+    Args:
+      old: the config they were trained under.
+      new: the config under which they are to be used.
+      path: the file of the old one, for the message.
+
+    Raises:
+      ValueError: naming the keys that differ, with both values.
+    """
+    allowed = set(may_change())
+    differing = [
+        f"config.{key} was {was!r} and is now {now!r}"
+        for key, (was, now) in changed_keys(old, new).items()
+        if key not in allowed
+    ]
+    if differing:
+        raise ValueError(
+            f"the checkpoints beside {os.fspath(path)} are of another network: "
+            f"{'; '.join(differing)}. Use the config they were trained with, or another --workdir; "
+            "docs/config.md says which keys may change"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,101 @@
+"""Noise schedules and samplers of a config."""
+
+from __future__ import annotations
+
+import functools
+
+from sr3_jax import diffusion
+from sr3_jax.config.sections import Config
+
+
+def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
+    """The noise that the network is trained on; None for a baseline, which sees none.
+
+    Raises:
+      ValueError: the schedule does not end in noise.
+    """
+    if config.predicts_image:
+        return None
+    c = config.diffusion
+    make = {
+        "linear": functools.partial(diffusion.linear, beta_start=c.beta_start, beta_end=c.beta_end),
+        "quadratic": functools.partial(
+            diffusion.quadratic, beta_start=c.beta_start, beta_end=c.beta_end
+        ),
+        "cosine": diffusion.cosine,
+        "uniform_gamma": diffusion.uniform_gamma,
+    }
+    return _of_section("diffusion", make[c.schedule], c.num_steps)
+
+
+def sampling_schedule(
+    config: Config, num_steps: int | None = None
+) -> diffusion.NoiseSchedule | None:
+    """The noise that sampling goes through; None for a baseline.
+
+    Args:
+      config: of the run.
+      num_steps: instead of `config.sampling.num_steps`.
+
+    Raises:
+      ValueError: for a schedule that does not end in noise, or has more steps than it can; and for
+        a number of steps of a baseline, which makes its image in one call.
+    """
+    if config.predicts_image:
+        if num_steps not in (None, 1):
+            raise ValueError(
+                f"{num_steps} steps of config.method = {config.method!r}, which gives its "
+                "image at once; leave the number out"
+            )
+        return None
+    c = config.sampling
+    make = {
+        "respaced": lambda n: diffusion.respace(training_schedule(config), n),
+        "karras": lambda n: diffusion.karras(n, c.sigma_min, c.sigma_max, c.rho),
+        "log_snr": lambda n: diffusion.uniform_log_snr(n, c.sigma_min, c.sigma_max),
+        "noise_level": lambda n: diffusion.uniform_noise_level(n, c.sigma_max),
+        "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
+    }
+    return _of_section(
+        "sampling", make[c.schedule], c.num_steps if num_steps is None else num_steps
+    )
+
+
+def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler | None:
+    """The sampler on `sampling_schedule`; None for a baseline."""
+    noise = sampling_schedule(config, num_steps)
+    if noise is None:
+        return None
+    c = config.sampling
+    make = {
+        "ancestral": lambda: diffusion.ancestral(noise, c.variance),
+        "ddim": lambda: diffusion.ddim(noise, c.eta),
+        "dpmpp_2m": lambda: diffusion.dpmpp_2m(noise, c.eta),
+        "heun": lambda: diffusion.heun(noise),
+    }
+    return _of_section("sampling", make[c.sampler])
+
+
+def sampler_name(config: Config) -> str:
+    """The sampler with its option, for people to read: `ancestral (variance upper)`."""
+    c = config.sampling
+    option = {
+        "ancestral": f" (variance {c.variance})",
+        "ddim": f" (eta {c.eta:g})",
+        "dpmpp_2m": f" (eta {c.eta:g})",
+    }
+    return c.sampler + option.get(c.sampler, "")
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where a schedule of training or sampling cannot be made."""
+    training_schedule(config)
+    sampler(config)
+
+
+def _of_section(name: str, make, *args):
+    """Runs `make`; the message of a ValueError gets the section."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        raise ValueError(f"config.{name}: {error}") from error

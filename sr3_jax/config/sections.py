@@ -1,0 +1,102 @@
+"""Every option of a run: a frozen dataclass of one for each section.
+
+`docs/config.md` and the help of the commands are made from the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sr3_jax.config import training_sections, use_sections
+from sr3_jax.config.fields import Section, option
+
+BASELINES = ("regression", "srcnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """All of a run."""
+
+    seed: int = option(
+        0,
+        "Seed of initialisation, order of examples, crops, flips, noise and dropout.",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+    method: str = option(
+        "sr3",
+        "`sr3`, or a baseline, which is trained and scored alike: `regression`, the same network "
+        "without y_t and gamma, or `srcnn`. Chosen by `--config=configs/NAME.py:regression`.",
+        choices=("sr3", *BASELINES),
+        may_change=False,
+    )
+    profile_steps: int = option(
+        0, "Steps to profile after the first ten of each start of a training.", at_least=0
+    )
+    data: training_sections.Data = training_sections.Data()
+    model: training_sections.Model = training_sections.Model()
+    diffusion: training_sections.Diffusion = training_sections.Diffusion()
+    sampling: use_sections.Sampling = use_sections.Sampling()
+    train: training_sections.Train = training_sections.Train()
+    parallel: training_sections.Parallel = training_sections.Parallel()
+    checkpoint: training_sections.Checkpoint = training_sections.Checkpoint()
+    evaluation: use_sections.Evaluation = use_sections.Evaluation()
+    tuning: use_sections.Tuning = use_sections.Tuning()
+
+    @property
+    def predicts_image(self) -> bool:
+        """Whether the method is a baseline, which predicts y_0 in one call, without noise."""
+        return self.method in BASELINES
+
+    @property
+    def has_source(self) -> bool:
+        """Whether images are made from a low resolution."""
+        return self.data.low_resolution > 0
+
+    @property
+    def factor(self) -> int:
+        """By how much the low resolution is smaller; 1 without a source."""
+        return self.data.image_size // self.data.low_resolution if self.has_source else 1
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image for one of the deepest level."""
+        return 2 ** (len(self.model.multipliers) - 1)
+
+    @property
+    def evaluation_size(self) -> int:
+        """Size of held-out images, in pixels."""
+        return self.evaluation.image_size or self.data.image_size
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of each held-out image; baselines have one."""
+        return 1 if self.predicts_image else self.evaluation.num_samples
+
+    @property
+    def effective_sampling(self) -> use_sections.Sampling:
+        """`sampling` with the size of tiles and the number of steps that are used."""
+        steps = 1 if self.predicts_image else self.sampling.num_steps
+        return dataclasses.replace(self.sampling, num_steps=steps, tile_size=self.tile_size)
+
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether a class-conditional network was trained to do without a label, too."""
+        return bool(self.model.num_classes and self.train.label_dropout)
+
+    @property
+    def tuning_metric(self) -> str:
+        """What `--mode=tune_schedule` optimises."""
+        return self.tuning.metric or ("fid" if self.evaluation.inception_weights else "energy")
+
+    @property
+    def tile_size(self) -> int:
+        """Size of tiles, in pixels; without a source there is nothing to cut."""
+        return (self.has_source and self.sampling.tile_size) or self.data.image_size
+
+
+SECTIONS = {
+    field.name: field.default
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(field.default)
+}

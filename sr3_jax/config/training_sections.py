@@ -1,0 +1,274 @@
+"""Options that decide how a network is trained; the defaults are the paper's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sr3_jax.config.fields import MAX_STEPS, Section, option
+
+SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Section):
+    """Where images are, and how pairs of low and high resolution are made from them."""
+
+    source: str = option(
+        "folder",
+        "Kind of the training images. `folder`: any tree of images. `folder_pairs`: two trees, "
+        "with images of the same names. `tar`: a tar file of images, or of tars of them, such as "
+        "ImageNet's. `tfrecord`: FFHQ's files, or those that `tools.prepare_data` wrote. "
+        "`tfds`: an image data set of TensorFlow Datasets. `photos`: the photographs of scikit-"
+        "image. See docs/data.md.",
+        choices=SOURCES,
+    )
+    path: str = option(
+        "",
+        "The training images: a folder, a tar file, TFRecord files, or NAME:SPLIT of TFDS.",
+    )
+    low_path: str = option("", "Their low resolutions, for `folder_pairs`.")
+    tfds_dir: str = option(
+        "", "Where TFDS has prepared its data sets. Empty: `~/tensorflow_datasets`."
+    )
+    eval_path: str = option(
+        "",
+        "The held-out images. Empty: `num_eval_images` of `path`, chosen by a hash of their "
+        "names, are kept out of training.",
+    )
+    eval_source: str = option(
+        "", "Kind of the held-out images. Empty: as `source`.", choices=("", *SOURCES)
+    )
+    eval_low_path: str = option("", "Low resolutions of the held-out images, for `folder_pairs`.")
+    num_eval_images: int = option(16, "Number of images held out of `path`.", at_least=0)
+    image_size: int = option(
+        256, "Size of y_0, in pixels.", at_least=1, at_most=65_536, may_change=False
+    )
+    low_resolution: int = option(
+        64,
+        "Size of the source x, in pixels; it divides `image_size`. 0: the network has no source "
+        "and makes images from noise alone, as the first network of a cascade does.",
+        at_least=0,
+        at_most=65_536,
+        may_change=False,
+    )
+    dtype: str = option(
+        "",
+        "Type of the pixels. Empty: that of the first image. 8-bit images are scaled exactly to "
+        "16 bits; 16-bit images are rounded to 8 bits, which is logged.",
+        choices=("", "uint8", "uint16"),
+    )
+    white_level: int = option(
+        0,
+        "Value that means white in 16-bit images, such as 4095 for 12 bits; brighter values are "
+        "clipped. 0: 65535.",
+        at_least=0,
+        at_most=65_535,
+        may_change=False,
+    )
+    crop: str = option(
+        "central",
+        "`central`: the largest central square; `random`: a square drawn anew each time.",
+        choices=("central", "random"),
+    )
+    crop_scale: tuple[float, float] = option(
+        (0.0, 1.0),
+        "Least and greatest side of random squares, as a share of the shorter side.",
+        at_least=0.0,
+        at_most=1.0,
+        lengths=(2,),
+        increases=True,
+    )
+    cache_gb: float = option(
+        1.0,
+        "Memory for images that were read, in GiB: pairs, or whole images where crops are random.",
+        at_least=0.0,
+    )
+    num_threads: int = option(
+        0, "Threads that read, decode and resize. 0: one for each core.", at_least=0, at_most=4096
+    )
+    max_bad_share: float = option(
+        0.01, "A run stops when a larger share of images is damaged.", at_least=0.0, at_most=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Section):
+    """The network."""
+
+    channels: int = option(64, "Channels of the first level.", at_least=1, may_change=False)
+    multipliers: tuple[int, ...] = option(
+        (1, 2, 4, 8),
+        "Channels of each level, as a multiple of `channels`. The image halves between levels.",
+        at_least=1,
+        lengths=tuple(range(1, 17)),
+        may_change=False,
+    )
+    num_blocks: int = option(2, "Residual blocks of each level.", at_least=0, may_change=False)
+    attention_resolutions: tuple[int, ...] = option(
+        (),
+        "Sizes of the levels with self-attention, in pixels, such as (16,).",
+        at_least=1,
+        may_change=False,
+    )
+    bottleneck_attention: bool = option(
+        True,
+        "Self-attention between the two halves of the network. False for networks that are "
+        "trained on crops smaller than the images they will be used on.",
+        may_change=False,
+    )
+    norm: str = option(
+        "group",
+        "`group`: group normalisation, whose statistics span the image. `pixel`: statistics of "
+        "each pixel alone, so that the result does not depend on the size of a tile.",
+        choices=("group", "pixel"),
+        may_change=False,
+    )
+    num_heads: int = option(1, "Heads of self-attention.", at_least=1, may_change=False)
+    dropout: float = option(0.0, "Dropout rate in residual blocks.", at_least=0.0, below=1.0)
+    scale_shift: bool = option(
+        False,
+        "The embedding of the noise level scales and shifts features, instead of being added.",
+        may_change=False,
+    )
+    embedding_scale: float = option(
+        5000.0,
+        "Factor on sqrt(gamma) before its sinusoidal embedding.",
+        above=0.0,
+        may_change=False,
+    )
+    residual_std: float = option(
+        0.0,
+        "0: the network predicts eps, as in the paper. Above 0: it predicts a correction of the "
+        "linear estimate of eps under y_0 = x + Gaussian noise of this standard deviation "
+        "(images in [-1, 1]). That spares short trainings the shifts in colour. A good value is "
+        "the root mean square of y_0 - x.",
+        at_least=0.0,
+        may_change=False,
+    )
+    num_classes: int = option(
+        0,
+        "Number of class labels; 0: unconditional. Labels are the first level of subfolders of a "
+        "folder, the inner tars of a tar, or `label` of TFDS.",
+        at_least=0,
+        may_change=False,
+    )
+    dtype: str = option("bfloat16", "Type of the computation.", choices=("float32", "bfloat16"))
+    lanes: int = option(
+        0,
+        "Levels of fewer channels keep neighbouring pixels of a row side by side in so many "
+        "channels, for TPUs; parameters and results are the same. 1: no packing; 0: 128 on TPUs, "
+        "1 elsewhere.",
+        at_least=0,
+    )
+    remat: bool = option(
+        False, "Recompute activations in the backward pass: less memory, more time."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion(Section):
+    """The noise schedule of training."""
+
+    schedule: str = option(
+        "linear",
+        "Noise schedule of training.",
+        choices=("linear", "quadratic", "cosine", "uniform_gamma"),
+        may_change=False,
+    )
+    num_steps: int = option(2000, "T.", at_least=1, at_most=MAX_STEPS, may_change=False)
+    beta_start: float = option(
+        1e-6, "beta_1 of `linear` and `quadratic`.", above=0.0, below=1.0, may_change=False
+    )
+    beta_end: float = option(
+        1e-2, "beta_T of `linear` and `quadratic`.", above=0.0, below=1.0, may_change=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Section):
+    """The optimisation."""
+
+    num_steps: int = option(1_000_000, "Number of training steps.", at_least=1)
+    batch_size: int = option(256, "Images of a step, over all devices.", at_least=1)
+    accumulate_steps: int = option(
+        1,
+        "Micro-batches whose gradients are averaged in a step; it divides `batch_size`.",
+        at_least=1,
+    )
+    loss: str = option(
+        "l1", "Norm of the difference of eps (Eq. 6).", choices=("l1", "l2"), may_change=False
+    )
+    learning_rate: float = option(1e-4, "Learning rate after warm-up.", above=0.0)
+    num_warmup_steps: int = option(10_000, "Steps of linear warm-up from 0.", at_least=0)
+    num_decay_steps: int = option(
+        0, "Last steps, over which the rate falls linearly to 0. 0: it stays constant.", at_least=0
+    )
+    adam_b1: float = option(0.9, "Adam's beta_1.", at_least=0.0, below=1.0)
+    adam_b2: float = option(0.999, "Adam's beta_2.", at_least=0.0, below=1.0)
+    clip_norm: float = option(1.0, "Greatest norm of the whole gradient.", above=0.0)
+    ema_decay: float = option(
+        0.9999, "Decay of the average of parameters.", at_least=0.0, below=1.0
+    )
+    flip: bool = option(True, "Mirror half of the images.")
+    blur_probability: float = option(
+        0.0,
+        "Share of sources that are blurred, for later networks of a cascade.",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    blur_sigma: tuple[float, float] = option(
+        (0.4, 0.6),
+        "Least and greatest standard deviation of that blur, in pixels of the source.",
+        above=0.0,
+        lengths=(2,),
+        increases=True,
+    )
+    source_noise: float = option(
+        0.0,
+        "Greatest standard deviation of noise in the source, which is told to the network "
+        "(conditioning augmentation of Cascaded Diffusion Models). 0: none.",
+        at_least=0.0,
+        below=1.0,
+        may_change=False,
+    )
+    label_dropout: float = option(
+        0.1,
+        "Share of class labels that are dropped, for guidance.",
+        at_least=0.0,
+        below=1.0,
+        may_change=False,
+    )
+    log_every_steps: int = option(100, "Steps between lines of the log.", at_least=1)
+    sample_every_steps: int = option(
+        10_000, "Steps between pictures for TensorBoard. 0: none.", at_least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel(Section):
+    """How training is shared among devices."""
+
+    layout: str = option(
+        "zero1",
+        "`replicated`: every device holds everything. `zero1`: what is kept between steps "
+        "(float32 parameters, average, optimizer state) is split over groups of up to 32 "
+        "devices. `fsdp`: parameters are split within a step, too, and gathered where they are "
+        "used.",
+        choices=("replicated", "zero1", "fsdp"),
+    )
+    spatial: int = option(
+        0,
+        "Devices that share the height of one image. 0: 1, or as few as it takes where there are "
+        "fewer images than devices.",
+        at_least=0,
+    )
+    model: int = option(1, "Devices that share the channels of the network.", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Section):
+    """When training saves, and what is kept."""
+
+    every_steps: int = option(5_000, "Steps between checkpoints.", at_least=1)
+    keep_last: int = option(3, "Number of the newest checkpoints that are kept.", at_least=1)
+    keep_best: bool = option(True, "Also keep the checkpoint of the lowest held-out loss.")
