@@ -17,6 +17,14 @@ _TENSORFLOW = [
     " and python_version < '3.14'",
 ]
 
+# What training writes for TensorBoard, and data sets of TFDS. TFDS brings pyarrow: 165 MB.
+_TRAIN = [
+    # TFDS 4.9.10 needs it to prepare a data set, and does not say so.
+    "importlib_resources>=6.0",
+    "tensorboard>=2.20",
+    "tensorflow-datasets>=4.9.8",  # reads without TensorFlow
+]
+
 _TEST = ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6"]
 
 setuptools.setup(
@@ -28,7 +36,8 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",
     entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
-    packages=setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]),
+    packages=[*setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]), "sr3_jax.configs"],
+    package_dir={"sr3_jax.configs": "configs"},
     package_data={"sr3_jax.evaluation": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1",
@@ -38,8 +47,6 @@ setuptools.setup(
         "gcsfs>=2025.3",  # for gs:// paths of images
         "google-crc32c>=1.5",
         "grain>=0.2.14",
-        # TFDS 4.9.10 needs it to prepare a data set, and does not say so.
-        "importlib_resources>=6.0",
         "jax>=0.10,<0.13",
         "jinja2>=3.1",
         "jaxtyping>=0.3",
@@ -55,8 +62,6 @@ setuptools.setup(
         "pyvips-binary>=8.16",
         "scikit-image>=0.25",
         "scipy>=1.15",
-        "tensorboard>=2.20",
-        "tensorflow-datasets>=4.9.8",  # reads without TensorFlow
         "tqdm>=4.66",
     ],
     extras_require={
@@ -66,14 +71,16 @@ setuptools.setup(
         "cuda13": ["jax[cuda13]"],
         # TFDS needs TensorFlow to prepare a data set, not to read it. The CPU build is a third of
         # the size and cannot take an accelerator's memory away from JAX. Python 3.14 has none.
-        "tfds": _TENSORFLOW,
+        "tfds": [*_TRAIN, *_TENSORFLOW],
+        "train": _TRAIN,
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         # --engine=ray. Options that a job needs change in 2.64.
         "ray": ["ray[data]>=2.60,<2.64"],
-        "test": _TEST,  # enough for the quick tests (launch/test.sh)
+        "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
         "dev": [
             *_TEST,
+            *_TRAIN,
             "gcp-storage-emulator>=2024.8",
             "ray[data]>=2.60,<2.64",
             "ruff>=0.14",

@@ -9,12 +9,12 @@ docs/results.md.
 
 from ml_collections import config_dict
 
-from configs import default, quickstart
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config: the quickstart's, of a larger network that learns for longer."""
-    config = quickstart.get_config()
+    config = authoring.based_on("quickstart")
     config.data.source = "folder"
     config.data.image_size = 64
     config.data.low_resolution = 16
@@ -29,4 +29,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.train.batch_size = 4
     config.train.num_decay_steps = 5000
     config.train.sample_every_steps = 0
-    return default.variant(config, variant, learning_rate=config.train.learning_rate)
+    return authoring.variant(config, variant, learning_rate=config.train.learning_rate)

@@ -8,14 +8,14 @@ The networks: configs/ffhq_64_base.py, ffhq_64_256.py:cascade and ffhq_256_1024.
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the config: more steps at low resolution, fewer at high, as the paper has it."""
-    return default.cascade(
+    return authoring.cascade(
         "runs/cascade_ffhq_1024",
-        default.stage("runs/ffhq_64_base", num_steps=1000, batch_size=64),
-        default.stage("runs/ffhq_64_256", num_steps=256, batch_size=32),
-        default.stage("runs/ffhq_256_1024", num_steps=100, batch_size=8),
+        authoring.stage("runs/ffhq_64_base", num_steps=1000, batch_size=64),
+        authoring.stage("runs/ffhq_64_256", num_steps=256, batch_size=32),
+        authoring.stage("runs/ffhq_256_1024", num_steps=100, batch_size=8),
     )

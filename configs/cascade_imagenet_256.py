@@ -9,15 +9,15 @@ The networks: configs/imagenet_64_base.py and imagenet_64_256.py:cascade. With `
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config; `fid_50k`: FID and Inception score against the training images."""
-    config = default.cascade(
+    config = authoring.cascade(
         "runs/cascade_imagenet_256",
-        default.stage("runs/imagenet_64_base", num_steps=250, batch_size=64),
-        default.stage("runs/imagenet_64_256", num_steps=100, batch_size=32),
+        authoring.stage("runs/imagenet_64_base", num_steps=250, batch_size=64),
+        authoring.stage("runs/imagenet_64_256", num_steps=100, batch_size=32),
     )
     if variant not in ("", "fid_50k"):
         raise ValueError(f"the config has no variant {variant!r}; use fid_50k or none")

@@ -5,14 +5,14 @@ bash launch/cascade.sh [IMAGES]
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the config."""
-    return default.cascade(
+    return authoring.cascade(
         "runs/cascade/generated",
-        default.stage("runs/cascade/base", batch_size=32),
-        default.stage("runs/cascade/16_32", num_steps=50, batch_size=32),
-        default.stage("runs/cascade/32_64", num_steps=25, batch_size=32),
+        authoring.stage("runs/cascade/base", batch_size=32),
+        authoring.stage("runs/cascade/16_32", num_steps=50, batch_size=32),
+        authoring.stage("runs/cascade/32_64", num_steps=25, batch_size=32),
     )

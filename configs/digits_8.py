@@ -5,12 +5,12 @@ bash launch/digits.sh
 
 from ml_collections import config_dict
 
-from configs import quickstart
+from sr3_jax.config import authoring
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the config; `data.path` and `data.eval_path` are folders of a subfolder a digit."""
-    config = quickstart.get_config()
+    config = authoring.based_on("quickstart")
     config.data.source = "folder"
     config.data.image_size, config.data.low_resolution = 8, 0
     config.data.crop = "central"

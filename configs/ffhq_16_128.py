@@ -9,12 +9,12 @@ The paper trains on FFHQ and evaluates on CelebA-HQ: PSNR 23.04, SSIM 0.65, cons
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 128
     config.data.low_resolution = 16
     config.model.channels = 128
@@ -23,4 +23,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.model.attention_resolutions = (16,)
     config.model.dropout = 0.2
     config.evaluation.paper_table = "1"
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

@@ -9,16 +9,16 @@ pixels, so that activations, not weights, fill the memory.
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 1024
     config.data.low_resolution = 256
     config.model.channels = 16
     config.model.multipliers = (1, 2, 4, 8, 16, 32, 32, 32)
     config.model.num_blocks = 2
     config.model.attention_resolutions = (16,)
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

@@ -6,16 +6,16 @@ python -m sr3_jax.main --config=configs/ffhq_64_256.py --workdir=DIR \
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 256
     config.data.low_resolution = 64
     config.model.channels = 128
     config.model.multipliers = (1, 2, 4, 4, 8, 8)
     config.model.num_blocks = 3
     config.model.attention_resolutions = (16,)
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

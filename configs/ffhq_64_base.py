@@ -10,12 +10,12 @@ so; ours resamples by residual blocks, which have some of their own.
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (DDPM, appendix B)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 64
     config.data.low_resolution = 0
     config.model.channels = 128
@@ -31,4 +31,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.train.learning_rate = 2e-4
     config.train.num_warmup_steps = 5000
     config.train.batch_size = 128
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

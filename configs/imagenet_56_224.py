@@ -9,12 +9,12 @@ Attention is at 14x14, the level that is 16x16 at 256.
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 224
     config.data.low_resolution = 56
     config.model.channels = 128
@@ -22,4 +22,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.model.num_blocks = 3
     config.model.attention_resolutions = (14,)
     config.evaluation.paper_table = "3"
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

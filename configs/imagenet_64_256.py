@@ -10,12 +10,12 @@ PSNR 26.4, SSIM 0.762 on ImageNet's validation split (Table 2).
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 256
     config.data.low_resolution = 64
     config.model.channels = 128
@@ -23,4 +23,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.model.num_blocks = 3
     config.model.attention_resolutions = (16,)
     config.evaluation.paper_table = "2"
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

@@ -10,12 +10,12 @@ is at the bottleneck alone. Labels are left out of a tenth of the training, whic
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (Improved DDPM)."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.image_size = 64
     config.data.low_resolution = 0
     config.model.channels = 192
@@ -32,4 +32,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.train.num_warmup_steps = 5000
     config.train.batch_size = 2048
     config.train.num_steps = 250_000
-    return default.variant(config, variant)
+    return authoring.variant(config, variant)

@@ -9,12 +9,12 @@ each pixel by itself, so that results do not depend on the size of the tiles.
 
 from ml_collections import config_dict
 
-from configs import bsds500_16_64, default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config: that of `bsds500_16_64`, on other photographs and for longer."""
-    config = bsds500_16_64.get_config()
+    config = authoring.based_on("bsds500_16_64")
     # Squares of 64 pixels or more, of a short side of 176: nothing is enlarged.
     config.data.crop_scale = (0.37, 0.8)
     config.model.norm = "pixel"
@@ -29,4 +29,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.train.num_decay_steps = 15_000
     config.train.ema_decay = 0.9995
     config.checkpoint.every_steps = 1000
-    return default.variant(config, variant, learning_rate=config.train.learning_rate)
+    return authoring.variant(config, variant, learning_rate=config.train.learning_rate)

@@ -8,7 +8,7 @@ trains and chains them (configs/cascade_photos_64.py). Alone:
 
 from ml_collections import config_dict
 
-from configs import quickstart
+from sr3_jax.config import authoring
 
 
 def get_config(stage: str = "") -> config_dict.ConfigDict:
@@ -17,7 +17,7 @@ def get_config(stage: str = "") -> config_dict.ConfigDict:
     Args:
       stage: `base` or empty, which makes 16x16 from nothing; `16_32` or `32_64`, which are SR3.
     """
-    config = quickstart.get_config()
+    config = authoring.based_on("quickstart")
     # Scenes more than details, of which 16 pixels show nothing.
     config.data.crop_scale = (0.5, 1.0)
     config.train.sample_every_steps = 0

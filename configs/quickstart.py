@@ -5,12 +5,12 @@ bash launch/quickstart.sh
 
 from ml_collections import config_dict
 
-from configs import default
+from sr3_jax.config import authoring
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config."""
-    config = default.get_config()
+    config = authoring.default()
     config.data.source = "photos"
     config.data.image_size = 32
     config.data.low_resolution = 8
@@ -39,4 +39,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.train.sample_every_steps = 1000
     config.checkpoint.every_steps = 500
     config.evaluation.image_size = 128
-    return default.variant(config, variant, learning_rate=config.train.learning_rate)
+    return authoring.variant(config, variant, learning_rate=config.train.learning_rate)

@@ -39,12 +39,16 @@ _LONGEST_LINE = 2000  # characters; a device that is out of memory says much mor
 _GRACE_SECONDS = 2.0
 
 
-def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+def run(
+    main: Callable[[list[str]], int | None],
+    parse: Callable[[list[str]], list[str]] | None = None,
+) -> NoReturn:
     """Runs a command: parses its flags, calls `main`, and ends the process.
 
     Args:
       main: gets the program's name, and arguments that are no flags. Returns the exit status, None
         for 0. Its exceptions end the process as `ending` says.
+      parse: parses flags; None for `parse_flags`.
     """
     _interrupts.take()
     try:
@@ -56,7 +60,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             _interrupts.at_once = False
             return main(argv)
 
-        app.run(work, flags_parser=_parse_flags)
+        app.run(work, flags_parser=parse or parse_flags)
     except KeyboardInterrupt:
         leave(INTERRUPTED, _Interrupts.LINE)
     except Exception as error:
@@ -99,9 +103,11 @@ def say(message: str) -> None:
 
 def ending(error: Exception) -> tuple[int, str]:
     """The exit status for an exception, and the line that tells it; logs the traceback as debug."""
-    from absl import logging
+    from absl import flags, logging
 
     logging.debug("traceback", exc_info=error)
+    if isinstance(error, flags.Error):
+        error = ValueError(str(error))
     status = WRONG_USE if isinstance(error, _WRONG_USE_ERRORS) else FAILED
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
@@ -113,16 +119,29 @@ def ending(error: Exception) -> tuple[int, str]:
     return status, f"error: {text}"
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; errors become one line of status 2, with the nearest key of a config."""
+def asks_for_help(argv: list[str]) -> bool:
+    """Whether a command line asks for help instead of work."""
+    return any(arg in ("-h", "-help", "--help", "--helpfull") for arg in argv[1:])
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; errors become one line of status 2, with the nearest key of a config.
+
+    Raises:
+      flags.Error: of absl, for a flag that is not defined, or has a value that cannot be.
+      ValueError: the config or one of its keys cannot be read.
+    """
     from absl import flags
 
+    if "config" in flags.FLAGS:
+        # Also in `sys.argv`, where ml_collections looks for flags of keys.
+        sys.argv[1:] = argv[1:] = _with_config_file(argv[1:])
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
         sys.exit(0)  # of --help, where absl has 1
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
+    except flags.Error:
+        raise
     except Exception as error:
         raise ValueError(_of_config(error)) from error
     try:
@@ -132,6 +151,23 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:
         raise ValueError(_of_config(error)) from error
     return rest
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+    """Puts the file of a config in place of its name: `--config=quickstart`."""
+    from sr3_jax.config import locating
+
+    changed = list(arguments)
+    for place, argument in enumerate(arguments):
+        flag, separator, given = argument.partition("=")
+        if flag in ("--config", "-config") and not separator and place + 1 < len(arguments):
+            flag, given, place = "", arguments[place + 1], place + 1
+        elif flag not in ("--config", "-config") or not given:
+            continue
+        name, *variant = given.split(":", 1)
+        found = ":".join([str(locating.locate(name)), *variant])
+        changed[place] = f"{flag}={found}" if flag else found
+    return changed
 
 
 def _of_config(error: Exception) -> str:

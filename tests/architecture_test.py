@@ -25,6 +25,7 @@ FLOORS = {
     "inference": 4,
     "evaluation": 4,
     "command_line": 5,
+    "commands": 5,
     "jobs": 5,
     "main": 5,
     "tools": 5,

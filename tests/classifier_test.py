@@ -13,6 +13,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import jobs
+from sr3_jax.config import read
 from sr3_jax.evaluation import classifier
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -70,7 +71,7 @@ def test_score_knows_classes_by_their_folders(resnet, tmp_path):
     config.evaluation.update(feature_metrics=("resnet50",), resnet50_weights=str(path))
     config.evaluation.paper_table = "3"
     workdir = epath.Path(tmp_path / "report")
-    jobs.score(config, workdir, str(tmp_path / "reference"), {"SAME": str(tmp_path / "same")})
+    jobs.score(read(config), workdir, str(tmp_path / "reference"), {"SAME": str(tmp_path / "same")})
     ranks = np.argsort(np.argsort(-scores[:4], axis=1, kind="stable"), axis=1)
     top_5 = np.mean([row[i] < 5 for i, row in enumerate(ranks)])
     found = json.loads((workdir / "metrics.json").read_text())

@@ -302,7 +302,7 @@ def test_a_list_is_kept_for_a_tar_of_this_size_alone(images, tmp_path, monkeypat
     halves = (image_sets.training_source, image_sets.evaluation_source)
 
     def refs():
-        return [list(half(_config(path), index)) for half in halves]
+        return [list(half(read(_config(path)), index)) for half in halves]
 
     _train_tar(path, images)
     first = refs()

@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_the_list_it_began_with(tmp_path):
 
     def names():
         halves = (image_sets.training_source, image_sets.evaluation_source)
-        return [[ref.name for ref in half(config, index)] for half in halves]
+        return [[ref.name for ref in half(read(config), index)] for half in halves]
 
     first = names()
     assert len(first[0]) == 4 and len(first[1]) == 1

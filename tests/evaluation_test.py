@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import jobs
-from sr3_jax.config import read, run_file
+from sr3_jax.config import changed, read, run_file
 from sr3_jax.evaluation import classifier, evaluator, outputs, pictures, pretrained
 
 RNG = np.random.default_rng(0)
@@ -191,8 +191,8 @@ def trained(tmp_path_factory):
 
 def _evaluate(workdir, **changes):
     config = run_file.load(workdir / "config.json")
-    config.evaluation.update(changes)
-    jobs.evaluate(read(config), workdir)
+    values = {f"evaluation.{key}": value for key, value in changes.items()}
+    jobs.evaluate(changed(config, values), workdir)
     return json.loads((workdir / "evaluation" / "metrics.json").read_text())
 
 

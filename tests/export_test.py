@@ -54,6 +54,7 @@ def workdir(tmp_path_factory):
     """Of a run of no training, with a tuned sampler that uses all that samplers can."""
     config = small_run.config()
     config.data.update(image_size=12, low_resolution=4)
+    config.evaluation.image_size = 0
     config.model.update(multipliers=(1, 1), num_blocks=0, bottleneck_attention=True)
     path = epath.Path(tmp_path_factory.mktemp("run"))
     save(read(config), path / "config.json")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from configs import default
 from sr3_jax import jobs
+from sr3_jax.config import read
 from sr3_jax.data import picture
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 from sr3_jax.inference import cascade, recipes
@@ -146,7 +147,7 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
     )
     workdir = epath.Path(tmp_path / "report")
     folders = (str(tmp_path / "reference"), {"NOISY": str(tmp_path / "noisy")})
-    jobs.score(config, workdir, *folders)
+    jobs.score(read(config), workdir, *folders)
     scores = json.loads((workdir / "metrics.json").read_text())
     assert list(scores) == ["reference", "NOISY"]
     assert scores["reference"].keys() == {"fid", "is"}
@@ -161,7 +162,7 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
         assert file["n"] == 12
     before = kept.stat().mtime
     config.evaluation.feature_metrics = ()
-    jobs.score(config, workdir, *folders)
+    jobs.score(read(config), workdir, *folders)
     assert kept.stat().mtime == before
     assert list(json.loads((workdir / "metrics.json").read_text())) == ["NOISY"]
 

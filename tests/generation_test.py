@@ -222,8 +222,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
         cascade.open_stage(workdirs / "absent")
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
         cascade.open_stage(workdirs / "8", 7)
-    other = _config(8, 0, 3)
-    other.model.channels = 16
+    other = _config(8, 0, 3, **{"model.channels": 16})
     with pytest.raises(ValueError, match="stage .*8: .*config.model.channels was 8 and is now 16"):
         cascade.open_stage(workdirs / "8", config=other)
     with pytest.raises(ValueError, match="guidance = 2.0, but the network knows no classes"):

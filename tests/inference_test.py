@@ -83,7 +83,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
     image = np.random.default_rng(1).integers(0, 256, (1, 20, 26, 3), dtype=np.uint8)
     results = []
     for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
-        options = dataclasses.replace(resolver._options, batch_size=batch_size)
+        options = dataclasses.replace(resolver._sampling, batch_size=batch_size)
         refiner = refinement.Refiner(
             resolver.refiner.model,
             options,
@@ -114,7 +114,7 @@ def test_an_image_whose_height_devices_share_is_the_same(resolver, images, monke
     for share in (False, True):
         refiner = refinement.Refiner(
             resolver.refiner.model,
-            resolver._options,
+            resolver._sampling,
             factor=4,
             stride=1,
             devices=jax.local_devices(),

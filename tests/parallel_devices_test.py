@@ -10,6 +10,7 @@ import pytest
 import small_run
 
 from sr3_jax import parallel
+from sr3_jax.config import read, save
 from sr3_jax.parallel import devices, peak
 
 LIBTPU = small_run.ROOT / ".venv" / "tpu_compiler"
@@ -60,6 +61,7 @@ def test_a_gpu_without_its_package_stops_a_program(machine, monkeypatch):
 @pytest.mark.skipif(not LIBTPU.exists(), reason="libtpu is not installed (launch/test.sh)")
 def test_a_tpu_that_cannot_be_opened_ends_the_command(tmp_path):
     """By the real libtpu, on a machine without a TPU."""
+    save(read(small_run.config()), tmp_path / "config.json")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
     environment["PYTHONPATH"] = str(LIBTPU)
     command = [sys.executable, "-m", "sr3_jax.main", "--mode=evaluate", f"--workdir={tmp_path}"]

@@ -9,6 +9,7 @@ import pytest
 import small_run
 from PIL import Image
 
+from sr3_jax.config import read
 from sr3_jax.data import degrade, picture
 from sr3_jax.tools import preview_data
 
@@ -48,7 +49,7 @@ def _is(tile, image):
 
 
 def test_the_sheet_shows_pairs_mirrored_together(images):
-    made = preview_data.preview(_config(images), num_images=6, num_read=0)
+    made = preview_data.preview(read(_config(images)), num_images=6, num_read=0)
     pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     mirrored = 0
     for row in range(6):
@@ -69,7 +70,7 @@ def test_the_sheet_shows_pairs_mirrored_together(images):
 def test_a_network_without_a_source_sees_the_pictures_alone(images):
     config = _config(images, low_resolution=0)
     config.train.flip = False
-    made = preview_data.preview(config, num_images=6, num_read=0)
+    made = preview_data.preview(read(config), num_images=6, num_read=0)
     assert made.sheet.shape[1] == 2 * _GAP + _TILE
     pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     for row in range(6):
@@ -79,7 +80,7 @@ def test_a_network_without_a_source_sees_the_pictures_alone(images):
 def test_what_cannot_be_used_is_counted_and_named(images):
     config = _config(images)
     config.data.eval_source = "photos"  # so that nothing is held out
-    made = preview_data.preview(config, num_images=2, num_read=0)
+    made = preview_data.preview(read(config), num_images=2, num_read=0)
     assert made.counts == [
         "11 images; 11 read, of which 8 usable",
         "1 too small (under 16 pixels), 2 damaged (18.18%)",
@@ -87,7 +88,7 @@ def test_what_cannot_be_used_is_counted_and_named(images):
         "2 classes among them, 0 to 1",
     ]
     assert set(made.skipped) == {"a/empty.jpg", "a/small.png", "b/text.png"}
-    few = preview_data.preview(config, num_images=2, num_read=4).counts[0]
+    few = preview_data.preview(read(config), num_images=2, num_read=4).counts[0]
     assert few.startswith("11 images; 4 read, of which ")
 
 
@@ -102,7 +103,7 @@ def test_16_bits_and_a_white_level_are_shown_as_the_network_sees_them(tmp_path):
 
     def preview(**data):
         config.data.update(data)
-        made = preview_data.preview(config, num_images=4, num_read=0)
+        made = preview_data.preview(read(config), num_images=4, num_read=0)
         brightest = max(_tile(made.sheet, row, 2).max() for row in range(4))
         return made.counts[2:], brightest
 
@@ -135,7 +136,7 @@ def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     for row in range(6):
         assert any(_is(_tile(sheet, row, 2), p) for p in pictures)
 
-    config = _config(images)
+    config = read(_config(images))
     preview_data.check_output(config, str(output))  # may be made anew
     (tmp_path / "link").symlink_to(images / "a")
     for mine in (images / "a" / "0.png", images / "new.png", tmp_path / "link" / "0.png"):

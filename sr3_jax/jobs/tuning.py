@@ -66,7 +66,7 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
         "images": [len(high), int(low.shape[1]), int(high.shape[1])],
         "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
         "clip": config.sampling.clip,
-        "consistent": config.sampling.get("consistent", False),
+        "consistent": config.sampling.consistent,
     }
     trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sr3_jax import command_line
 from sr3_jax.config import SECTIONS, Config, fields
 
 _HEAD = """# Options
@@ -44,5 +45,10 @@ def _text(value: Any) -> str:
     return "''" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-if __name__ == "__main__":
+def main(_: list[str]) -> None:
+    """Prints the page."""
     print(page(), end="")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

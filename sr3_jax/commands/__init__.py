@@ -1,0 +1,19 @@
+"""The commands: `sr3 train`, `sr3 upscale` and so on, each a module with its flags and its checks.
+
+The module of a command has a docstring, which is the head of its help, and two functions:
+
+    define_flags(flags)      defines its flags, beside those of every command (`shared`)
+    prepare(flags) -> Job    checks them and reads the config, before anything slow is imported
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+
+NAMES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score")
+
+
+def module(name: str) -> types.ModuleType:
+    """Returns the module of a command of `NAMES`."""
+    return importlib.import_module(f"sr3_jax.commands.{name}")

@@ -1,0 +1,192 @@
+"""Flags that several commands have, and what they are read into."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from sr3_jax import config as configs
+from sr3_jax.config import cascades
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a command does once devices are known.
+
+    Attributes:
+      run: does it; returns the exit status, None for 0.
+      workdir: of the run, where compiled programs are kept; None for the user's cache.
+      stops_together: whether all processes of a job end at the same step when one is asked to stop.
+    """
+
+    run: Callable[[], int | None]
+    workdir: epath.Path | None = None
+    stops_together: bool = False
+
+
+def define_processes(values: flags.FlagValues) -> None:
+    """Defines the flags of every command that say which process of a job this one is."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, for a job of several processes. Not needed on TPU pods, under "
+        "Slurm and Open MPI.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Number of processes of the job; 1: this one alone, on any machine.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_index",
+        None,
+        "Index of this process, from 0.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def define_config(values: flags.FlagValues, meaning: str) -> None:
+    """Defines --config, and with it a flag for each of its keys."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        f"{meaning} A file, or the name of one that comes with sr3_jax, as imagenet_64_256. Each "
+        "option can be set: --config.train.batch_size=64 (docs/config.md).",
+        flag_values=values,
+        lock_config=True,
+    )
+
+
+def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the training run.") -> None:
+    """Defines --workdir."""
+    flags.DEFINE_string("workdir", None, f"{meaning} Local or gs://.", flag_values=values)
+
+
+def define_sampling(values: flags.FlagValues) -> None:
+    """Defines the flags that replace options of the config's section `sampling`."""
+    flags.DEFINE_integer(
+        "steps",
+        None,
+        "Number of refinement steps.",
+        lower_bound=1,
+        upper_bound=100_000,
+        flag_values=values,
+    )
+    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", flag_values=values)
+    flags.DEFINE_list(
+        "sampling",
+        [],
+        "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "Make outputs anew, and replace files in their place, whoever wrote them.",
+        flag_values=values,
+    )
+
+
+def sampling(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the keys of `config.sampling` that --sampler and --sampling give.
+
+    Raises:
+      ValueError: a pair is no pair, or a key is given twice.
+    """
+    given = {} if values.sampler is None else {"sampler": values.sampler}
+    for pair in values.sampling:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise ValueError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
+        if key in given:
+            raise ValueError(f"the key {key!r} of sampling is given twice; give it once")
+        try:
+            given[key] = json.loads(value)
+        except ValueError:
+            given[key] = value
+    return given
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Checks that flags have a value.
+
+    Raises:
+      ValueError: one has none.
+    """
+    for name in names:
+        if not values[name].value:
+            raise ValueError(f"--mode={values.mode} needs --{name}=...; see --help")
+
+
+def workdir(values: flags.FlagValues) -> epath.Path:
+    """Returns the folder of the run: --workdir, else `runs/` and the name of the config.
+
+    Raises:
+      NotADirectoryError: it is a file.
+      ValueError: neither is given.
+    """
+    given = values.workdir
+    if not given and "config" in values and values.config is not None:
+        file = values["config"].config_filename
+        name, _, variants = file.partition(":")
+        given = "_".join(["runs/" + epath.Path(name).stem, *filter(None, variants.split(","))])
+    if not given:
+        require(values, "workdir")
+    folder = epath.Path(given).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--workdir={folder} is a file; give a folder")
+    return folder
+
+
+def config_of_network(values: flags.FlagValues) -> configs.Config:
+    """Returns the config of --config and its flags, checked.
+
+    Raises:
+      ValueError: naming every fault; or it is the config of a cascade.
+    """
+    if cascades.is_cascade(values.config):
+        raise ValueError(
+            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
+            "by one, by the configs that it names"
+        )
+    return configs.read(values.config)
+
+
+def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Config:
+    """Returns the config of --config if that is given, else the one that the run left.
+
+    Raises:
+      FileNotFoundError: the folder is not of a run.
+      ValueError: naming every fault of the config.
+    """
+    if values.config is not None:
+        return config_of_network(values)
+    return configs.load(folder / "config.json")
+
+
+def named_folders(pairs: list[str]) -> Mapping[str, str]:
+    """Returns the folders of --outputs by name.
+
+    Raises:
+      ValueError: a pair is no pair, or a name is given twice.
+    """
+    folders: dict[str, str] = {}
+    for given in pairs:
+        name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise ValueError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
+        if name in folders:
+            raise ValueError(f"--outputs has two folders of the name {name!r}; rename one")
+        folders[name] = folder
+    return folders

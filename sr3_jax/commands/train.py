@@ -1,0 +1,55 @@
+"""Trains a network, or goes on training it, and evaluates it.
+
+sr3 train --config=CONFIG [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_dict
+
+from sr3_jax.commands import shared
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of training."""
+    shared.define_config(values, "The config.")
+    shared.define_workdir(
+        values,
+        "Folder of the run: checkpoints, logs, results. Default: runs/ and the name of the config.",
+    )
+    flags.DEFINE_integer(
+        "steps",
+        None,
+        "Number of training steps, in place of config.train.num_steps. Warm-up and decay keep "
+        "their share of it.",
+        lower_bound=1,
+        flag_values=values,
+    )
+
+
+def prepare(values: flags.FlagValues) -> shared.Job:
+    """Reads the config and checks it."""
+    if values.config is None:
+        shared.require(values, "config")
+    workdir = shared.workdir(values)
+    if values.steps is not None:
+        _change_length(values.config, values.steps)
+    config = shared.config_of_network(values)
+
+    def run() -> None:
+        from sr3_jax import jobs
+
+        jobs.train(config, workdir)
+
+    return shared.Job(run, workdir, stops_together=True)
+
+
+def _change_length(config: config_dict.ConfigDict, steps: int) -> None:
+    """Sets the number of training steps; the phases of the learning rate keep their shares."""
+    if "train" not in config:
+        return  # of a cascade, which is refused by name
+    before = config.train.num_steps
+    for phase in ("num_warmup_steps", "num_decay_steps"):
+        config.train[phase] = config.train[phase] * steps // before
+    config.train.num_steps = steps

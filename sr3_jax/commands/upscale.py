@@ -1,0 +1,116 @@
+"""Upscales an image, or a folder of images of any size.
+
+sr3 upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from etils import epath
+
+from sr3_jax import command_line
+from sr3_jax import config as configs
+from sr3_jax.commands import shared
+from sr3_jax.data import picture, storage
+
+_FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of upscaling."""
+    shared.define_workdir(values)
+    of = {"flag_values": values}
+    flags.DEFINE_string("input", None, "An image, or a folder of them. Local or a URL.", **of)
+    flags.DEFINE_string("output", None, "Folder for the results.", **of)
+    shared.define_sampling(values)
+    flags.DEFINE_float(
+        "factor",
+        None,
+        "By how much pictures grow; a factor other than the trained one takes resizing as well.",
+        **of,
+    )
+    flags.DEFINE_integer(
+        "samples",
+        1,
+        "Number of samples of each picture. Of several, their mean is written, and a map of where "
+        "they differ.",
+        lower_bound=1,
+        **of,
+    )
+    flags.DEFINE_bool("animate", False, "Also write a GIF from noise to picture.", **of)
+    flags.DEFINE_enum(
+        "format",
+        "same",
+        _FORMATS,
+        "Format of the outputs; `same`: that of each input, or PNG where it cannot be written.",
+        **of,
+    )
+    flags.DEFINE_string(
+        "quality",
+        None,
+        "Quality of JPEG, WebP and AVIF, 1 to 100, or `lossless`. Default: 95; of AVIF 90.",
+        **of,
+    )
+    flags.DEFINE_enum("engine", "local", ("local", "ray"), "This machine, or a Ray cluster.", **of)
+    flags.DEFINE_string(
+        "ray_address",
+        None,
+        "Address of the Ray cluster, or `auto`. Default: this machine alone.",
+        **of,
+    )
+    flags.DEFINE_integer(
+        "workers",
+        None,
+        "Number of Ray workers with a network. Default: one for each host with devices.",
+        lower_bound=1,
+        **of,
+    )
+
+
+def prepare(values: flags.FlagValues) -> shared.Job:
+    """Checks the flags, and that the workdir holds a run."""
+    shared.require(values, "workdir", "input", "output")
+    for name in ("ray_address", "workers"):
+        if values.engine != "ray" and values[name].present:
+            raise ValueError(f"--{name} is of --engine=ray; add that, or leave it out")
+    workdir = shared.workdir(values)
+    sampling = shared.sampling(values)
+    format_ = None if values.format == "same" else values.format
+    quality = values.quality
+    if quality and quality.isascii() and quality.isdigit():
+        quality = int(quality)
+    picture.check_format(format_, quality)
+    configs.with_sampling(configs.load(workdir / "config.json"), sampling)
+    if not storage.exists(values.input):
+        raise FileNotFoundError(
+            f"--input={storage.shown(values.input)} does not exist; give an image or a folder"
+        )
+
+    def run() -> int | None:
+        from sr3_jax import jobs
+        from sr3_jax.inference import files
+
+        options = files.Options(
+            values.steps,
+            values.seed,
+            values.factor,
+            values.samples,
+            values.animate,
+            format_,
+            quality,
+        )
+        num_failed = jobs.upscale(
+            workdir,
+            epath.Path(values.input),
+            epath.Path(values.output),
+            options,
+            sampling=sampling,
+            engine=values.engine,
+            engine_options={"address": values.ray_address, "num_workers": values.workers}
+            if values.engine == "ray"
+            else None,
+            overwrite=values.overwrite,
+        )
+        return command_line.FAILED if num_failed else None
+
+    return shared.Job(run, workdir)

@@ -1,0 +1,59 @@
+"""Finds a config file by its path, or by the name of one that comes with the package."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import types
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# Those that users edit, beside the package in the repository; those of an installed package.
+_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+
+
+def locate(given: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the file of a config.
+
+    Args:
+      given: a path; or a name, as `imagenet_64_256`, which is looked for in `configs/` of the
+        working directory, of the repository, and of the installed package.
+
+    Raises:
+      FileNotFoundError: there is none; names those that there are.
+    """
+    path = pathlib.Path(given).expanduser()
+    if path.is_file():
+        return path
+    name = path.name.removesuffix(".py")
+    is_name = path.parent in (pathlib.Path(), pathlib.Path("configs"))
+    folders = (pathlib.Path("configs"), *_FOLDERS) if is_name else ()
+    for folder in folders:
+        if (found := folder / f"{name}.py").is_file():
+            return found
+    near = difflib.get_close_matches(name, names(), 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise FileNotFoundError(
+        f"--config={os.fspath(given)} does not exist; {hint}Give a file, or the name of one that "
+        f"comes with sr3_jax: {', '.join(names())}"
+    )
+
+
+def names() -> list[str]:
+    """Returns the names of the configs that come with the package."""
+    found = {path.stem for folder in _FOLDERS for path in folder.glob("*.py")}
+    return sorted(found - {"__init__", "default"})
+
+
+def load(given: str | os.PathLike[str]) -> types.ModuleType:
+    """Runs a config file and returns its module, which has `get_config`.
+
+    Raises:
+      FileNotFoundError: see `locate`.
+    """
+    path = locate(given)
+    spec = importlib.util.spec_from_file_location(f"sr3_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
