@@ -27,3 +27,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(importlib.import_module(f"sr3_jax.inference.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'sr3_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -272,7 +272,6 @@ def test_inputs_can_be_brought_to_the_networks_size(trained):
 def test_other_weights_make_other_images(trained):
     before = _evaluate(trained)["sr3"]["psnr"]
     config = run_file.load(trained / "config.json")
-    config.train.num_steps = 6
-    jobs.train(read(config), trained)
+    jobs.train(changed(config, {"train.num_steps": 6}), trained)
     after = json.loads((trained / "evaluation" / "metrics.json").read_text())["sr3"]["psnr"]
     assert after != before

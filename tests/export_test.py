@@ -198,6 +198,7 @@ def test_a_consistent_baseline_in_bfloat16(tmp_path, images):
     config = small_run.config()
     config.model.dtype, config.method = "bfloat16", "srcnn"
     config.data.update(image_size=12, low_resolution=4)
+    config.evaluation.image_size = 0
     config = with_sampling(read(config), {"consistent": True})
     resolver = SuperResolver.from_params(config, _params(config))
     plan = export.make_plan(config, SIZE, platforms=("cpu", "tpu"))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import default
 from sr3_jax import jobs
-from sr3_jax.config import read
+from sr3_jax.config import cascades, read
 from sr3_jax.data import picture
 from sr3_jax.evaluation import classifier, features, perceptual, pretrained
 from sr3_jax.inference import cascade, recipes
@@ -174,7 +174,7 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
     config = small_run.config()
     config.data.update(source="folder", path=str(tmp_path / "train"), num_eval_images=0)
     config.data.update(eval_path=str(tmp_path / "train"), image_size=32, low_resolution=0)
-    stage = cascade.Stage(str(tmp_path / "workdir"), config, 3)
+    stage = cascade.Stage(str(tmp_path / "workdir"), read(config), 3)
     wanted = default.cascade("unused", default.stage("unused"))
     wanted.evaluation.update(
         feature_metrics=("fid",),
@@ -189,7 +189,7 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
     recipes.keep(output / "32", made_by)
     for number, image in enumerate(reversed(squares)):
         picture.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
-    measure = generating.measure_of(wanted, [stage])
+    measure = generating.measure_of(cascades.read(wanted), [stage])
     generating.generate([stage], output, generating.Options(12), measure)
     scores = json.loads((output / "metrics.json").read_text())["ours"]
     assert scores["n"] == 12 and scores["is"] > 1

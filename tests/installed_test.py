@@ -1,4 +1,4 @@
-"""The package as `pip install sr3_jax` leaves it: in an environment of its own, off the repository."""
+"""The package as pip installs it: a wheel in a new environment, used outside the repository."""
 
 import os
 import pathlib

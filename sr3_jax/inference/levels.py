@@ -26,6 +26,7 @@ def check_images(images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
             "of shape [n, height, width, 3], or a single image of [height, width, 3]"
+            f"{_how_to_mend(images)}"
         )
     return images
 
@@ -40,6 +41,18 @@ def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Arr
     if len(seed) != count:
         raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
     return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
+
+
+def _how_to_mend(images: np.ndarray) -> str:
+    """What makes RGB images of the arrays that people have; empty where that is not known."""
+    if images.dtype not in (np.uint8, np.uint16):
+        return ". Values of 0 to 1: np.round(255 * images).astype(np.uint8)"
+    if images.ndim == 2:
+        return ". A grey image: np.repeat(image[..., None], 3, axis=-1)"
+    return {
+        1: ". Grey images: np.repeat(images, 3, axis=-1)",
+        4: ". Without their alpha: images[..., :3]",
+    }.get(images.shape[-1] if images.ndim else 0, "")
 
 
 def check_factor(factor: int | float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,11 @@ def _train(config: Config, workdir: epath.Path) -> None:
     layout = layouts.layout(config)
     mesh = layout.mesh
     schedules.sampler(config)  # that it can be made is known now, not after days
+    init = functools.partial(
+        training_state.init_state, model, optimizer, config.seed, config.data.image_size
+    )
+    like = _like(init, layout)
+    _check_memory(like, mesh)
     _check_goes_on(config, workdir)
     shared.list_images(config, workdir, training=True)
     pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
@@ -63,7 +70,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
         keep_best=config.checkpoint.keep_best,
     )
     shared.check_shared(checkpointer.directory)  # which may be a link to another disk
-    state = _first_state(config, model, optimizer, layout, checkpointer)
+    state = _first_state(init, like, checkpointer)
     if int(state.step) >= config.train.num_steps:
         # Compiling the steps of a large network, of which none is left, takes minutes.
         checkpointer.close()
@@ -82,8 +89,14 @@ def _train(config: Config, workdir: epath.Path) -> None:
         layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
     )
     program = training_step.jit_train_step(train_step, layout, state)
+    logging.info(
+        "compiling the training step and the validation: as a rule one to five minutes, and "
+        "seconds where they were compiled before"
+    )
+    start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
+    logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
     flops_of_image = models.count_flops(model, config.data.image_size)
@@ -123,21 +136,56 @@ def _keep_config(config: Config, workdir: epath.Path) -> None:
         run_file.save(config, workdir / "config.json")
 
 
-def _first_state(config, model, optimizer, layout, checkpointer) -> training_state.TrainState:
-    """The newest checkpoint's state, or a fresh one, laid out on the devices."""
-    init = functools.partial(
-        training_state.init_state, model, optimizer, config.seed, config.data.image_size
-    )
+def _like(
+    init: Callable[[], training_state.TrainState], layout: parallel.Layout
+) -> training_state.TrainState:
+    """Returns shapes, types and shardings of the state's arrays; nothing is allocated."""
     shapes = jax.eval_shape(init)
-    lies = training_state.state_shardings(layout, shapes)
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        training_state.state_shardings(layout, shapes),
+    )
+
+
+def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> None:
+    """Checks that parameters, their average and Adam's moments fit, before minutes of compilation.
+
+    Activations come on top; the compiler reports them.
+
+    Raises:
+      ValueError: they do not fit.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(like)
+    )
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        needed *= len(mesh.local_devices)  # which share the memory of the machine
+    free = parallel.free_bytes(device)
+    if free is not None and needed > free:
+        millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
+        raise ValueError(
+            f"the state of training (parameters, average, Adam) of this network of {millions:.0f}M "
+            f"parameters takes {needed / 1e9:.3g} GB of memory, of which {free / 1e9:.3g} GB are "
+            "free. Lower config.model.channels or config.model.multipliers, or split the state "
+            "over more devices by config.parallel.layout=zero1"
+        )
+
+
+def _first_state(
+    init: Callable[[], training_state.TrainState],
+    like: training_state.TrainState,
+    checkpointer: checkpoint.Checkpointer,
+) -> training_state.TrainState:
+    """Returns the newest checkpoint's state, or a fresh one, laid out on the devices."""
     if not checkpointer.steps:
-        fresh = jax.jit(init, out_shardings=lies).lower().compile()
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        fresh = jax.jit(init, out_shardings=shardings).lower().compile()
         # Devices may pass each other random numbers, and wait for the slowest compiler.
         parallel.wait_for_all()
         return fresh()
-    like = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, lies
-    )
     step, state = checkpointer.restore(like)
     logging.info("resuming at step %d of %s", step, checkpointer.directory)
     return state

@@ -154,7 +154,7 @@ def check(configs: Mapping[str, Config]) -> None:
     """
     for name, config in configs.items():
         try:
-            schedules.sampler(config)
+            schedules.check(config)
             layouts.layout(config)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error

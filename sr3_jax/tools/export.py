@@ -32,7 +32,7 @@ from jaxtyping import Array, UInt8
 import sr3_jax
 from sr3_jax import command_line, diffusion, models
 from sr3_jax import images as image_ops
-from sr3_jax.config import Config, networks, run_file, schedules, with_sampling
+from sr3_jax.config import Config, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
@@ -103,9 +103,9 @@ def make_plan(
         raise ValueError("an export adds no noise to its input; use sampling.source_noise = 0")
     if unknown := [platform for platform in platforms or [""] if platform not in PLATFORMS]:
         raise ValueError(f"platform = {unknown[0]!r} is unknown; use one of {', '.join(PLATFORMS)}")
-    sampler = schedules.sampler(config, steps)
-    if steps is not None:
+    if steps is not None and not config.predicts_image:
         config = with_sampling(config, {"num_steps": steps})
+    sampler = schedules.sampler(config, steps)
     size = size or (config.data.low_resolution,) * 2
     factor, stride = config.factor, config.stride
     # As `inference.refinement` has it.
@@ -193,7 +193,7 @@ def write(
             {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
             for name, array in weights.items()
         ],
-        "config": json.loads(plan.config.to_json()),
+        "config": json.loads(to_json(plan.config)),
     }
     storage.write_whole(f"{folder}/{EXAMPLE}", inspect.getsource(export_example).encode())
     storage.write_whole(f"{folder}/{ABOUT}", (json.dumps(about, indent=1) + "\n").encode())

@@ -139,7 +139,7 @@ def check_output(config: Config, output: str) -> None:
       ValueError: it would be among the images of the config, or is no PNG by its name.
     """
     for key in ("path", "low_path", "eval_path", "eval_low_path"):
-        folder = config.data.get(key, "")
+        folder = getattr(config.data, key)
         if folder and storage.is_within(output, folder):
             raise ValueError(
                 f"--output={output} is among the images of config.data.{key} = {folder!r}; give a "
