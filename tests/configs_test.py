@@ -280,13 +280,14 @@ def test_the_page_of_options_is_of_this_code():
 
 def test_all_faults_are_told_at_once():
     config = _config("quickstart")
-    config.train.update(loss="l3", batch_size=-1)
+    config.train.update(loss="l3", batch_size=-1, num_warmup_steps=3000)
     config.model.dropout = math.nan
     with pytest.raises(ValueError) as error:
         read(config)
     message = str(error.value)
-    assert "3 faults" in message and "'l3' is unknown; use one of l1, l2" in message
+    assert "4 faults" in message and "'l3' is unknown; use one of l1, l2" in message
     assert "config.train.batch_size = -1; it must be at least 1 (nearest: 1)" in message
+    assert "do not fit into num_steps = 2000" in message
     assert "config.model.dropout = nan; it must be at least 0 and below 1" in message
     with pytest.raises(ValueError, match="config.train.los is no key of the config; did you mean"):
         read({"train": {"los": "l1"}})

@@ -42,19 +42,20 @@ def _network(config: Config) -> Iterator[str]:
         near = [n for n in (size // stride * stride, -(-size // stride) * stride) if n]
         yield (
             f"config.data.image_size = {size} is not divisible by {stride}, the deepest stride of "
-            f"{len(config.model.multipliers)} levels; {' or '.join(map(str, near))} would do"
+            f"config.model.multipliers; {' or '.join(map(str, near))} would do"
         )
     if config.sampling.tile_size % stride:
         yield (
             f"config.sampling.tile_size = {config.sampling.tile_size} is not a multiple of "
-            f"{stride}, the deepest stride of the network; use one"
+            f"{stride}, the deepest stride of config.model.multipliers; use one"
         )
     sizes = [size // 2**i for i in range(len(config.model.multipliers))]
     for resolution in config.model.attention_resolutions:
         if resolution not in sizes:
             yield (
-                f"config.model.attention_resolutions has {resolution}, but the levels of a "
-                f"{size}-pixel model work at {sizes}; use some of those"
+                f"config.model.attention_resolutions has {resolution}, but the levels of "
+                f"config.data.image_size = {size} with {len(sizes)} config.model.multipliers work "
+                f"at {sizes}; use some of those"
             )
 
 
@@ -68,7 +69,7 @@ def _data(config: Config) -> Iterator[str]:
     elif evaluation.image_size % config.factor:
         yield (
             f"config.evaluation.image_size = {evaluation.image_size} is not a multiple of "
-            f"{config.factor}, the factor of config.data; use one"
+            f"{config.factor}, the ratio of config.data.image_size and low_resolution; use one"
         )
     if evaluation.downsampling != "pillow" and (data.eval_source or data.source) == "folder_pairs":
         yield (

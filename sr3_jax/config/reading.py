@@ -43,9 +43,11 @@ def read(values: config_dict.ConfigDict | Mapping[str, Any] | Config) -> Config:
         faults += wrong
     rest = {name: value for name, value in values.items() if name not in SECTIONS}
     config, wrong = fields.read(Config, rest, "config.")
-    # Values that are faulty by themselves would only be faulty together, too.
+    faults += wrong
     config = dataclasses.replace(config, **sections)
-    faults += wrong or (() if faults else checks.faults(config))
+    # A faulty value has its default here, with which others need not work.
+    faulty = [fault.split()[0].rpartition(".")[2] for fault in faults]
+    faults += [f for f in checks.faults(config) if not any(name in f for name in faulty)]
     if faults:
         raise ValueError(in_words(faults))
     return config
