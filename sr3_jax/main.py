@@ -110,8 +110,8 @@ def _main(_: list[str]) -> int | None:
         from jax.errors import JaxRuntimeError
 
         from sr3_jax import parallel
-        from sr3_jax.training.loop import StoppedError
-        from sr3_jax.training.orbax_parts import quiet_orbax
+        from sr3_jax.checkpoints import quiet_orbax
+        from sr3_jax.parallel import StoppedError
 
     quiet_orbax()
     # It tells of every kind of device that a machine lacks; `check_accelerator` of those it has.

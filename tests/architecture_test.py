@@ -20,6 +20,7 @@ FLOORS = {
     "metrics": 1,
     "data": 2,
     "parallel": 2,
+    "checkpoints": 3,
     "config": 3,
     "training": 4,
     "inference": 4,

@@ -13,8 +13,8 @@ import small_run
 from etils import epath
 
 from sr3_jax import SuperResolver, jobs, models
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import networks, read, run_file, schedules
-from sr3_jax.training import checkpoint
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -123,7 +123,7 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
 
 
 def test_the_best_checkpoint_of_a_baseline_is_that_of_the_highest_psnr(tmp_path):
-    checkpointer = checkpoint.Checkpointer(tmp_path, keep_last=1)
+    checkpointer = Checkpointer(tmp_path, keep_last=1)
     for step, psnr in enumerate((10.0, 30.0, 20.0, 25.0)):
         numbers = {"validation_loss": 1.0 - step / 10, "validation_psnr": psnr}
         checkpointer.save(step, {"step": jnp.int32(step)}, numbers)

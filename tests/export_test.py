@@ -20,9 +20,9 @@ from jax import export as jax_export
 from PIL import Image
 
 from sr3_jax import SuperResolver, command_line, models
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import changed, networks, read, run_file, save, with_sampling
 from sr3_jax.tools import export, export_files
-from sr3_jax.training import checkpoint
 
 SIZE = (5, 7)  # times the factor, 3, no multiple of the network's stride, 2
 SEEDS = [3, 2**32 - 1, 5, 6]
@@ -60,7 +60,7 @@ def workdir(tmp_path_factory):
     save(read(config), path / "config.json")
     tuned = dict(sampler="dpmpp_2m", eta=1.0, schedule="respaced", num_steps=3)
     (path / run_file.INFERENCE).write_text(json.dumps({"sampling": tuned}))
-    checkpointer = checkpoint.Checkpointer(path / "checkpoints")
+    checkpointer = Checkpointer(path / "checkpoints")
     checkpointer.save(7, {"ema_params": _params(config)}, {"validation_loss": 1.0})
     checkpointer.close()
     return path

@@ -35,7 +35,10 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         ([*TRAIN, "--config.train.loss=l3"], "config.train.loss = 'l3' is unknown; use one of l1"),
         ([*TRAIN, "--config.data.source=folder"], "config.data.path is empty"),
         ([*TRAIN, "--config.data.image_size=30"], "28 or 32 would do"),
-        ([*TRAIN, "--config.model.attention_resolutions=7,"], "image_size = 32 with 3 config.model.multipliers work at"),
+        (
+            [*TRAIN, "--config.model.attention_resolutions=7,"],
+            "= 32 with 3 config.model.multipliers",
+        ),
         ([*TRAIN, "--config.diffusion.num_steps=100"], "config.diffusion: the schedule's T = 100"),
         ([*TRAIN, "--config.train.batch_size=30"], "cannot be split over 4 devices; 28 or 32"),
         ([*TRAIN, "--config.train.accumulate_steps=3"], "does not divide"),

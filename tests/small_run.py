@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import config_dict
 
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config, Train, networks, read, save
-from sr3_jax.training import checkpoint
 from sr3_jax.training.state import init_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def write_workdir(
         return state.replace(ema_params=noisy)
 
     state = make()
-    checkpointer = checkpoint.Checkpointer(root / "checkpoints")
+    checkpointer = Checkpointer(root / "checkpoints")
     checkpointer.save(3, state, {})
     checkpointer.wait()
     checkpointer.close()

@@ -21,7 +21,7 @@ import small_run
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sr3_jax import parallel
-from sr3_jax.training import checkpoint, digests
+from sr3_jax.checkpoints import Checkpointer, CheckpointError, digests
 
 FLAGS = small_run.flags()
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *FLAGS]
@@ -164,7 +164,7 @@ def small_state(value):
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "checkpoints"
-    checkpointer = checkpoint.Checkpointer(folder)
+    checkpointer = Checkpointer(folder)
     for step in (1, 2):
         checkpointer.save(step, small_state(step), {"validation_loss": 1.0 / step})
     checkpointer.close()
@@ -191,7 +191,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
             os.truncate(folder / name, size // 2 if damage == "truncated" else 0)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+            checkpointer = Checkpointer(folder, read_only=True)
             step, state = checkpointer.restore(small_state(0))
             part_step, part = checkpointer.restore_part(small_state(0))
             checkpointer.close()
@@ -215,7 +215,7 @@ def test_a_flipped_byte_never_restores_other_numbers(two_checkpoints, tmp_path, 
             (folder / name).write_bytes(damaged)
             caplog.clear()
             with caplog.at_level(logging.WARNING):
-                checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+                checkpointer = Checkpointer(folder, read_only=True)
                 step, state = checkpointer.restore(small_state(0))
                 # By the loss: of step 2, or of step 1 where the other is not there.
                 assert checkpointer.find("best") == checkpointer.steps[-1]
@@ -247,7 +247,7 @@ def test_digests_are_of_the_numbers_and_their_places_alone(two_checkpoints, tmp_
         assert digest["ema_params/kernel"] != expected["ema_params/kernel"]
 
     def of_weights(folder, step):
-        checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+        checkpointer = Checkpointer(folder, read_only=True)
         digest = checkpointer.digest(small_state(0), step)
         checkpointer.close()
         return digest
@@ -264,13 +264,13 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(two_checkpoint
     shutil.copytree(two_checkpoints, folder)
     state = small_state(3)
     state["ema_params"]["bias"] = jnp.asarray([0.0, jnp.nan, 1.0])
-    checkpointer = checkpoint.Checkpointer(folder)
-    with pytest.raises(checkpoint.CheckpointError, match="step 3: ema_params/bias has .* not fin"):
+    checkpointer = Checkpointer(folder)
+    with pytest.raises(CheckpointError, match="step 3: ema_params/bias has .* not fin"):
         checkpointer.save(3, state, {})
     # A loss that is not finite, of weights that are, is no damage.
     checkpointer.save(3, small_state(3), {"validation_loss": float("nan")})
     checkpointer.close()
-    checkpointer = checkpoint.Checkpointer(folder)
+    checkpointer = Checkpointer(folder)
     assert checkpointer.steps == [1, 2, 3] and checkpointer.restore(small_state(0))[0] == 3
     checkpointer.close()
     shutil.rmtree(folder / "3")
@@ -278,8 +278,8 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(two_checkpoint
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder / "2" / "default", state, force=True)
     shutil.rmtree(folder / "2" / digests.FOLDER)
-    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
-    with pytest.raises(checkpoint.CheckpointError, match="ema_params/bias has .* not finite"):
+    checkpointer = Checkpointer(folder, read_only=True)
+    with pytest.raises(CheckpointError, match="ema_params/bias has .* not finite"):
         checkpointer.restore_part(small_state(0))
     checkpointer.close()
 
@@ -299,11 +299,11 @@ def test_a_run_that_fell_back_writes_the_damaged_step_again(two_checkpoints, tmp
     shutil.copytree(two_checkpoints, folder)
     for name in data_files(folder):
         os.truncate(folder / name, 10)
-    checkpointer = checkpoint.Checkpointer(folder, keep_last=1, keep_best=False)
+    checkpointer = Checkpointer(folder, keep_last=1, keep_best=False)
     assert checkpointer.restore(small_state(0))[0] == 1
     checkpointer.save(2, small_state(5), {})
     checkpointer.close()
-    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
+    checkpointer = Checkpointer(folder, read_only=True)
     step, state = checkpointer.restore(small_state(0))
     assert step == 2
     assert_leaves_equal(state, small_state(5))
@@ -317,10 +317,10 @@ def test_where_every_checkpoint_is_damaged_each_is_named(two_checkpoints, tmp_pa
         for path in (folder / step).rglob("*"):
             if path.is_file() and "d" in path.parts:
                 path.unlink()
-    checkpointer = checkpoint.Checkpointer(folder, read_only=True)
-    with pytest.raises(checkpoint.CheckpointError, match=r"can be read: 2: .*; 1: "):
+    checkpointer = Checkpointer(folder, read_only=True)
+    with pytest.raises(CheckpointError, match=r"can be read: 2: .*; 1: "):
         checkpointer.restore(small_state(0))
-    with pytest.raises(checkpoint.CheckpointError, match=r"can be read: 1: "):
+    with pytest.raises(CheckpointError, match=r"can be read: 1: "):
         checkpointer.restore(small_state(0), 1)
     checkpointer.close()
 
@@ -337,7 +337,7 @@ def test_a_checkpoint_restores_under_any_layout_and_number_of_devices(
         expected,
         layout.kept(expected),
     )
-    checkpointer = checkpoint.Checkpointer(two_checkpoints, read_only=True)
+    checkpointer = Checkpointer(two_checkpoints, read_only=True)
     step, state = checkpointer.restore(like)
     checkpointer.close()
     assert step == 2

@@ -16,9 +16,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sr3_jax import SuperResolver, jobs
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import image_sets, read, run_file, save
 from sr3_jax.evaluation import evaluator
-from sr3_jax.training import checkpoint, loop
+from sr3_jax.training import loop
 
 COMMAND = [sys.executable, "-m", "sr3_jax.main"]
 
@@ -52,7 +53,7 @@ def test_what_a_run_leaves(workdir):
 
 
 def test_last_checkpoints_and_the_best_are_kept(workdir):
-    checkpointer = checkpoint.Checkpointer(workdir / "checkpoints", keep_last=2)
+    checkpointer = Checkpointer(workdir / "checkpoints", keep_last=2)
     losses = _scalars(workdir)["validation_loss"]
     best = min(losses, key=losses.get)
     assert set(checkpointer.steps) == {6, 8, best}
@@ -99,7 +100,7 @@ def test_a_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp
     config.train.num_decay_steps = 0
     with pytest.raises(loop.NonFiniteError, match=r"at step [1-8]; the last good checkpoint"):
         jobs.train(read(config), epath.Path(tmp_path))
-    checkpoints = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    checkpoints = Checkpointer(tmp_path / "checkpoints")
     for step in checkpoints.steps:
         leaves = jax.tree.leaves(small_run.read_checkpoint(tmp_path, step))
         assert all(np.isfinite(leaf).all() for leaf in leaves)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sr3_jax.inference import files, manifest, reading
 from sr3_jax.jobs import ray_engine, upscaling
-from sr3_jax.training.loop import StoppedError
+from sr3_jax.parallel import StoppedError
 
 OPTIONS = files.Options(steps=2)
 

@@ -12,9 +12,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, Key, UInt8
 
+from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, run_file, sampling_recipe, schedules, with_sampling
 from sr3_jax.inference import generator, loading, super_resolver, trained
-from sr3_jax.training import checkpoint
 
 Network = generator.Generator | super_resolver.SuperResolver
 
@@ -62,7 +62,7 @@ class Stage:
 
 def open_stage(
     workdir: epath.PathLike,
-    which: checkpoint.Which | None = None,
+    which: Which | None = None,
     config: Config | None = None,
     **sampling: Any,
 ) -> Stage:

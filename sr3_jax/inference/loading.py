@@ -10,14 +10,12 @@ import jax
 from etils import epath
 
 from sr3_jax import models, parallel
+from sr3_jax.checkpoints import Checkpointer, Which
 from sr3_jax.config import Config, networks, run_file
-from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
 
-def restore(
-    config: Config, checkpoints: epath.Path, which: checkpoint.Which | None
-) -> tuple[int, Params]:
+def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tuple[int, Params]:
     """The averaged weights of a checkpoint, whole on each device, and its step."""
     with _opened(config, checkpoints) as (checkpointer, like):
         which = config.evaluation.checkpoint if which is None else which
@@ -25,7 +23,7 @@ def restore(
     return step, restored["ema_params"]
 
 
-def find(config: Config, checkpoints: epath.Path, which: checkpoint.Which | None) -> int:
+def find(config: Config, checkpoints: epath.Path, which: Which | None) -> int:
     """Returns the step of the checkpoint that `restore` takes, so that a job can hold on to it.
 
     Of the latest the weights are read, since the one before is taken where it is damaged.
@@ -60,9 +58,7 @@ def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
 
 
 @contextlib.contextmanager
-def _opened(
-    config: Config, checkpoints: epath.Path
-) -> Iterator[tuple[checkpoint.Checkpointer, Any]]:
+def _opened(config: Config, checkpoints: epath.Path) -> Iterator[tuple[Checkpointer, Any]]:
     """Its checkpoints, and where the averaged weights are to go: whole on each device."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
@@ -72,7 +68,7 @@ def _opened(
     shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
     whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-    checkpointer = checkpoint.Checkpointer(checkpoints, read_only=True)
+    checkpointer = Checkpointer(checkpoints, read_only=True)
     try:
         yield checkpointer, {"ema_params": like}
     finally:

@@ -14,9 +14,9 @@ from jaxtyping import Int, Key
 from ml_collections import ConfigDict
 
 from sr3_jax import diffusion
+from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
 from sr3_jax.inference import levels, loading, refinement
-from sr3_jax.training import checkpoint
 from sr3_jax.training.state import Params
 
 Trained = TypeVar("Trained")  # the class that a network is loaded as
@@ -74,7 +74,7 @@ class TrainedNetwork:
     def from_workdir(
         cls: type[Trained],
         workdir: epath.PathLike,
-        which: checkpoint.Which | None = None,
+        which: Which | None = None,
         **sampling: Any,
     ) -> Trained:
         """Loads what a training run left: its config and the averaged weights.
@@ -129,7 +129,7 @@ class TrainedNetwork:
         cls: type[Trained],
         config: Config | ConfigDict,
         checkpoints: epath.PathLike,
-        which: checkpoint.Which | None = None,
+        which: Which | None = None,
         **sampling: Any,
     ) -> Trained:
         """As `from_workdir`, with a config that need not lie beside the checkpoints."""

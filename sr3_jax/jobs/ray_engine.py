@@ -25,7 +25,7 @@ from etils import epath
 
 from sr3_jax.data import sources, storage
 from sr3_jax.inference import files, manifest, reading
-from sr3_jax.training.loop import StoppedError
+from sr3_jax.parallel import StoppedError
 
 if TYPE_CHECKING:  # which imports this module
     from sr3_jax.jobs.upscaling import Work

@@ -19,7 +19,7 @@ from jaxtyping import UInt
 from sr3_jax import parallel
 from sr3_jax.config import Config, image_sets, to_json
 from sr3_jax.data import locks, storage
-from sr3_jax.training.loop import StoppedError
+from sr3_jax.parallel import StoppedError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data.pipeline import Pipeline

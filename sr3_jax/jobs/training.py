@@ -16,13 +16,14 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import models, parallel
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config, image_sets, layouts, networks, run_file, schedules
 from sr3_jax.evaluation import pictures
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.jobs.evaluating import evaluate
-from sr3_jax.training import checkpoint, event_file, loop
+from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -64,7 +65,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
     shared.check_same_images(pipeline)
     image_sets.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
-    checkpointer = checkpoint.Checkpointer(
+    checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
@@ -177,7 +178,7 @@ def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> N
 def _first_state(
     init: Callable[[], training_state.TrainState],
     like: training_state.TrainState,
-    checkpointer: checkpoint.Checkpointer,
+    checkpointer: Checkpointer,
 ) -> training_state.TrainState:
     """Returns the newest checkpoint's state, or a fresh one, laid out on the devices."""
     if not checkpointer.steps:

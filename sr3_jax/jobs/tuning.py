@@ -18,7 +18,7 @@ from sr3_jax.data import locks, storage
 from sr3_jax.evaluation import judged, pictures, schedule_search
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
-from sr3_jax.training.loop import StoppedError
+from sr3_jax.parallel import StoppedError
 
 FOLDER = "tuning"
 _SHOWN = 6  # images, in a picture

@@ -18,6 +18,7 @@ from sr3_jax.parallel.mesh import (
 )
 from sr3_jax.parallel.peak import clock_hz, memory_bandwidth, peak_flops
 from sr3_jax.parallel.processes import (
+    StoppedError,
     StopSignal,
     is_one_of_several,
     join,
@@ -33,6 +34,7 @@ __all__ = [
     "LayoutName",
     "Loss",
     "StopSignal",
+    "StoppedError",
     "check_accelerator",
     "check_batch_size",
     "clock_hz",

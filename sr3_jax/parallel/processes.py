@@ -83,6 +83,19 @@ def is_one_of_several() -> bool:
     return jax.distributed.is_initialized()
 
 
+class StoppedError(RuntimeError):
+    """A signal ended a job, which the same command goes on with.
+
+    Attributes:
+      signal: the signal.
+      alone: whether the other processes of the job go on.
+    """
+
+    def __init__(self, number: signal.Signals, message: str, *, alone: bool = False) -> None:
+        super().__init__(f"{number.name}: {message}")
+        self.signal, self.alone = number, alone
+
+
 class StopSignal:
     """Whether a signal has asked the job to stop; a context within which signals only ask.
 

@@ -31,6 +31,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sr3_jax import command_line, diffusion, models, parallel
+from sr3_jax.checkpoints import quiet_orbax
 from sr3_jax.config import read
 from sr3_jax.models import layers
 from sr3_jax.tools import (
@@ -40,7 +41,6 @@ from sr3_jax.tools import (
     sampler_benchmark,
     upscale_benchmark,
 )
-from sr3_jax.training import orbax_parts
 from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
@@ -340,7 +340,7 @@ def _benchmark_upscale() -> dict[str, Any]:
 def main(_: list[str]) -> None:
     """Times, prints, and writes JSON where asked."""
     logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
-    orbax_parts.quiet_orbax()
+    quiet_orbax()
     if _WHAT.value == "data":
         results = _benchmark_data()
     elif _WHAT.value == "upscale":

@@ -32,12 +32,12 @@ from jaxtyping import Array, UInt8
 import sr3_jax
 from sr3_jax import command_line, diffusion, models
 from sr3_jax import images as image_ops
+from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import Config, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
 from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
-from sr3_jax.training import checkpoint, orbax_parts
 from sr3_jax.training.state import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
@@ -303,7 +303,7 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _which(text: str | None) -> checkpoint.Which | None:
+def _which(text: str | None) -> Which | None:
     """Of a flag."""
     if text is None or text in ("latest", "best"):
         return text
@@ -355,6 +355,6 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    orbax_parts.quiet_orbax()
+    quiet_orbax()
     define_flags()
     command_line.run(main)

@@ -16,8 +16,9 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config
-from sr3_jax.training.checkpoint import Checkpointer
+from sr3_jax.parallel import StoppedError
 from sr3_jax.training.event_file import EventFile
 from sr3_jax.training.state import Params, TrainState
 from sr3_jax.training.step import Batch, TrainStep
@@ -31,19 +32,6 @@ Sample = Callable[[Params, int], np.ndarray | None]
 
 class NonFiniteError(RuntimeError):
     """Training diverged: a loss or a gradient was not finite."""
-
-
-class StoppedError(RuntimeError):
-    """A signal ended a job, which the same command goes on with.
-
-    Attributes:
-      signal: which.
-      alone: whether other processes of the job go on.
-    """
-
-    def __init__(self, number: signal.Signals, message: str, *, alone: bool = False) -> None:
-        super().__init__(f"{number.name}: {message}")
-        self.signal, self.alone = number, alone
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from sr3_jax.training import digests
+from sr3_jax.checkpoints import digests
 
 
 class SoundSteps(ocp.path.step.NameFormat):

@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from sr3_jax import parallel
-from sr3_jax.training import digests, orbax_parts
+from sr3_jax.checkpoints import digests, orbax_parts
 
 Which = Literal["latest", "best"] | int
 T = TypeVar("T")

@@ -1,0 +1,6 @@
+"""Checkpoints: written by training, read by all that uses a trained network."""
+
+from sr3_jax.checkpoints.checkpointer import Checkpointer, CheckpointError, Which
+from sr3_jax.checkpoints.orbax_parts import quiet_orbax
+
+__all__ = ["CheckpointError", "Checkpointer", "Which", "quiet_orbax"]
