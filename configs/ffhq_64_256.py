@@ -1,7 +1,8 @@
-r"""SR3 64 to 256 on faces: the second stage of the unconditional cascade, 621M parameters.
+"""SR3 64 to 256 on faces: the second stage of the unconditional cascade, 621M parameters.
 
-python -m sr3_jax.main --config=configs/ffhq_64_256.py --workdir=DIR \
-        --config.data.path=FFHQ/images1024x1024 --config.data.eval_path=CELEBA_HQ
+    python -m sr3_jax.main --config=configs/ffhq_64_256.py --config.data.path=FFHQ/images1024x1024
+
+evaluates on TFDS's `celeb_a_hq/256`, or on --config.data.eval_path=CELEBA_HQ.
 """
 
 from ml_collections import config_dict
@@ -12,6 +13,7 @@ from sr3_jax.config import authoring
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (SR3, Table A.1)."""
     config = authoring.default()
+    config.data.tfds_eval = "celeb_a_hq/256:train"
     config.data.image_size = 256
     config.data.low_resolution = 64
     config.model.channels = 128

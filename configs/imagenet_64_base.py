@@ -1,7 +1,9 @@
-r"""64x64 ImageNet by class: the first stage of the class-conditional cascade, 277M parameters.
+"""64x64 ImageNet by class: the first stage of the class-conditional cascade, 277M parameters.
 
-python -m sr3_jax.main --config=configs/imagenet_64_base.py --workdir=DIR \
-        --config.data.source=tar --config.data.path=ILSVRC2012_img_train.tar
+    python -m sr3_jax.main --config=configs/imagenet_64_base.py
+
+trains on `imagenet2012` as TFDS has prepared it, and evaluates on its validation split. For other
+images: --config.data.path=IMAGES --config.data.eval_path=HELD_OUT_IMAGES.
 
 As Improved DDPM (Nichol and Dhariwal 2021; 270M parameters) but for its learnt variances, in place
 of which sampling has one of SR3's two (`sampling.variance`), and for the attention at 8x8, which
@@ -16,6 +18,8 @@ from sr3_jax.config import authoring
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config (Improved DDPM)."""
     config = authoring.default()
+    config.data.tfds_train = "imagenet2012:train"
+    config.data.tfds_eval = "imagenet2012:validation"
     config.data.image_size = 64
     config.data.low_resolution = 0
     config.model.channels = 192

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from sr3_jax.config import checks, fields
 from sr3_jax.config.sections import SECTIONS, Config
+from sr3_jax.config.training_sections import Data
 
 
 def default_dict() -> config_dict.ConfigDict:
@@ -50,7 +51,22 @@ def read(values: config_dict.ConfigDict | Mapping[str, Any] | Config) -> Config:
     faults += [f for f in checks.faults(config) if not any(name in f for name in faulty)]
     if faults:
         raise ValueError(in_words(faults))
-    return config
+    return dataclasses.replace(config, data=_with_data_of_tfds(config.data))
+
+
+def _with_data_of_tfds(data: Data) -> Data:
+    """Returns the section with the data sets of `tfds_train` and `tfds_eval` where none are given.
+
+    So config.json says what was trained on.
+    """
+    changes = {}
+    # Any other source is a choice of the user, whose path is missing.
+    if data.tfds_train and not data.path and data.source in ("folder", "tfds"):
+        changes = {"source": "tfds", "path": data.tfds_train}
+    if data.tfds_eval and not (data.eval_path or data.eval_source):
+        if changes or not data.tfds_train:
+            changes |= {"eval_source": "tfds", "eval_path": data.tfds_eval}
+    return dataclasses.replace(data, **changes)
 
 
 def in_words(faults: list[str]) -> str:

@@ -28,7 +28,17 @@ class Data(Section):
     )
     low_path: str = option("", "Their low resolutions, for `folder_pairs`.")
     tfds_dir: str = option(
-        "", "Where TFDS has prepared its data sets. Empty: `~/tensorflow_datasets`."
+        "",
+        "Where TFDS has prepared its data sets. Empty: where TFDS looks, `TFDS_DATA_DIR` or "
+        "`~/tensorflow_datasets`.",
+    )
+    tfds_train: str = option(
+        "", "NAME:SPLIT of TFDS that is trained on if `path` is empty; set by the paper's configs."
+    )
+    tfds_eval: str = option(
+        "",
+        "NAME:SPLIT of TFDS that is held out if `eval_path` is empty, unless `path` is given in "
+        "place of `tfds_train`.",
     )
     eval_path: str = option(
         "",
