@@ -60,5 +60,8 @@ set_up_cpu() {
 
 make_environment .venv requirements.txt 11 \
   ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11} || exit
+# The package itself, editable, and with it the command .venv/bin/sr3.
+[ -x .venv/bin/sr3 ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  --no-deps --editable . || exit
 # Compiled programs are kept, so that a second run starts at once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
