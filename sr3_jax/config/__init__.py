@@ -9,8 +9,10 @@ name, since jax takes a second.
 """
 
 from sr3_jax.config.reading import (
+    Check,
     changed,
     default_dict,
+    in_words,
     read,
     sampling_recipe,
     to_json,
@@ -32,6 +34,7 @@ __all__ = [
     "BASELINES",
     "SAMPLERS",
     "SECTIONS",
+    "Check",
     "Checkpoint",
     "Config",
     "Data",
@@ -46,6 +49,7 @@ __all__ = [
     "changed_keys",
     "check_same_network",
     "default_dict",
+    "in_words",
     "load",
     "read",
     "sampling_recipe",

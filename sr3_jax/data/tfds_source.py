@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from jaxtyping import Integer
 
 from sr3_jax.data import records, sources
@@ -61,22 +62,8 @@ def tfds_split(
         FileNotFoundError: it is not prepared, and the command that does.
         ValueError: no such data set, or no such split.
     """
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
-    if not builder.is_prepared():
-        raise FileNotFoundError(
-            f"TFDS's {name} is not prepared in {builder.data_path}: run tensorflow_datasets."
-            f"builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
-            ".download_and_prepare(), "
-            "with a manual_dir where the files have to be fetched by hand (docs/data.md)"
-        )
-    available = sorted(builder.info.splits)
-    try:
-        chosen = builder.info.splits[split]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"TFDS's {name} has splits {available}, not {split!r}") from error
+    builder = check_prepared(name, split, data_dir)
+    chosen = builder.info.splits[split]
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         return ArrayRecords(
@@ -90,6 +77,30 @@ def tfds_split(
     files = [instruction.filename for instruction in chosen.file_instructions]
     found = records.tfrecords(files) if index is None else records.Records(files, index(files))
     return sources.Subset(found, _taken(found, chosen.file_instructions))
+
+
+def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set that is prepared; see `tfds_split`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of each version that is not there
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            raise FileNotFoundError(
+                f"TFDS's {name} is not prepared in {builder.data_path}; prepare it by "
+                f"tensorflow_datasets.builder({name!r}, file_format='array_record')"
+                ".download_and_prepare() (docs/data.md)"
+            )
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        available = sorted(builder.info.splits)
+        raise ValueError(f"TFDS's {name} has splits {available}, not {split!r}") from error
+    return builder
 
 
 def _taken(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " taken"]:

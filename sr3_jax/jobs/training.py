@@ -96,6 +96,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
+    _check_memory_of(compiled, mesh)
     validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
@@ -172,6 +173,27 @@ def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> N
             f"parameters takes {needed / 1e9:.3g} GB of memory, of which {free / 1e9:.3g} GB are "
             "free. Lower config.model.channels or config.model.multipliers, or split the state "
             "over more devices by config.parallel.layout=zero1"
+        )
+
+
+def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
+    """Checks that what a compiled training step allocates fits beside the state, which is there.
+
+    Compilers for TPUs and GPUs do so themselves.
+
+    Raises:
+      ValueError: it does not fit.
+    """
+    device, found = mesh.local_devices[0], program.memory_analysis()
+    free = parallel.free_bytes(device)
+    if found is None or free is None or device.platform != "cpu":
+        return
+    needed = found.temp_size_in_bytes * len(mesh.local_devices)
+    if needed > free:
+        raise ValueError(
+            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, of which "
+            f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
+            "config.train.accumulate_steps, set config.model.remat, or use more devices"
         )
 
 
