@@ -95,6 +95,12 @@ def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.c
         raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+    if "://" in str(builder.data_path) and builder.info.file_format.value == "array_record":
+        raise ValueError(
+            f"TFDS's {name} lies in a bucket ({builder.data_path}) as ArrayRecord files, which can "
+            "only be read from a disk; prepare it there with file_format='tfrecord', copy it to a "
+            "disk, or mount the bucket"
+        )
     try:
         builder.info.splits[split]
     except (KeyError, ValueError) as error:
