@@ -1,12 +1,13 @@
 """Picture files: the one reader and writer of the project, at full depth.
 
 `picture` is a picture in memory. `reading` decodes a file that `opening` has opened, with `pillow`,
-`vips` and `tiff_reading`. `metadata` reads what the file has beside pixels, with `containers` and
-`tiff`. `writing` makes files. Other packages use the names below.
+`vips` and `tiff_reading`. `metadata` reads its metadata, with `containers` and `tiff`. `writing`
+makes files. Other packages use the names below.
 """
 # ruff: noqa: F401
 
 from sr3_jax.data.picture.errors import BadImageError
+from sr3_jax.data.picture.opening import open_file
 from sr3_jax.data.picture.picture import (
     Density,
     Metadata,
@@ -18,14 +19,12 @@ from sr3_jax.data.picture.picture import (
 )
 from sr3_jax.data.picture.reading import (
     Box,
-    Header,
     comment_of,
     content,
     cut,
     decode_picture,
     decode_rgb,
     decode_seen,
-    header,
     read_picture,
     read_rgb,
     read_with_comment,

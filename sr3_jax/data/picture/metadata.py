@@ -1,4 +1,4 @@
-"""What a file of each format has beside pixels: profile, EXIF, XMP, IPTC, density and more."""
+"""Metadata of each file format: colour profile, EXIF, XMP, IPTC, density and more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SRGB_LIKE = {1, 2, 6, 13}  # primaries and transfer functions of video that are
 
 @dataclasses.dataclass
 class FileMetadata:
-    """What a file has beside pixels, with the attributes of `Picture`.
+    """The metadata of a file, with the attributes of `Picture`.
 
     Unlike the picture's, `icc_profile` may be a profile of other pixels.
     """

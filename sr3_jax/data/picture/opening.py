@@ -7,6 +7,7 @@ HEIC, and libvips (pyvips) everything else. The last two are imported when such 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,12 +46,23 @@ class Opened(NamedTuple):
     read_metadata: Callable[[], metadata.FileMetadata]
     orientation: int = 1
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of the upright picture in pixels, and bands."""
+        upright = self.size if self.orientation >= 5 else self.size[::-1]
+        return (*upright, self.bands)
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Size of the decoded pixels in bytes. Decoding takes about three times that meanwhile."""
+        return math.prod(self.shape) * self.bits // 8
+
 
 def open_file(data: bytes) -> Opened:
-    """Opens a picture file.
+    """Reads the header of a picture file and decodes nothing.
 
     Raises:
-        BadImageError, ValueError: see `reading.decode_picture`.
+        BadImageError, ValueError: see `reading.decode_picture`. Broken pixels are not noticed.
     """
     max_pixels()  # a wrong limit in the environment is no fault of the picture
     if not data:

@@ -3,8 +3,6 @@
 A file is opened first, which reads its header and refuses what cannot be read, and then decoded.
 """
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Shaped, UInt
 
@@ -15,28 +13,6 @@ from sr3_jax.data.picture.opening import Opened, open_file
 from sr3_jax.data.picture.picture import Picture, Pixels, rgb
 
 Box = tuple[int, int, int, int]  # (left, top, right, bottom) in pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """Size and depth of a picture, known before it is decoded.
-
-    Attributes:
-        width: width of the upright picture, in pixels.
-        height: height of the upright picture, in pixels.
-        bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
-        bits: depth of a decoded band, 8 or 16.
-    """
-
-    width: int
-    height: int
-    bands: int
-    bits: int
-
-    @property
-    def bytes_decoded(self) -> int:
-        """Size of the decoded pixels in bytes. Decoding takes about three times that meanwhile."""
-        return self.width * self.height * self.bands * self.bits // 8
 
 
 def content(path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -51,17 +27,6 @@ def content(path: str, offset: int = 0, size: int | None = None) -> bytes:
         return storage.read(path, offset, size)
     except FileNotFoundError as error:
         raise BadImageError(f"no such file: {path}") from error
-
-
-def header(data: bytes) -> Header:
-    """Reads the header of a picture file and decodes nothing.
-
-    Raises:
-        BadImageError: see `decode_picture`. Broken pixels are not noticed.
-    """
-    opened = open_file(data)
-    size = opened.size[::-1] if opened.orientation >= 5 else opened.size
-    return Header(*size, opened.bands, opened.bits)
 
 
 def decode_picture(data: bytes) -> Picture:
@@ -185,13 +150,16 @@ def cut(image: Pixels, box: Box | None) -> UInt[np.ndarray, "new_height new_widt
 def _upright(opened: Opened) -> Shaped[np.ndarray, "height width bands"]:
     """Decodes the pixels and applies the orientation."""
     values = np.atleast_3d(opened.decode())
-    if values.shape != (*opened.size[::-1], opened.bands):
-        raise BadImageError(
-            f"its header says {opened.bands} bands of {opened.size[0]}x{opened.size[1]}, and what "
-            f"was decoded has {values.shape[2]} of {values.shape[1]}x{values.shape[0]}"
-        )
     if opened.orientation in (3, 4, 6, 7):
         values = values[::-1]
     if opened.orientation in (2, 3, 7, 8):
         values = values[:, ::-1]
-    return values.swapaxes(0, 1) if opened.orientation in (5, 6, 7, 8) else values
+    if opened.orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if values.shape != opened.shape:
+        (height, width, bands), (its_height, its_width, its_bands) = opened.shape, values.shape
+        raise BadImageError(
+            f"its header says {bands} bands of {width}x{height}, and its pixels are {its_bands} "
+            f"bands of {its_width}x{its_height}"
+        )
+    return values

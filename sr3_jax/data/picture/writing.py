@@ -20,22 +20,12 @@ from sr3_jax.data.picture.vips import vips
 Quality = int | str  # 1 to 100, or "lossless"
 
 # By suffix of a name; others get .png appended.
-_KINDS = {
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".jpe": "jpeg",
-    ".jfif": "jpeg",
-    ".png": "png",
-    ".webp": "webp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".avif": "avif",
-    ".bmp": "bmp",
-}
+_KINDS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg")
+_KINDS |= {".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".avif": "avif"}
+_KINDS |= {".bmp": "bmp"}
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
 FORMATS = (*_SUFFIXES, "same")  # "same": that of the name
 
-_LOSSY = ("jpeg", "webp", "avif")
 _KEEPS_EVERY_PIXEL = ("png", "tiff", "bmp", "webp")  # WebP if it is asked to
 _KEEPS_ALPHA = ("png", "tiff", "webp", "avif")
 _KEEPS_16_BITS = ("png", "tiff")
@@ -89,8 +79,9 @@ def check_format(format: str | None, quality: Quality | None) -> None:
     if format in _SUFFIXES:
         if quality == "lossless" and format not in _KEEPS_EVERY_PIXEL:
             raise ValueError(f"{format} cannot be lossless here; give png, tiff or webp")
-        if is_number and format not in _LOSSY:
-            raise ValueError(f"{format} keeps every pixel and has no quality; give {_LOSSY}")
+        if is_number and format not in _DEFAULT_QUALITY:
+            formats = ", ".join(_DEFAULT_QUALITY)
+            raise ValueError(f"{format} keeps every pixel and has no quality; give {formats}")
 
 
 def check_writable(
@@ -205,17 +196,13 @@ def write_picture(
 
 def write_image(image: Pixels, path: epath.Path, *, comment: str = "") -> epath.Path:
     """Writes an RGB image as `write_picture` does, with a comment that PNG alone keeps."""
-    return write_picture(_commented(image, comment), path)
-
-
-def encode_image(image: Pixels, *, comment: str = "") -> bytes:
-    """Encodes an RGB image of 8 or 16 bits as a PNG file; see `write_image`."""
-    return _encode(_commented(image, comment), "png", None)
-
-
-def _commented(image: Pixels, comment: str) -> Picture:
     chunks = (containers.png_text(containers.COMMENT, comment),) if comment else ()
-    return Picture(image, metadata=Metadata(png_chunks=chunks))
+    return write_picture(Picture(image, metadata=Metadata(png_chunks=chunks)), path)
+
+
+def encode_image(image: Pixels) -> bytes:
+    """Encodes an RGB image of 8 or 16 bits as a PNG file."""
+    return _encode(Picture(image), "png", None)
 
 
 def _encode(picture: Picture, kind: str, quality: Quality | None) -> bytes:
