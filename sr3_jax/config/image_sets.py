@@ -200,7 +200,7 @@ def _open(
         high = place.require("path", "the folder of high-resolution images")
         low = place.require("low_path", "the folder of low-resolution images")
         low_index = index and index.with_name(f"{half}_low.npz")
-        return folders.pairs(_folder(high, index), _folder(low, low_index))
+        return folders.Pairs(_folder(high, index), _folder(low, low_index))
     if kind == "tar":
         return _tar(place.require("path", "the tar file of images"), index)
     if kind == "tfrecord":
