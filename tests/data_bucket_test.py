@@ -1,4 +1,4 @@
-"""Images in a bucket: the real client of Google's storage, against an emulator of its server."""
+"""Tests of images in a bucket: Google's own client, against an emulator of its server."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A filesystem with the bucket `images`, which this process and its children reach as gs://."""
+    """A filesystem with the bucket `images`, which is gs:// for this process and its children."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
