@@ -135,9 +135,44 @@ def resize_as_matlab(
     result of each direction (the height comes first) is rounded, halves upwards, and clipped.
     """
     largest = np.iinfo(image.dtype).max
-    weights = functools.partial(_bicubic_weights, is_mirrored=True)
     rounded = lambda pixels: np.clip(np.floor(pixels + 0.5), 0, largest)  # noqa: E731
-    return _resize(image, size, weights, rounded).astype(image.dtype)
+    return _resize(image, size, _mirrored_weights, rounded).astype(image.dtype)
+
+
+def bicubic_weights(
+    size: int, new_size: int, step: float | None = None, is_mirrored: bool = False
+) -> scipy.sparse.csr_array:
+    """Returns the weights [new_size, size] of bicubic: those of input pixels for output pixels.
+
+    They are Keys' kernel (a = -0.5) around the centre of each output pixel, float32, and sum to 1.
+
+    Args:
+        size: number of input pixels.
+        new_size: number of output pixels.
+        step: width of an output pixel in input pixels; None for `size / new_size`. Above 1 the
+            kernel is wider by it.
+        is_mirrored: the image is mirrored at its borders; else the kernel is cut off there.
+    """
+    step = size / new_size if step is None else step
+    scale = max(step, 1.0)
+    centre = (np.arange(new_size) + 0.5) * step - 0.5
+    first = np.floor(centre - 2 * scale).astype(int) + 1
+    pixel = first[:, None] + np.arange(math.ceil(4 * scale))
+    x = np.abs(pixel - centre[:, None]) / scale
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weight = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    if is_mirrored:  # the image and its mirror image alternate with a period of two sizes
+        pixel %= 2 * size
+        pixel = np.minimum(pixel, 2 * size - 1 - pixel)
+    else:
+        weight[(pixel < 0) | (pixel >= size)] = 0.0
+        pixel = pixel.clip(0, size - 1)
+    weight /= weight.sum(axis=1, keepdims=True)
+    rows = np.repeat(np.arange(new_size), pixel.shape[1])
+    weights = scipy.sparse.csr_array((weight.ravel(), (rows, pixel.ravel())), (new_size, size))
+    weights.eliminate_zeros()
+    return weights.astype(np.float32)
 
 
 def to_levels(image: Float[np.ndarray, "*shape"], dtype: DTypeLike) -> UInt[np.ndarray, "*shape"]:
@@ -263,31 +298,10 @@ def _area_weights(size: int, new_size: int) -> scipy.sparse.csr_array:
     edges = np.arange(new_size + 1) * (size / new_size)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return _normalised(np.maximum(overlap, 0.0))
+    overlap = np.maximum(overlap, 0.0)
+    overlap /= overlap.sum(axis=1, keepdims=True)
+    return scipy.sparse.csr_array(overlap.astype(np.float32))
 
 
-@functools.lru_cache(1024)
-def _bicubic_weights(size: int, new_size: int, is_mirrored: bool = False) -> scipy.sparse.csr_array:
-    """Returns Keys' kernel (a = -0.5) around the centre of each output pixel; see `_area_weights`.
-
-    Beyond its borders the image is missing, or mirrored.
-    """
-    scale = max(size / new_size, 1.0)
-    reach = math.ceil(2 * scale) if is_mirrored else 0
-    pixels = np.arange(-reach, size + reach)
-    centres = (np.arange(new_size) + 0.5) * (size / new_size)
-    x = np.abs(pixels + 0.5 - centres[:, None]) / scale
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    kernel = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-    # The image and its mirror image alternate with a period of two sizes.
-    place = pixels % (2 * size)
-    place = np.minimum(place, 2 * size - 1 - place)
-    weights = np.zeros((new_size, size))
-    np.add.at(weights, (slice(None), place), kernel)
-    return _normalised(weights)
-
-
-def _normalised(weights: Float[np.ndarray, "new_size size"]) -> scipy.sparse.csr_array:
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return scipy.sparse.csr_array(weights.astype(np.float32))
+_bicubic_weights = functools.lru_cache(1024)(bicubic_weights)
+_mirrored_weights = functools.lru_cache(64)(functools.partial(bicubic_weights, is_mirrored=True))
