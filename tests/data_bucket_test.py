@@ -149,8 +149,8 @@ def test_what_prepare_data_moves_between_buckets_trains_alike(images):
 
 def test_the_list_of_images_is_kept_in_a_bucket(images):
     path = "gs://images/run/index/train.npz"
-    first = index_file.kept(path, "x", lambda: {"a": np.arange(3)})
-    again = index_file.kept(path, "x", lambda: pytest.fail("made anew"))
+    first = index_file.load_or_make(path, "x", lambda: {"a": np.arange(3)})
+    again = index_file.load_or_make(path, "x", lambda: pytest.fail("made anew"))
     np.testing.assert_array_equal(again["a"], first["a"])
 
 

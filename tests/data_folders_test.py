@@ -171,12 +171,12 @@ def test_a_run_goes_on_with_the_list_it_began_with(tmp_path):
 
 def test_a_damaged_list_is_named_and_not_made_anew(tmp_path):
     path = tmp_path / "train.npz"
-    index_file.kept(path, "a", lambda: {"n": np.arange(3)})
+    index_file.load_or_make(path, "a", lambda: {"n": np.arange(3)})
     whole = path.read_bytes()
     for data in (b"", whole[: len(whole) // 2], b"x" * 100):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"train\.npz.*is damaged.*remove it"):
-            index_file.kept(path, "a", lambda: {"n": np.arange(4)})
+            index_file.load_or_make(path, "a", lambda: {"n": np.arange(4)})
 
 
 @pytest.mark.parametrize("of_pairs", [False, True])

@@ -164,7 +164,7 @@ def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, o
         found[ref.name] = {
             "training, a folder": attempt(lambda r=ref: r.read().image),
             "training, a tar": attempt(lambda m=member: m.read().image),
-            "training, records": attempt(lambda r=record: records.picture(r).image),
+            "training, records": attempt(lambda r=record: records.decode_example(r).image),
             "scoring": attempt(lambda i=i: scoring.Read(source)[i]),
             "upscaling": attempt(lambda r=ref: picture.rgb(picture.read_picture(r.path))),
         }

@@ -110,8 +110,8 @@ class MemberRef(NamedTuple):
         return sources.Picture(image, label=self.label, notes=notes)
 
 
-def made_of(path: str | os.PathLike[str]) -> str:
-    """Returns the name of a tar for `index_file.kept`, with its path and size.
+def describe(path: str | os.PathLike[str]) -> str:
+    """Returns the description of a tar for `index_file.load_or_make`: its path and size.
 
     Raises:
         FileNotFoundError: there is no such file.

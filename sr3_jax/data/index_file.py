@@ -20,18 +20,18 @@ from sr3_jax.data import storage
 Arrays = Mapping[str, np.ndarray]
 
 
-def kept(
+def load_or_make(
     path: str | os.PathLike[str] | None,
     made_of: str,
     make: Callable[[], Arrays],
     check: Callable[[Arrays], object] = lambda arrays: None,
 ) -> Arrays:
-    """Returns the arrays that `make` returned when they were first asked for.
+    """Loads arrays from a file, or makes them and writes the file.
 
     Args:
-        path: the file, which is written if it is missing; None to keep nothing.
-        made_of: name of what the arrays describe, such as a folder's path. A file with another
-            name is replaced.
+        path: the file; None to make the arrays each time.
+        made_of: description of the source, such as a folder's path. A file of another source is
+            replaced.
         make: makes the arrays.
         check: raises ValueError or KeyError for arrays that `make` cannot have made.
 

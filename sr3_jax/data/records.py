@@ -95,10 +95,10 @@ class RecordRef(NamedTuple):
         return f"{os.path.basename(self.path)}#{self.number}"
 
     def read(self) -> sources.Picture:
-        return picture(read_record(self.path, self.offset, self.size))
+        return decode_example(read_record(self.path, self.offset, self.size))
 
 
-def picture(content: bytes) -> sources.Picture:
+def decode_example(content: bytes) -> sources.Picture:
     """Decodes the image of a serialized tf.train.Example, with features named as FFHQ's or TFDS's.
 
     Raises:
@@ -186,14 +186,13 @@ def _walk(path: str) -> Iterator[tuple[int, int]]:
     with storage.open_read(path) as file:
         while position < end:
             header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size or _HEADER.unpack(header)[1] != _masked_checksum(
-                header[:8]
-            ):
+            is_cut_off = len(header) < _HEADER.size
+            size, checksum = (0, 0) if is_cut_off else _HEADER.unpack(header)
+            if is_cut_off or checksum != _masked_checksum(header[:8]):
                 if position == 0:
                     raise ValueError(f"{path} is not a TFRecord file (or a compressed one)")
                 yield position, _LOST
                 return
-            size = _HEADER.unpack(header)[0]
             # Up to 2^64. A record that is longer than the file fails when it is read.
             yield position + _HEADER.size, min(size, end)
             position += _HEADER.size + size + _CHECKSUM.size

@@ -37,7 +37,7 @@ class ExampleRef:
     index: int
 
     def read(self) -> sources.Picture:
-        return records.picture(self.examples[self.index])
+        return records.decode_example(self.examples[self.index])
 
 
 def tfds_split(

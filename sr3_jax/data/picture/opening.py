@@ -189,12 +189,8 @@ def _open_avif(data: bytes) -> Opened:
 
 
 def _open_heic(data: bytes) -> Opened:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise BadImageError(
-            f"HEIC files need pillow-heif ({error}); run: pip install pillow-heif"
-        ) from error
+    import pillow_heif
+
     file = pillow_heif.open_heif(
         io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False, reload_size=True
     )
