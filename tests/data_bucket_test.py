@@ -1,4 +1,4 @@
-"""Images in a bucket: the real client of Google's storage, against an emulator of its server."""
+"""Tests of images in a bucket: Google's own client, against an emulator of its server."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A filesystem with the bucket `images`, which this process and its children reach as gs://."""
+    """A filesystem with the bucket `images`, which is gs:// for this process and its children."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -150,8 +150,8 @@ def test_what_prepare_data_moves_between_buckets_trains_alike(images):
 
 def test_the_list_of_images_is_kept_in_a_bucket(images):
     path = "gs://images/run/index/train.npz"
-    first = index_file.kept(path, "x", lambda: {"a": np.arange(3)})
-    again = index_file.kept(path, "x", lambda: pytest.fail("made anew"))
+    first = index_file.load_or_make(path, "x", lambda: {"a": np.arange(3)})
+    again = index_file.load_or_make(path, "x", lambda: pytest.fail("made anew"))
     np.testing.assert_array_equal(again["a"], first["a"])
 
 

@@ -1,4 +1,4 @@
-"""Data sets of TFDS, built by its own builders from archives in the form that is downloaded."""
+"""Tests of sr3_jax.data.tfds_source, with data sets that TFDS builds from their archives."""
 
 import importlib.util
 import io
@@ -50,7 +50,7 @@ CELEBA = {f"{i:05d}.png": _encoded(200 + i, "PNG", (64, 64)) for i in range(5)}
 
 @pytest.fixture(scope="module", params=["array_record", "tfrecord"])
 def data_dir(request, tmp_path_factory) -> str:
-    """Both data sets, prepared from the archives that their makers hand out."""
+    """The folder of both data sets, prepared from archives like those that are downloaded."""
     root = pathlib.Path(tmp_path_factory.mktemp(request.param))
     manual = root / "manual"
     manual.mkdir()

@@ -127,7 +127,7 @@ def test_lists_of_images(kind, by_parts, tmp_path):
         root = tmp_path / "images.tar"
         opened = functools.partial(archives.Archive, root)
         list_images = lambda: archives.archive(root).to_arrays()  # noqa: E731
-    arrays = index_file.kept(path, "these", list_images)
+    arrays = index_file.load_or_make(path, "these", list_images)
     whole = path.read_bytes()
     with_digest = index_file.read_arrays(whole)
 
@@ -137,7 +137,7 @@ def test_lists_of_images(kind, by_parts, tmp_path):
     def read(data):
         path.write_bytes(data)
         try:
-            read_all(opened(index_file.kept(path, "these", list_images, opened)), root)
+            read_all(opened(index_file.load_or_make(path, "these", list_images, opened)), root)
         except ValueError as error:
             assert str(path) in str(error) and "remove it" in str(error)
             raise

@@ -1,7 +1,7 @@
-"""Any image data set of TensorFlow Datasets, by name, in any order.
+"""The images of any data set of TensorFlow Datasets, by name.
 
 TFDS prepares data sets as ArrayRecord files, which have a table of contents, or as TFRecord files,
-which get one here. Only their bytes are taken from it, so TensorFlow itself does not run.
+which get one here. TFDS gives only bytes, so that TensorFlow itself does not run.
 """
 
 import dataclasses
@@ -26,7 +26,6 @@ class ArrayRecords(sources.LazySource):
         return len(self._examples)
 
     def ref(self, index: int) -> "ExampleRef":
-        """See `LazySource`."""
         return ExampleRef(f"{self._name}#{index}", self._examples, index)
 
 
@@ -39,8 +38,7 @@ class ExampleRef:
     index: int
 
     def read(self) -> sources.Picture:
-        """See `ImageRef`."""
-        return records.picture(self.examples[self.index])
+        return records.decode_example(self.examples[self.index])
 
 
 def tfds_split(
@@ -49,18 +47,18 @@ def tfds_split(
     data_dir: str | None = None,
     index: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
 ) -> sources.LazySource:
-    """The images of a prepared TFDS data set.
+    """Opens the images of a prepared TFDS data set.
 
     Args:
-        name: as `imagenet2012` or, with the builder's config, `celeb_a_hq/256`.
-        split: as `train` or `validation[:1000]`.
-        data_dir: where it was prepared; None for TFDS's own place, `~/tensorflow_datasets`.
-        index: where the records of TFRecord files lie, as `records.Records` wants it; None to
-            look.
+        name: name of the data set, with a config of its builder if it has any: `imagenet2012`,
+            `celeb_a_hq/256`.
+        split: a split or a part of one: `train`, `validation[:1000]`.
+        data_dir: folder where it was prepared; None for TFDS's own, `~/tensorflow_datasets`.
+        index: returns the arrays of `records.Records` for TFRecord files; None to walk over them.
 
     Raises:
-        FileNotFoundError: it is not prepared, and the command that does.
-        ValueError: no such data set, or no such split.
+        FileNotFoundError: it is not prepared; the message has the command that does.
+        ValueError: there is no such data set or split, or it has another file format.
     """
     builder = check_prepared(name, split, data_dir)
     chosen = builder.info.splits[split]
@@ -76,7 +74,7 @@ def tfds_split(
         )
     files = [instruction.filename for instruction in chosen.file_instructions]
     found = records.tfrecords(files) if index is None else records.Records(files, index(files))
-    return sources.Subset(found, _taken(found, chosen.file_instructions))
+    return sources.Subset(found, _positions(found, chosen.file_instructions))
 
 
 def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
@@ -109,8 +107,8 @@ def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.c
     return builder
 
 
-def _taken(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " taken"]:
-    """Positions of the records that a split such as `train[10:20]` means."""
+def _positions(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " n"]:
+    """Returns the positions of the records in a split such as `train[10:20]`."""
     counts = np.bincount(found.to_arrays()["file_index"], minlength=len(instructions))
     firsts = np.cumsum(counts) - counts
     parts = [

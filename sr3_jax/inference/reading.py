@@ -227,14 +227,14 @@ def _fetch(
         source = dataclasses.replace(source, state=storage.state(ref.path))
         data = storage.read(ref.path)
         source = dataclasses.replace(source, digest=recipes.digest(data))
-        header = picture.header(data)
+        opened = picture.open_file(data)
         resolver.check_fits(
-            (header.height, header.width),
+            opened.shape[:2],
             factor=options.factor,
             num_samples=options.num_samples,
             num_snapshots=MOST_FRAMES if options.animate else 0,
         )
-        return source, _Content(data, header.bytes_decoded)
+        return source, _Content(data, opened.bytes_decoded)
     except (picture.BadImageError, OSError, ValueError) as error:
         return source, str(error)
 

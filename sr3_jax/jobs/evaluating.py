@@ -269,7 +269,7 @@ def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     said = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
-        *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
+        *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
     ]
     if config.evaluation.downsampling == "matlab":
         said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")

@@ -123,9 +123,9 @@ def _count(
         lines.append(f"more damaged than max_bad_share, {allowed_share:.2%}: training would stop")
     if made.dtype == np.uint16:
         lines.append("16 bits a channel; shown here in 8")
-    lines += [f"{count} of {len(chosen)}: {loss}" for loss, count in made.losses.items()]
-    if made.range_warning:
-        lines.append(made.range_warning)
+    lines += [f"{count} of {len(chosen)}: {loss}" for loss, count in made.reader.losses.items()]
+    if made.reader.range_warning:
+        lines.append(made.reader.range_warning)
     if labels != {sources.NO_LABEL}:
         lines.append(f"{len(labels)} classes among them, {min(labels)} to {max(labels)}")
     return lines, made.skipped
