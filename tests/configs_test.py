@@ -155,6 +155,10 @@ def test_variants_that_cannot_be():
     config.model.num_classes = 3
     with pytest.raises(ValueError, match="num_classes = 3, but a regression is not told"):
         networks.model(read(config))
+    config = _config("imagenet_64_256", "regression")
+    config.model.prediction, config.train.loss_weight = "v", "sigmoid"
+    with pytest.raises(ValueError, match="2 faults: .*prediction = 'v' .*loss_weight = 'sigmoid'"):
+        read(config)
     config = _config("imagenet_64_base")
     config.train.blur_probability = 0.5
     config.train.source_noise = 0.1

@@ -271,6 +271,43 @@ def test_source_noise_is_as_much_as_was_asked_for_and_as_is_told():
     assert loss == pytest.approx(2.0 - 2 / 3 * 0.1**2, abs=0.03)
 
 
+class Grey(small_run.Network):
+    """Knows that every image is grey, but for `error`, and predicts what it is asked to."""
+
+    prediction: diffusion.Prediction
+    error: float
+
+    def __call__(self, x, y_t, gamma):
+        y_0 = jnp.full_like(y_t, self.error)
+        eps = diffusion.PREDICTIONS["y_0"].to_eps(y_0, y_t, gamma)
+        return self.prediction.target(y_0, eps, gamma)
+
+
+@pytest.mark.parametrize("name", diffusion.PREDICTIONS)
+def test_the_loss_compares_what_the_network_predicts(name):
+    """None where it knows the image; with a weighting, the same error costs the same."""
+    prediction, rows = diffusion.PREDICTIONS[name], 64
+    schedule = diffusion.linear(100, 1e-2, 0.2)  # away from gamma = 1, where float32 is coarse
+    batch = {
+        "high_resolution": np.full((rows, 8, 8, 3), 65535 // 2 + 1, np.uint16),
+        "low_resolution": np.zeros((rows, 2, 2, 3), np.uint16),
+        "weight": np.ones(rows, np.float32),
+        "key": jax.random.split(jax.random.key(0), rows),
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def loss(error, **train):
+        denoiser = models.Denoiser(Grey(prediction, error), prediction)
+        return float(predict(denoiser, {}, schedule, batch, small_run.options(**train))[0])
+
+    assert loss(0.0) < 3e-4
+    keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(batch["key"])
+    gamma = np.asarray(diffusion.sample_gamma(keys, schedule), np.float64)
+    expected = np.mean(np.minimum(gamma / (1 - gamma), 5) * 0.3**2)
+    found = loss(0.3, loss="l2", loss_weight="min_snr")
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def labelled():
     """A generator of three classes, and its gradient on a batch under some label dropout."""

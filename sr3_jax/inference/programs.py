@@ -186,9 +186,10 @@ class Programs:
         y_0: Float[Array, "n values"],
         keys: Key[Array, " n"],
     ) -> tuple[diffusion.State, Float[Array, "n values"]]:
-        """Takes a sampler's step with the blended estimate; and zeros for the sum of the next one.
+        """Takes a sampler's step with the blended estimate of y_0.
 
-        It takes the memory of the state and of the estimate.
+        Returns the next state, and zeros for the sum of the next tiles; both take the memory of the
+        arguments.
         """
 
         def step(
