@@ -188,7 +188,7 @@ def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
         for group, batch_size in itertools.product(groups, (1, 2, 3, 5, 6, 7, 8)):
             options = Sampling(num_steps=1, clip=False, batch_size=batch_size, tile_size=64)
             refiner = refinement.Refiner(
-                models.UNet(channels=8), options, factor=1, stride=1, devices=group
+                models.Denoiser(models.UNet(channels=8)), options, factor=1, stride=1, devices=group
             )
             used = set()
             for height, count in itertools.product(range(1, 71), range(1, batch_size + 1)):

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import small_run
 from etils import epath
-from flax import linen as nn
 from PIL import Image, ImageCms
 
-from sr3_jax import SuperResolver
+from sr3_jax import SuperResolver, models
 from sr3_jax.config import networks, read, schedules
 from sr3_jax.data import picture
 from sr3_jax.inference import files, levels, programs, reading, refinement
@@ -85,7 +84,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
     for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
         options = dataclasses.replace(resolver._sampling, batch_size=batch_size)
         refiner = refinement.Refiner(
-            resolver.refiner.model,
+            resolver.refiner.denoiser,
             options,
             factor=4,
             stride=1,
@@ -113,7 +112,7 @@ def test_an_image_whose_height_devices_share_is_the_same(resolver, images, monke
     made = []
     for share in (False, True):
         refiner = refinement.Refiner(
-            resolver.refiner.model,
+            resolver.refiner.denoiser,
             resolver._sampling,
             factor=4,
             stride=1,
@@ -180,7 +179,7 @@ def test_no_image_is_sampled_twice(images):
     """Fewer images than devices, and numbers that devices cannot share evenly."""
     sizes = []
 
-    class Recorder(nn.Module):
+    class Recorder(small_run.Network):
         def __call__(self, x, y_t, gamma):
             sizes.append(len(x))
             return y_t
@@ -188,7 +187,7 @@ def test_no_image_is_sampled_twice(images):
     config = small_run.config()
     config.sampling.batch_size = 5
     resolver = SuperResolver(
-        Recorder(),
+        models.Denoiser(Recorder()),
         {},
         functools.partial(schedules.sampler, read(config)),
         read(config).effective_sampling,

@@ -50,7 +50,8 @@ def train(config: Config, workdir: epath.Path) -> None:
 def _train(config: Config, workdir: epath.Path) -> None:
     """Trains; see `train`."""
     shared.check_same_config(config)
-    model, schedule = networks.model(config), schedules.training_schedule(config)
+    denoiser, schedule = networks.denoiser(config), schedules.training_schedule(config)
+    model = denoiser.network
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
@@ -78,7 +79,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
         _keep_config(config, workdir)
         evaluate(config, workdir)
         return
-    train_step = training_step.make_train_step(model, schedule, optimizer, config, layout)
+    train_step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
@@ -97,7 +98,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
     _check_memory_of(compiled, mesh)
-    validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
+    validate = _validation(config, workdir, denoiser, schedule, state.ema_params, mesh)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
@@ -214,9 +215,9 @@ def _first_state(
     return state
 
 
-def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
+def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
     """Means over the held-out images, with noise that never changes; compiled at once."""
-    of_batch = training_step.make_validation(model, schedule, config)
+    of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
     layout = parallel.Layout(mesh)
@@ -232,7 +233,7 @@ def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate
         totals: collections.Counter[str] = collections.Counter()
         count = 0.0
         for batch in pipeline.evaluation_batches():
-            _check_labels(pipeline, batch, model.num_classes)
+            _check_labels(pipeline, batch, denoiser.network.num_classes)
             found, rows = compiled(params, parallel.to_global(batch, mesh))
             totals.update({name: float(value) for name, value in found.items()})
             count += float(rows)

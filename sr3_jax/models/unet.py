@@ -1,14 +1,14 @@
-"""The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma.
+"""The SR3 U-Net: the network of x, y_t and gamma whose output a `Denoiser` interprets.
 
-And what else is the same network: without a source, the model that a cascade begins with; without
-y_t and gamma, the regression baseline, which gives y_0.
+Without x it is the network that a cascade begins with; without y_t and gamma, the regression
+baseline's.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from sr3_jax import diffusion
 from sr3_jax.models import folding, layers
 
-Predicts = Literal["eps", "y_0"]
 Input = Array | tuple[Array, Array]  # of a block: an image, or one and what a skip brings
 
 
@@ -46,17 +44,13 @@ class UNet(nn.Module):
       scale_shift: let the noise embedding scale and shift after normalisation instead of being
         added before it.
       embedding_scale: factor on sqrt(gamma) before its sinusoids.
-      residual_std: where over 0, the convolutions correct the best linear estimate of eps for
-        y_0 = x + noise of this standard deviation (`diffusion.estimate_eps_linearly`), or x, by
-        multiples of it; 0 has them give eps or y_0 itself, as in the paper.
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
         folds nothing. The parameters and, but for rounding, the result are the same.
-      predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
-      has_source: without one there is no x, and the network makes images from nothing (DDPM);
-        `residual_std` then is the standard deviation of y_0 about 0.
+      has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
+      has_source: without one there is no x, and the network makes images from nothing (DDPM).
       num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
         The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
       source_noise: x may come with noise of its own, whose gamma is embedded likewise
@@ -73,12 +67,11 @@ class UNet(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     embedding_scale: float = 5000.0
-    residual_std: float = 0.0
     out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     lanes: int = 1
-    predicts: Predicts = "eps"
+    has_y_t: bool = True
     has_source: bool = True
     num_classes: int = 0
     source_noise: bool = False
@@ -93,22 +86,20 @@ class UNet(nn.Module):
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
-        """Estimates eps, or y_0 (`predicts`).
+        """Returns the output of the last convolution, float32.
 
         Args:
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1]; None
             where the network has none.
-          y_t: the noisy image; None where y_0 is predicted, as is `gamma`.
+          y_t: the noisy image; None without `has_y_t`, as is `gamma`.
           gamma: the share of signal variance in each y_t, in [0, 1].
           dropout_keys: for training, one for each image; without them nothing is dropped.
-          label: of each image's class, or `num_classes` for none; None where the network knows no
-            classes.
-          source_gamma: the share of signal variance in each x; None where the network takes x for
-            what it is.
+          label: class of each image, `num_classes` for the null label; None if unconditional.
+          source_gamma: the share of signal variance in each x; None without `source_noise`.
 
         Raises:
-          ValueError: where the sizes differ, or are not divisible by the deepest stride, or there
-            is too much or too little to predict from.
+          ValueError: the sizes differ, or are not divisible by the deepest stride, or an input is
+            missing or not the network's.
         """
         self._check_inputs(x, y_t, gamma, label, source_gamma)
         image = x if y_t is None else y_t
@@ -164,19 +155,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        return self._correct(self._to_image(h, fold[0]), x, y_t, gamma)
-
-    def _correct(
-        self, out: Array, x: Array | None, y_t: Array | None, gamma: Array | None
-    ) -> Float[Array, "b h w _"]:
-        """What the convolutions give, as it is or as a correction (`residual_std`)."""
-        if not self.residual_std:
-            return out
-        if y_t is None:
-            return x + self.residual_std * out
-        x = jnp.zeros_like(y_t) if x is None else x
-        eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
-        return eps + std * out
+        return self._to_image(h, fold[0])
 
     def _embed(
         self, gamma: Array | None, label: Array | None, source_gamma: Array | None
@@ -227,14 +206,14 @@ class UNet(nn.Module):
         given = [name for name, value in given.items() if value is not None]
         wanted = [
             *(["x"] if self.has_source else []),
-            *(["y_t", "gamma"] if self.predicts == "eps" else []),
+            *(["y_t", "gamma"] if self.has_y_t else []),
             *(["label"] if self.num_classes else []),
             *(["source_gamma"] if self.source_noise else []),
         ]
         if given != wanted:
             raise ValueError(
-                f"a network that predicts {self.predicts}, with has_source = {self.has_source}, "
-                f"num_classes = {self.num_classes}, source_noise = {self.source_noise}, takes "
+                f"a network of has_source = {self.has_source}, has_y_t = {self.has_y_t}, "
+                f"num_classes = {self.num_classes}, source_noise = {self.source_noise} takes "
                 f"{', '.join(wanted)}; it was given {', '.join(given) or 'nothing'}"
             )
         image = x if y_t is None else y_t
@@ -265,7 +244,7 @@ def example_inputs(
 ) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
     image, number = jnp.zeros((1, image_size, image_size, channels)), jnp.zeros((1,))
-    if model.predicts == "y_0":
+    if not model.has_y_t:
         return (image,)
     return (
         image if model.has_source else None,
