@@ -201,10 +201,10 @@ def write(
 
 
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    # Folded, as TPUs want it, the network would be slow elsewhere.
+    # Packed, as TPUs want it, the network would be slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _network(plan.config, lanes))
-        for lanes in (networks.TPU_LANES, 1)
+        _sampling(plan, structure, _network(plan.config, packed_channels))
+        for packed_channels in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -250,11 +250,11 @@ def _sampling(
     return sample
 
 
-def _network(config: Config, lanes: int) -> nn.Module:
+def _network(config: Config, packed_channels: int) -> nn.Module:
     model = networks.model(config)
     if not isinstance(model, models.UNet):
         return model
-    return model.clone(lanes=config.model.lanes or lanes)
+    return model.clone(packed_channels=config.model.lanes or packed_channels)
 
 
 def _describe(
