@@ -59,7 +59,7 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     assert 0 < report["share_of_peak"] < 1
     flops = report["model_flops_per_core"]
     assert flops == pytest.approx(report["share_of_peak"] * 61.5e12 * seconds)
-    # The levels of 32 and 64 channels are folded, and zeros are multiplied too.
+    # The levels of 32 and 64 channels are packed, and zeros are multiplied too.
     assert 1.2 * flops < report["flops_per_core"] < 8 * flops
     assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
     # Our own sum over the operations is the compiler's, to what it counts otherwise.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sr3_jax import models
-from sr3_jax.models import folding, layers
+from sr3_jax.models import layers
 
 # Compiling is what takes time here: most tests share one small network, and its parameters.
 SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1, attention_levels=(1,))
@@ -192,12 +192,12 @@ def test_drop_keeps_the_mean_and_drops_the_share_asked_for():
     assert not np.array_equal(dropped[0], dropped[1])
 
 
-def test_folding_changes_neither_output_nor_gradient_nor_dropout():
-    """Levels of 8 and 24 channels, folded by different numbers; attention; every resampling."""
+def test_width_packing_changes_neither_output_nor_gradient_nor_dropout():
+    """Levels of 8 and 24 channels, packed by different factors; attention; every resampling."""
     settings = dict(
         channels=8, multipliers=(1, 3), num_blocks=1, attention_levels=(0,), dropout=0.3
     )
-    plain, folded = models.UNet(**settings), models.UNet(**settings, lanes=64)
+    plain, packed = models.UNet(**settings), models.UNet(**settings, packed_channels=64)
     args = inputs(height=4, width=32)
     params = random_params(plain)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -211,17 +211,10 @@ def test_folding_changes_neither_output_nor_gradient_nor_dropout():
         return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
     (_, expected), expected_gradient = run(plain)
-    (_, out), gradient = run(folded)
+    (_, out), gradient = run(packed)
     np.testing.assert_allclose(out, expected, atol=2e-4)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3 * (1 + np.abs(b).max()))
-
-
-def test_fold_for_stops_where_the_width_cannot_be_halved():
-    assert folding.fold_for(16, 1024, 128) == 8
-    assert folding.fold_for(128, 1024, 128) == 1
-    assert folding.fold_for(16, 12, 128) == 4
-    assert folding.fold_for(24, 64, 64) == 4
 
 
 def test_labels_and_source_noise_change_what_is_said():

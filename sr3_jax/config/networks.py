@@ -36,7 +36,7 @@ def model(config: Config) -> models.UNet | models.SRCNN:
         has_source=config.has_source,
         num_classes=c.num_classes,
         source_noise=config.train.source_noise > 0,
-        lanes=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+        packed_channels=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
 

@@ -16,9 +16,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from sr3_jax.models import folding, layers
-
-Input = Array | tuple[Array, Array]  # of a block: an image, or one and what a skip brings
+from sr3_jax.models import layers, width_packing
+from sr3_jax.models.width_packing import PackedImage
 
 
 class UNet(nn.Module):
@@ -47,8 +46,9 @@ class UNet(nn.Module):
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
-        folds nothing. The parameters and, but for rounding, the result are the same.
+      packed_channels: levels of fewer channels are packed to so many (`models.width_packing`),
+        which TPUs want; 1: no packing. The parameters and, but for rounding, the result are the
+        same.
       has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
       num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
@@ -70,7 +70,7 @@ class UNet(nn.Module):
     out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    lanes: int = 1
+    packed_channels: int = 1
     has_y_t: bool = True
     has_source: bool = True
     num_classes: int = 0
@@ -102,41 +102,38 @@ class UNet(nn.Module):
             missing or not the network's.
         """
         self._check_inputs(x, y_t, gamma, label, source_gamma)
-        image = x if y_t is None else y_t
-        fold = self._folds(image.shape[2])
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
         embedding = self._embed(gamma, label, source_gamma)
 
-        def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
+        def block(
+            h: PackedImage, name: str, level: int, resample: layers.Resample = "none"
+        ) -> PackedImage:
             features = self.channels * self.multipliers[level]
-            level_out = level + {"none": 0, "down": 1, "up": -1}[resample]
-            folds = dict(fold=fold[level], fold_out=fold[level_out])
             options = (features, resample, self.dropout, self.scale_shift, self.dtype)
-            module = block_type(*options, **folds, statistics=self.norm, name=name)
+            module = block_type(*options, statistics=self.norm, name=name)
             keys = dropout_keys
             if keys is not None and self.dropout:
                 number = zlib.crc32(name.encode())
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
             return module(h, embedding, keys)
 
-        def attention(h: Array, name: str, level: int) -> Array:
-            h = folding.refold(h, fold[level], 1)
-            h = attention_type(self.num_heads, self.dtype, self.norm, name=name)(h)
-            return folding.refold(h, 1, fold[level])
+        def attention(h: PackedImage, name: str) -> PackedImage:
+            module = attention_type(self.num_heads, self.dtype, self.norm, name=name)
+            return module(h.packed_by(1)).packed_by(h.factor)
 
         deepest = len(self.multipliers) - 1
         h = jnp.concatenate([part for part in (x, y_t) if part is not None], axis=-1)
-        h = h.astype(self.dtype)
-        h = folding.fold(h, fold[0])
-        h = layers.Conv3x3(self.channels, self.dtype, fold=fold[0], name="conv_in")(h)
+        level_channels = [self.channels * multiplier for multiplier in self.multipliers]
+        h = width_packing.pack(h.astype(self.dtype), level_channels, self.packed_channels)
+        h = layers.Conv3x3(self.channels, self.dtype, name="conv_in")(h)
         skips = [h]
         for level in range(deepest + 1):
             for i in range(self.num_blocks):
                 h = block(h, f"down_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"down_{level}_attention_{i}", level)
+                    h = attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
             if level < deepest:
                 h = block(h, f"down_{level}_resample", level, "down")
@@ -144,18 +141,18 @@ class UNet(nn.Module):
 
         h = block(h, "middle_block_0", deepest)
         if self.bottleneck_attention:
-            h = attention(h, "middle_attention", deepest)
+            h = attention(h, "middle_attention")
         h = block(h, "middle_block_1", deepest)
 
         for level in reversed(range(deepest + 1)):
             for i in range(self.num_blocks + 1):
-                h = block((h, skips.pop()), f"up_{level}_block_{i}", level)
+                h = block(h.beside(skips.pop()), f"up_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"up_{level}_attention_{i}", level)
+                    h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        return self._to_image(h, fold[0])
+        return self._to_image(h)
 
     def _embed(
         self, gamma: Array | None, label: Array | None, source_gamma: Array | None
@@ -181,18 +178,10 @@ class UNet(nn.Module):
             parts.append(table(label))
         return sum(parts) if parts else None
 
-    def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
-        norm = layers.Norm(self.dtype, swish=True, fold=fold, statistics=self.norm, name="norm_out")
-        (h,) = norm(h)
-        conv = layers.Conv3x3(self.out_channels, self.dtype, zero=True, fold=fold, name="conv_out")
-        return folding.refold(conv(h), fold, 1).astype(jnp.float32)
-
-    def _folds(self, width: int) -> list[int]:
-        """By how much the images of each level are folded."""
-        return [
-            folding.fold_for(self.channels * multiplier, width // 2**level, self.lanes)
-            for level, multiplier in enumerate(self.multipliers)
-        ]
+    def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
+        h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
+        h = layers.Conv3x3(self.out_channels, self.dtype, zero=True, name="conv_out")(h)
+        return h.to_array().astype(jnp.float32)
 
     def _check_inputs(
         self,
@@ -273,7 +262,7 @@ def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> in
 def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float | None:
     """Floating-point operations of the network on one image, as XLA counts the plain program.
 
-    Folding and recomputation are not counted; a training step is taken for three times as many.
+    Packing and recomputation are not counted; a training step is taken for three times as many.
     Nothing is allocated. None where `JAX_PLATFORMS` leaves out the CPU: plugins for accelerators
     count only what they have compiled.
     """
@@ -281,7 +270,7 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float |
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return None
-    plain = model.clone(lanes=1, remat=False) if isinstance(model, UNet) else model
+    plain = model.clone(packed_channels=1, remat=False) if isinstance(model, UNet) else model
     inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
     variables = {"params": parameter_shapes(plain, image_size, channels)}
     program = jax.jit(plain.apply, in_shardings=cpu).lower(variables, *inputs)

@@ -76,7 +76,7 @@ class Report:
       float32_images: number and bytes of the images that kernels write in float32; of a GPU.
       bytes_by_kind: bytes that each opcode moves, and each call of a library; of a GPU.
       quick: whether kernels were emitted in the first way, not the best one.
-      flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
+      flops_per_core: of the compiled program; a packed convolution's zeros and what is recomputed
         are among them.
       model_flops_per_core: of the network as written (`models.count_flops`).
       num_calls: of the denoiser for a batch, by `config.sampling`; None of training.

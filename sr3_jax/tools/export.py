@@ -200,10 +200,10 @@ def write(
 
 
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    # Folded, as TPUs want it, the network would be slow elsewhere.
+    # Packed, as TPUs want it, the network would be slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _denoiser(plan.config, lanes))
-        for lanes in (networks.TPU_LANES, 1)
+        _sampling(plan, structure, _denoiser(plan.config, packed_channels))
+        for packed_channels in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -240,9 +240,9 @@ def _sampling(
     return sample
 
 
-def _denoiser(config: Config, lanes: int) -> models.Denoiser:
-    lanes = config.model.lanes or lanes
-    return networks.denoiser(changed(config, {"model.lanes": lanes}))
+def _denoiser(config: Config, packed_channels: int) -> models.Denoiser:
+    packed_channels = config.model.lanes or packed_channels
+    return networks.denoiser(changed(config, {"model.lanes": packed_channels}))
 
 
 def _describe(
