@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int, UInt
 from sr3_jax import images as image_ops
 from sr3_jax import metrics
 from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.evaluation.report import measures
 from sr3_jax.training.step import Batch
 
 METRICS = ("psnr", "ssim", "consistency", "gradient_energy")

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.evaluation.report import measures
 
 # Better is below for True.
 METRICS = {"fid": True, "energy": True, "psnr": False, "ssim": False}

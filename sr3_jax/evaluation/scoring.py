@@ -15,7 +15,7 @@ from sr3_jax.data import folders, sources
 from sr3_jax.data.picture import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
-from sr3_jax.evaluation.pretrained import Images
+from sr3_jax.evaluation.pretrained.common import Images
 
 _MOST_NAMED = 100
 

@@ -16,19 +16,12 @@ from etils import epath
 from sr3_jax import parallel
 from sr3_jax.config import Config, image_sets, sampling_recipe, schedules, to_json
 from sr3_jax.data import folders, locks, storage
-from sr3_jax.evaluation import (
-    evaluator,
-    outputs,
-    pictures,
-    pretrained,
-    provenance,
-    report,
-    scoring,
-    tables,
-)
+from sr3_jax.evaluation import evaluator, outputs, scoring
+from sr3_jax.evaluation.pretrained import common
+from sr3_jax.evaluation.report import grids, page, provenance, tables
 from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import generating, judging, shared
+from sr3_jax.jobs import features, generating, shared
 from sr3_jax.training.step import Batch
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -87,7 +80,7 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         for skipped, reason in pipeline.skipped.items():
             logging.warning("not scored: %s: %s", skipped, reason)
         shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
-        pictures.save(pictures.grid(shown), folder / "samples.png")
+        grids.save(grids.grid(shown), folder / "samples.png")
         _conclude(
             workdir,
             folder,
@@ -112,7 +105,7 @@ def _conclude(
     folder: epath.Path,
     config: Config,
     results: tables.Results,
-    images: Mapping[str, pretrained.Images],
+    images: Mapping[str, common.Images],
     *,
     labels: Sequence[int],
     title: str,
@@ -122,7 +115,7 @@ def _conclude(
 ) -> None:
     """Asks pretrained networks, writes numbers and report, and prints the table."""
     methods = {name: images[name] for name in results.means}
-    said = judging.judge(config, workdir, methods, images["reference"], labels)
+    said = features.judge(config, workdir, methods, images["reference"], labels)
     rows = [*(["reference"] if "reference" in said.means else []), *results.means]
     means, of_images = (
         {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
@@ -132,7 +125,7 @@ def _conclude(
         )
     )
     seen = _seen(config)
-    report.write(
+    page.write(
         folder,
         tables.Results(means, results.names, of_images),
         title=title,
@@ -177,7 +170,7 @@ class _Strip:
         columns = {
             f"t = {t}": picture[:_NUM_REFINED] for t, picture in zip(times, refinement, strict=True)
         }
-        outputs.write(pictures.grid(columns), self._path, self._made_of(low), 0.0)
+        outputs.write(grids.grid(columns), self._path, self._made_of(low), 0.0)
 
     def _made_of(self, low: np.ndarray) -> str:
         return outputs.digest(self._recipe, low[:_NUM_REFINED])
@@ -253,7 +246,7 @@ def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str
 
 def _images_of(
     folder: epath.Path, evaluation: evaluator.Evaluation, method: str
-) -> dict[str, pretrained.Images]:
+) -> dict[str, common.Images]:
     """The pictures of an evaluation, read when they are asked for."""
     numbers = evaluation.index.tolist()
     images = {

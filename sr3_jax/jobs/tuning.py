@@ -15,7 +15,9 @@ from etils import epath
 from sr3_jax import metrics, parallel
 from sr3_jax.config import Config, run_file, schedules, with_sampling
 from sr3_jax.data import locks, storage
-from sr3_jax.evaluation import judged, pictures, schedule_search
+from sr3_jax.evaluation import schedule_search
+from sr3_jax.evaluation.pretrained import process
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 from sr3_jax.parallel import StoppedError
@@ -163,7 +165,7 @@ def _draw_samples(
         if path.exists():  # not where all trials were refused
             with path.open("rb") as file:
                 columns[f"{calls} calls"] = np.load(file)
-    pictures.save(pictures.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
+    grids.save(grids.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _score(
         "gradient_energy": metrics.gradient_energy(made, high).mean(),
     }
     if metric == "fid":
-        said = judged.judge(
+        said = process.judge(
             ("fid",), {"made": list(made)}, list(high), [], weights=config.evaluation.weights
         )
         found["fid"] = said.means["made"]["fid"]

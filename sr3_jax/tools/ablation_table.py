@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.evaluation.report import measures
 
 # What images are made from and scored with; bicubic upsampling depends on nothing else.
 _OF_BICUBIC = ("data.", "evaluation.", "seed")

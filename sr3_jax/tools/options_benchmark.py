@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from sr3_jax import metrics
 from sr3_jax.config import run_file
 from sr3_jax.data.picture import to_8_bits
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference import pictures as inference_pictures
 from sr3_jax.inference.super_resolver import SuperResolver
 
@@ -137,7 +137,7 @@ def _draw(
         ),
         "reference": high[:_SHOWN],
     }
-    pictures.save(pictures.grid(columns), path)
+    grids.save(grids.grid(columns), path)
 
 
 def _uncertainty(

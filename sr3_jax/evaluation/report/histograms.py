@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sr3_jax.evaluation import measures
+from sr3_jax.evaluation.report import measures
 
 # In the drawing's own units, which are pixels at the width that the page gives it on a phone.
 WIDTH = 350

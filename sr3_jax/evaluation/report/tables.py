@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sr3_jax.evaluation import intervals, measures, paper
+from sr3_jax.evaluation.report import intervals, measures, paper
 
 # A mean of float32 numbers that was taken otherwise is still the same mean.
 _SAME_MEAN = 1e-4

@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 
 from sr3_jax.data import storage
 from sr3_jax.data.picture import to_8_bits, write_image
-from sr3_jax.evaluation import gallery, histograms, intervals, measures, tables
-from sr3_jax.evaluation.tables import Results
+from sr3_jax.evaluation.report import gallery, histograms, intervals, measures, tables
+from sr3_jax.evaluation.report.tables import Results
 
 _COLOURS = 8
 _MARKDOWN_PICTURES = 2 * gallery.NUM_EXTREMES + gallery.NUM_MIDDLE
@@ -121,7 +121,7 @@ def _environment() -> Any:
         raise ImportError("the report needs jinja2: pip install 'jinja2>=3.1'") from error
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sr3_jax.evaluation"),
+        loader=jinja2.PackageLoader("sr3_jax.evaluation.report"),
         autoescape=lambda name: name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -13,7 +13,7 @@ from jaxtyping import UInt
 
 from sr3_jax import worker_processes
 from sr3_jax.data import storage
-from sr3_jax.evaluation import classifier, features, perceptual, pretrained
+from sr3_jax.evaluation.pretrained import common, inception, lpips, resnet50
 
 METRICS = ("fid", "lpips", "resnet50")
 MakeImages = Callable[[], Iterable[UInt[np.ndarray, "_h _w 3"]]]
@@ -37,11 +37,11 @@ class Judged:
 
 def judge(
     metrics: Sequence[str],
-    methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images | None,
+    methods: Mapping[str, common.Images],
+    reference: common.Images | None,
     *,
     labels: Sequence[int] = (),
-    fid_reference: pretrained.Images | str | None = None,
+    fid_reference: common.Images | str | None = None,
     make_fid_reference: MakeImages | None = None,
     weights: Mapping[str, str | None] | None = None,
 ) -> Judged:
@@ -55,7 +55,7 @@ def judge(
       metrics: some of METRICS.
       methods: the images by name.
       reference: what each should be; None for `fid` alone, with an `fid_reference`.
-      labels: for `resnet50`; see `classifier.resnet50`.
+      labels: for `resnet50`; see `resnet50.resnet50`.
       fid_reference: what `fid` compares with: images, or a file of their statistics; None for
         `reference`.
       make_fid_reference: gives the images of that file where it does not exist yet.
@@ -78,10 +78,10 @@ def _leave_devices() -> None:
 
 def _judge(
     metrics: Sequence[str],
-    methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images | None,
+    methods: Mapping[str, common.Images],
+    reference: common.Images | None,
     labels: Sequence[int],
-    fid_reference: pretrained.Images | str | None,
+    fid_reference: common.Images | str | None,
     make_fid_reference: MakeImages | None,
     weights: Mapping[str, str | None],
 ) -> Judged:
@@ -92,7 +92,7 @@ def _judge(
     if "lpips" in metrics:
         for name, images in methods.items():
             with _bar(f"LPIPS of {name}", len(images)) as bar:
-                distances = perceptual.lpips(
+                distances = lpips.lpips(
                     images, reference, weights=weights.get("lpips"), progress=bar.update
                 )
             _add(judged, name, lpips=distances)
@@ -102,7 +102,7 @@ def _judge(
     if "resnet50" in metrics:
         for name, images in rows.items():
             with _bar(f"ResNet-50 of {name}", len(images)) as bar:
-                found = classifier.resnet50(
+                found = resnet50.resnet50(
                     images, labels, weights=weights.get("resnet50"), progress=bar.update
                 )
             _add(judged, name, **found)
@@ -114,12 +114,12 @@ def _judge(
 
 def _add_fid(
     judged: Judged,
-    rows: Mapping[str, pretrained.Images],
-    fid_reference: pretrained.Images | str | None,
+    rows: Mapping[str, common.Images],
+    fid_reference: common.Images | str | None,
     make_fid_reference: MakeImages | None,
     weights: str | None,
 ) -> None:
-    pretrained.libraries()  # torch comes first: images may be read by what loads TensorFlow
+    common.libraries()  # torch comes first: images may be read by what loads TensorFlow
     with tempfile.TemporaryDirectory() as folder:
         kept = fid_reference if isinstance(fid_reference, str) else f"{folder}/references.npz"
         if kept is not fid_reference or (make_fid_reference and not storage.exists(kept)):
@@ -127,12 +127,12 @@ def _add_fid(
             images = rows["reference"] if fid_reference is None else fid_reference
             images = make_fid_reference() if make_fid_reference else images
             with _bar("statistics of FID's references", None) as bar:
-                features.write_statistics(images, kept, weights=weights, progress=bar.update)
+                inception.write_statistics(images, kept, weights=weights, progress=bar.update)
         for name, images in rows.items():
             # Of the references with themselves it is 0.
             target = None if fid_reference is None and name == "reference" else kept
             with _bar(f"FID of {name}", len(images)) as bar:
-                found = features.fid_and_is(images, target, weights=weights, progress=bar.update)
+                found = inception.fid_and_is(images, target, weights=weights, progress=bar.update)
             judged.means[name] |= {key: found[key] for key in ("fid", "is") if key in found}
             how = "; ".join(f"{key}: {value}" for key, value in found["protocol"].items())
             judged.protocol.append(f"FID and IS of {name}: {how}.")

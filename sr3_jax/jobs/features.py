@@ -13,13 +13,15 @@ from etils import epath
 
 from sr3_jax.config import Config, image_sets
 from sr3_jax.data import folders, storage
-from sr3_jax.evaluation import evaluator, judged, pretrained, provenance, report, scoring, tables
+from sr3_jax.evaluation import evaluator, scoring
+from sr3_jax.evaluation.pretrained import common, process
+from sr3_jax.evaluation.report import page, provenance, tables
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import shared
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
+class Wanted:
     """What to measure of images made from nothing.
 
     Attributes:
@@ -34,10 +36,10 @@ class Measure:
 def judge(
     config: Config,
     workdir: epath.Path,
-    methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images | None,
+    methods: Mapping[str, common.Images],
+    reference: common.Images | None,
     labels: Sequence[int] = (),
-) -> judged.Judged:
+) -> process.Judged:
     """What the networks of `config.evaluation.feature_metrics` say, if any.
 
     Args:
@@ -49,7 +51,7 @@ def judge(
     """
     wanted, given = config.evaluation, config.evaluation.fid_reference
     if not wanted.feature_metrics:
-        return judged.Judged({}, {}, [])
+        return process.Judged({}, {}, [])
     of_fid: dict[str, Any] = {}
     if given == "train":
         # Taken once and kept: for ImageNet that takes hours.
@@ -63,7 +65,7 @@ def judge(
         of_fid = {"fid_reference": given}
     elif given:
         of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
-    return judged.judge(
+    return process.judge(
         methods=methods,
         reference=reference,
         labels=labels,
@@ -73,7 +75,7 @@ def judge(
     )
 
 
-def check_generated(measure: Measure, num_images: int) -> None:
+def check_generated(measure: Wanted, num_images: int) -> None:
     """Whether FID can be measured of so many images made from nothing, before they are made.
 
     Raises:
@@ -106,9 +108,9 @@ def check_generated(measure: Measure, num_images: int) -> None:
 
 
 def report_generated(
-    measure: Measure,
+    measure: Wanted,
     stages: Sequence[cascade.Stage],
-    images: pretrained.Images,
+    images: common.Images,
     output: epath.Path,
 ) -> None:
     """Measures FID and the Inception score of a cascade's images, and writes what they are.
@@ -142,7 +144,7 @@ def report_generated(
     lines += [
         "## How ours were made and measured",
         "\n".join(
-            f"- {report.markdown_safe(line)}"
+            f"- {page.markdown_safe(line)}"
             for line in (*how, *said.protocol, *(f"{k}: {v}" for k, v in made.items()))
         ),
     ]

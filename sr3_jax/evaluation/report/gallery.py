@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt, UInt8
 from PIL import Image
 
-from sr3_jax.evaluation import measures
+from sr3_jax.evaluation.report import measures
 
 # ("input", "reference" or a method's name, number of the image) to the image, of 8 or 16 bits
 Picture = Callable[[str, int], UInt[np.ndarray, "h w 3"]]
