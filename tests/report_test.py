@@ -15,11 +15,11 @@ from sr3_jax.evaluation.report import (
     gallery,
     histograms,
     intervals,
-    measures,
     page,
     paper,
     provenance,
 )
+from sr3_jax.metrics import registry
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_differences_are_paired():
 
 
 def test_a_number_that_is_not_zero_is_not_written_as_zero():
-    texts = [measures.write(x, ".2f", signed=True) for x in (0.0018, -0.0018, 0.0, -0.0, -1.304)]
+    texts = [registry.write(x, ".2f", signed=True) for x in (0.0018, -0.0018, 0.0, -0.0, -1.304)]
     assert texts == ["+0.002", "−0.002", "+0.00", "+0.00", "−1.30"]
 
 

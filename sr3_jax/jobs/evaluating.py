@@ -22,6 +22,7 @@ from sr3_jax.evaluation.report import grids, page, provenance, tables
 from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import features, generating, shared
+from sr3_jax.metrics import registry
 from sr3_jax.training.step import Batch
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -43,6 +44,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
     (every number), `samples.png` and, of SR3, `refinement.png`. Of a network without a source: see
     `generating.evaluate`.
     """
+    features.check_installed(config.evaluation.feature_metrics)
     if not config.has_source:
         generating.evaluate(config, workdir)
         return
@@ -113,18 +115,18 @@ def _conclude(
     checkpoint_step: int | None = None,
     files: Sequence[str] | None = None,
 ) -> None:
-    """Asks pretrained networks, writes numbers and report, and prints the table."""
+    """Measures with pretrained networks, writes numbers and report, and prints the table."""
     methods = {name: images[name] for name in results.means}
-    said = features.judge(config, workdir, methods, images["reference"], labels)
-    rows = [*(["reference"] if "reference" in said.means else []), *results.means]
+    found = features.measure(config, workdir, methods, images["reference"], labels)
+    rows = [*(["reference"] if found.means.get("reference") else []), *results.means]
     means, of_images = (
         {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
         for ours, theirs in (
-            (results.means, said.means),
-            (results.of_images, said.of_images),
+            (results.means, found.means),
+            (results.of_images, found.of_images),
         )
     )
-    seen = _seen(config)
+    seen, of_these = _seen(config), [m.title for m in registry.of("image") if "border" in m.needs]
     page.write(
         folder,
         tables.Results(means, results.names, of_images),
@@ -133,9 +135,9 @@ def _conclude(
         provenance=provenance.collect(config=config, checkpoint_step=checkpoint_step),
         protocol=[
             *protocol,
-            f"PSNR and SSIM: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
+            f"{' and '.join(of_these)}: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
             f"{seen['border']} pixels left out at each side.",
-            *said.protocol,
+            *found.protocol,
         ],
         paper_table=config.evaluation.paper_table,
         with_input="input" in images,
@@ -348,6 +350,7 @@ def _score(
 ) -> None:
     """Scores; see `score`."""
     config = config or Config()
+    features.check_installed(config.evaluation.feature_metrics)
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
         scores = scoring.score_folders(

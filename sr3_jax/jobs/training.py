@@ -21,7 +21,7 @@ from sr3_jax.config import Config, image_sets, layouts, networks, run_file, sche
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.jobs import features, shared
 from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
@@ -54,7 +54,9 @@ def _train(config: Config, workdir: epath.Path) -> None:
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
-    schedules.sampler(config)  # that it can be made is known now, not after days
+    # What can be known is known now, not after days.
+    schedules.sampler(config)
+    features.check_installed(config.evaluation.feature_metrics)
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )

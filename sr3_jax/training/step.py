@@ -13,8 +13,9 @@ from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images, metrics, parallel
+from sr3_jax import diffusion, images, parallel
 from sr3_jax.config import Config
+from sr3_jax.metrics import full_reference
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
@@ -223,7 +224,7 @@ def make_validation(
             high, weight = batch["high_resolution"], batch["weight"]
             x = images.upsample_source(batch["low_resolution"], high.shape[1:3])
             prediction = images.to_levels(model.apply({"params": params}, x), high.dtype)
-            psnr = jnp.where(weight > 0, metrics.psnr(prediction, high), 0.0)
+            psnr = jnp.where(weight > 0, full_reference.psnr(prediction, high), 0.0)
             found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -37,6 +38,32 @@ class Statistics(NamedTuple):
     sigma: Float[np.ndarray, "2048 2048"]
     n: int | None
     weights: str
+
+
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """FID and Inception score of each method's images and of the references; see `fid_and_is`."""
+    common.libraries()  # torch comes first: images may be read by what loads TensorFlow
+    found = common.Measured(inputs.rows)
+    given = inputs.fid_reference
+    with tempfile.TemporaryDirectory() as folder:
+        kept = given if isinstance(given, str) else f"{folder}/references.npz"
+        if kept is not given or (inputs.make_fid_reference and not storage.exists(kept)):
+            # Once, for all methods.
+            images = inputs.reference if given is None else given
+            images = inputs.make_fid_reference() if inputs.make_fid_reference else images
+            with common.bar("statistics of FID's references") as bar:
+                write_statistics(images, kept, weights=weights, progress=bar.update)
+        for name, images in inputs.rows.items():
+            # Of the references with themselves it is 0.
+            target = None if given is None and name == "reference" else kept
+            with common.bar(f"FID of {name}", len(images)) as bar:
+                scores = fid_and_is(images, target, weights=weights, progress=bar.update)
+            found.means[name] = {key: scores[key] for key in ("fid", "is") if key in scores}
+            how = "; ".join(f"{key}: {value}" for key, value in scores["protocol"].items())
+            found.protocol.append(f"FID and IS of {name}: {how}.")
+            if "warning" in scores:
+                found.protocol.append(f"FID and IS of {name} are {scores['warning']}.")
+    return found
 
 
 def fid_and_is(

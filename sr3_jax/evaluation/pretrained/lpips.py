@@ -17,6 +17,19 @@ from sr3_jax.evaluation.pretrained import common
 _SMALLEST = 16  # pixels: VGG halves them four times
 
 
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """LPIPS of each method's images; see `lpips`."""
+    found = common.Measured()
+    for name, images in inputs.methods.items():
+        with common.bar(f"LPIPS of {name}", len(images)) as bar:
+            distances = lpips(images, inputs.reference, weights=weights, progress=bar.update)
+        found.add(name, lpips=distances)
+    found.protocol.append(
+        "LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size, in 8 bits."
+    )
+    return found
+
+
 def lpips(
     images: common.Images,
     reference: common.Images,

@@ -21,6 +21,19 @@ _NUM_CLASSES = 1000
 _BATCH_SIZE = 16
 
 
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """Top-1 and top-5 accuracy on each method's images and on the references; see `resnet50`."""
+    found = common.Measured()
+    for name, images in inputs.rows.items():
+        with common.bar(f"ResNet-50 of {name}", len(images)) as bar:
+            accuracy = resnet50(images, inputs.labels, weights=weights, progress=bar.update)
+        found.add(name, **accuracy)
+    found.protocol.append(
+        "ResNet-50: keras.applications, on the images as they are, 224x224, in 8 bits."
+    )
+    return found
+
+
 def resnet50(
     images: common.Images,
     labels: Sequence[int],
