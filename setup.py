@@ -38,7 +38,7 @@ setuptools.setup(
     entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
     packages=[*setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]), "sr3_jax.configs"],
     package_dir={"sr3_jax.configs": "configs"},
-    package_data={"sr3_jax.evaluation": ["templates/*"]},
+    package_data={"sr3_jax.evaluation.report": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.12",

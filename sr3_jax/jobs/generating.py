@@ -23,10 +23,11 @@ from jaxtyping import Int, UInt8
 from sr3_jax import parallel
 from sr3_jax.config import Config, cascades, image_sets, with_sampling
 from sr3_jax.data import picture, storage
-from sr3_jax.evaluation import neighbours, pictures
+from sr3_jax.evaluation import neighbours
 from sr3_jax.evaluation.outputs import Files, file_of
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference import cascade, manifest, recipes
-from sr3_jax.jobs import judging, shared
+from sr3_jax.jobs import features, shared
 
 _COMMENT = "made by recipe "  # of each image, with the digest of the recipe
 _BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
@@ -89,7 +90,7 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
     return stages
 
 
-def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> judging.Measure | None:
+def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> features.Wanted | None:
     """What a cascade's config wants to know of the last stage's images, if anything."""
     c = config.evaluation
     if not c.feature_metrics:
@@ -102,7 +103,7 @@ def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> jud
         inception_weights=c.inception_weights,
         image_size=0,
     )
-    return judging.Measure(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
+    return features.Wanted(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
 
 
 def evaluate(config: Config, workdir: epath.Path) -> None:
@@ -120,7 +121,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
         evaluation = dataclasses.replace(config.evaluation, fid_reference=reference)
         measured = dataclasses.replace(config, evaluation=evaluation)
         table = config.evaluation.paper_table
-        measure = judging.Measure(measured, (table,) if table else ())
+        measure = features.Wanted(measured, (table,) if table else ())
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
         images = Files(workdir / "evaluation" / str(stage.image_size), range(options.num_images))
@@ -136,7 +137,7 @@ def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
         image_sets.held_out_images(config, _COMPARED, workdir / shared.INDEX),
         mirror=config.train.flip,
     )
-    pictures.save(found.picture(), workdir / "evaluation" / "neighbours.png")
+    grids.save(found.picture(), workdir / "evaluation" / "neighbours.png")
     print(found)
 
 
@@ -144,7 +145,7 @@ def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
     options: Options,
-    measure: judging.Measure | None = None,
+    measure: features.Wanted | None = None,
 ) -> None:
     """Makes the images that are missing, stage by stage; then looks at them.
 
@@ -172,7 +173,7 @@ def generate(
     output = epath.Path(storage.absolute(output))
     cascade.check(stages, options.labels)
     if measure is not None:
-        judging.check_generated(measure, options.num_images)
+        features.check_generated(measure, options.num_images)
     folders = [output / str(stage.image_size) for stage in stages]
     made_by = _recipes(stages, options)
     with shared.holding(output, "generation"):
@@ -197,7 +198,7 @@ def generate(
             _show(stages, folders, output, options)
             if measure is not None:
                 last = Files(folders[-1], range(options.num_images))
-                judging.report_generated(measure, stages, last, output)
+                features.report_generated(measure, stages, last, output)
 
 
 def _recipes(stages: Sequence[cascade.Stage], options: Options) -> list[dict[str, Any]]:
@@ -385,15 +386,15 @@ def _show(
         rows = min(_GRID // 8, options.num_images // len(classes))
         chosen = {str(c): numbers[labels == c][:rows] for c in classes}
         shown = {c: np.stack([last[int(k)] for k in found]) for c, found in chosen.items()}
-        pictures.save(pictures.grid(shown), output / "grid.png")
+        grids.save(grids.grid(shown), output / "grid.png")
     else:
         images = np.stack([last[k] for k in range(min(_GRID, options.num_images))])
-        pictures.save(pictures.mosaic(images), output / "grid.png")
+        grids.save(grids.mosaic(images), output / "grid.png")
     if len(stages) > 1:
         some = range(min(_STAGES, options.num_images))
         sizes = {
             f"{stage.image_size}x{stage.image_size}": np.stack([Files(f, some)[k] for k in some])
             for stage, f in zip(stages, folders, strict=True)
         }
-        pictures.save(pictures.grid(sizes), output / "stages.png")
+        grids.save(grids.grid(sizes), output / "stages.png")
     print(f"{options.num_images} images are in {folders[-1]}; some of them: {output}/grid.png")

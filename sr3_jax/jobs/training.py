@@ -18,10 +18,10 @@ from etils import epath
 from sr3_jax import models, parallel
 from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config, image_sets, layouts, networks, run_file, schedules
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.jobs import features, shared
 from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
@@ -55,7 +55,9 @@ def _train(config: Config, workdir: epath.Path) -> None:
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
-    schedules.sampler(config)  # that it can be made is known now, not after days
+    # What can be known is known now, not after days.
+    schedules.sampler(config)
+    features.check_installed(config.evaluation.feature_metrics)
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )
@@ -279,12 +281,12 @@ def _logged_samples(
         if isinstance(network, Generator):
             classes = config.model.num_classes
             label = np.arange(count**2) % classes if classes else None
-            return pictures.mosaic(network.generate(count**2, label=label))
+            return grids.mosaic(network.generate(count**2, label=label))
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
         label = shared.LABELS.get(method, method)
-        return pictures.grid({"input": low, label: network.upscale(low), "reference": high})
+        return grids.grid({"input": low, label: network.upscale(low), "reference": high})
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))

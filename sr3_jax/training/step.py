@@ -12,8 +12,9 @@ from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images, metrics, models, parallel
+from sr3_jax import diffusion, images, models, parallel
 from sr3_jax.config import Config
+from sr3_jax.metrics import full_reference
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
@@ -217,7 +218,7 @@ def make_validation(
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:
             high, weight = batch["high_resolution"], batch["weight"]
-            psnr = metrics.psnr(images.to_levels(prediction, high.dtype), high)
+            psnr = full_reference.psnr(images.to_levels(prediction, high.dtype), high)
             psnr = jnp.where(weight > 0, psnr, 0.0)
             found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
         return found
