@@ -258,10 +258,10 @@ def _config(workdir: epath.Path) -> configs.Config | cascades.Cascade | None:
 def _upscale(workdir: epath.Path) -> int:
     """Returns how many inputs failed."""
     from sr3_jax import jobs
-    from sr3_jax.inference import files
+    from sr3_jax.inference.inputs import UpscaleOptions
 
     quality = _QUALITY.value
-    options = files.Options(
+    options = UpscaleOptions(
         _STEPS.value,
         _SEED.value,
         _FACTOR.value,
