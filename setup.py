@@ -76,13 +76,13 @@ setuptools.setup(
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         # --engine=ray. Options that a job needs change in 2.64.
-        "ray": ["ray[data]>=2.60,<2.64"],
+        "ray": ["ray>=2.60,<2.64"],
         "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
         "dev": [
             *_TEST,
             *_TRAIN,
             "gcp-storage-emulator>=2024.8",
-            "ray[data]>=2.60,<2.64",
+            "ray>=2.60,<2.64",
             "ruff>=0.14",
             *_TENSORFLOW,
         ],

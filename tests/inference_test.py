@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 from sr3_jax import SuperResolver, models
 from sr3_jax.config import networks, read, schedules
 from sr3_jax.data import picture
-from sr3_jax.inference import files, levels, programs, reading, refinement
+from sr3_jax.inference import levels, programs, refinement, upscale_files
+from sr3_jax.inference.inputs import UpscaleOptions, find_inputs
 from sr3_jax.training.state import init_state
 
 
@@ -239,8 +240,8 @@ def folder(tmp_path, images):
 
 def _upscale(resolver, source, output, **options):
     """Records by input."""
-    inputs = reading.find_inputs(source)
-    records = list(files.upscale_files(resolver, inputs, output, files.Options(**options)))
+    inputs = find_inputs(source)
+    records = list(upscale_files.upscale_files(resolver, inputs, output, UpscaleOptions(**options)))
     assert len(records) == len(inputs)
     return {record.input: record for record in records}
 
@@ -248,8 +249,8 @@ def _upscale(resolver, source, output, **options):
 def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path):
     output = epath.Path(tmp_path / "out")
     done = []
-    inputs = reading.find_inputs(folder)
-    records = list(files.upscale_files(resolver, inputs, output, progress=done.append))
+    inputs = find_inputs(folder)
+    records = list(upscale_files.upscale_files(resolver, inputs, output, progress=done.append))
     good = {"a.png", "b.JPG", "c.bmp", "d.tiff", "sub/a.png"}
     written = {str(p.relative_to(output)) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert written == good
@@ -349,6 +350,6 @@ def test_a_single_file(resolver, folder, tmp_path):
 
 def test_wrong_paths_are_named(resolver, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        reading.find_inputs(tmp_path / "nowhere")
+        find_inputs(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         SuperResolver.from_workdir(tmp_path)

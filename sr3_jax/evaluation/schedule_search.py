@@ -9,7 +9,6 @@ of calls, after a few that are known to be good.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from sr3_jax.data import storage
+from sr3_jax.data import resumable, storage
 from sr3_jax.metrics.registry import METRICS, current
 
 # Of Karras et al.'s grid for sure, and what has to be left for the last step.
@@ -46,47 +45,42 @@ class Trial:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds_per_image: float = math.nan
 
+    def __post_init__(self):
+        object.__setattr__(self, "metrics", measures.current(self.metrics))
+
 
 class Trials:
     """The table of trials, kept whole in a file after each, so that a search goes on."""
 
-    def __init__(self, path: epath.PathLike, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, path: epath.PathLike, fingerprint: resumable.Fingerprint) -> None:
         """Reads what is there.
 
         Args:
-          path: of a JSONL file; its first row is the recipe.
-          recipe: what trials have in common: weights, images, metric.
+          path: of a JSONL file; its first row is the fingerprint.
+          fingerprint: what trials have in common: weights, images, metric.
 
         Raises:
-          ValueError: the file is of another recipe, or damaged.
+          ValueError: the file has another fingerprint, or is damaged.
         """
-        self._path = epath.Path(path)
-        self._recipe = json.loads(json.dumps(recipe))
-        self.rows: list[Trial] = []
-        if not self._path.exists():
-            return
+        self._path, self._fingerprint = path, fingerprint
+        rows, damaged = resumable.read_rows(path, dict)
         try:
-            before, *rows = map(json.loads, self._path.read_bytes().splitlines())
-            if not isinstance(before, dict):
-                raise TypeError("its first row is not what trials have in common")
-            self.rows = [Trial(**{**row, "metrics": current(row["metrics"])}) for row in rows]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            named = [{**row, "metrics": current(row["metrics"])} for row in rows[1:]]
+            self.rows = [resumable.from_json(Trial, row) for row in named]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            damaged.append(f"{path} is damaged: {error}")
+        if damaged:
+            raise ValueError(f"{damaged[0]}; mend it, or remove it to search anew")
+        if differ := fingerprint.differences(rows[0] if rows else None):
             raise ValueError(
-                f"{path} is damaged: {error}; mend it, or remove it to search anew"
-            ) from error
-        if before != self._recipe:
-            differ = [k for k in before | self._recipe if before.get(k) != self._recipe.get(k)]
-            raise ValueError(
-                f"{path} has trials of something else ({', '.join(differ)} differ); remove it, or "
-                "ask for what it was made with"
+                f"{path} has trials of something else: {'; '.join(differ)}. Remove it, or ask for "
+                "what it was made with"
             )
 
     def add(self, trial: Trial) -> None:
         """Adds a row, and writes the table."""
         self.rows.append(trial)
-        rows = [self._recipe, *(dataclasses.asdict(row) for row in self.rows)]
-        text = "".join(f"{json.dumps(row)}\n" for row in rows)
-        storage.write_whole(str(self._path), text.encode())
+        resumable.write_rows(self._path, [self._fingerprint.values, *self.rows])
 
     def of(self, calls: int) -> list[Trial]:
         """Rows of so many network calls."""

@@ -14,7 +14,7 @@ from jaxtyping import UInt8, UInt16
 
 from sr3_jax import parallel
 from sr3_jax.data import storage
-from sr3_jax.inference import files, levels, reading, trained
+from sr3_jax.inference import inputs, levels, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array: places of its values are int32
 
@@ -229,8 +229,8 @@ class SuperResolver(trained.TrainedNetwork):
           steps: see `upscale`.
           seed: of all noise; that of the picture also depends on its name.
           factor: see `upscale`.
-          num_samples: see `inference.files.Options`.
-          animate: see `inference.files.Options`.
+          num_samples: see `inference.inputs.UpscaleOptions`.
+          animate: see `inference.inputs.UpscaleOptions`.
           overwrite: replace files that are there, but never the picture itself.
 
         Returns:
@@ -243,14 +243,14 @@ class SuperResolver(trained.TrainedNetwork):
         """
         if epath.Path(path).is_dir():
             raise ValueError(f"{path} is a folder; give a file, or use --mode=upscale")
-        options = files.Options(steps, seed, factor, num_samples, animate)
-        for name in reading.output_names(epath.Path(path).name, options):
+        options = inputs.UpscaleOptions(steps, seed, factor, num_samples, animate)
+        for name in options.output_names(epath.Path(path).name):
             made = epath.Path(output) / name
             if storage.is_same_file(path, made):
                 raise ValueError(f"{made} is the picture itself; give another folder than {output}")
             if made.exists() and not overwrite:
                 raise FileExistsError(f"{made} is there already; overwrite=True replaces it")
-        (record,) = files.upscale_files(self, reading.find_inputs(path), output, options)
+        (record,) = upscale_files.upscale_files(self, inputs.find_inputs(path), output, options)
         if record.error:
             raise ValueError(f"{path}: {record.error}")
         return str(epath.Path(output) / record.output)

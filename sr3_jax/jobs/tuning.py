@@ -14,7 +14,7 @@ from etils import epath
 
 from sr3_jax import parallel
 from sr3_jax.config import Config, run_file, schedules, with_sampling
-from sr3_jax.data import locks, storage
+from sr3_jax.data import locks, resumable, storage
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.pretrained import common, process
 from sr3_jax.evaluation.report import grids
@@ -65,15 +65,17 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     low, high = shared.held_out(config, workdir, options.num_images)
     folder = workdir / FOLDER
-    recipe = {
-        "checkpoint": resolver.checkpoint_step,
-        "metric": metric,
-        "images": [len(high), int(low.shape[1]), int(high.shape[1])],
-        "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
-        "clip": config.sampling.clip,
-        "consistent": config.sampling.consistent,
-    }
-    trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
+    fingerprint = resumable.Fingerprint(
+        {
+            "checkpoint": resolver.checkpoint_step,
+            "metric": metric,
+            "images": [len(high), int(low.shape[1]), int(high.shape[1])],
+            "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
+            "clip": config.sampling.clip,
+            "consistent": config.sampling.consistent,
+        }
+    )
+    trials = schedule_search.Trials(folder / "trials.jsonl", fingerprint)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
     with parallel.StopSignal() as stop:
         reference = [(options.reference_calls, 1)] if options.reference_calls else []
@@ -102,7 +104,7 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
         "sampling": _keys(best.sampling),
         "calls": best.calls,
         "metrics": best.metrics,
-        "chosen_by": recipe,
+        "chosen_by": fingerprint.values,
     }
     path = workdir / run_file.INFERENCE
     storage.write_whole(str(path), json.dumps(found, indent=2).encode())

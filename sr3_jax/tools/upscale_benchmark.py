@@ -18,7 +18,7 @@ from PIL import Image
 
 from sr3_jax import parallel
 from sr3_jax.data import sources
-from sr3_jax.inference import files, programs, tiling
+from sr3_jax.inference import manifest, programs, tiling, upscale_files
 from sr3_jax.inference.super_resolver import SuperResolver
 
 
@@ -96,8 +96,8 @@ def measure(
         begin = time.perf_counter()
         resolver = SuperResolver.from_workdir(workdir)
         loaded = time.perf_counter() - begin
-        options = files.Options(steps=steps)
-        upscale = functools.partial(files.upscale_files, resolver, options=options)
+        options = upscale_files.UpscaleOptions(steps=steps)
+        upscale = functools.partial(upscale_files.upscale_files, resolver, options=options)
         _check(list(upscale(refs[:1], epath.Path(root) / "first")))
         first = time.perf_counter() - begin
         _check(list(upscale(refs, epath.Path(root) / "warm")))
@@ -190,7 +190,7 @@ def _write(folder: epath.Path, number: int, size: tuple[int, int]) -> sources.Fi
     return sources.FileRef(name, str(folder / name))
 
 
-def _check(records: list[files.Record]) -> None:
+def _check(records: list[manifest.Record]) -> None:
     for record in records:
         if record.error:
             raise RuntimeError(f"{record.input}: {record.error}")
