@@ -144,16 +144,16 @@ class _Job:
                 )
             content = storage.read(ref.path)
             record = dataclasses.replace(record, input_digest=resumable.digest(content))
-            header = picture.header(content)
+            opened = picture.open_file(content)
             self.resolver.check_fits(
-                (header.height, header.width),
+                opened.shape[:2],
                 factor=options.factor,
                 num_samples=options.num_samples,
                 num_snapshots=_MOST_FRAMES if options.animate else 0,
             )
         except (picture.BadImageError, OSError, ValueError) as error:
             return _failed(record, str(error))
-        return _Fetched(record, content, header.bytes_decoded)
+        return _Fetched(record, content, opened.bytes_decoded)
 
     def decode(self, unit: Record | _Fetched) -> Record | _Decoded:
         """Decodes a picture; one whose output could not be written fails before it is refined."""
