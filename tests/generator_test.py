@@ -30,7 +30,7 @@ class Gaussian(small_run.Network):
         return jnp.sqrt(1 - gamma) / variance * (y_t - jnp.sqrt(gamma) * mean)
 
 
-def _network(kind, denoiser, **options):
+def _network(kind, denoiser, knows_no_class=False, **options):
     options = dict(num_steps=60, clip=False, batch_size=64, tile_size=8) | options
     return kind(
         denoiser,
@@ -39,6 +39,7 @@ def _network(kind, denoiser, **options):
         Sampling(**options),
         factor=1,
         stride=1,
+        knows_no_class=knows_no_class,
     )
 
 
