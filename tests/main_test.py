@@ -54,7 +54,7 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         ([*CASCADE, "--workdir=/nonexistent"], "--config=CASCADE or --workdir, not both"),
         ([*CASCADE, "--steps=3"], "--steps: each stage of a cascade has its own"),
         ([*CASCADE, "--label=cat"], "--label has 'cat'; give numbers of classes"),
-        (CASCADE, "stage runs/ffhq_64_base: runs/ffhq_64_base/config.json does not exist"),
+        (CASCADE, "network of runs/ffhq_64_base: runs/ffhq_64_base/config.json does not exist"),
         ([*CASCADE, "--config.stage_2.sampling.nmu_steps=3"], 'Did you mean "num_steps"'),
         ([CASCADE[2], "--workdir=/nonexistent"], "which is for --mode=generate"),
         (["--mode=generate", "--num_images=3", TRAIN[0]], "no section stage_1"),

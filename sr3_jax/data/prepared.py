@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -26,43 +26,15 @@ from sr3_jax.data.picture import BadImageError, encode_image
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
 _FILE_NAME = re.compile(r"images-\d{5,}-of-\d{5,}\.tfrecord")
-_REMEDY = "remove the folder that prepare_data wrote, and prepare the images again"
+_REMEDY = "Remove the folder that prepare_data wrote, and prepare the images again"
 
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """What the manifest says of one file: its name, and records, bytes and checksum of it."""
-
-    file: str
-    count: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Part(File):
-    """What is known of a file when it is written, until all are."""
-
-    offsets: list[int]  # of its records, in bytes
-    sizes: list[int]
-    skipped: dict[str, list]  # for each image that was left out why, and whether it is too small
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a prepared folder holds: `manifest.json`."""
-
-    format: int  # version of the folder's layout
-    plan: str  # `Plan.digest`
-    made_of: str  # the folder of the images
-    image_size: int  # see `Plan`
-    count: int  # number of images; of those left out, `too_small` and `damaged`
-    too_small: int
-    damaged: int
-    classes: list[str]  # their names
-    files: list[dict]  # see `File`
+# Types of what JSON files hold: of each file, of the manifest, and of a part until all are written.
+_FILE = {"file": {str}, "count": {int}, "bytes": {int}, "sha256": {str}}
+_KEYS = {
+    **{"plan": {str}, "made_of": {str}, "classes": {list}, "files": {list}},
+    **dict.fromkeys(("format", "image_size", "count", "too_small", "damaged"), {int}),
+}
+_PART = _FILE | {"offsets": {list}, "sizes": {list}, "skipped": {dict}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +96,7 @@ def begin(plan: Plan) -> list[int]:
     manifest, note = plan.path(_MANIFEST), plan.path(_PARTS, "plan.json")
     found = next((path for path in (manifest, note) if storage.exists(path)), None)
     if found:
-        if _read(found, dict).get("plan") != plan.digest():
+        if resumable.read_json(found, {"plan": {str}}, _REMEDY)["plan"] != plan.digest():
             raise FileExistsError(
                 f"--output={plan.output} holds what was made of other images or with other "
                 "options; give another folder, or empty this one"
@@ -159,12 +131,13 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
             file.write(record)
             digest.update(record)
             position += len(record)
-    made = Part(name, len(sizes), position, digest.hexdigest(), offsets, sizes, skipped)
-    storage.write_whole(_note(plan, part), json.dumps(dataclasses.asdict(made)).encode())
+    values = (name, len(sizes), position, digest.hexdigest(), offsets, sizes, skipped)
+    note = dict(zip(_PART, values, strict=True))
+    storage.write_whole(_note(plan, part), json.dumps(note).encode())
     return len(sizes), len(skipped)
 
 
-def finish(plan: Plan) -> Manifest:
+def finish(plan: Plan) -> dict[str, Any]:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
@@ -173,15 +146,15 @@ def finish(plan: Plan) -> Manifest:
     if storage.exists(plan.path(_MANIFEST)):
         return _manifest(plan.output)
     parts = [_read_part(plan, part) for part in range(plan.num_files)]
-    counts = [part.count for part in parts]
-    skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
+    counts = [part["count"] for part in parts]
+    skipped = {name: reason for part in parts for name, reason in part["skipped"].items()}
     if not sum(counts):
         examples = "; ".join(f"{name}: {reason}" for name, (reason, _) in list(skipped.items())[:5])
         raise ValueError(f"no image of {plan.images.root} can be used: {examples}")
     index = {
         "file_index": np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        "offset": np.array([n for part in parts for n in part.offsets], np.int64),
-        "size": np.array([n for part in parts for n in part.sizes], np.int64),
+        "offset": np.array([n for part in parts for n in part["offsets"]], np.int64),
+        "size": np.array([n for part in parts for n in part["sizes"]], np.int64),
     }
     data = io.BytesIO()
     np.savez(data, **index)
@@ -189,20 +162,18 @@ def finish(plan: Plan) -> Manifest:
     lines = (f"{storage.shown(name)}\t{reason}\n" for name, (reason, _) in skipped.items())
     storage.write_whole(plan.path(_SKIPPED), "".join(lines).encode())
     num_too_small = sum(too_small for _, too_small in skipped.values())
-    keys = [field.name for field in dataclasses.fields(File)]
-    manifest = Manifest(
-        format=_FORMAT,
-        plan=plan.digest(),
-        made_of=plan.images.root,
-        image_size=plan.image_size,
-        count=sum(counts),
-        too_small=num_too_small,
-        damaged=len(skipped) - num_too_small,
-        classes=list(plan.images.classes),
-        files=[{key: getattr(part, key) for key in keys} for part in parts],
-    )
-    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-    storage.write_whole(plan.path(_MANIFEST), text.encode())
+    manifest = {
+        "format": _FORMAT,
+        "plan": plan.digest(),
+        "made_of": plan.images.root,
+        "image_size": plan.image_size,
+        "count": sum(counts),
+        "too_small": num_too_small,
+        "damaged": len(skipped) - num_too_small,
+        "classes": list(plan.images.classes),
+        "files": [{key: part[key] for key in _FILE} for part in parts],
+    }
+    storage.write_whole(plan.path(_MANIFEST), (json.dumps(manifest, indent=2) + "\n").encode())
     storage.remove_folder(plan.path(_PARTS))
     return manifest
 
@@ -220,26 +191,26 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
     """
     folder = os.fspath(path)
     manifest = _manifest(folder)
-    if 0 < manifest.image_size < image_size:
+    if 0 < manifest["image_size"] < image_size:
         raise ValueError(
-            f"{folder} was prepared with --image_size={manifest.image_size}, and "
+            f"{folder} was prepared with --image_size={manifest['image_size']}, and "
             f"config.data.image_size is {image_size}; prepare the images for that"
         )
-    files = [os.path.join(folder, file["file"]) for file in manifest.files]
+    files = [os.path.join(folder, file["file"]) for file in manifest["files"]]
     index = os.path.join(folder, _INDEX)
     try:
         arrays = index_file.read_arrays(storage.read(index))
         found = records.Records(files, arrays)
-        _check_index(arrays, manifest.files)
+        _check_index(arrays, manifest["files"])
     except (ValueError, KeyError, OverflowError, FileNotFoundError) as error:
-        raise ValueError(f"{index} is damaged: {error}; {_REMEDY}") from error
+        raise ValueError(f"{index} is damaged: {error}. {_REMEDY}") from error
     return found
 
 
 def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
     """Checks each file of a prepared folder against the manifest; yields what is wrong."""
     folder = os.fspath(path)
-    for file in _manifest(folder).files:
+    for file in _manifest(folder)["files"]:
         found = os.path.join(folder, file["file"])
         if not storage.exists(found):
             yield f"{found} is missing"
@@ -250,56 +221,47 @@ def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
             yield f"{found} has checksum {digest}, where the manifest says {file['sha256']}"
 
 
-def _manifest(folder: str) -> Manifest:
+def _manifest(folder: str) -> dict[str, Any]:
     """Reads the manifest of a prepared folder.
 
     Raises:
         ValueError: it is damaged, of another version, or names files outside the folder.
     """
     path = os.path.join(folder, _MANIFEST)
-    if (version := _read(path, dict).get("format")) not in (None, _FORMAT):
+    if (version := resumable.read_json(path, {"format": {int}}, _REMEDY)["format"]) != _FORMAT:
         raise ValueError(
-            f"{folder} has format {version!r:.100}, this version reads {_FORMAT}; prepare the "
-            "images again"
+            f"{folder} has format {version}, this version reads {_FORMAT}; prepare the images again"
         )
-    manifest = _read(path, Manifest)
-    for file in manifest.files:
+    manifest = resumable.read_json(path, _KEYS, _REMEDY)
+    for file in manifest["files"]:
         try:
-            name = resumable.from_json(File, file).file
+            name = resumable.from_json(_FILE, file)["file"]
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
+            raise ValueError(f"{path} is damaged: {error}. {_REMEDY}") from error
         found = os.path.join(folder, name)
         if not _FILE_NAME.fullmatch(name) or not storage.is_within(found, folder):
             raise ValueError(
                 f"{path} names the file {name!r}, which is not one of this folder, or a link out "
-                f"of it; put the file itself there, or {_REMEDY}"
+                "of it; put the file itself there, or prepare the images again"
             )
     return manifest
 
 
-def _read_part(plan: Plan, part: int) -> Part:
+def _read_part(plan: Plan, part: int) -> dict[str, Any]:
     """Reads what is known of file `part`; raises ValueError where that is damaged."""
     path = _note(plan, part)
-    found = _read(path, Part)
-    skipped = found.skipped.values()
+    found = resumable.read_json(path, _PART, _REMEDY)
+    skipped = found["skipped"].values()
     is_whole = all(isinstance(why, list) and list(map(type, why)) == [str, bool] for why in skipped)
     try:
-        columns = {key: np.array(getattr(found, key), np.int64) for key in ("offsets", "sizes")}
+        columns = {key: np.array(found[key], np.int64) for key in ("offsets", "sizes")}
         for key in columns:
-            index_file.check_column(columns, key, (np.int64,), found.count)
+            index_file.check_column(columns, key, (np.int64,), found["count"])
     except (ValueError, TypeError, OverflowError):
         is_whole = False
-    if not is_whole or found.file != plan.file_name(part):
-        raise ValueError(f"{path} is damaged; {_REMEDY}")
+    if not is_whole or found["file"] != plan.file_name(part):
+        raise ValueError(f"{path} is damaged. {_REMEDY}")
     return found
-
-
-def _read(path: str, kind: type[T]) -> T:
-    """See `resumable.read_json`."""
-    try:
-        return resumable.read_json(path, kind)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_REMEDY}") from error
 
 
 def _check_index(arrays: Mapping[str, np.ndarray], files: Sequence[Mapping[str, Any]]) -> None:

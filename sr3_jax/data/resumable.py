@@ -107,16 +107,15 @@ def read_fingerprint(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: they are damaged.
     """
-    path = os.path.join(folder, MARK)
     try:
-        return read_json(path, dict)
+        return read_json(
+            os.path.join(folder, MARK),
+            dict,
+            "It says how the outputs beside it were made. Remove it if you know that they were "
+            "made in this way, give another folder, or --overwrite to make all anew",
+        )
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. It says how the outputs beside it were made. Remove it if you know that "
-            "they were made in this way, give another folder, or --overwrite to make all anew"
-        ) from error
 
 
 def has_fingerprint(folder: Path) -> bool:
@@ -124,21 +123,17 @@ def has_fingerprint(folder: Path) -> bool:
     return storage.exists(os.path.join(folder, MARK))
 
 
-def read_json(path: Path, kind: type[A]) -> A:
-    """Reads a file of one JSON object.
-
-    Args:
-        path: of the file.
-        kind: `dict`, or a dataclass (see `from_json`).
+def read_json(path: Path, kind: type[A] | Mapping[str, set[type]], remedy: str) -> A:
+    """Reads a file of one JSON object; see `from_json`.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged; the message ends with the remedy.
     """
     try:
         return from_json(kind, json.loads(storage.read(path)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{storage.shown(path)} is damaged: {error}") from error
+        raise ValueError(f"{storage.shown(path)} is damaged: {error}. {remedy}") from error
 
 
 def read_rows(path: Path, kind: type[A]) -> tuple[list[A], list[str]]:
@@ -167,25 +162,32 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
     storage.write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
 
-def from_json(kind: type[A], value: Any) -> A:
-    """Returns a JSON object as `dict`, or as a dataclass whose fields have the declared types.
+def from_json(kind: type[A] | Mapping[str, set[type]], value: Any) -> A:
+    """Checks a JSON value.
 
-    Fields of other versions are left out. Of lists and dictionaries the elements are not looked at.
+    Args:
+        kind: `dict`; types of keys, all of which must be there; or a dataclass with types at its
+            fields, of which fields of other versions are left out.
+        value: what was read. Elements of its lists and dictionaries are not looked at.
+
+    Returns:
+        The value, or the dataclass.
 
     Raises:
-        ValueError: it is no object, or a field is missing or of another type.
+        ValueError: it is no JSON object, or a key is missing or has a value of another type.
     """
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, and there is {value!r:.100}")
     if kind is dict:
         return value
-    allowed = _json_types(kind)
-    known = {key: value[key] for key in value if key in allowed}
+    is_class = isinstance(kind, type)
+    allowed = _json_types(kind) if is_class else kind
+    known = {key: value.get(key) for key in allowed if key in value or not is_class}
     for key, found in known.items():
         if type(found) not in allowed[key]:
-            raise ValueError(f"{key} has the wrong type: {found!r:.100}")
+            raise ValueError(f"its {key} is missing or of another type: {found!r:.100}")
     try:
-        return kind(**known)
+        return kind(**known) if is_class else value
     except TypeError as error:  # a field is missing
         raise ValueError(str(error)) from error
 

@@ -273,15 +273,8 @@ def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
 
 
 def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Returns whether two paths are one file: by name, link or hard link. Both need not exist."""
-    if real_path(a) == real_path(b):
-        return True
-    if is_url(os.fspath(a)) or is_url(os.fspath(b)):
-        return False
-    try:
-        return os.path.samefile(os.path.expanduser(a), os.path.expanduser(b))
-    except OSError:
-        return False
+    """Returns whether two paths are one file that exists: by name, link or hard link."""
+    return any(same_files([a], [os.fspath(b)]))
 
 
 def same_files(

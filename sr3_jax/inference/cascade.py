@@ -86,9 +86,9 @@ def open_stage(
         schedules.sampler(changed)
         step = loading.find(changed, workdir / "checkpoints", which)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{workdir}: {error}") from error
+        raise FileNotFoundError(f"network of {workdir}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{workdir}: {error}") from error
+        raise ValueError(f"network of {workdir}: {error}") from error
     return Stage(str(workdir), changed, step)
 
 

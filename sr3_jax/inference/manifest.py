@@ -27,7 +27,6 @@ T = TypeVar("T")
 
 NAME = "manifest.jsonl"
 _FLUSH_SECONDS = 30.0
-_ROWS_OF_A_PART = 10_000  # each flush writes the part anew: a bucket's files cannot be appended to
 _STATUSES = ("written", "failed", "found")
 _NO_ROW = "no row of the manifest says that it was made here"
 
@@ -106,27 +105,13 @@ class Task:
                 object.__setattr__(self, name, storage.State(*pair))
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """What a job finds in its folder of outputs.
-
-    Attributes:
-      tasks: what is to be made.
-      unknown: files in an output's place that are not what this program wrote there; of each, why.
-    """
-
-    tasks: list[Task]
-    unknown: dict[str, str]
-
-
 class Manifest:
-    """The rows that one process writes; see `merge`."""
+    """The rows that one process writes, into a new file every half minute; see `merge`."""
 
     def __init__(self, output: epath.PathLike) -> None:
         """Takes the folder of outputs."""
         self._output = output
         self._rows: list[Record] = []
-        self._part = self._new_part()
         self._flushed = time.monotonic()
 
     def add(self, record: Record) -> None:
@@ -136,16 +121,12 @@ class Manifest:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was added."""
+        """Writes what was added since the last time."""
         if self._rows:
-            resumable.write_rows(self._part, self._rows)
-        if len(self._rows) >= _ROWS_OF_A_PART:
-            self._rows, self._part = [], self._new_part()
-        self._flushed = time.monotonic()
-
-    def _new_part(self) -> str:
-        # Begins with the time, so that later ones sort later.
-        return _hidden(self._output, f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
+            # Begins with the time, so that later ones sort later.
+            name = f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl"
+            resumable.write_rows(_hidden(self._output, name), self._rows)
+        self._rows, self._flushed = [], time.monotonic()
 
 
 def forget(output: epath.PathLike) -> None:
@@ -161,7 +142,7 @@ def survey(
     versions: Mapping[str, storage.State],
     *,
     overwrite: bool = False,
-) -> Survey:
+) -> tuple[list[Task], dict[str, str]]:
     """Compares what is in a folder of outputs with what is asked for.
 
     To be made are outputs that are missing, whose input has changed since, or that the job before
@@ -173,6 +154,10 @@ def survey(
       outputs: all files that each input becomes, by its name; the first is the picture.
       versions: of the inputs' files, by name, as far as they could be seen.
       overwrite: make anew whatever is there.
+
+    Returns:
+      What is to be made; and files in an output's place that are not what this program wrote there,
+      each with the reason.
     """
     rows = {} if overwrite else {row.input: row for row in read(output)}
     plan = {} if overwrite else {task.input: task for task in read_plan(output)}
@@ -201,7 +186,7 @@ def survey(
                 unknown[made] = why
                 continue
         tasks.append(Task(ref.name, made, its, now))
-    return Survey(tasks, unknown)
+    return tasks, unknown
 
 
 def _why_unknown(row: Record, now: storage.State, path: str) -> str:

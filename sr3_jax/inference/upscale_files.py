@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -81,8 +81,7 @@ def upscale_files(
         yield from written
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fetched:
+class _Fetched(NamedTuple):
     """An input, its file's content, and the bytes that its pixels will take."""
 
     record: Record
@@ -90,21 +89,15 @@ class _Fetched:
     num_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoded:
+class _Decoded(NamedTuple):
     """An input's picture, and its pixels for the network."""
 
     record: Record
     picture: picture.Picture
     pixels: np.ndarray
 
-    @property
-    def num_bytes(self) -> int:
-        return self.pixels.nbytes
 
-
-@dataclasses.dataclass(frozen=True)
-class _Refined:
+class _Refined(NamedTuple):
     """An input and what the network made of it."""
 
     record: Record
@@ -113,13 +106,11 @@ class _Refined:
     deviation: np.ndarray | None  # between samples, in [0, 1]; [height, width]
     frames: np.ndarray  # on the way from noise; [frames, height, width, 3]
 
-    @property
-    def num_bytes(self) -> int:
-        return self.pixels.nbytes + self.frames.nbytes
 
-
-def _num_bytes(unit: Record | _Fetched | _Decoded | _Refined) -> int:
-    return 0 if isinstance(unit, Record) else unit.num_bytes
+def _num_bytes(unit: Record | _Fetched | _Refined) -> int:
+    if isinstance(unit, _Refined):
+        return unit.pixels.nbytes + unit.frames.nbytes
+    return unit.num_bytes if isinstance(unit, _Fetched) else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +249,7 @@ class _Job:
                 drawn = picture.Picture(pictures.uncertainty(unit.deviation))
                 picture.write_picture(drawn, beside[0])
             if options.animate:
-                pictures.write_animation(unit.frames, beside[-1])
+                pictures.write_animation(list(unit.frames), beside[-1])
             large = one.picture.scaled(pixels, alpha, scale)
             # Written last: its presence marks completion. The name is the input's: the writer
             # appends what the format wants.
@@ -304,7 +295,10 @@ def _groups(
         waiting = [each for group in groups.values() for each in group]
         if len(groups[key]) == batch_size:
             yield groups.pop(key)
-        elif len(waiting) >= 2 * batch_size or sum(map(_num_bytes, waiting)) > resumable.MOST_BYTES:
+        elif (
+            len(waiting) >= 2 * batch_size
+            or sum(each.pixels.nbytes for each in waiting) > resumable.MOST_BYTES
+        ):
             # The one that has waited longest.
             yield groups.pop(next(iter(groups)))
     yield from groups.values()

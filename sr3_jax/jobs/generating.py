@@ -30,8 +30,6 @@ from sr3_jax.jobs import features, shared
 
 _COMMENT = "made by recipe "  # of each image, with the digest of the recipe
 _BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
-# Up to so many images the bar moves with every network call, for which each is waited for.
-_FEW = 32
 _GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
 _COMPARED, _SHOWN = 64, 20_000  # images, and those of the training that each is compared with
 _MOST_COLUMNS = 10  # of grid.png, where each class has one
@@ -292,7 +290,6 @@ def _make(
     network, devices = stage.load(), jax.local_device_count()
     size = -(-network.batch_size // devices) * devices
     low = before.image_size if before else stage.image_size
-    each_call = len(numbers) <= _FEW or jax.default_backend() == "cpu"
 
     def read(number: int) -> UInt8[np.ndarray, "h w 3"]:
         return picture.read_rgb(str(output / str(low) / file_of(number)))
@@ -302,14 +299,11 @@ def _make(
         picture.write_image(made[1], path, comment=comment)
 
     inputs = resumable.in_threads(read, numbers if before else (), ahead=2 * size)
+    name = f"{stage.image_size} pixels"
     with (
         contextlib.closing(inputs),
-        shared.progress_bar(f"{stage.image_size} pixels", len(numbers)) as bar,
+        shared.progress_of(name, len(numbers), stop) as (advance, each_call),
     ):
-
-        def advance(share: float) -> None:
-            shared.check_signal(stop)
-            shared.advance(bar, share)
 
         def begin() -> Iterator[Callable[[], np.ndarray]]:
             """In the order of the numbers: functions that wait for the images of a batch."""

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 INDEX = "index"
 
 _MOST_NAMED = 20  # files, in one message
+# Up to so many images a bar moves with every network call, for which each is waited for.
+_FEW = 32
 
 # Of columns of pictures, where they are not a method's name.
 LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
@@ -193,6 +195,25 @@ def check_signal(stop: parallel.StopSignal) -> None:
 def advance(bar: tqdm.tqdm, share: float) -> None:
     """Moves on by a share of an image; sums of shares may round to more than the total."""
     bar.update(min(share, bar.total - bar.n))
+
+
+@contextlib.contextmanager
+def progress_of(
+    name: str, total: int, stop: parallel.StopSignal
+) -> Iterator[tuple[Callable[[float], None], bool]]:
+    """Shows a bar over images that are sampled.
+
+    Yields:
+      A function that moves the bar by a share of an image, and raises StoppedError where a signal
+      asked to stop; and whether to call it with each network call, or with each image only.
+    """
+    with progress_bar(name, total) as bar:
+
+        def advance_by(share: float) -> None:
+            check_signal(stop)
+            advance(bar, share)
+
+        yield advance_by, total <= _FEW or jax.default_backend() == "cpu"
 
 
 def progress_bar(name: str, total: int) -> tqdm.tqdm:

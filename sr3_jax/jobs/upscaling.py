@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,6 @@ from sr3_jax.jobs.ray_engine import Work
 
 Engine = Literal["local", "ray"]
 
-# Up to so many pictures the bar moves with every network call, for which each is waited for.
-_FEW = 32
 _MOST_NAMED = 20  # files, in one message
 
 
@@ -115,26 +112,19 @@ def _upscale(
     if not missing:
         return
     stop = parallel.StopSignal(alone=True)
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(shared.progress_bar("upscale", len(missing)))
-
-        def advance(share: float = 1.0) -> None:
-            shared.check_signal(stop)
-            shared.advance(bar, share)
-
-        each_call = False
+    with shared.progress_of("upscale", len(missing), stop) as (advance, each_call):
         if engine == "ray":
-            records = ray_engine.run(work, missing, stop, **engine_options)
-        else:
-            stack.enter_context(stop)
-            each_call = len(missing) <= _FEW or jax.default_backend() == "cpu"
+            for record in ray_engine.run(work, missing, stop, **engine_options):
+                yield record
+                advance(1.0)
+            return
+        with stop:
             progress = advance if each_call else None
-            records = upscale_files.upscale_files(
+            for record in upscale_files.upscale_files(
                 work.load(), missing, work.output, work.options, progress
-            )
-        for record in records:
-            yield record
-            advance(0.0 if each_call else 1.0)
+            ):
+                yield record
+                advance(0.0 if each_call else 1.0)
 
 
 def _prepare(
@@ -160,16 +150,16 @@ def _prepare(
     resumable.remove_partials(output)
     names = {ref.name: options.output_names(ref.name) for ref in found}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
-    survey = manifest.survey(output, found, names, versions, overwrite=overwrite)
-    if survey.unknown:
+    tasks, unknown = manifest.survey(output, found, names, versions, overwrite=overwrite)
+    if unknown:
         raise ValueError(
-            f"{len(survey.unknown)} files in {storage.shown(output)} would be replaced, which this "
+            f"{len(unknown)} files in {storage.shown(output)} would be replaced, which this "
             "program did not write or which were changed since: "
-            f"{shared.listed(survey.unknown)}. Move them, give another folder, or --overwrite to "
+            f"{shared.listed(unknown)}. Move them, give another folder, or --overwrite to "
             "replace them"
         )
     fingerprint.keep(output)
-    manifest.keep_plan(output, survey.tasks)
+    manifest.keep_plan(output, tasks)
 
 
 def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:

@@ -36,14 +36,13 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from sr3_jax import command_line, worker_processes
+from sr3_jax import command_line, parallel, worker_processes
 from sr3_jax.command_line import FAILED, INTERRUPTED, START_AGAIN
 from sr3_jax.data import storage
 from sr3_jax.tools import ablation_plan, ablation_table
@@ -67,7 +66,9 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
     # Those that share a training follow it.
     trainers = {run: ablation_plan.trainer(run, runs) for run in runs}
     order = sorted(runs, key=lambda run: (runs.index(trainers[run]), trainers[run] is not run))
-    with _Signals() as signals:
+    with parallel.StopSignal(alone=True) as stop:
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
         for count, run in enumerate(order, 1):
             step, training = ablation_plan.next_step(run, runs)
             if step == "wait":
@@ -77,9 +78,9 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
                 if step == "evaluate":
                     ablation_plan.borrow_training(run, training)
                 of_run = [f"--mode={step}", f"--workdir={run.folder}", *run.flags]
-                status, said = _execute(of_run, run.folder, signals)
-                if signals.got is not None:
-                    status = INTERRUPTED if signals.got == signal.SIGINT else START_AGAIN
+                status, said = _execute(of_run, run.folder, stop)
+                if (asked := stop.asked(0)) is not None:
+                    status = INTERRUPTED if asked == signal.SIGINT else START_AGAIN
                 if status in _STOPPED:
                     ablation_table.write(_results(runs, failed), workdir)
                     print("stopped; the same command goes on", file=sys.stderr)
@@ -92,38 +93,14 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
     return FAILED if failed else 0
 
 
-class _Signals:
-    """A context in which a signal to stop is noted, and passed on to the run at work."""
+def _execute(
+    main_flags: Sequence[str], folder: pathlib.Path, stop: parallel.StopSignal
+) -> tuple[int, str]:
+    """Runs `sr3_jax.main` to its end, and passes on a signal that asks to stop.
 
-    def __init__(self) -> None:
-        self.got: int | None = None
-        self._before: dict[int, Any] = {}
-        self._child: Any = None
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def pass_on_to(self, child: Any) -> None:
-        """From now on, and what came before."""
-        self._child = child
-        if self.got is not None:
-            self._note(self.got, None)
-
-    def _note(self, number: int, _: types.FrameType | None) -> None:
-        self.got = number
-        if self._child is not None:
-            self._child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-
-
-def _execute(main_flags: Sequence[str], folder: pathlib.Path, signals: _Signals) -> tuple[int, str]:
-    """Runs `sr3_jax.main` to its end, showing what it says; its status and its last words."""
+    Returns:
+      Its exit status and its last words; what it says is shown.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOG, "ab") as log, open(folder / _LOG, "rb") as said:
         begin = said.seek(0, os.SEEK_END)
@@ -136,13 +113,19 @@ def _execute(main_flags: Sequence[str], folder: pathlib.Path, signals: _Signals)
                 "or end it, and give this command again"
             ) from error
         child = _start(main_flags, log)
-        signals.pass_on_to(child)
-        status = None
-        while status is None:
-            time.sleep(0.1)
-            status = child.poll()
-            sys.stderr.buffer.write(said.read())
-            sys.stderr.flush()
+        status = passed_on = None
+        try:
+            while status is None:
+                if passed_on is None and (passed_on := stop.asked(0)) is not None:
+                    is_interrupt = passed_on == signal.SIGINT
+                    child.send_signal(signal.SIGINT if is_interrupt else signal.SIGTERM)
+                time.sleep(0.1)
+                status = child.poll()
+                sys.stderr.buffer.write(said.read())
+                sys.stderr.flush()
+        except KeyboardInterrupt:  # the second Ctrl-C, which ends the run at once
+            child.send_signal(signal.SIGINT)
+            raise
         said.seek(max(begin, said.tell() - _END_OF_LOG))
         lines = re.split(r"[\r\n]+", said.read().decode(errors="replace").strip())
     if status < 0:
