@@ -233,11 +233,9 @@ def _pack_kernel(kernel: Float[Array, "3 3 c d"], factor: int) -> Float[Array, "
     _, _, c, d = kernel.shape
     # Output pixel j of a group sees pixels j - 1, j, j + 1, of which the first may lie in the
     # group before and the last in the one after.
-    where = np.zeros((3, 3, factor, factor), np.float32)
-    for j in range(factor):
-        for k in range(3):
-            group, i = divmod(j + k - 1, factor)
-            where[k, group + 1, i, j] = 1.0
+    sees = np.arange(factor) + np.arange(-1, 2)[:, None]
+    pixels = np.arange(-factor, 2 * factor).reshape(3, factor)  # of the three groups
+    where = sees[:, None, None] == pixels[..., None]
     packed = jnp.einsum("hkcd,kgij->hgicjd", kernel, jnp.asarray(where, kernel.dtype))
     return packed.reshape(3, 3, factor * c, factor * d)
 
