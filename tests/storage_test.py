@@ -128,7 +128,8 @@ def test_one_job_holds_a_folder_and_the_dead_block_nobody(tmp_path, monkeypatch,
     with locks.hold(tmp_path, "training"):
         with pytest.raises(locks.HeldError, match="training"), locks.hold(tmp_path, "scoring"):
             pass
-    assert not os.listdir(tmp_path)
+    # The kill may have come while the holder renewed its lock.
+    assert all(map(storage.is_partial, os.listdir(tmp_path)))
     with locks.hold(tmp_path, "training"):
         pass
 

@@ -46,7 +46,7 @@ class Trial:
     seconds_per_image: float = math.nan
 
     def __post_init__(self):
-        object.__setattr__(self, "metrics", measures.current(self.metrics))
+        object.__setattr__(self, "metrics", current(self.metrics))
 
 
 class Trials:
@@ -65,9 +65,8 @@ class Trials:
         self._path, self._fingerprint = path, fingerprint
         rows, damaged = resumable.read_rows(path, dict)
         try:
-            named = [{**row, "metrics": current(row["metrics"])} for row in rows[1:]]
-            self.rows = [resumable.from_json(Trial, row) for row in named]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.rows = [resumable.from_json(Trial, row) for row in rows[1:]]
+        except ValueError as error:
             damaged.append(f"{path} is damaged: {error}")
         if damaged:
             raise ValueError(f"{damaged[0]}; mend it, or remove it to search anew")

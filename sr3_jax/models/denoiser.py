@@ -77,7 +77,7 @@ class Denoiser:
         if network.has_y_t:
             inputs.update(y_t=y_t, gamma=gamma)
         else:
-            y_t, gamma = jnp.zeros_like(x), jnp.zeros(len(x))
+            y_t, gamma = jnp.zeros_like(x), jnp.zeros(x.shape[:1])
         if network.num_classes:
             inputs["label"] = jnp.where(label < 0, network.num_classes, label)
         if network.source_noise:
@@ -98,8 +98,8 @@ class Denoiser:
         label: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
         """Estimates y_0; see `predict`. Networks with classes need `label`."""
-        gamma = jnp.broadcast_to(gamma, (len(y_t),))
-        source_gamma = jnp.full((len(y_t),), 1.0 - self.source_noise**2)
+        gamma = jnp.broadcast_to(gamma, y_t.shape[:1])
+        source_gamma = jnp.full(y_t.shape[:1], 1.0 - self.source_noise**2)
         if not self.is_guided:
             prediction = self.predict(params, x, y_t, gamma, label, source_gamma)
             return self.prediction.to_y_0(prediction, y_t, gamma)
