@@ -105,7 +105,6 @@ def check_generated(wanted: Wanted, num_images: int) -> None:
             f"config.evaluation.feature_metrics = {options.feature_metrics}: of images that were "
             f"made from nothing only {possible} can be measured"
         )
-    check_installed(options.feature_metrics)
     if not given:
         raise ValueError(
             "config.evaluation.fid_reference is empty; give `train`, a folder of images, or an "
@@ -122,6 +121,7 @@ def check_generated(wanted: Wanted, num_images: int) -> None:
             raise FileNotFoundError(
                 f"config.evaluation.{key} = {path!r} does not exist; give the path of one that does"
             )
+    check_installed(options.feature_metrics)
     if given == "train":
         image_sets.training_source(config)
     for number in wanted.paper_tables:
