@@ -94,6 +94,15 @@ def leave(status: int, message: str = "") -> NoReturn:
     sys.exit(status)
 
 
+def show(text: str) -> NoReturn:
+    """Prints a text and ends the process with status 0, also where `head` has read enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0)
+
+
 def say(message: str) -> None:
     """Prints a line to stderr, if any, and goes on where that cannot be written."""
     if message:

@@ -43,8 +43,7 @@ def run() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Defines and parses the flags of the command that `argv` names; see `app.run`."""
     if "--version" in argv[1:]:
-        print(f"sr3_jax {sr3_jax.__version__}")
-        sys.exit(0)
+        command_line.show(f"sr3_jax {sr3_jax.__version__}")
     first = flags.FlagValues()
     _define_mode(first)
     try:
@@ -52,8 +51,7 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise ValueError(str(error)) from error
     if command_line.asks_for_help(argv):
-        print(_help(first))
-        sys.exit(0)
+        command_line.show(_help(first))
     _define_mode(flags.FLAGS)
     _define(first.mode, flags.FLAGS)
     try:

@@ -1,4 +1,4 @@
-"""Scores the outputs of any programs, which are folders of images, as an evaluation does.
+r"""Scores the outputs of any programs, which are folders of images, as an evaluation does.
 
 sr3 score --workdir=DIR --reference=FOLDER [--low_resolution=FOLDER] \
     --outputs=NAME=FOLDER,NAME=FOLDER
