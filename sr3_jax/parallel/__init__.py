@@ -1,4 +1,4 @@
-"""The only place that knows about devices: the mesh, layouts on it, peak rates."""
+"""Devices and processes: mesh, shardings, compilation, free memory, peak rates."""
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
 from sr3_jax.parallel.devices import check_accelerator, describe
