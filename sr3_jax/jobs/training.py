@@ -237,7 +237,7 @@ def _logged_samples(
 ) -> Callable[..., np.ndarray | None]:
     """Returns a function that draws samples for the log, on process 0.
 
-    They are of the first held-out images, or unconditional. The first call compiles.
+    They are of the first held-out images, or from noise alone. The first call compiles.
     """
     count = _NUM_LOGGED_SAMPLES
     pipeline = image_sets.evaluation_pipeline(
