@@ -214,7 +214,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     fails([base, middle], "label 3 is none of the classes 0 to 2", (1, 3))
     plain = cascade.Stage("plain", _config(8, 0, 0), 1)
     fails([plain, middle], "stage 1, plain, knows no classes.*label 1", (1,))
-    fails([plain, middle, last], "32 is told classes, but stage 1, plain, makes images of none")
+    fails([plain, middle, last], "32 needs a class label, but stage 1, plain, makes images without")
     many = cascade.Stage("many", _config(8, 0, 5), 1)
     fails([many, middle, last], "different numbers of classes: many 5, .*32 3")
 
