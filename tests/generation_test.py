@@ -213,7 +213,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     fails([base, base], "stage 2, .*8, makes images from nothing")
     fails([base, middle], "label 3 is none of the classes 0 to 2", (1, 3))
     plain = cascade.Stage("plain", _config(8, 0, 0), 1)
-    fails([plain, middle], "stage 1, plain, knows no classes.*label 1", (1,))
+    fails([plain, middle], "stage 1, plain, is unconditional.*label 1", (1,))
     fails([plain, middle, last], "32 needs a class label, but stage 1, plain, makes images without")
     many = cascade.Stage("many", _config(8, 0, 5), 1)
     fails([many, middle, last], "different numbers of classes: many 5, .*32 3")
@@ -225,7 +225,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     other = _config(8, 0, 3, **{"model.channels": 16})
     with pytest.raises(ValueError, match="stage .*8: .*config.model.channels was 8 and is now 16"):
         cascade.open_stage(workdirs / "8", config=other)
-    with pytest.raises(ValueError, match="guidance = 2.0, but the network knows no classes"):
+    with pytest.raises(ValueError, match="guidance = 2.0, but the network is unconditional"):
         cascade.open_stage(workdirs / "16", guidance=2.0)
     with pytest.raises(ValueError, match=r"source_noise = 0.5 is not within \[0, 0.3\]"):
         cascade.open_stage(workdirs / "16", source_noise=0.5)

@@ -1,6 +1,6 @@
-"""What a run is: every option, read and checked once, and what is made of them.
+"""The config of a run: every option, read and checked once, and the objects made from it.
 
-    config = read(get_config())          # of a file in configs/, as flags have changed it
+    config = read(get_config())          # of a file in configs/, changed by flags
     config = load("runs/faces/config.json")
 
 Everything below takes a `Config`, which is immutable and whose values can work. `schedules`,

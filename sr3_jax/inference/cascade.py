@@ -131,11 +131,11 @@ def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
     conditional = {stage.workdir: stage.num_classes for stage in stages if stage.num_classes}
     if len({*conditional.values()}) > 1:
         counts = ", ".join(f"{workdir} {count}" for workdir, count in conditional.items())
-        raise ValueError(f"the stages know different numbers of classes: {counts}")
+        raise ValueError(f"the stages have different numbers of classes: {counts}")
     if labels and not first.num_classes:
         raise ValueError(
-            f"stage 1, {first.workdir}, knows no classes, so images cannot have label "
-            f"{labels[0]}; leave it out, or train with config.model.num_classes"
+            f"stage 1, {first.workdir}, is unconditional, so images cannot have label {labels[0]}; "
+            "leave it out, or train with config.model.num_classes"
         )
     if conditional and not first.num_classes:
         raise ValueError(
