@@ -22,6 +22,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _LAYOUT = re.compile(r"([\d,]+):T\(([\d,]+)\)")
+_FUSED = r"calls=%?([\w.\-]+)"
 _LEVEL = re.compile(
     r"/(?:((?:down|up)_\d+)_(?:block|attention)|((?:down|up)_\d+_resample)|(middle))"
 )
@@ -68,6 +69,9 @@ class _Instruction:
     def attribute(self, pattern: str) -> str:
         found = re.search(pattern, self.line)
         return found[1] if found else ""
+
+
+_Computations = dict[str, list[_Instruction]]
 
 
 def operations(hlo: str) -> list[Operation]:
@@ -148,7 +152,7 @@ def _operands(arguments: str) -> tuple[str, ...]:
     return ()
 
 
-def _operations(computation: str, computations) -> Iterator[Operation]:
+def _operations(computation: str, computations: _Computations) -> Iterator[Operation]:
     shapes = {found.name: found.shape for found in computations[computation]}
     for found in computations[computation]:
         if found.opcode in _FREE or found.opcode.endswith("-done"):
@@ -157,24 +161,16 @@ def _operations(computation: str, computations) -> Iterator[Operation]:
             yield from _operations(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"), computations)
             continue
         read = [_size(shapes.get(name, "")) for name in found.operands]
-        flops = 0.0
-        if found.opcode == "fusion":
-            body = found.attribute(r"calls=%?([\w.\-]+)")
-            flops = _flops(body, computations)
-            for index, size in _slices(computations[body]):
-                read[index] = size
-        elif found.opcode == "convolution":
-            flops = _convolution_flops(found, shapes)
-        elif found.opcode == "dot":
-            flops = _product_flops(found, shapes)
-        elif found.opcode == "custom-call":
-            flops = _library_flops(found, shapes)
-        elif found.opcode == "dynamic-slice":
-            read = [_size(found.shape)]
         written = _size(found.shape)
-        if found.opcode == "dynamic-update-slice":  # in place
+        if found.opcode == "fusion":
+            for index, size in _slices(computations[found.attribute(_FUSED)]):
+                read[index] = size
+        elif found.opcode == "dynamic-slice":
+            read = [written]
+        elif found.opcode == "dynamic-update-slice":  # in place
             read, written = read[1:2], read[1]
         source = found.attribute(r'op_name="([^"]*)"')
+        flops = _flops(found, shapes, computations)
         moved = sum(read) + written
         yield Operation(found.name, found.opcode, source, flops, moved, found.shape)
 
@@ -190,17 +186,18 @@ def _slices(body: list[_Instruction]) -> Iterator[tuple[int, int]]:
             yield index, sum(_size(found.shape) for found in users)
 
 
-def _flops(computation: str, computations) -> float:
-    shapes = {found.name: found.shape for found in computations[computation]}
-    total = 0.0
-    for found in computations[computation]:
-        if found.opcode == "fusion":
-            total += _flops(found.attribute(r"calls=%?([\w.\-]+)"), computations)
-        elif found.opcode == "convolution":  # on TPUs, matrix products are too
-            total += _convolution_flops(found, shapes)
-        elif found.opcode == "dot":
-            total += _product_flops(found, shapes)
-    return total
+def _flops(found: _Instruction, shapes: dict[str, str], computations: _Computations) -> float:
+    """Returns the operations of the convolutions and matrix products of an instruction."""
+    if found.opcode == "fusion":
+        body = computations[found.attribute(_FUSED)]
+        within = {inner.name: inner.shape for inner in body}
+        return sum(_flops(inner, within, computations) for inner in body)
+    count = {
+        "convolution": _convolution_flops,  # on TPUs, matrix products are convolutions, too
+        "dot": _product_flops,
+        "custom-call": _library_flops,
+    }.get(found.opcode)
+    return count(found, shapes) if count else 0.0
 
 
 def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:

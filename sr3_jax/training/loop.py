@@ -114,7 +114,8 @@ def train(
                 if stop:
                     message = f"step {step} is saved; the same command goes on from it"
                     raise StoppedError(stop, message)
-                if hooks.sample and _every(step, config.train.sample_every_steps):
+                period = config.train.sample_every_steps
+                if hooks.sample and period and step % period == 0:
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
                         if picture is not None:
@@ -135,10 +136,6 @@ def save(
     metrics = dict(validate(state.ema_params))
     writer.write_scalars(step, metrics)
     checkpointer.save(step, state, metrics)
-
-
-def _every(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
 
 
 class _Trace:
