@@ -38,7 +38,7 @@ setuptools.setup(
     entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
     packages=[*setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]), "sr3_jax.configs"],
     package_dir={"sr3_jax.configs": "configs"},
-    package_data={"sr3_jax.evaluation": ["templates/*"]},
+    package_data={"sr3_jax.evaluation.report": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.12",
@@ -76,13 +76,13 @@ setuptools.setup(
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         # --engine=ray. Options that a job needs change in 2.64.
-        "ray": ["ray[data]>=2.60,<2.64"],
+        "ray": ["ray>=2.60,<2.64"],
         "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
         "dev": [
             *_TEST,
             *_TRAIN,
             "gcp-storage-emulator>=2024.8",
-            "ray[data]>=2.60,<2.64",
+            "ray>=2.60,<2.64",
             "ruff>=0.14",
             *_TENSORFLOW,
         ],

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sr3_jax.evaluation import evaluator, pictures
+from sr3_jax.evaluation import evaluator
+from sr3_jax.evaluation.report import grids
 
 _TAGS = ("loss", "validation_loss", "validation_psnr")
 _NUM_PICTURES = 6
@@ -38,7 +39,7 @@ def main(workdir: pathlib.Path) -> None:
     columns = ("input", "bicubic", "regression", "sr3", "reference")
     # Evenly spaced through the set, so that nobody chose them.
     rows = np.linspace(0, len(images["input"]) - 1, _NUM_PICTURES).round().astype(int)
-    sheet = pictures.grid({name: images[name][rows] for name in columns})
+    sheet = grids.grid({name: images[name][rows] for name in columns})
     Image.fromarray(sheet).save(workdir / "pictures.jpg", quality=88)
 
 

@@ -59,7 +59,7 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     assert 0 < report["share_of_peak"] < 1
     flops = report["model_flops_per_core"]
     assert flops == pytest.approx(report["share_of_peak"] * 61.5e12 * seconds)
-    # The levels of 32 and 64 channels are folded, and zeros are multiplied too.
+    # The levels of 32 and 64 channels are packed, and zeros are multiplied too.
     assert 1.2 * flops < report["flops_per_core"] < 8 * flops
     assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
     # Our own sum over the operations agrees with the compiler's.
@@ -188,7 +188,7 @@ def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
         for group, batch_size in itertools.product(groups, (1, 2, 3, 5, 6, 7, 8)):
             options = Sampling(num_steps=1, clip=False, batch_size=batch_size, tile_size=64)
             refiner = refinement.Refiner(
-                models.UNet(channels=8), options, factor=1, stride=1, devices=group
+                models.Denoiser(models.UNet(channels=8)), options, factor=1, stride=1, devices=group
             )
             used = set()
             for height, count in itertools.product(range(1, 71), range(1, batch_size + 1)):

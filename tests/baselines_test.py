@@ -79,7 +79,7 @@ def test_a_network_is_told_what_it_lacks():
     label = jnp.zeros((1,), jnp.int32)
     for options, inputs, message in (
         ({}, (image,), "takes x, y_t, gamma; it was given x"),
-        ({"predicts": "y_0"}, (image, image, gamma), "takes x; it was given x, y_t, gamma"),
+        ({"has_y_t": False}, (image, image, gamma), "takes x; it was given x, y_t, gamma"),
         ({"has_source": False}, (image, image, gamma), "takes y_t, gamma; it was given x"),
         ({"num_classes": 2}, (image, image, gamma), "takes x, y_t, gamma, label; it"),
         ({}, (image, image, gamma, None, label), "takes x, y_t, gamma; it .*label"),
@@ -96,11 +96,11 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     config = _config("quickstart", method)
     config.data.update(image_size=16, low_resolution=4)
     config.model.update(channels=8, multipliers=(1,), residual_std=0.0)
-    model = networks.model(read(config))
+    denoiser = networks.denoiser(read(config))
     optimizer = optax.adam(3e-3)
-    state = training_state.init_state(model, optimizer, 0, 16)
+    state = training_state.init_state(denoiser.network, optimizer, 0, 16)
     options = small_run.options(loss="l2", flip=False, ema_decay=0.9)
-    step = jax.jit(training_step.make_train_step(model, None, optimizer, options))
+    step = jax.jit(training_step.make_train_step(denoiser, None, optimizer, options))
     low = np.full((8, 4, 4, 3), 100, np.uint8)
     low[:, 1] = 200  # so that the stripe can be found
     high = np.full((8, 16, 16, 3), 100, np.uint8)
@@ -113,7 +113,7 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     }
     for _ in range(400):
         state, _ = step(state, batch)
-    validate = training_step.make_validation(model, None, small_run.options(loss="l2"))
+    validate = training_step.make_validation(denoiser, None, small_run.options(loss="l2"))
     found = validate(state.params, jax.device_put(batch))
     best = np.mean(np.where(np.arange(16) // 4 == 1, (60 / 127.5) ** 2, 0.0))
     before = np.mean(np.where(np.arange(16) // 4 == 1, (140**2 + 20**2) / 2 / 127.5**2, 0.0))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sr3_jax import jobs
 from sr3_jax.config import read
-from sr3_jax.evaluation import classifier
+from sr3_jax.evaluation.pretrained import resnet50
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ def test_resnet50_is_keras_own_with_an_exact_last_batch(resnet):
     wanted = np.arange(len(images)) % 7
     labels = [int(np.flatnonzero(row == rank)[0]) for row, rank in zip(ranks, wanted, strict=True)]
     steps = []
-    found = classifier.resnet50(images, labels, weights=path, progress=lambda: steps.append(1))
+    found = resnet50.resnet50(images, labels, weights=path, progress=lambda: steps.append(1))
     assert found == {
         "top_1": (wanted == 0).astype(float).tolist(),
         "top_5": (wanted < 5).astype(float).tolist(),
@@ -83,22 +83,22 @@ def test_score_knows_classes_by_their_folders(resnet, tmp_path):
 def test_what_resnet50_cannot_use_is_named(resnet, tmp_path):
     images, path, _ = resnet
     with pytest.raises(ValueError, match="17 images have 2 labels"):
-        classifier.resnet50(images, [0, 1], weights=path)
+        resnet50.resnet50(images, [0, 1], weights=path)
     with pytest.raises(ValueError, match=r"label 1000 of image 1 is not in 0..999"):
-        classifier.resnet50(images[:2], [0, 1000], weights=path)
+        resnet50.resnet50(images[:2], [0, 1000], weights=path)
     with pytest.raises(ValueError, match=r"image 1 is uint8 \(200, 224, 3\); .*\[224, 224, 3\]"):
-        classifier.resnet50([images[0], images[1][:200]], [0, 1], weights=path)
+        resnet50.resnet50([images[0], images[1][:200]], [0, 1], weights=path)
     (tmp_path / "text.h5").write_text("no weights")
     with pytest.raises(ValueError, match="text.h5 holds no weights of ResNet-50"):
-        classifier.resnet50(images[:1], [0], weights=tmp_path / "text.h5")
+        resnet50.resnet50(images[:1], [0], weights=tmp_path / "text.h5")
 
 
 def test_keras_runs_on_jax_and_tensorflow_stays_out():
     program = """
 import sys
-from sr3_jax.evaluation import classifier
+from sr3_jax.evaluation.pretrained import resnet50
 try:
-    classifier.resnet50([], [], weights="absent.h5")
+    resnet50.resnet50([], [], weights="absent.h5")
 except FileNotFoundError as error:
     print(error)
 import keras

@@ -155,6 +155,10 @@ def test_variants_that_cannot_be():
     config.model.num_classes = 3
     with pytest.raises(ValueError, match="num_classes = 3, but a regression takes no class"):
         networks.model(read(config))
+    config = _config("imagenet_64_256", "regression")
+    config.model.prediction, config.train.loss_weight = "v", "sigmoid"
+    with pytest.raises(ValueError, match="2 faults: .*prediction = 'v' .*loss_weight = 'sigmoid'"):
+        read(config)
     config = _config("imagenet_64_base")
     config.train.blur_probability = 0.5
     config.train.source_noise = 0.1
@@ -207,7 +211,13 @@ def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
     """A config.json of the first version, which lacks later keys, is read."""
     later = ["method", "tuning", "model.norm", "model.num_classes", "model.lanes"]
     later += ["data.dtype", "data.white_level", "train.source_noise", "train.label_dropout"]
-    later += ["sampling.eta", "sampling.guidance", "evaluation.crop_border"]
+    later += [
+        "model.prediction",
+        "train.loss_weight",
+        "sampling.eta",
+        "sampling.guidance",
+        "evaluation.crop_border",
+    ]
     config = read(_config("quickstart"))
     content = json.loads(to_json(config))
     for key in later:
@@ -234,7 +244,7 @@ def test_what_decides_which_network_it_is_may_not_change():
     }
     assert {key for key in kept if key.startswith(("data.", "train."))} == {
         *("data.image_size", "data.low_resolution", "data.white_level"),
-        *("train.loss", "train.source_noise", "train.label_dropout"),
+        *("train.loss", "train.loss_weight", "train.source_noise", "train.label_dropout"),
     }
 
 

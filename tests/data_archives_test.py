@@ -35,7 +35,7 @@ def _png(seed: int, side: int = 20) -> bytes:
 
 
 def _pack(path: pathlib.Path, root: pathlib.Path, names: list[str], packer: str = "gnu") -> str:
-    """Files under `root` into the tar `path`, in the order given."""
+    """Packs files under `root` into the tar `path`, in the order given."""
     if packer == "program":
         subprocess.run([_PROGRAM, "-cf", path, "-C", root, "--", *names], check=True)
         return str(path)
@@ -47,7 +47,7 @@ def _pack(path: pathlib.Path, root: pathlib.Path, names: list[str], packer: str 
 
 
 def _train_tar(path: pathlib.Path, root: pathlib.Path, packer: str = "gnu") -> str:
-    """A tar of one tar for each folder under `root`, as ImageNet's."""
+    """Packs a tar of one tar for each folder under `root`, as ImageNet's is."""
     scratch = path.with_suffix(".parts")
     scratch.mkdir()
     classes = [folder.name for folder in root.iterdir()]
@@ -58,7 +58,7 @@ def _train_tar(path: pathlib.Path, root: pathlib.Path, packer: str = "gnu") -> s
 
 @pytest.fixture
 def images(tmp_path):
-    """Nine images of three classes in folders; with them a note and hidden files."""
+    """A folder of nine images of three classes, a note and hidden files."""
     root = tmp_path / "images"
     for seed in range(9):
         folder = root / ("n02", "n01", "n10")[seed % 3]
@@ -107,7 +107,7 @@ def test_a_tar_of_folders_is_as_the_folders(images, tmp_path, names, packer):
 
 @pytest.fixture
 def validation(tmp_path):
-    """Some of ImageNet's validation images, as they are called, in no order."""
+    """A tar of images named as in ImageNet's validation set, in no order."""
     root = tmp_path / "val"
     root.mkdir()
     numbers = [50000, 1, 3, 29999, 2]
@@ -315,7 +315,9 @@ def test_a_list_is_kept_for_a_tar_of_this_size_alone(images, tmp_path, monkeypat
     with caplog.at_level("WARNING", logger="absl"):
         second = refs()
     assert sum(map(len, second)) == 10
-    assert any("of other images than tar" in record.getMessage() for record in caplog.records)
+    assert any(
+        "lists other images than those of tar" in record.getMessage() for record in caplog.records
+    )
     assert all(ref.read().image.size for half in second for ref in half)
 
 

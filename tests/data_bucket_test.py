@@ -1,4 +1,4 @@
-"""Images in a bucket: the real client of Google's storage, against an emulator of its server."""
+"""Tests of images in a bucket: Google's own client, against an emulator of its server."""
 
 import itertools
 import os
@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import small_run
+import tensorflow_datasets as tfds
 from gcp_storage_emulator import server
 from PIL import Image
 
@@ -23,7 +24,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A filesystem with the bucket `images`, which this process and its children reach as gs://."""
+    """A filesystem with the bucket `images`, which is gs:// for this process and its children."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -149,8 +150,8 @@ def test_what_prepare_data_moves_between_buckets_trains_alike(images):
 
 def test_the_list_of_images_is_kept_in_a_bucket(images):
     path = "gs://images/run/index/train.npz"
-    first = index_file.kept(path, "x", lambda: {"a": np.arange(3)})
-    again = index_file.kept(path, "x", lambda: pytest.fail("made anew"))
+    first = index_file.load_or_make(path, "x", lambda: {"a": np.arange(3)})
+    again = index_file.load_or_make(path, "x", lambda: pytest.fail("made anew"))
     np.testing.assert_array_equal(again["a"], first["a"])
 
 
@@ -164,3 +165,38 @@ def test_a_file_that_fails_while_it_is_written_is_not_there(bucket, tmp_path):
         with storage.open_whole(path) as file:
             file.write(b"x" * (1 << 20))
         assert len(storage.read(path)) == 1 << 20
+
+
+# As where TensorFlow is not installed: if it is, TFDS opens buckets by it, not by gcsfs.
+READ_BY_TFDS = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda *name: None if name == ("tensorflow",) else find_spec(*name)
+from sr3_jax.data import tfds_source
+try:
+    source = tfds_source.tfds_split("celeb_a_hq/64", "train[1:]", "gs://images/tfds")
+    print([int(ref.read().image[0, 0, 0]) for ref in source])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_a_data_set_of_tfds_in_a_bucket(bucket, tmp_path, file_format):
+    with tarfile.open(tmp_path / "data64x64.tar", "w") as archive:
+        for i in range(4):
+            Image.new("RGB", (64, 64), (i, i, i)).save(tmp_path / f"{i:05d}.png")
+            archive.add(tmp_path / f"{i:05d}.png", f"{i:05d}.png")
+    data = tmp_path / "data"
+    builder = tfds.builder("celeb_a_hq/64", data_dir=str(data), file_format=file_format)
+    download = tfds.download.DownloadConfig(manual_dir=str(tmp_path))
+    builder.download_and_prepare(download_config=download)
+    for path in filter(pathlib.Path.is_file, data.rglob("*")):
+        bucket.pipe_file(f"images/tfds/{path.relative_to(data).as_posix()}", path.read_bytes())
+    command = [sys.executable, "-c", READ_BY_TFDS]
+    said = subprocess.check_output(command, cwd=small_run.ROOT, text=True, timeout=100)
+    if file_format == "tfrecord":
+        assert len(eval(said)) == 3 and set(eval(said)) < set(range(4))
+    else:
+        assert "as ArrayRecord files, which can only be read from a disk" in said
+    bucket.rm("images/tfds", recursive=True)

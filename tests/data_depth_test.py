@@ -1,4 +1,4 @@
-"""Pictures of 8 and 16 bits on their way into batches: what is kept, and what is said."""
+"""Tests of sr3_jax.data.depth: pictures of 8 and 16 bits in batches, and the losses counted."""
 
 import itertools
 import re
@@ -38,7 +38,7 @@ def _noise(dtype, size=16, levels=None, seed=0):
 
 
 def _high(pipeline):
-    """Of all images in their order, by central crops."""
+    """Returns the high resolutions of all images in their order, by central crops."""
     batches = list(pipeline.evaluation_batches())
     return np.concatenate([b["high_resolution"][b["weight"] > 0] for b in batches])
 
@@ -83,7 +83,7 @@ def test_degradation_is_that_of_8_bits_but_for_rounding():
 
 @pytest.fixture(scope="module")
 def twelve_bits(tmp_path_factory):
-    """Values of 12 bits in 16-bit files, grey PNG and TIFF of RGB; each with its values."""
+    """A folder of 12-bit values in 16-bit files, grey PNG and RGB TIFF, and the values."""
     root, values = tmp_path_factory.mktemp("twelve"), []
     for i in range(4):
         image = _noise(np.uint16, levels=4096, seed=i)
@@ -134,7 +134,7 @@ def test_the_type_is_that_of_the_first_picture_that_can_be_read(tmp_path):
     mixed = folders.folder(tmp_path)
     pipeline = Pipeline(mixed, _OPTIONS, batch_size=3)
     np.testing.assert_array_equal(_high(pipeline), [deep, flat * np.uint16(257)])
-    assert not pipeline.losses and not pipeline.range_warning
+    assert not pipeline.reader.losses and not pipeline.reader.range_warning
     assert Pipeline(mixed[2:], _OPTIONS, batch_size=1).dtype == np.uint8
     assert Pipeline(mixed[:1], _OPTIONS, batch_size=1).dtype == np.uint8
 
@@ -150,12 +150,12 @@ def test_what_is_lost_is_counted_once_and_logged_with_one_name(caplog):
         high = _high(pipeline)
         list(itertools.islice(pipeline.training_batches(), 5))
     assert high.dtype == np.uint8
-    assert pipeline.losses == {
+    assert pipeline.reader.losses == {
         "16 bits, read at 8; config.data.dtype=uint16 keeps them": 3,
         "values above config.data.white_level=40000 are clipped": 3,
         "of two pages the first": 3,
     }
-    for loss in pipeline.losses:
+    for loss in pipeline.reader.losses:
         assert sum(loss in record.getMessage() for record in caplog.records) == 1
     assert any(re.match("image [0-9]+: 16 bits", r.getMessage()) for r in caplog.records)
 
@@ -169,8 +169,8 @@ def test_a_small_part_of_the_range_is_said_once_where_all_images_have_it(caplog)
         caplog.clear()
         pipeline = Pipeline(source, _OPTIONS, batch_size=2, cache_bytes=0, **options)
         list(itertools.islice(pipeline.training_batches(), 6))
-        assert all(pipeline.range_warning in r.getMessage() for r in caplog.records)
-        return pipeline.range_warning, len(caplog.records)
+        assert all(pipeline.reader.range_warning in r.getMessage() for r in caplog.records)
+        return pipeline.reader.range_warning, len(caplog.records)
 
     warning, count = warned(_refs(*dark))
     assert warning.startswith(message) and count == 1

@@ -76,7 +76,7 @@ def test_slices_and_indices_of_a_lazy_source(tmp_path):
 
 @pytest.fixture
 def two_folders(tmp_path):
-    """Pictures by a camera that adds 7 to every level of the low resolution."""
+    """Two folders of a camera that adds 7 to every level of the low resolution."""
     for i in range(3):
         high = _noise(32 + 8 * i, 48, seed=i)
         low = degrade.to_levels(high.reshape(8 + 2 * i, 4, 12, 4, 3).mean((1, 3)) + 7, np.uint8)
@@ -96,7 +96,7 @@ def _config(two_folders):
 
 @pytest.mark.parametrize("crop_scale", [(0.0, 0.01), (0.0, 1.0)])
 def test_pairs_are_cut_from_the_same_square(two_folders, crop_scale):
-    source = folders.pairs(*map(folders.folder, two_folders))
+    source = folders.Pairs(*map(folders.folder, two_folders))
     options = degrade.DegradeOptions(16, 4, crop="random", crop_scale=crop_scale)
     pipeline = Pipeline(source, options, batch_size=3)
     batches = pipeline.training_batches()
@@ -134,7 +134,7 @@ def test_a_pair_of_wrong_sizes_is_skipped_with_both(two_folders):
     high, low = two_folders
     _save(low / "a" / "1.bmp", _noise(10, 11))
     (low / "a" / "2.bmp").write_bytes(b"")
-    source = folders.pairs(folders.folder(high), folders.folder(low))
+    source = folders.Pairs(folders.folder(high), folders.folder(low))
     pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=3)
     [batch] = pipeline.evaluation_batches()
     np.testing.assert_array_equal(batch["weight"], [1, 0, 0])
@@ -171,12 +171,12 @@ def test_a_run_goes_on_with_the_list_it_began_with(tmp_path):
 
 def test_a_damaged_list_is_named_and_not_made_anew(tmp_path):
     path = tmp_path / "train.npz"
-    index_file.kept(path, "a", lambda: {"n": np.arange(3)})
+    index_file.load_or_make(path, "a", lambda: {"n": np.arange(3)})
     whole = path.read_bytes()
     for data in (b"", whole[: len(whole) // 2], b"x" * 100):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"train\.npz.*is damaged.*remove it"):
-            index_file.kept(path, "a", lambda: {"n": np.arange(4)})
+            index_file.load_or_make(path, "a", lambda: {"n": np.arange(4)})
 
 
 @pytest.mark.parametrize("of_pairs", [False, True])
@@ -186,7 +186,7 @@ def test_what_is_cached_does_not_keep_whole_pictures(tmp_path, of_pairs):
         _save(tmp_path / "low" / f"{i}.png", _noise(4, 1000, seed=i))
     source = folders.folder(tmp_path / "high")
     if of_pairs:
-        source = folders.pairs(source, folders.folder(tmp_path / "low"))
+        source = folders.Pairs(source, folders.folder(tmp_path / "low"))
     pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=4)
     for _ in pipeline.evaluation_batches():  # imports and tables, once
         pass

@@ -1,4 +1,4 @@
-"""Tests of what stays with a picture of sr3_jax.data.picture beside its pixels."""
+"""Tests of metadata in sr3_jax.data.picture: what is kept, lost and noted."""
 
 import dataclasses
 import itertools
@@ -159,7 +159,7 @@ def test_a_georeference_keeps_the_corners_on_the_ground(scale, is_point, turned)
     height, width = before.pixels.shape[:2]
 
     def ground(picture_, column, row):
-        """Where a place in pixels lies, by the specification; 0 is the edge of the first one."""
+        """Returns the ground position of a place in pixels, by the specification of GeoTIFF."""
         tags = {value.tag: value.content for value in picture_.metadata.geo}
         column, row = (column - 0.5, row - 0.5) if is_point else (column, row)
         if 34264 in tags:

@@ -1,4 +1,4 @@
-"""Tests of what sr3_jax.data.picture refuses, and of what it takes to decode."""
+"""Tests of refused files in sr3_jax.data.picture, and of the memory that decoding takes."""
 
 import io
 import struct
@@ -108,7 +108,7 @@ def test_the_limit_on_pixels_is_of_the_environment(monkeypatch):
         with pytest.raises(BadImageError, match="14x9 pixels .* limit is .*SR3_MAX_MEGAPIXELS"):
             picture.decode_rgb(data)
         with pytest.raises(BadImageError, match="SR3_MAX_MEGAPIXELS"):
-            picture.header(data)
+            picture.open_file(data)
     monkeypatch.setenv("SR3_MAX_MEGAPIXELS", "1")
     for data in files:
         picture.decode_rgb(data)
@@ -124,13 +124,13 @@ def test_the_limit_on_pixels_is_of_the_environment(monkeypatch):
     header = struct.pack(">II", 60000, 60000) + huge[24:29]
     huge = huge[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + huge[33:]
     with pytest.raises(BadImageError, match="3600.0 megapixels"):
-        picture.header(huge)
+        picture.open_file(huge)
     with pytest.raises(BadImageError, match="3600.0 megapixels"):
         picture.decode_picture(huge)
 
 
 def _peak(path) -> int:
-    """By how many bytes the memory of a process grows when it decodes a file, in two ways."""
+    """Returns the bytes by which a process grows when it decodes a file in two ways."""
     code = f"""
 import resource
 from sr3_jax.data import picture
@@ -175,7 +175,7 @@ def test_decoding_takes_no_more_than_three_times_the_picture(tmp_path, kind):
 
 
 def test_8_bits_need_no_pyvips():
-    """It is absent in a process of its own, where 16 bits say what to install."""
+    """In a process without it, 8 bits are read, and 16 bits say what to install."""
     code = f"""
 import sys
 sys.modules["pyvips"] = None

@@ -1,4 +1,4 @@
-"""Tests of reading by sr3_jax.data.picture; data_picture_writing_test has those of writing."""
+"""Tests of reading by sr3_jax.data.picture."""
 
 import io
 import itertools
@@ -150,7 +150,7 @@ FILES = _tiffs() | _pngs() | _others() | _orientations()
 
 
 def _over_white(values: np.ndarray) -> np.ndarray:
-    """What of 1 to 4 channels is seen on white paper, in floating point."""
+    """Composites 1 to 4 channels over white, in floating point."""
     colours = values[..., : 1 + 2 * (values.shape[2] > 2)].astype(np.float64)
     if values.shape[2] % 2 == 0:
         white = float(np.iinfo(values.dtype).max)
@@ -175,13 +175,12 @@ def test_every_path_reads_the_same_pixels_which_are_those_of_the_file(tmp_path):
         if read.alpha is not None:
             np.testing.assert_array_equal(read.alpha, values[..., -1], name)
         assert read.is_grey == (values.shape[2] < 3), name
-        header = picture.header(data)
-        assert (header.height, header.width, header.bands) == values.shape, name
-        assert header.bytes_decoded == values.nbytes, name
+        opened = picture.open_file(data)
+        assert opened.shape == values.shape and opened.bytes_decoded == values.nbytes, name
 
 
 def test_what_others_read_in_tiff_files_is_what_is_read_here():
-    """By tifffile, which reads what is stored: neither turned nor white on black."""
+    """Pixels equal those of tifffile, which applies neither orientation nor WhiteIsZero."""
     for name, (data, _) in _tiffs().items():
         if name.startswith(("white", "lzw", "bits")):
             continue
@@ -225,8 +224,8 @@ def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
         found = picture.decode_picture(file.getvalue())
         assert found.pixels.dtype == values.dtype and found.alpha is None
         assert np.abs(found.pixels.astype(int) - values).max() <= (2 if bits == 8 else 4 << shift)
-        header = picture.header(file.getvalue())
-        assert (header.width, header.height, header.bytes_decoded) == (64, 48, values.nbytes)
+        opened = picture.open_file(file.getvalue())
+        assert opened.shape == (48, 64, 3) and opened.bytes_decoded == values.nbytes
     # These two store orientation in their own way beside EXIF's.
     for number in range(1, 9):
         options = {"exif": exif_block(Orientation=number)}

@@ -41,7 +41,7 @@ def _example(**features: tf.train.Feature) -> bytes:
 
 
 def _ffhq(image: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
-    """As StyleGAN's exporter writes it."""
+    """Encodes an image as StyleGAN's exporter does."""
     data = image.transpose(2, 0, 1)
     return _example(
         shape=_ints_feature(*(shape or data.shape)), data=_bytes_feature(data.tobytes())

@@ -1,7 +1,11 @@
-"""Data sets of TFDS, built by its own builders from archives in the form that is downloaded."""
+"""Tests of sr3_jax.data.tfds_source, with data sets that TFDS builds from their archives."""
 
+import importlib.util
 import io
+import os
 import pathlib
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -9,11 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sr3_jax.config import image_sets, read
+from sr3_jax.config import authoring, image_sets, read, resolve
 from sr3_jax.data import tfds_source
 from sr3_jax.data.picture import decode_rgb
-
-from configs import default  # isort: skip
 
 SYNSETS = ("n01440764", "n01443537", "n02105855")  # tench, goldfish, Shetland sheepdog
 LABELS = dict(zip(SYNSETS, (0, 1, 230), strict=True))
@@ -48,7 +50,7 @@ CELEBA = {f"{i:05d}.png": _encoded(200 + i, "PNG", (64, 64)) for i in range(5)}
 
 @pytest.fixture(scope="module", params=["array_record", "tfrecord"])
 def data_dir(request, tmp_path_factory) -> str:
-    """Both data sets, prepared from the archives that their makers hand out."""
+    """The folder of both data sets, prepared from archives like those that are downloaded."""
     root = pathlib.Path(tmp_path_factory.mktemp(request.param))
     manual = root / "manual"
     manual.mkdir()
@@ -91,10 +93,12 @@ def test_slices_of_a_split(data_dir):
 
 
 def test_a_config_trains_on_imagenet_and_is_scored_on_its_validation(data_dir):
-    config = default.get_config()
-    config.data.update(source="tfds", path="imagenet2012:train", tfds_dir=data_dir)
-    config.data.update(eval_path="imagenet2012:validation", image_size=16, low_resolution=4)
+    """Which is what the paper's config does where no images are given."""
+    config = authoring.based_on("imagenet_64_base")
+    config.data.update(tfds_dir=data_dir, image_size=16, low_resolution=4)
+    config.model.attention_resolutions = ()
     config.train.batch_size = 6
+    assert not list(resolve.faults(read(config), trains=True))
     batches = image_sets.training_pipeline(read(config)).training_batches()
     epoch = [next(batches) for _ in range(2)]
     labels = np.concatenate([batch["label"] for batch in epoch])
@@ -110,7 +114,40 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(data_dir):
         tfds_source.tfds_split("imagenet2012", "tset", data_dir)
     with pytest.raises(ValueError, match="no data set 'imagenet2013'"):
         tfds_source.tfds_split("imagenet2013", "train", data_dir)
-    config = default.get_config()
+    config = authoring.based_on("imagenet_64_256")
     config.data.update(source="tfds", path="imagenet2012", tfds_dir=data_dir)
     with pytest.raises(ValueError, match="needs the name of a data set and its split"):
         image_sets.training_source(read(config))
+    config.data.update(path="", tfds_dir=data_dir + "/elsewhere")
+    first, second = resolve.faults(read(config), trains=True)
+    assert "config.data.path = 'imagenet2012:train': TFDS's imagenet2012 is not prepared" in first
+    # The ways to give images are told once.
+    assert "config.data.eval_path = 'imagenet2012:validation'" in second
+    for way in ("tfds.builder('imagenet2012'", "path=ILSVRC2012_img_train.tar", "path=IMAGES "):
+        assert way in second and way not in first
+
+
+def test_a_data_set_is_found_where_tfds_looks(data_dir):
+    code = (
+        "from sr3_jax.config import authoring, read, resolve\n"
+        "config = read(authoring.based_on('imagenet_64_256'))\n"
+        "print(len(list(resolve.faults(config, trains=True))))"
+    )
+    for place, missing in ((data_dir, "0"), (data_dir + "/elsewhere", "2")):
+        environment = os.environ | {"TFDS_DATA_DIR": place}
+        command = [sys.executable, "-c", code]
+        assert subprocess.check_output(command, env=environment, text=True).strip() == missing
+
+
+def test_other_things_that_are_missing_are_named_at_once(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.tfrecords").write_bytes(b"")
+    config = authoring.default()
+    config.data.update(path=str(tmp_path / "records"), eval_path="/no/such", eval_source="tar")
+    config.evaluation.update(feature_metrics=("fid",), inception_weights="/no/weights.pth")
+    found = "\n".join(resolve.faults(read(config), trains=True))
+    assert "is a folder of TFRecord files" in found
+    assert "add --config.data.source=tfrecord" in found
+    assert "config.data.eval_path = '/no/such' does not exist; give the path of a tar" in found
+    assert "config.evaluation.inception_weights = '/no/weights.pth' does not exist" in found
+    assert "needs torch_fidelity" in found or importlib.util.find_spec("torch_fidelity")

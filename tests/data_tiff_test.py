@@ -1,4 +1,4 @@
-"""Tests of sr3_jax.data.tiff; its round trips are in data_picture_test."""
+"""Tests of sr3_jax.data.picture.tiff; round trips are in data_picture_writing_test."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from sr3_jax.data.picture import tiff
 
 
 def test_maker_notes_stay_and_the_thumbnail_goes():
-    """A block as cameras write it, with notes that hold offsets into it."""
+    """The block is as cameras write it, with notes that hold offsets into it."""
     note, thumbnail = b"NOTE" * 9, b"\xff\xd8THUMBNAIL\xff\xd9"
     place = 8 + 2 + 2 * 12 + 4
     block = b"II*\0" + struct.pack("<I", 8)
@@ -46,7 +46,7 @@ def test_damaged_exif_is_left_out(pointer):
 
 
 def test_exif_that_would_explode_is_left_out():
-    """Each of 40 directories points to the next three times: 3**40 of them, if all were copied."""
+    """Each of 40 directories points three times to the next: a copy would have 3**40."""
     block = b"II*\0" + struct.pack("<I", 8)
     for i in range(40):
         entries = [(tag, 4, 1, 8 + 42 * (i + 1)) for tag in (34665, 34853, 40965)]

@@ -19,7 +19,7 @@ _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 
 def _photographs(root: pathlib.Path, count: int = 10) -> pathlib.Path:
-    """Real ones where they are at hand, else scikit-image's."""
+    """Copies shared photographs if they are there, or else scikit-image's."""
     root.mkdir(parents=True)
     for path in sorted(_SHARED.glob("bsds500/train/*.jpg"))[:count]:
         (root / path.name).symlink_to(path)
@@ -65,7 +65,7 @@ def _prepared(root):
 
 
 def _ffhq(root):
-    """The real files where they are at hand, else faces of the astronaut in their form."""
+    """Returns FFHQ's own records if they are there, or else faces in the same form."""
     if (_SHARED / "ffhq_sample").exists():
         return dict(source="tfrecord", path=str(_SHARED / "ffhq_sample" / "tfrecords"))
     from skimage import data

@@ -1,7 +1,7 @@
 """Samplers against the one case that is known exactly.
 
-Where (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[eps | y_t, x] is linear in
-y_t: with C_t = gamma S + (1 - gamma) I, it is sqrt(1 - gamma) C_t^-1 (y_t - sqrt(gamma) m).
+Where (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[y_0 | y_t, x] is linear in
+y_t: with C_t = gamma S + (1 - gamma) I, it is m + sqrt(gamma) S C_t^-1 (y_t - sqrt(gamma) m).
 A correct sampler with this denoiser must reproduce m and S.
 """
 
@@ -36,9 +36,9 @@ MEAN, COVARIANCE = _conditional(np.array([0.4, -0.8]))
 
 def denoise(y_t, gamma):
     gamma = gamma[0]
-    spread = gamma * jnp.asarray(COVARIANCE, jnp.float32) + (1 - gamma) * jnp.eye(DIM)
-    centered = y_t - jnp.sqrt(gamma) * jnp.asarray(MEAN, jnp.float32)
-    return jnp.sqrt(1 - gamma) * centered @ jnp.linalg.inv(spread)
+    mean, covariance = jnp.asarray(MEAN, jnp.float32), jnp.asarray(COVARIANCE, jnp.float32)
+    gain = jnp.linalg.inv(gamma * covariance + (1 - gamma) * jnp.eye(DIM)) @ covariance
+    return mean + jnp.sqrt(gamma) * (y_t - jnp.sqrt(gamma) * mean) @ gain
 
 
 SCHEDULES = {
@@ -75,14 +75,13 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
 def test_ancestral_sampling_is_algorithm_2():
     """Step by step as printed in the paper (Eq. 11), with the same noise."""
     schedule = diffusion.linear(200, 1e-4, 8e-2)
-    estimate = lambda y_t, gamma: diffusion.predict_eps(y_t, gamma, 0.5 * jnp.tanh(y_t))  # noqa: E731
+    estimate = lambda y_t, gamma: 0.5 * jnp.tanh(y_t)  # noqa: E731
     key = jax.random.key(1)
     draw = lambda t: np.asarray(jax.random.normal(jax.random.fold_in(key, t), (3, 3)), np.float64)  # noqa: E731
     y = draw(201)
     for t in range(200, 0, -1):
         alpha, gamma = 1 - float(schedule.beta[t]), float(schedule.gamma[t])
-        eps = estimate(jnp.asarray(y[None], jnp.float32), jnp.asarray([gamma]))[0]
-        eps = np.asarray(eps, np.float64)
+        eps = (y - np.sqrt(gamma) * 0.5 * np.tanh(y)) / np.sqrt(1 - gamma)
         z = draw(t) if t > 1 else 0.0
         y = (y - (1 - alpha) / np.sqrt(1 - gamma) * eps) / np.sqrt(alpha) + np.sqrt(1 - alpha) * z
     y_0 = diffusion.sample(estimate, diffusion.ancestral(schedule), key[None], (3, 3), clip=False)
@@ -92,7 +91,7 @@ def test_ancestral_sampling_is_algorithm_2():
 def test_clipping_keeps_the_estimate_in_range():
     """A denoiser that claims y_0 = 3 everywhere ends at 1 with clipping and at 3 without."""
     keys = jax.random.split(jax.random.key(1), 4)
-    claim = lambda y_t, gamma: diffusion.predict_eps(y_t, gamma, jnp.full_like(y_t, 3.0))  # noqa: E731
+    claim = lambda y_t, gamma: jnp.full_like(y_t, 3.0)  # noqa: E731
     schedule = diffusion.linear(200, 1e-4, 8e-2)
     ends = [
         float(diffusion.sample(claim, diffusion.ancestral(schedule), keys, (2,), clip=clip).mean())
@@ -143,19 +142,19 @@ def test_propagated_moments_are_those_of_samples(name):
 
 
 def mixture(y_t, gamma):
-    """E[eps | y_t] for y_0 = -0.6 or 0.6 plus noise: not linear in y_t."""
+    """E[y_0 | y_t] for y_0 = -0.6 or 0.6 plus noise: not linear in y_t."""
     gamma = gamma.reshape(-1, 1)
     centres = jnp.array([-0.6, 0.6])
     variance = gamma * 0.15**2 + 1 - gamma
     score = [-((y_t - jnp.sqrt(gamma) * c) ** 2) / (2 * variance) for c in centres]
     share = jax.nn.softmax(jnp.stack(score), axis=0)
-    mean = sum(s * jnp.sqrt(gamma) * c for s, c in zip(share, centres, strict=True))
-    return jnp.sqrt(1 - gamma) * (y_t - mean) / variance
+    centre = sum(s * c for s, c in zip(share, centres, strict=True))
+    return centre + jnp.sqrt(gamma) * 0.15**2 / variance * (y_t - jnp.sqrt(gamma) * centre)
 
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, order):
-    """Against SciPy's solver, from y_T to the state before the last step; dx/dsigma = eps.
+    """Against SciPy's solver, from y_T to the state before the last step; dx/dr = (x - y_0) / r.
 
     Halving the steps' length divides the error by 2 to the power of the order.
     """
@@ -164,7 +163,8 @@ def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, 
     def slope(ratio, x):
         gamma = 1 / (1 + ratio**2)
         y = jnp.asarray(x.reshape(16, 1) * np.sqrt(gamma), jnp.float32)
-        return np.asarray(mixture(y, jnp.full(16, gamma)), np.float64).reshape(-1)
+        y_0 = np.asarray(mixture(y, jnp.full(16, gamma)), np.float64)
+        return ((x.reshape(16, 1) - y_0) / ratio).reshape(-1)
 
     advance = jax.jit(functools.partial(diffusion.advance, mixture, clip=False))
     errors = []

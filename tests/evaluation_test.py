@@ -14,7 +14,9 @@ from PIL import Image
 
 from sr3_jax import jobs
 from sr3_jax.config import changed, read, run_file
-from sr3_jax.evaluation import classifier, evaluator, outputs, pictures, pretrained
+from sr3_jax.evaluation import evaluator, outputs
+from sr3_jax.evaluation.pretrained import common, resnet50
+from sr3_jax.evaluation.report import grids
 
 RNG = np.random.default_rng(0)
 HIGH = RNG.integers(60, 196, (7, 16, 16, 3), dtype=np.uint8)
@@ -162,10 +164,10 @@ def test_16_bits_score_as_8_where_they_hold_the_same_and_stay_16_in_files(evalua
 
 def test_what_shows_or_judges_8_bits_rounds_16():
     deep = HIGH * np.uint16(257) + np.uint16(100)
-    for draw in (lambda images: pictures.grid({"a": images}), pictures.mosaic):
+    for draw in (lambda images: grids.grid({"a": images}), grids.mosaic):
         np.testing.assert_array_equal(draw(deep), draw(HIGH))
-    np.testing.assert_array_equal(list(pretrained.checked(deep)), HIGH)
-    [(_, batch)] = classifier._batches(np.zeros((1, 224, 224, 3), np.uint16) + 65535)
+    np.testing.assert_array_equal(list(common.checked(deep)), HIGH)
+    [(_, batch)] = resnet50._batches(np.zeros((1, 224, 224, 3), np.uint16) + 65535)
     assert (batch == 255).all()
 
 

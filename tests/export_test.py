@@ -170,24 +170,24 @@ def test_steps_platforms_and_a_bucket(workdir, folder):
     assert export.make_plan(run_file.load(workdir / "config.json")).size == (4, 4)
 
 
-def test_folded_as_tpus_want_it(workdir, images, monkeypatch):
-    """For TPUs alone, and there beside the plain network; here the folded one is run on the CPU."""
+def test_packed_as_tpus_want_it(workdir, images, monkeypatch):
+    """For TPUs alone, and there beside the plain network; here the packed one is run on the CPU."""
     config = run_file.load(workdir / "config.json")
     monkeypatch.setattr(networks, "TPU_LANES", 32)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    folds = {}
+    shapes = {}
     for platforms in (("cpu",), ("cpu", "tpu"), ("tpu",)):
         plan = export.make_plan(config, SIZE, 2, platforms)
         text = export.export_sampler(plan, resolver.params).mlir_module()
-        shapes = set(re.findall(r"convolution.*-> tensor<\?x16x(\w+)xf32>", text))
-        folds[platforms] = [shape for shape in ("32x8", "8x32") if shape in shapes]
-    assert folds == {
+        found = set(re.findall(r"convolution.*-> tensor<\?x16x(\w+)xf32>", text))
+        shapes[platforms] = [shape for shape in ("32x8", "8x32") if shape in found]
+    assert shapes == {
         ("cpu",): ["32x8"],
         ("cpu", "tpu"): ["32x8", "8x32"],
         ("tpu",): ["8x32"],
     }
-    folded = changed(config, {"model.lanes": 32})
-    plan = export.make_plan(folded, SIZE, 2, ("cpu",))
+    packed = changed(config, {"model.lanes": 32})
+    plan = export.make_plan(packed, SIZE, 2, ("cpu",))
     exported = export.export_sampler(plan, resolver.params)
     made = exported.call(*jax.tree.leaves(resolver.params), images, np.array(SEEDS, np.uint32))
     _close(np.asarray(made), resolver.upscale(images, 2, seed=SEEDS))

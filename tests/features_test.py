@@ -17,7 +17,7 @@ from configs import default
 from sr3_jax import jobs
 from sr3_jax.config import cascades, read
 from sr3_jax.data import picture
-from sr3_jax.evaluation import classifier, features, perceptual, pretrained
+from sr3_jax.evaluation.pretrained import common, inception, lpips, resnet50
 from sr3_jax.inference import cascade, recipes
 from sr3_jax.jobs import generating
 
@@ -58,7 +58,7 @@ def sets():
 
 
 @pytest.fixture(scope="module")
-def inception(fidelity, tmp_path_factory):
+def inception_file(fidelity, tmp_path_factory):
     """A file of weights that nobody trained, large enough that features are."""
     import torch
 
@@ -86,15 +86,15 @@ def _write(images, folder):
     return str(folder)
 
 
-def test_fid_and_is_are_torch_fidelitys(fidelity, sets, inception, tmp_path):
-    features.write_statistics(sets[0], tmp_path / "kept.npz", weights=inception)
-    ours = features.fid_and_is(sets[20], tmp_path / "kept.npz", weights=inception)
+def test_fid_and_is_are_torch_fidelitys(fidelity, sets, inception_file, tmp_path):
+    inception.write_statistics(sets[0], tmp_path / "kept.npz", weights=inception_file)
+    ours = inception.fid_and_is(sets[20], tmp_path / "kept.npz", weights=inception_file)
     theirs = fidelity.calculate_metrics(
         input1=_write(sets[20], tmp_path / "noisy"),
         input2=_write(sets[0], tmp_path / "clean"),
         isc=True,
         fid=True,
-        feature_extractor_weights_path=str(inception),
+        feature_extractor_weights_path=str(inception_file),
         cuda=False,
         batch_size=1,  # it takes no batches of several sizes
         cache=False,
@@ -111,8 +111,8 @@ def test_fid_and_is_are_torch_fidelitys(fidelity, sets, inception, tmp_path):
     assert ours["warning"].startswith("biased: 12 images and 12 reference images;")
 
     steps = []
-    noisier = features.fid_and_is(
-        sets[60], sets[0], weights=inception, progress=lambda: steps.append(1)
+    noisier = inception.fid_and_is(
+        sets[60], sets[0], weights=inception_file, progress=lambda: steps.append(1)
     )
     assert noisier["fid"] > 1.5 * ours["fid"]
     assert len(steps) == 24
@@ -121,7 +121,7 @@ def test_fid_and_is_are_torch_fidelitys(fidelity, sets, inception, tmp_path):
 def test_statistics_of_many_batches_are_those_of_all_rows():
     # Far from zero, where sums of squares would cancel.
     rows = 1000 + np.random.default_rng(0).normal(size=(7, 2048)).astype(np.float32)
-    moments = features._Moments()
+    moments = inception._Moments()
     for batch in (rows[:1], rows[1:4], rows[4:]):
         moments.add(batch)
     statistics = moments.statistics("none")
@@ -129,7 +129,7 @@ def test_statistics_of_many_batches_are_those_of_all_rows():
     np.testing.assert_allclose(statistics.sigma, np.cov(rows.astype(float).T), atol=1e-9)
 
 
-def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, vgg, tmp_path):
+def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception_file, vgg, tmp_path):
     """Also where TensorFlow is loaded; FID is of the training images, whose statistics stay."""
     # The method's images are those of training, in another order: FID is 0, up to rounding.
     squares = {level: [image[:, :32] for image in images] for level, images in sets.items()}
@@ -142,7 +142,7 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
     config.evaluation.update(
         feature_metrics=("fid", "lpips"),
         fid_reference="train",
-        inception_weights=str(inception),
+        inception_weights=str(inception_file),
         lpips_weights=str(vgg),
     )
     workdir = epath.Path(tmp_path / "report")
@@ -153,7 +153,7 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
     assert scores["reference"].keys() == {"fid", "is"}
     assert abs(scores["NOISY"]["fid"]) < 1e-3 * scores["reference"]["fid"]
     each = json.loads((workdir / "images.json").read_text())["scores"]["NOISY"]["lpips"]
-    assert each == pytest.approx(perceptual.lpips(squares[20], squares[0], weights=vgg))
+    assert each == pytest.approx(lpips.lpips(squares[20], squares[0], weights=vgg))
     assert scores["NOISY"]["lpips"] == pytest.approx(np.mean(each))
     page = (workdir / "report.html").read_text()
     assert "random.pth" in page and "biased: 12 images" in page and "LPIPS" in page
@@ -167,7 +167,9 @@ def test_score_and_its_report_have_what_networks_say(fidelity, sets, inception, 
     assert list(json.loads((workdir / "metrics.json").read_text())) == ["NOISY"]
 
 
-def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, inception, tmp_path):
+def test_images_of_a_cascade_are_measured_beside_the_papers(
+    fidelity, sets, inception_file, tmp_path
+):
     """Those that lie there are those of training, so that FID is 0, and nothing is sampled."""
     squares = [image[:, :32] for image in sets[20]]
     _write(squares, tmp_path / "train")
@@ -179,7 +181,7 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
     wanted.evaluation.update(
         feature_metrics=("fid",),
         fid_reference="train",
-        inception_weights=str(inception),
+        inception_weights=str(inception_file),
         paper_tables=("4", "5"),
     )
     output = epath.Path(tmp_path / "out")
@@ -201,11 +203,11 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(fidelity, sets, ince
     assert "random.pth" in report and "step 3, 32 pixels" in report and "50,000 images" in report
 
 
-def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, inception, tmp_path):
+def test_unusable_statistics_weights_and_images_are_named(fidelity, sets, inception_file, tmp_path):
     images = sets[0]
 
-    def fid(reference, given=images, weights=inception):
-        return features.fid_and_is(given, reference, weights=weights)
+    def fid(reference, given=images, weights=inception_file):
+        return inception.fid_and_is(given, reference, weights=weights)
 
     with pytest.raises(FileNotFoundError, match=r"absent.npz do not exist; write_statistics"):
         fid(tmp_path / "absent.npz")
@@ -261,7 +263,7 @@ def test_lpips_is_torch_fidelitys(fidelity, sets, vgg, tmp_path):
 
     before = torch.hub.get_dir()
     steps = []
-    found = perceptual.lpips(
+    found = lpips.lpips(
         sets[0] + sets[20] + sets[60],
         3 * sets[0],
         weights=vgg,
@@ -279,7 +281,7 @@ def test_lpips_is_torch_fidelitys(fidelity, sets, vgg, tmp_path):
         lambda image, much: np.roll(image, much, axis=1),
     ):
         worse = [worsen(image, much) for much in (1, 3) for image in clean]
-        distances = perceptual.lpips(worse, 2 * clean, weights=vgg)
+        distances = lpips.lpips(worse, 2 * clean, weights=vgg)
         assert 0 < np.mean(distances[:6]) < np.mean(distances[6:])
 
     (tmp_path / "checkpoints").symlink_to(vgg)
@@ -300,20 +302,20 @@ def test_lpips_is_torch_fidelitys(fidelity, sets, vgg, tmp_path):
 
 def test_pairs_and_files_that_lpips_cannot_use_are_named(fidelity, sets, vgg, tmp_path):
     with pytest.raises(ValueError, match="12 images and 11 references"):
-        perceptual.lpips(sets[0], sets[0][1:], weights=vgg)
+        lpips.lpips(sets[0], sets[0][1:], weights=vgg)
     with pytest.raises(ValueError, match="image 5 is 48x32, and its reference 32x32"):
-        perceptual.lpips(sets[0][1:], sets[0][:-1], weights=vgg)
+        lpips.lpips(sets[0][1:], sets[0][:-1], weights=vgg)
     small = [image[:8] for image in sets[0]]
     with pytest.raises(ValueError, match="image 0 is 32x8; LPIPS needs 16 pixels"):
-        perceptual.lpips(small, small, weights=vgg)
+        lpips.lpips(small, small, weights=vgg)
     with pytest.raises(FileNotFoundError, match=r"weights-vgg16-lpips.pth does not exist.*http"):
-        perceptual.lpips(sets[0], sets[0], weights=tmp_path)
+        lpips.lpips(sets[0], sets[0], weights=tmp_path)
 
 
 def test_weights_may_be_in_a_bucket():
     with fsspec.open("memory://weights/net.weights.h5", "wb") as file:
         file.write(b"numbers")
-    with pretrained.local_copy("memory://weights/net.weights.h5") as path:
+    with common.local_copy("memory://weights/net.weights.h5") as path:
         # Keras tells formats by the end of the name.
         assert path.endswith("net.weights.h5")
         assert pathlib.Path(path).read_bytes() == b"numbers"
@@ -323,12 +325,12 @@ def test_weights_may_be_in_a_bucket():
 def test_what_to_install_is_said(sets, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     for metric in (
-        lambda: features.fid_and_is(sets[0]),
-        lambda: features.write_statistics(sets[0], "kept.npz"),
-        lambda: perceptual.lpips(sets[0], sets[0]),
+        lambda: inception.fid_and_is(sets[0]),
+        lambda: inception.write_statistics(sets[0], "kept.npz"),
+        lambda: lpips.lpips(sets[0], sets[0]),
     ):
         with pytest.raises(ImportError, match=r"need torch-fidelity.*pip install -e '.\[eval\]'"):
             metric()
     monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(ImportError, match=r"needs Keras.*pip install -e '.\[eval\]'"):
-        classifier.resnet50([], [])
+        resnet50.resnet50([], [])

@@ -22,9 +22,9 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax.config import Config, run_file
-from sr3_jax.data import archives, folders, index_file, picture, prepared, records
+from sr3_jax.data import archives, folders, index_file, picture, prepared, records, resumable
 from sr3_jax.evaluation import schedule_search
-from sr3_jax.inference import manifest, recipes
+from sr3_jax.inference import manifest
 
 # Readers of pictures, from bytes.
 DECODERS = {"with all it carries": picture.decode_picture, "for networks": picture.decode_rgb}
@@ -127,7 +127,7 @@ def test_lists_of_images(kind, by_parts, tmp_path):
         root = tmp_path / "images.tar"
         opened = functools.partial(archives.Archive, root)
         list_images = lambda: archives.archive(root).to_arrays()  # noqa: E731
-    arrays = index_file.kept(path, "these", list_images)
+    arrays = index_file.load_or_make(path, "these", list_images)
     whole = path.read_bytes()
     with_digest = index_file.read_arrays(whole)
 
@@ -137,7 +137,7 @@ def test_lists_of_images(kind, by_parts, tmp_path):
     def read(data):
         path.write_bytes(data)
         try:
-            read_all(opened(index_file.kept(path, "these", list_images, opened)), root)
+            read_all(opened(index_file.load_or_make(path, "these", list_images, opened)), root)
         except ValueError as error:
             assert str(path) in str(error) and "remove it" in str(error)
             raise
@@ -301,7 +301,8 @@ def test_configs_and_tuned_sampling(tmp_path):
 
 
 def test_trials(tmp_path):
-    path, recipe = tmp_path / "trials.jsonl", {"metric": "energy"}
+    path = tmp_path / "trials.jsonl"
+    recipe = resumable.Fingerprint({"metric": "energy"})
     trials = schedule_search.Trials(path, recipe)
     for calls in (2, 3):
         trials.add(schedule_search.Trial(calls, {"eta": 0.5}, "done", "", {"energy": 1.0}, 2.0))
@@ -317,8 +318,8 @@ def test_trials(tmp_path):
 
 def test_manifests_and_recipes(tmp_path):
     """Damaged rows are left out; a damaged recipe is an error that names it."""
-    recipe = {"checkpoint": 3, "seed": 0, "sampler": "ddim"}
-    recipes.keep(tmp_path, recipe)
+    recipe = resumable.Fingerprint({"checkpoint": 3, "seed": 0, "sampler": "ddim"})
+    recipe.keep(tmp_path)
     rows = "".join(
         json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
         for i in range(4)
@@ -334,7 +335,8 @@ def test_manifests_and_recipes(tmp_path):
     def read_recipe(data):
         of_recipe.write_bytes(data)
         try:
-            assert all(isinstance(found, str) for found in recipes.differences(tmp_path, recipe))
+            before = resumable.read_fingerprint(tmp_path)
+            assert all(isinstance(found, str) for found in recipe.differences(before))
         except ValueError as error:
             assert str(of_recipe) in str(error)
             raise

@@ -218,12 +218,12 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     many = cascade.Stage("many", _config(8, 0, 5), 1)
     fails([many, middle, last], "different numbers of classes: many 5, .*32 3")
 
-    with pytest.raises(FileNotFoundError, match=r"stage .*absent: .*config\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"/absent: .*config\.json does not exist"):
         cascade.open_stage(workdirs / "absent")
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
         cascade.open_stage(workdirs / "8", 7)
     other = _config(8, 0, 3, **{"model.channels": 16})
-    with pytest.raises(ValueError, match="stage .*8: .*config.model.channels was 8 and is now 16"):
+    with pytest.raises(ValueError, match="/8: .*config.model.channels was 8 and is now 16"):
         cascade.open_stage(workdirs / "8", config=other)
     with pytest.raises(ValueError, match="guidance = 2.0, but the network is unconditional"):
         cascade.open_stage(workdirs / "16", guidance=2.0)

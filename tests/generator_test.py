@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 from etils import epath
-from flax import linen as nn
 
-from sr3_jax import diffusion, jobs
+from sr3_jax import diffusion, jobs, models
 from sr3_jax.config import Sampling, read
 from sr3_jax.evaluation import neighbours
 from sr3_jax.inference import cascade, generator, super_resolver
@@ -16,7 +16,7 @@ GAUSSIANS = {0: -0.4, 1: 0.3, 2: -0.1}  # the mean of each class; the last is of
 STD = 0.15
 
 
-class Gaussian(nn.Module):
+class Gaussian(small_run.Network):
     """The exact eps of images whose pixels are normal about the mean of their class."""
 
     has_source = False
@@ -30,10 +30,10 @@ class Gaussian(nn.Module):
         return jnp.sqrt(1 - gamma) / variance * (y_t - jnp.sqrt(gamma) * mean)
 
 
-def _network(kind, model, **options):
+def _network(kind, denoiser, **options):
     options = dict(num_steps=60, clip=False, batch_size=64, tile_size=8) | options
     return kind(
-        model,
+        denoiser,
         {},
         lambda steps: diffusion.heun(diffusion.karras(steps, 0.005, 80.0)),
         Sampling(**options),
@@ -49,7 +49,8 @@ def _signed(images):
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.0])
 def test_guidance_moves_classes_away_from_what_all_have_in_common(guidance):
     """Of normal images of one width, guided ones are normal about the mean that is moved."""
-    network = _network(generator.Generator, Gaussian(), guidance=guidance, knows_no_class=True)
+    denoiser = models.Denoiser(Gaussian(), guidance=guidance)
+    network = _network(generator.Generator, denoiser, knows_no_class=True)
     labels = np.arange(64) % 2
     images = _signed(network.generate(64, label=labels))
     for label in (0, 1):
@@ -63,7 +64,7 @@ def test_guidance_moves_classes_away_from_what_all_have_in_common(guidance):
 
 
 def test_labels_that_a_network_does_not_know_are_named():
-    known = _network(generator.Generator, Gaussian())
+    known = _network(generator.Generator, models.Denoiser(Gaussian()))
     with pytest.raises(ValueError, match="label = 2; the network knows 0 to 1"):
         known.generate(2, label=[1, 2])
     with pytest.raises(ValueError, match="no label, but the network was trained with one"):
@@ -73,17 +74,17 @@ def test_labels_that_a_network_does_not_know_are_named():
 
 
 def test_a_source_gets_as_much_noise_as_the_network_is_told():
-    class Echo(nn.Module):
+    class Echo(small_run.Network):
         """Red and green of x, and in blue the gamma that was told."""
 
         source_noise = True
 
         def __call__(self, x, y_t, gamma, source_gamma):
             told = jnp.broadcast_to(diffusion.process.per_example(source_gamma, x), x.shape)
-            y_0 = jnp.concatenate([x[..., :2], told[..., 2:]], axis=-1)
-            return diffusion.predict_eps(y_t, gamma, y_0)
+            return jnp.concatenate([x[..., :2], told[..., 2:]], axis=-1)
 
-    network = _network(super_resolver.SuperResolver, Echo(), source_noise=0.3, num_steps=3)
+    denoiser = models.Denoiser(Echo(), diffusion.PREDICTIONS["y_0"], source_noise=0.3)
+    network = _network(super_resolver.SuperResolver, denoiser, num_steps=3)
     level = 191
     images = np.full((16, 8, 8, 3), level, np.uint8)
     made = _signed(network.upscale(images, seed=1))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from flax import linen as nn
 
 from sr3_jax import SuperResolver, diffusion, models, parallel
 from sr3_jax.config import networks, read, schedules
@@ -20,19 +19,19 @@ def make_network():
     """One that is quick to compile and looks at more than a pixel; and what it was traced for."""
     traced = []
 
-    class Blur(nn.Module):
+    class Blur(small_run.Network):
         def __call__(self, x, y_t, gamma):
             traced.append(y_t.shape)
             return 0.5 * (y_t - x) + 0.1 * jnp.roll(y_t, 1, axis=2) + x.mean((1, 2), keepdims=True)
 
-    return Blur(), traced
+    return models.Denoiser(Blur()), traced
 
 
-def make_refiner(model, params, devices=1, **sampling):
+def make_refiner(denoiser, params, devices=1, **sampling):
     config = small_run.config()
     config.sampling.update(dict(tile_size=16, batch_size=4, clip=False) | sampling)
     refiner = refinement.Refiner(
-        model,
+        denoiser,
         read(config).effective_sampling,
         factor=2,
         stride=2,
@@ -54,8 +53,8 @@ def refine(refiner, sampler, image, seed=0):
 
 def test_whatever_sizes_come_few_programs_are_compiled():
     """Any sizes, depths and numbers of images, strips among them; the last is as if alone."""
-    model, traced = make_network()
-    refiner, sampler = make_refiner(model, {})
+    denoiser, traced = make_network()
+    refiner, sampler = make_refiner(denoiser, {})
     lengths = (1, 3, 7, 20)  # of a quarter, a half and a whole tile, and to be cut
     sizes = [(height, width, n) for height in lengths for width in lengths for n in (4, 1)]
     for i, (height, width, n) in enumerate(sizes):
@@ -72,8 +71,8 @@ def test_whatever_sizes_come_few_programs_are_compiled():
 def test_programs_used_least_are_dropped_with_their_memory(monkeypatch):
     monkeypatch.setattr(programs, "_MAX_NETWORKS", 2)
     monkeypatch.setattr(programs, "_MAX_OTHERS", 5)
-    model, traced = make_network()
-    refiner, sampler = make_refiner(model, {})
+    denoiser, traced = make_network()
+    refiner, sampler = make_refiner(denoiser, {})
     first = refine(refiner, sampler, picture(2, 2))
     refine(refiner, sampler, picture(4, 4))
     refine(refiner, sampler, picture(2, 2))
@@ -90,15 +89,15 @@ def test_programs_used_least_are_dropped_with_their_memory(monkeypatch):
 @pytest.mark.parametrize("size", [(8, 8), (5, 8)])
 def test_it_is_sampling(size):
     """As `diffusion.sample` has it, of an image filled up by its mirror image."""
-    model, _ = make_network()
-    refiner, sampler = make_refiner(model, {})
+    denoiser, _ = make_network()
+    refiner, sampler = make_refiner(denoiser, {})
     image = picture(*size)
     large = 2 * size[0], 2 * size[1]
     x = resampling.resize(levels.to_signed(image), 2, large)
     x = jnp.asarray(np.pad(x, [(0, 0), (0, 16 - large[0]), (0, 0), (0, 0)], "symmetric"))
     keys = jax.random.split(jax.random.key(0), 1)
     expected = diffusion.sample(
-        lambda *y: model.apply({}, x, *y), sampler, keys, x.shape[1:], clip=False
+        lambda *y: denoiser({}, x, *y), sampler, keys, x.shape[1:], clip=False
     )[:, : large[0]]
     made = refine(refiner, sampler, image.astype(np.uint16) * 257)
     expected = np.clip((np.asarray(expected) + 1) * 32767.5, 0, 65535)
@@ -116,13 +115,13 @@ def test_noise_does_not_depend_on_the_array():
     assert abs(drawn[0].std() - 1) < 0.15
 
 
-class Broken(nn.Module):
+class Broken(small_run.Network):
     def __call__(self, x, y_t, gamma):
         return y_t / (y_t - y_t)
 
 
 def test_values_that_are_not_finite_are_no_picture():
-    refiner, sampler = make_refiner(Broken(), {})
+    refiner, sampler = make_refiner(models.Denoiser(Broken()), {})
     with pytest.raises(ValueError, match="not finite; use config.model.dtype = float32"):
         refine(refiner, sampler, picture(5, 5))
 
@@ -156,11 +155,11 @@ def test_memory_is_estimated_well(attention):
     model = models.UNet(16, (1, 2), 1, bottleneck_attention=attention)
     params = models.parameter_shapes(model, 64)
     refiner, _ = make_refiner(
-        model, jax.tree.map(lambda p: jnp.zeros(p.shape), params), tile_size=64
+        models.Denoiser(model), jax.tree.map(lambda p: jnp.zeros(p.shape), params), tile_size=64
     )
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     program = (
-        jax.jit(refiner.programs._network)
+        jax.jit(refiner.denoiser.__call__)
         .lower(refiner.params, images, images, 0.5, None)
         .compile()
     )

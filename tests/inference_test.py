@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import small_run
 from etils import epath
-from flax import linen as nn
 from PIL import Image, ImageCms
 
-from sr3_jax import SuperResolver
+from sr3_jax import SuperResolver, models
 from sr3_jax.config import networks, read, schedules
 from sr3_jax.data import picture
-from sr3_jax.inference import files, levels, programs, reading, refinement
+from sr3_jax.inference import levels, programs, refinement, upscale_files
+from sr3_jax.inference.inputs import UpscaleOptions, find_inputs
 from sr3_jax.training.state import init_state
 
 
@@ -85,7 +85,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
     for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
         options = dataclasses.replace(resolver._sampling, batch_size=batch_size)
         refiner = refinement.Refiner(
-            resolver.refiner.model,
+            resolver.refiner.denoiser,
             options,
             factor=4,
             stride=1,
@@ -113,7 +113,7 @@ def test_an_image_whose_height_devices_share_is_the_same(resolver, images, monke
     made = []
     for share in (False, True):
         refiner = refinement.Refiner(
-            resolver.refiner.model,
+            resolver.refiner.denoiser,
             resolver._sampling,
             factor=4,
             stride=1,
@@ -180,7 +180,7 @@ def test_no_image_is_sampled_twice(images):
     """Fewer images than devices, and numbers that devices cannot share evenly."""
     sizes = []
 
-    class Recorder(nn.Module):
+    class Recorder(small_run.Network):
         def __call__(self, x, y_t, gamma):
             sizes.append(len(x))
             return y_t
@@ -188,7 +188,7 @@ def test_no_image_is_sampled_twice(images):
     config = small_run.config()
     config.sampling.batch_size = 5
     resolver = SuperResolver(
-        Recorder(),
+        models.Denoiser(Recorder()),
         {},
         functools.partial(schedules.sampler, read(config)),
         read(config).effective_sampling,
@@ -240,8 +240,8 @@ def folder(tmp_path, images):
 
 def _upscale(resolver, source, output, **options):
     """Records by input."""
-    inputs = reading.find_inputs(source)
-    records = list(files.upscale_files(resolver, inputs, output, files.Options(**options)))
+    inputs = find_inputs(source)
+    records = list(upscale_files.upscale_files(resolver, inputs, output, UpscaleOptions(**options)))
     assert len(records) == len(inputs)
     return {record.input: record for record in records}
 
@@ -249,8 +249,8 @@ def _upscale(resolver, source, output, **options):
 def test_a_folder_keeps_names_and_reports_what_failed(resolver, folder, tmp_path):
     output = epath.Path(tmp_path / "out")
     done = []
-    inputs = reading.find_inputs(folder)
-    records = list(files.upscale_files(resolver, inputs, output, progress=done.append))
+    inputs = find_inputs(folder)
+    records = list(upscale_files.upscale_files(resolver, inputs, output, progress=done.append))
     good = {"a.png", "b.JPG", "c.bmp", "d.tiff", "sub/a.png"}
     written = {str(p.relative_to(output)) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert written == good
@@ -350,6 +350,6 @@ def test_a_single_file(resolver, folder, tmp_path):
 
 def test_wrong_paths_are_named(resolver, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        reading.find_inputs(tmp_path / "nowhere")
+        find_inputs(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         SuperResolver.from_workdir(tmp_path)

@@ -369,7 +369,7 @@ def test_on_the_head_of_a_ray_cluster_the_cluster_does_it(tmp_path):
 
 
 def test_the_cluster_file_is_what_ray_expects():
-    jsonschema = pytest.importorskip("jsonschema", reason="ray[data] is not installed")
+    jsonschema = pytest.importorskip("jsonschema", reason="ray is not installed")
     # Found, not imported: imported early, Ray would not take the settings of the engine.
     spec = importlib.util.find_spec("ray")
     if spec is None:

@@ -1,4 +1,6 @@
 import functools
+import inspect
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,11 @@ import skimage.color
 import skimage.data
 import skimage.metrics
 
-from sr3_jax import images, metrics
+from sr3_jax import images
+from sr3_jax.config import Evaluation
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import resampling
+from sr3_jax.metrics import full_reference, registry, samples
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def pair():
 
 
 def test_psnr_agrees_with_skimage(pair):
-    ours = metrics.psnr(*pair)
+    ours = full_reference.psnr(*pair)
     theirs = [skimage.metrics.peak_signal_noise_ratio(b, a) for a, b in zip(*pair, strict=True)]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -38,12 +42,12 @@ def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
     wide = tuple(rows * np.uint16(257) for rows in (*pair, low))
     options = {"luminance": True, "border": 3}
     for score in (
-        lambda a, b, _: metrics.psnr(a, b),
-        lambda a, b, _: metrics.psnr(a, b, **options),
-        lambda a, b, _: metrics.ssim(a, b, **options),
-        lambda a, _, low: metrics.consistency(a, low),
-        lambda a, b, _: metrics.gradient_energy(a, b),
-        lambda a, b, _: list(metrics.energy_score(np.stack([a, a[::-1]]), b).values()),
+        lambda a, b, _: full_reference.psnr(a, b),
+        lambda a, b, _: full_reference.psnr(a, b, **options),
+        lambda a, b, _: full_reference.ssim(a, b, **options),
+        lambda a, _, low: full_reference.consistency(a, low),
+        lambda a, b, _: full_reference.gradient_energy(a, b),
+        lambda a, b, _: list(samples.energy_score(np.stack([a, a[::-1]]), b).values()),
     ):
         expected = np.asarray(score(*pair, low))
         for a, b, c in ((wide[0], pair[1], low), (pair[0], wide[1], wide[2]), wide):
@@ -55,7 +59,7 @@ def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
         for a, b in zip(finer, wide[1], strict=True)
     ]
     assert min(theirs) > 70
-    np.testing.assert_allclose(metrics.psnr(finer, wide[1]), theirs, atol=1e-3)
+    np.testing.assert_allclose(full_reference.psnr(finer, wide[1]), theirs, atol=1e-3)
 
 
 def test_ssim_agrees_with_skimage(pair):
@@ -65,7 +69,7 @@ def test_ssim_agrees_with_skimage(pair):
         )
         for a, b in zip(*pair, strict=True)
     ]
-    np.testing.assert_allclose(metrics.ssim(*pair), theirs, atol=2e-5)
+    np.testing.assert_allclose(full_reference.ssim(*pair), theirs, atol=2e-5)
 
 
 @pytest.mark.parametrize("border", [0, 7])
@@ -79,14 +83,14 @@ def test_luminance_without_a_border_agrees_with_skimage(pair, border):
         skimage.metrics.peak_signal_noise_ratio(b, a, data_range=255)
         for a, b in zip(*seen, strict=True)
     ]
-    np.testing.assert_allclose(metrics.psnr(*pair, **options), theirs, atol=1e-3)
+    np.testing.assert_allclose(full_reference.psnr(*pair, **options), theirs, atol=1e-3)
     theirs = [
         skimage.metrics.structural_similarity(
             a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
         )
         for a, b in zip(*seen, strict=True)
     ]
-    np.testing.assert_allclose(metrics.ssim(*pair, **options), theirs, atol=2e-5)
+    np.testing.assert_allclose(full_reference.ssim(*pair, **options), theirs, atol=2e-5)
 
 
 @pytest.mark.parametrize("luminance", [False, True])
@@ -96,9 +100,9 @@ def test_psnr_of_equal_images_alone_is_infinite(side, luminance):
     photo = skimage.data.astronaut()[None, :side, :side]
     other = photo.copy()
     other[0, 5, 5, 1] ^= 1  # the least difference there is
-    psnr = jax.jit(functools.partial(metrics.psnr, luminance=luminance))
+    psnr = jax.jit(functools.partial(full_reference.psnr, luminance=luminance))
     assert np.isposinf(psnr(photo, photo.copy())).all()
-    assert np.isposinf(metrics.psnr(photo, photo.copy(), luminance=luminance)).all()
+    assert np.isposinf(full_reference.psnr(photo, photo.copy(), luminance=luminance)).all()
     squares = side**2 if luminance else 3 * side**2
     level = (128.553 / 255 if luminance else 1) / 255
     expected = 10 * np.log10(squares / level**2)
@@ -109,11 +113,11 @@ def test_psnr_of_equal_images_alone_is_infinite(side, luminance):
 
 
 def test_a_border_that_leaves_nothing_is_named(pair):
-    for metric in (metrics.psnr, metrics.ssim):
+    for metric in (full_reference.psnr, full_reference.ssim):
         with pytest.raises(ValueError, match="border of 48 pixels leaves nothing"):
             metric(*pair, border=48)
     with pytest.raises(ValueError, match="found 10x58 within the border of 43"):
-        metrics.ssim(*pair, border=43)
+        full_reference.ssim(*pair, border=43)
 
 
 @pytest.mark.parametrize("luminance", [False, True])
@@ -132,28 +136,34 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
     ):
         worse = np.stack([worsen(much) for much in (1, 2, 4)])
         several = np.stack([photo] * 3)
-        assert (np.diff(metrics.psnr(worse, several, luminance=luminance)) < -0.5).all()
-        assert (np.diff(metrics.ssim(worse, several, luminance=luminance)) < -0.01).all()
-        assert (np.diff(metrics.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
+        assert (np.diff(full_reference.psnr(worse, several, luminance=luminance)) < -0.5).all()
+        assert (np.diff(full_reference.ssim(worse, several, luminance=luminance)) < -0.01).all()
+        assert (np.diff(full_reference.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
 def test_gradient_energy_falls_with_blur_and_grows_with_noise():
     photo = skimage.data.astronaut()[:128, :128]
-    assert metrics.gradient_energy(photo[None], photo[None])[0] == pytest.approx(1.0, abs=1e-6)
+    assert full_reference.gradient_energy(photo[None], photo[None])[0] == pytest.approx(
+        1.0, abs=1e-6
+    )
     # A wave of half the contrast has a quarter of the energy.
     wave = 100 * np.sin(np.arange(64) / 3)[None, :, None] * np.ones((64, 1, 3))
     half, whole = (np.round(128 + wave * gain).astype(np.uint8)[None] for gain in (0.5, 1.0))
-    assert metrics.gradient_energy(half, whole)[0] == pytest.approx(0.25, rel=0.02)
+    assert full_reference.gradient_energy(half, whole)[0] == pytest.approx(0.25, rel=0.02)
     # Noise adds the energy of its differences, twice its variance.
     noise = np.random.default_rng(0).normal(size=photo.shape) * 10
     grey = np.full_like(photo, 128)
     noisy = (grey + noise).round().astype(np.uint8)
     noisier = (grey + 2 * noise).round().astype(np.uint8)
-    assert metrics.gradient_energy(noisier[None], noisy[None])[0] == pytest.approx(4.0, rel=0.01)
+    assert full_reference.gradient_energy(noisier[None], noisy[None])[0] == pytest.approx(
+        4.0, rel=0.01
+    )
     blurred = [scipy.ndimage.gaussian_filter(photo, (s, s, 0)) for s in (0.5, 1, 2)]
-    assert (np.diff(metrics.gradient_energy(np.stack(blurred), np.stack([photo] * 3))) < -0.1).all()
+    assert (
+        np.diff(full_reference.gradient_energy(np.stack(blurred), np.stack([photo] * 3))) < -0.1
+    ).all()
     # A flat reference gives no infinity.
-    assert np.isfinite(metrics.gradient_energy(noisy[None], grey[None]))[0]
+    assert np.isfinite(full_reference.gradient_energy(noisy[None], grey[None]))[0]
 
 
 def test_ssim_keeps_its_digits_on_a_bright_flat_image():
@@ -167,14 +177,14 @@ def test_ssim_keeps_its_digits_on_a_bright_flat_image():
         sigma=1.5,
         use_sample_covariance=False,
     )
-    np.testing.assert_allclose(metrics.ssim(flat, noisy), theirs, atol=2e-5)
-    np.testing.assert_allclose(metrics.ssim(flat, flat), 1.0, atol=1e-6)
+    np.testing.assert_allclose(full_reference.ssim(flat, noisy), theirs, atol=2e-5)
+    np.testing.assert_allclose(full_reference.ssim(flat, flat), 1.0, atol=1e-6)
 
 
 def test_equal_images_and_too_small_ones(pair):
-    assert np.all(np.isposinf(metrics.psnr(pair[1], pair[1])))
+    assert np.all(np.isposinf(full_reference.psnr(pair[1], pair[1])))
     with pytest.raises(ValueError, match="at least 11x11"):
-        metrics.ssim(pair[0][:, :10], pair[1][:, :10])
+        full_reference.ssim(pair[0][:, :10], pair[1][:, :10])
 
 
 def test_consistency_is_the_error_after_downsampling(pair):
@@ -183,10 +193,10 @@ def test_consistency_is_the_error_after_downsampling(pair):
     low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(reference), (24, 36))))
     # Rounding to integers has variance 1/12 of a level squared.
     rounding = 1e5 / 12 / 255**2
-    np.testing.assert_allclose(metrics.consistency(reference, low), rounding, rtol=0.1)
+    np.testing.assert_allclose(full_reference.consistency(reference, low), rounding, rtol=0.1)
     darker = (reference.astype(int) - 5).clip(0).astype(np.uint8)
     expected = 1e5 * (5 / 255) ** 2 + rounding
-    np.testing.assert_allclose(metrics.consistency(darker, low), expected, rtol=0.05)
+    np.testing.assert_allclose(full_reference.consistency(darker, low), expected, rtol=0.05)
 
 
 def test_value_ranges_round_trip():
@@ -210,11 +220,13 @@ def test_the_nearest_consistent_image_is_consistent_and_nearest(traced):
     improve = lambda image: resampling.make_consistent(kind(image), kind(images.to_signed(low)))  # noqa: E731
     better = improve(images.to_signed(worse))
     made = np.asarray(images.to_uint8(better))
-    assert metrics.consistency(worse, low)[0] > 10
-    assert metrics.consistency(made, low)[0] < 0.05
+    assert full_reference.consistency(worse, low)[0] > 10
+    assert full_reference.consistency(made, low)[0] < 0.05
     # Nearer to every consistent image, and so to the photograph; its details stay.
-    assert metrics.psnr(made, photo)[0] > metrics.psnr(worse, photo)[0] + 0.2
-    before, after = (float(metrics.gradient_energy(each, photo)[0]) for each in (worse, made))
+    assert full_reference.psnr(made, photo)[0] > full_reference.psnr(worse, photo)[0] + 0.2
+    before, after = (
+        float(full_reference.gradient_energy(each, photo)[0]) for each in (worse, made)
+    )
     assert after == pytest.approx(before, rel=0.1)
     # What is consistent already stays where it is.
     np.testing.assert_allclose(np.asarray(improve(better)), np.asarray(better), atol=1e-3)
@@ -245,3 +257,16 @@ def test_upsampling_does_not_shift():
     yy, xx = (np.mgrid[:64, :96] + 0.5) / 4 - 0.5
     assert abs((mass * yy).sum() / mass.sum() - 6.0) < 0.02
     assert abs((mass * xx).sum() / mass.sum() - 13.0) < 0.02
+
+
+@pytest.mark.parametrize("metric", registry.METRICS.values(), ids=registry.METRICS)
+def test_the_registry_names_what_is_there(metric):
+    """The function, the arguments that it needs, and the key of its weights."""
+    if metric.of == "run":
+        return
+    parameters = list(inspect.signature(pkgutil.resolve_name(metric.function)).parameters)
+    if metric.of == "network":
+        assert parameters == ["inputs", "weights"]
+        assert Evaluation(**{metric.weights: "file"}).weights[metric.option] == "file"
+    else:
+        assert set(parameters[1:]) >= set(metric.needs)

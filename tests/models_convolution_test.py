@@ -9,6 +9,7 @@ from jax import lax
 
 from sr3_jax import parallel
 from sr3_jax.models import convolution, layers
+from sr3_jax.models.width_packing import PackedImage
 
 # Channels on both sides of where the gradient changes its form.
 SHAPES = [
@@ -106,10 +107,10 @@ def test_accelerators_get_the_plain_convolution(platform):
 @pytest.mark.parametrize("ends", [(), (4,), (1, 3)])
 def test_layers_are_those_of_flax_whatever_parts_the_image_comes_in(ends):
     image = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
-    parts = jnp.split(image, ends, axis=-1)
+    parts = PackedImage(tuple(jnp.split(image, ends, axis=-1)))
     for ours, theirs in (
         (layers.Conv3x3(8), nn.Conv(8, (3, 3))),
-        (layers.Dense(8), nn.Dense(8)),
+        (layers.Conv1x1(8), nn.Dense(8)),
     ):
         params = theirs.init(jax.random.key(1), image)
         params = jax.tree.map(lambda p: p + 0.1, params)  # biases that are not zero
@@ -117,6 +118,6 @@ def test_layers_are_those_of_flax_whatever_parts_the_image_comes_in(ends):
         if ends:
             shares = jnp.split(params["params"].pop("kernel"), ends, axis=-2)
             params["params"] |= {f"kernel_{i}": share for i, share in enumerate(shares)}
-        shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(1), *parts))
+        shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(1), parts))
         assert shapes == jax.tree.map(jnp.shape, params)
-        np.testing.assert_allclose(ours.apply(params, *parts), expected, atol=1e-5)
+        np.testing.assert_allclose(ours.apply(params, parts).to_array(), expected, atol=1e-5)

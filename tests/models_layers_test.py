@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sr3_jax.models import folding, layers, normalization
+from sr3_jax.models import layers, normalization
+from sr3_jax.models.width_packing import PackedImage
+
+
+def packed(image, ends=(), factor=1):
+    """The image with its channels split at `ends`, packed by `factor`."""
+    return PackedImage(tuple(jnp.split(image, ends, axis=-1))).packed_by(factor)
+
+
+def of_arrays(layer):
+    """`layer` with every image a plain array."""
+    return lambda params, image, *args, **options: layer.apply(
+        params, packed(image), *args, **options
+    ).to_array()
 
 
 @pytest.mark.parametrize("channels", [4, 32, 48, 256])
@@ -20,13 +33,13 @@ def test_group_norm_equals_that_of_flax(channels):
 
     def output_and_gradients(norm):
         def total(params, image):
-            out = norm.apply({"params": params}, image)
-            (out,) = out if isinstance(out, tuple) else (out,)
+            out = norm({"params": params}, image)
             return jnp.sum(jnp.sin(out)), out
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, image)
 
-    ours, theirs = output_and_gradients(layers.Norm()), output_and_gradients(flax)
+    ours = output_and_gradients(of_arrays(layers.Norm()))
+    theirs = output_and_gradients(flax.apply)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
 
 
@@ -47,9 +60,8 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
     # 64 +- 1: where bfloat16 sums of 4096 pixels would be off by far more than the spread.
     noise = jax.random.normal(jax.random.key(0), (2, 64, 64, 32))
     image = (64 + noise).astype(jnp.bfloat16)
-    norm = layers.Norm(jnp.bfloat16)
-    params = norm.init(jax.random.key(0), image)
-    (out,) = norm.apply(params, image)
+    out, _ = layers.Norm(jnp.bfloat16).init_with_output(jax.random.key(0), packed(image))
+    out = out.to_array()
     assert out.dtype == jnp.bfloat16
     out = np.asarray(out, np.float64).reshape(2, -1, 8, 4)
     np.testing.assert_allclose(out.mean((1, 3)), 0, atol=2e-3)
@@ -58,7 +70,8 @@ def test_bfloat16_images_far_from_zero_normalise_with_float32_statistics():
 
 def test_constant_images_normalise_to_the_bias():
     image = jnp.full((1, 8, 8, 16), 1234.5)
-    (out,), _ = layers.Norm().init_with_output(jax.random.key(0), image)
+    out, _ = layers.Norm().init_with_output(jax.random.key(0), packed(image))
+    out = out.to_array()
     assert np.all(np.isfinite(out))
     assert np.abs(out).max() < 0.1
 
@@ -66,10 +79,10 @@ def test_constant_images_normalise_to_the_bias():
 def test_scale_shift_modulates_the_normalised_image():
     image = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 8))
-    norm = layers.Norm()
-    params = norm.init(jax.random.key(0), image)
-    expected = norm.apply(params, image)[0] * (1 + scale[:, None, None]) + shift[:, None, None]
-    (modulated,) = norm.apply(params, image, scale_shift=(scale, shift))
+    norm = of_arrays(layers.Norm())
+    params = layers.Norm().init(jax.random.key(0), packed(image))
+    expected = norm(params, image) * (1 + scale[:, None, None]) + shift[:, None, None]
+    modulated = norm(params, image, scale_shift=(scale, shift))
     np.testing.assert_allclose(modulated, expected, atol=1e-5)
 
 
@@ -87,9 +100,7 @@ def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish, end
 
     def ours(params, image, shift, extra, added):
         norm = layers.Norm(swish=swish)
-        parts = jnp.split(image, ends, axis=-1)
-        out = norm.apply({"params": params}, *parts, shift=shift, scale_shift=(extra, added))
-        return jnp.concatenate(out, axis=-1)
+        return norm.apply({"params": params}, packed(image, ends), shift, (extra, added)).to_array()
 
     def theirs(params, image, shift, extra, added):
         norm = nn.GroupNorm(num_groups)
@@ -110,9 +121,9 @@ def test_shifted_modulated_norm_and_swish_equal_flax_in_all_gradients(swish, end
     )
 
 
-@pytest.mark.parametrize("fold, ends", [(1, ()), (1, (10,)), (4, (8,))])
-def test_pixel_norm_equals_flax_rms_norm(fold, ends):
-    """With what is added before and after, in parts and folded; and its gradients."""
+@pytest.mark.parametrize("factor, ends", [(1, ()), (1, (10,)), (4, (8,))])
+def test_pixel_norm_equals_flax_rms_norm(factor, ends):
+    """With what is added before and after, in parts and packed; and its gradients."""
     channels = 24
     keys = jax.random.split(jax.random.key(5), 4)
     image = 3 + 2 * jax.random.normal(keys[0], (2, 4, 8, channels))
@@ -121,10 +132,10 @@ def test_pixel_norm_equals_flax_rms_norm(fold, ends):
     weight = jax.random.normal(keys[2], image.shape)
 
     def ours(params, image, shift, extra, added):
-        norm = layers.Norm(swish=True, fold=fold, statistics="pixel")
-        parts = [folding.fold(part, fold) for part in jnp.split(image, ends, axis=-1)]
-        out = norm.apply({"params": params}, *parts, shift=shift, scale_shift=(extra, added))
-        return jnp.concatenate([folding.refold(part, fold, 1) for part in out], axis=-1)
+        norm = layers.Norm(swish=True, statistics="pixel")
+        return norm.apply(
+            {"params": params}, packed(image, ends, factor), shift, (extra, added)
+        ).to_array()
 
     def theirs(params, image, shift, extra, added):
         norm = nn.RMSNorm(epsilon=1e-6)
@@ -164,22 +175,19 @@ def _normalised_in_float64(image, shift, scale, offset, num_groups, cotangent):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("mean", [0, 1, 1000, 3000])
-@pytest.mark.parametrize("fold, ends", [(1, ()), (1, (10,)), (4, ())])
-def test_images_far_from_zero_are_normalised_as_in_float64(mean, dtype, fold, ends):
+@pytest.mark.parametrize("factor, ends", [(1, ()), (1, (10,)), (4, ())])
+def test_images_far_from_zero_are_normalised_as_in_float64(mean, dtype, factor, ends):
     """A mean of many standard deviations, of which rounding must not take the variance."""
     keys = jax.random.split(jax.random.key(4), 3)
     image = (mean + jax.random.normal(keys[0], (2, 16, 16, 24))).astype(dtype)
     cotangent = jax.random.normal(keys[1], image.shape).astype(dtype)
     per_channel = np.asarray(jax.random.normal(keys[2], (3, 2, 24)))
 
-    def as_parts(whole):
-        return tuple(folding.fold(part, fold) for part in jnp.split(whole, ends, axis=-1))
-
     @jax.jit
     def value_and_gradients(image, cotangent, *per_channel):
         def norm(image, *per_channel):
-            out = normalization.group_norm(as_parts(image), *per_channel, 6, True, fold=fold)
-            return jnp.concatenate([folding.refold(part, fold, 1) for part in out], axis=-1)
+            image = packed(image, ends, factor)
+            return normalization.group_norm(image, *per_channel, 6, True).to_array()
 
         out, pull_back = jax.vjp(norm, image, *per_channel)
         return out, *pull_back(cotangent)
@@ -195,19 +203,9 @@ def test_images_far_from_zero_are_normalised_as_in_float64(mean, dtype, fold, en
 
 def test_up_repeats_pixels_and_down_undoes_it():
     image = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
-    up = layers.resample_image(image, "up")
-    np.testing.assert_array_equal(up, np.repeat(np.repeat(image, 2, 1), 2, 2))
-    np.testing.assert_allclose(layers.resample_image(up, "down"), image, rtol=1e-6)
-
-
-@pytest.mark.parametrize("how", ["none", "up", "down"])
-@pytest.mark.parametrize("fold", [1, 2, 4])
-@pytest.mark.parametrize("fold_out", [1, 2, 4, 8])
-def test_folded_images_are_resampled_like_others(how, fold, fold_out):
-    image = jax.random.normal(jax.random.key(0), (2, 4, 16, 3))
-    expected = folding.fold(layers.resample_image(image, how), fold_out)
-    out = layers.resample_image(folding.fold(image, fold), how, fold, fold_out)
-    np.testing.assert_allclose(out, expected, atol=1e-6)
+    up = packed(image).resample("up")
+    np.testing.assert_array_equal(up.to_array(), np.repeat(np.repeat(image, 2, 1), 2, 2))
+    np.testing.assert_allclose(up.resample("down").to_array(), image, rtol=1e-6)
 
 
 @pytest.mark.parametrize("resample", ["up", "down"])
@@ -215,10 +213,11 @@ def test_a_fresh_resampling_block_projects_the_resampled_image(resample):
     image = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
     block = layers.ResidualBlock(12, resample)
     # The other branch ends in zeros.
+    image = packed(image)
     out, params = block.init_with_output(jax.random.key(1), image, jnp.ones((2, 5)), None)
     params = params["params"]["shortcut"]
-    shortcut = layers.resample_image(image, resample) @ params["kernel"] + params["bias"]
-    np.testing.assert_allclose(out, shortcut / np.sqrt(2), atol=1e-5)
+    shortcut = image.resample(resample).to_array() @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(out.to_array(), shortcut / np.sqrt(2), atol=1e-5)
 
 
 @pytest.mark.parametrize("features", [1, 2, 7, 64])
@@ -230,20 +229,22 @@ def test_embedding_has_the_size_asked_for(features):
 def test_attention_does_not_care_where_pixels_are():
     block = layers.AttentionBlock(num_heads=2)
     image = jax.random.normal(jax.random.key(0), (1, 4, 4, 16))
-    params = _shaken(block.init(jax.random.key(1), image))
+    params = _shaken(block.init(jax.random.key(1), packed(image)))
     order = jax.random.permutation(jax.random.key(2), 16)
 
     def permute(image):
         return image.reshape(1, 16, 16)[:, order].reshape(image.shape)
 
-    out = block.apply(params, image)
+    block = of_arrays(block)
+    out = block(params, image)
     assert not np.allclose(out, image / np.sqrt(2), atol=1e-2)
-    np.testing.assert_allclose(block.apply(params, permute(image)), permute(out), atol=1e-5)
+    np.testing.assert_allclose(block(params, permute(image)), permute(out), atol=1e-5)
 
 
 def test_attention_names_heads_that_do_not_fit():
     with pytest.raises(ValueError, match="num_heads = 3 does not divide the 16 channels"):
-        layers.AttentionBlock(num_heads=3).init(jax.random.key(0), jnp.zeros((1, 2, 2, 16)))
+        block = layers.AttentionBlock(num_heads=3)
+        block.init(jax.random.key(0), packed(jnp.zeros((1, 2, 2, 16))))
 
 
 def _shaken(params):
@@ -257,28 +258,28 @@ def _shaken(params):
 def test_what_enters_the_second_norm_has_one_bias(scale_shift):
     """Of the embedding where that is added; of the convolution where it modulates afterwards."""
     block = layers.ResidualBlock(8, scale_shift=scale_shift)
-    params = block.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)), jnp.ones((1, 5)), None)
+    params = block.init(jax.random.key(0), packed(jnp.ones((1, 4, 4, 8))), jnp.ones((1, 5)), None)
     assert ("bias" in params["params"]["conv_0"]) == scale_shift
 
 
-@pytest.mark.parametrize("layer", [layers.Conv3x3, layers.Dense])
+@pytest.mark.parametrize("layer", [layers.Conv3x3, layers.Conv1x1])
 def test_kernels_of_parts_are_drawn_as_one(layer):
-    parts = [jnp.ones((1, 4, 4, 24)), jnp.ones((1, 4, 4, 8))]
-    whole = layer(64).init(jax.random.key(0), jnp.concatenate(parts, -1))["params"]["kernel"]
-    params = layer(64).init(jax.random.key(0), *parts)["params"]
+    image = jnp.ones((1, 4, 4, 32))
+    whole = layer(64).init(jax.random.key(0), packed(image))["params"]["kernel"]
+    params = layer(64).init(jax.random.key(0), packed(image, (24,)))["params"]
     spread = float(jnp.std(whole))
-    for i, part in enumerate(parts):
+    for i, channels in enumerate((24, 8)):
         kernel = params[f"kernel_{i}"]
-        assert kernel.shape == (*whole.shape[:-2], part.shape[-1], 64)
+        assert kernel.shape == (*whole.shape[:-2], channels, 64)
         np.testing.assert_allclose(jnp.std(kernel), spread, rtol=0.1)
     assert not np.allclose(params["kernel_0"][..., :8, :], params["kernel_1"])
 
 
 @pytest.mark.parametrize("resample", ["none", "up", "down"])
-def test_a_tuple_of_images_is_their_concatenation(resample):
+def test_an_image_in_parts_is_their_concatenation(resample):
     block = layers.ResidualBlock(16, resample)
     image, embedding = jax.random.normal(jax.random.key(0), (2, 4, 6, 20)), jnp.ones((2, 5))
-    params = block.init(jax.random.key(1), image, embedding, None)
+    params = block.init(jax.random.key(1), packed(image), embedding, None)
     params = jax.tree.map(
         lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
@@ -293,8 +294,8 @@ def test_a_tuple_of_images_is_their_concatenation(resample):
         return params
 
     def total(params, image, ends):
-        parts = tuple(jnp.split(image, ends, axis=-1)) if ends else image
-        out = block.apply(in_parts(params, ends) if ends else params, parts, embedding, None)
+        params = in_parts(params, ends) if ends else params
+        out = block.apply(params, packed(image, ends), embedding, None).to_array()
         return jnp.sum(jnp.sin(out)), out
 
     gradient = jax.value_and_grad(total, (0, 1), has_aux=True)

@@ -6,8 +6,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from sr3_jax import diffusion, models
-from sr3_jax.models import folding, layers
+from sr3_jax import models
+from sr3_jax.models import layers
 
 # Compiling is what takes time here: most tests share one small network, and its parameters.
 SMALL = dict(channels=8, multipliers=(1, 2), num_blocks=1, attention_levels=(1,))
@@ -50,19 +50,6 @@ def small():
 
 def apply(model, params, *args):
     return jax.jit(lambda p, *a: model.apply({"params": p}, *a))(params, *args)
-
-
-def test_an_untrained_network_with_a_residual_takes_the_source_for_the_image():
-    """However strong the noise: what keeps the colours of a short training right."""
-    model = models.UNet(**SMALL, residual_std=0.1)
-    x, y_0, _ = inputs()
-    gamma = jnp.array([1e-4, 1e-2])
-    y_t = diffusion.diffuse(y_0, gamma, jax.random.normal(jax.random.key(5), y_0.shape))
-    params = jax.jit(model.init)(jax.random.key(0), x, y_t, gamma)["params"]
-    eps = apply(model, params, x, y_t, gamma)
-    estimate = diffusion.predict_y_0(y_t, gamma, eps)
-    # eps = 0, the paper's network before training, puts it 1 / sqrt(gamma) away: 10 and 100.
-    np.testing.assert_allclose(estimate, x, atol=1e-2)
 
 
 @pytest.mark.parametrize(("channels", "multipliers", "num_blocks", "size", "expected"), TABLE_A1)
@@ -205,12 +192,12 @@ def test_drop_keeps_the_mean_and_drops_the_share_asked_for():
     assert not np.array_equal(dropped[0], dropped[1])
 
 
-def test_folding_changes_neither_output_nor_gradient_nor_dropout():
-    """Levels of 8 and 24 channels, folded by different numbers; attention; every resampling."""
+def test_width_packing_changes_neither_output_nor_gradient_nor_dropout():
+    """Levels of 8 and 24 channels, packed by different factors; attention; every resampling."""
     settings = dict(
         channels=8, multipliers=(1, 3), num_blocks=1, attention_levels=(0,), dropout=0.3
     )
-    plain, folded = models.UNet(**settings), models.UNet(**settings, lanes=64)
+    plain, packed = models.UNet(**settings), models.UNet(**settings, packed_channels=64)
     args = inputs(height=4, width=32)
     params = random_params(plain)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -224,30 +211,10 @@ def test_folding_changes_neither_output_nor_gradient_nor_dropout():
         return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
     (_, expected), expected_gradient = run(plain)
-    (_, out), gradient = run(folded)
+    (_, out), gradient = run(packed)
     np.testing.assert_allclose(out, expected, atol=2e-4)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3 * (1 + np.abs(b).max()))
-
-
-def test_fold_for_stops_where_the_width_cannot_be_halved():
-    assert folding.fold_for(16, 1024, 128) == 8
-    assert folding.fold_for(128, 1024, 128) == 1
-    assert folding.fold_for(16, 12, 128) == 4
-    assert folding.fold_for(24, 64, 64) == 4
-
-
-def test_a_network_without_a_source_begins_at_the_best_linear_estimate():
-    """Of images of that standard deviation about 0; its first convolution takes y_t alone."""
-    model = models.UNet(channels=8, multipliers=(1,), has_source=False, residual_std=0.5)
-    y_t = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
-    gamma = jnp.array([0.1, 0.5, 0.99])
-    params = model.init(jax.random.key(1), None, y_t, gamma)["params"]
-    assert params["conv_in"]["kernel"].shape == (3, 3, 3, 8)
-    found = model.apply({"params": params}, None, y_t, gamma)
-    # Covariance of eps and y_t over the variance of y_t.
-    share = jnp.sqrt(1 - gamma) / (gamma * 0.25 + 1 - gamma)
-    np.testing.assert_allclose(found, share[:, None, None, None] * y_t, atol=1e-6)
 
 
 def test_labels_and_source_noise_change_what_is_said():

@@ -18,6 +18,7 @@ SIZE, BATCH = 16, 8
 MODEL = models.UNet(
     channels=8, multipliers=(1, 2), num_blocks=1, bottleneck_attention=False, dropout=0.2
 )
+DENOISER = models.Denoiser(MODEL)
 SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 LAYOUTS = [  # name, axes, micro-batches
@@ -49,7 +50,7 @@ def train(layout, accumulate_steps=1, num_steps=3):
     """Returns the state after a few steps, and the losses."""
     state = first_state()
     options = small_run.options(seed=3, accumulate_steps=accumulate_steps)
-    step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, options, layout)
+    step = make_train_step(DENOISER, SCHEDULE, OPTIMIZER, options, layout)
     if layout is None:
         step, place = jax.jit(step), dict
     else:
@@ -144,7 +145,9 @@ def test_fsdp_keeps_no_gathered_parameter_for_the_gradient():
     def gathers(name):
         layout = parallel.Layout(parallel.make_mesh(), name)
         state = jax.eval_shape(functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE))
-        step = make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(), layout)
+        step = make_train_step(
+            models.Denoiser(MODEL), SCHEDULE, OPTIMIZER, small_run.options(), layout
+        )
         program = str(jax.make_jaxpr(step)(state, batch(0)))
         kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(state.params))
         return program.count(" all_gather["), kernels

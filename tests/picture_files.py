@@ -1,4 +1,4 @@
-"""Picture files, made by Pillow, tifffile, libvips and by hand, for the tests of data.picture."""
+"""Picture files for the tests of data.picture, made by Pillow, tifffile, libvips and by hand."""
 
 import io
 import struct
@@ -63,7 +63,7 @@ def saved(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
 
 
 def png(values: np.ndarray, *chunks: tuple[bytes, bytes], depth: int = 16) -> bytes:
-    """Written by hand, so that nothing of what is tested is in it."""
+    """Encodes a PNG file by hand, independently of the tested code."""
     height, width, channels = values.shape
     rows = values.astype(">u2").tobytes() if depth == 16 else values.astype(np.uint8).tobytes()
     rows = np.frombuffer(rows, np.uint8).reshape(height, -1)
@@ -85,7 +85,7 @@ def png(values: np.ndarray, *chunks: tuple[bytes, bytes], depth: int = 16) -> by
 
 
 def tiff_file(values: np.ndarray, **options) -> bytes:
-    """Written by tifffile."""
+    """Encodes a TIFF file by tifffile."""
     channels = values.shape[2]
     options = {"photometric": "rgb" if channels > 2 else "minisblack"} | options
     if channels % 2 == 0:
@@ -97,7 +97,7 @@ def tiff_file(values: np.ndarray, **options) -> bytes:
 
 
 def levels_tiff(levels: np.ndarray, bits: int, white_is_zero: bool, order: str) -> bytes:
-    """Grey of 1 to 16 bits, as they are; written by hand."""
+    """Encodes a TIFF file of grey levels of 1 to 16 bits by hand."""
     height, width = levels.shape
     if bits == 16:
         packed = levels.astype(order + "u2").tobytes()
@@ -112,7 +112,7 @@ def levels_tiff(levels: np.ndarray, bits: int, white_is_zero: bool, order: str) 
 
 
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """How pixels that are stored in an orientation of EXIF are seen, by its specification."""
+    """Turns pixels that are stored in an orientation of EXIF upright, by its specification."""
     # Which side of the picture the first row is, and which the first column.
     return {
         1: stored,
@@ -127,7 +127,7 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def png_values(data: bytes) -> np.ndarray:
-    """The pixels of a PNG of 16 bits whose rows are differences to the row above."""
+    """Decodes a PNG of 16 bits whose rows are differences to the row above."""
     width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
     assert depth == 16
     compressed, place = b"", 8
@@ -143,7 +143,7 @@ def png_values(data: bytes) -> np.ndarray:
 
 
 def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, object]]:
-    """What each reader of the project makes of each file: pixels, or the message of an error."""
+    """Returns the pixels, or the message of an error, of each file by each reader."""
     for name, data in files.items():
         (folder / "in").mkdir(exist_ok=True)
         (folder / "in" / name).write_bytes(data)
@@ -164,7 +164,7 @@ def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, o
         found[ref.name] = {
             "training, a folder": attempt(lambda r=ref: r.read().image),
             "training, a tar": attempt(lambda m=member: m.read().image),
-            "training, records": attempt(lambda r=record: records.picture(r).image),
+            "training, records": attempt(lambda r=record: records.decode_example(r).image),
             "scoring": attempt(lambda i=i: scoring.Read(source)[i]),
             "upscaling": attempt(lambda r=ref: picture.rgb(picture.read_picture(r.path))),
         }

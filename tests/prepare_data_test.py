@@ -55,7 +55,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def squares(images, tmp_path_factory):
-    """What the command made of them at 16 pixels, and what it printed."""
+    """The folder that the command made at 16 pixels, and its output."""
     output = pathlib.Path(tmp_path_factory.mktemp("prepared")) / "squares"
     done = _run(images, output, "--image_size=16")
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_prepared_images_give_the_same_pairs_and_labels(images, squares, tmp_pat
 
 
 def test_where_it_is_killed_again_and_again_it_goes_on_to_the_same_files(images, squares, tmp_path):
-    """SIGKILL of the command alone ends its workers, too; Ctrl-C goes to all, as in a terminal."""
+    """SIGKILL of the command ends its workers, too; Ctrl-C goes to all, as in a terminal."""
     output = tmp_path / "killed"
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         begun = len(list(output.glob("*.tfrecord")))

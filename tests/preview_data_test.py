@@ -118,7 +118,7 @@ def test_16_bits_and_a_white_level_are_shown_as_the_network_sees_them(tmp_path):
 
 
 def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
-    """Of held-out images, which are neither mirrored nor of another size than asked for."""
+    """The images are held out: not mirrored, and of the size of evaluation."""
     command = [sys.executable, "-m", "sr3_jax.tools.preview_data", *small_run.flags()]
     flags = [f"--config.data.path={images}", "--config.data.source=folder"]
     output = tmp_path / "preview.png"

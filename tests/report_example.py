@@ -7,7 +7,8 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from sr3_jax.evaluation import evaluator, report
+from sr3_jax.evaluation import evaluator
+from sr3_jax.evaluation.report import page
 
 METHODS = ("bicubic", "my|<b>net</b>_of_*stars*", "sr3")
 NAME = "<script>alert(1)</script>|`a`_[b](c)_" + "long" * 20 + ".png"
@@ -17,7 +18,7 @@ CONFIG = '{\n  "a": "``` </pre><script>",\n\n  "b": 1\n}'
 
 @dataclasses.dataclass
 class Example:
-    results: report.Results
+    results: page.Results
     pictures: list[dict[str, np.ndarray]]
 
     def picture(self, kind, i):
@@ -59,7 +60,7 @@ def make() -> Example:
     means["bicubic"]["unheard_of"] = 5.0  # as if pooled otherwise
     # The lowest PSNR is the first shown.
     names = [NAME if i == 11 else f"test/{i}.png" for i in range(12)]
-    return Example(report.Results(means, names, of_images), pictures)
+    return Example(page.Results(means, names, of_images), pictures)
 
 
 def write(folder, example: Example, **changes) -> None:
@@ -74,4 +75,4 @@ def write(folder, example: Example, **changes) -> None:
         "paper_table": "1",
     }
     results = changes.pop("results", example.results)
-    report.write(folder, results, **(options | changes))
+    page.write(folder, results, **(options | changes))

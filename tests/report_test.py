@@ -11,15 +11,15 @@ import pytest
 import report_example
 from PIL import Image
 
-from sr3_jax.evaluation import (
+from sr3_jax.evaluation.report import (
     gallery,
     histograms,
     intervals,
-    measures,
+    page,
     paper,
     provenance,
-    report,
 )
+from sr3_jax.metrics import registry
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_differences_are_paired():
 
 
 def test_a_number_that_is_not_zero_is_not_written_as_zero():
-    texts = [measures.write(x, ".2f", signed=True) for x in (0.0018, -0.0018, 0.0, -0.0, -1.304)]
+    texts = [registry.write(x, ".2f", signed=True) for x in (0.0018, -0.0018, 0.0, -0.0, -1.304)]
     assert texts == ["+0.002", "−0.002", "+0.00", "+0.00", "−1.30"]
 
 
@@ -254,12 +254,12 @@ def test_markdown_is_whole_and_its_pictures_are_there(folder):
 
 def test_without_inputs_and_without_numbers_of_images(example, tmp_path):
     report_example.write(tmp_path / "a", example, with_input=False, paper_table="")
-    page = (tmp_path / "a" / "report.html").read_text()
-    assert "<figcaption>input" not in page and paper.LINK not in page
-    sets = report.Results({"x": {"fid": 7.5}, "y": {"fid": 6.5}}, [], {})
+    text = (tmp_path / "a" / "report.html").read_text()
+    assert "<figcaption>input" not in text and paper.LINK not in text
+    sets = page.Results({"x": {"fid": 7.5}, "y": {"fid": 6.5}}, [], {})
     report_example.write(tmp_path / "b", example, results=sets)
-    page = (tmp_path / "b" / "report.html").read_text()
-    assert '<span class="best">6.50</span>' in page and "<figure>" not in page
+    text = (tmp_path / "b" / "report.html").read_text()
+    assert '<span class="best">6.50</span>' in text and "<figure>" not in text
 
 
 def test_what_does_not_fit_is_named(example, tmp_path):
@@ -267,12 +267,12 @@ def test_what_does_not_fit_is_named(example, tmp_path):
         with pytest.raises(ValueError, match=message):
             report_example.write(tmp_path, example, **changes)
 
-    refuses("of no method", results=report.Results({}, [], {}))
-    short = report.Results({"a": {"psnr": 1.0}}, ["1", "2"], {"a": {"psnr": [1.0]}})
+    refuses("of no method", results=page.Results({}, [], {}))
+    short = page.Results({"a": {"psnr": 1.0}}, ["1", "2"], {"a": {"psnr": [1.0]}})
     refuses("psnr of 'a' has 1 numbers for 2 images", results=short)
-    unknown = report.Results({"a": {"psnr": 1.0}}, ["1"], {"a": {"ssim": [1.0]}})
+    unknown = page.Results({"a": {"psnr": 1.0}}, ["1"], {"a": {"ssim": [1.0]}})
     refuses("its mean is not in means", results=unknown)
-    refuses("called 'input'", results=report.Results({"input": {"psnr": 1.0}}, [], {}))
+    refuses("called 'input'", results=page.Results({"input": {"psnr": 1.0}}, [], {}))
 
     def cropped(kind, i):
         image = example.picture(kind, i)

@@ -1,6 +1,7 @@
 """Folders of images that other programs made, scored by --mode=score."""
 
 import json
+import math
 import pathlib
 
 import forked_run
@@ -13,6 +14,7 @@ from PIL import Image
 from sr3_jax import jobs
 from sr3_jax.data import folders, picture
 from sr3_jax.evaluation import scoring
+from sr3_jax.metrics import registry
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,34 @@ def test_without_low_resolutions_there_is_no_consistency(made):
     with_low = scoring.score_folders(here["reference"], {"GOOD": here["good"]}, here["low"])
     for metric, value in alone.means["GOOD"].items():
         assert with_low.means["GOOD"][metric] == value
+
+
+def darkness(images, reference):
+    return (reference.astype("float32") - images.astype("float32")).mean((1, 2, 3))
+
+
+def test_a_new_metric_is_a_function_and_a_line(made, tmp_path, monkeypatch):
+    """It is computed, and shown wherever metrics are."""
+    where, needs = f"{__name__}:darkness", ("reference",)
+    toy = registry.Metric("darkness", "darkness", "image", where, needs, -math.inf, "levels")
+    monkeypatch.setitem(registry.METRICS, "darkness", toy)
+    assert "darkness" in registry.tunable()
+    outputs = {name.upper(): str(made / name) for name in ("good", "poor")}
+    jobs.score(None, epath.Path(tmp_path), str(made / "reference"), outputs)
+    scores, each = (
+        json.loads((tmp_path / name).read_text()) for name in ("metrics.json", "images.json")
+    )
+    for method, folder in outputs.items():
+        means = [
+            np.mean([np.array(Image.open(path), float).mean() for path in kind.glob("a/*")])
+            for kind in (made / "reference", pathlib.Path(folder))
+        ]
+        assert scores[method]["darkness"] == pytest.approx(means[0] - means[1], abs=1e-3)
+        assert np.mean(each["scores"][method]["darkness"]) == scores[method]["darkness"]
+        for report in ("report.md", "report.html"):
+            assert toy.write(scores[method]["darkness"]) in (tmp_path / report).read_text()
+    assert "darkness (levels) ↓" in (tmp_path / "report.md").read_text()
+    assert "Histograms of darkness (levels)" in (tmp_path / "report.html").read_text()
 
 
 def test_luminance_and_border_reach_the_metrics(made):

@@ -5,9 +5,11 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import linen as nn
 from ml_collections import config_dict
 
 from sr3_jax.checkpoints import Checkpointer
@@ -39,6 +41,15 @@ OVERRIDES = {
     "evaluation.image_size": 32,
     "evaluation.num_pictures": 3,
 }
+
+
+class Network(nn.Module):
+    """Inputs of an SR3 network, for networks that tests make up."""
+
+    has_source = has_y_t = True
+    num_classes = 0
+    source_noise = False
+    dtype = jnp.float32
 
 
 def config() -> config_dict.ConfigDict:

@@ -143,11 +143,3 @@ def _hold_somehow(kind, folder, ready):
         locks._SETTLE_SECONDS = 0.2
         fcntl.flock = _no_locks
     _hold(folder, ready)
-
-
-def test_a_place_that_takes_no_files_is_noticed(tmp_path):
-    storage.try_writing(tmp_path / "new")
-    assert os.listdir(tmp_path / "new") == []
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError):
-        storage.try_writing(tmp_path / "file" / "under")

@@ -120,13 +120,12 @@ def test_validation_and_evaluation(compiled):
     small = config()
     devices = jax.local_devices()
     layout = layouts.layout(small, devices)
-    model = networks.model(small)
-    options = small
-    validate = training_step.make_validation(model, schedules.training_schedule(small), options)
+    schedule = schedules.training_schedule(small)
+    validate = training_step.make_validation(networks.denoiser(small), schedule, small)
     shapes = training_step.batch_shapes(layout, 16, 32, 8)
     params = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole),
-        models.parameter_shapes(model, 32),
+        models.parameter_shapes(networks.model(small), 32),
     )
     lowered = training_step.jit_validation(validate, layout).lower(params, shapes)
     program = parallel.compile_for(devices[0], lowered, aot_report._QUICK_OPTIONS)

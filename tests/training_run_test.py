@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sr3_jax import SuperResolver, jobs
 from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import image_sets, read, run_file, save
-from sr3_jax.evaluation import evaluator
+from sr3_jax.metrics import registry
 from sr3_jax.training import loop
 
 COMMAND = [sys.executable, "-m", "sr3_jax.main"]
@@ -44,7 +44,11 @@ def test_what_a_run_leaves(workdir):
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert set(scores) == {"bicubic", "sr3"}
     for row in scores.values():
-        assert set(row) == {*evaluator.METRICS, "n", "seconds_per_image"}
+        assert set(row) == {
+            *(metric.name for metric in registry.of("image")),
+            "n",
+            "seconds_per_image",
+        }
         assert row["n"] == 8 and all(math.isfinite(value) for value in row.values())
     samples = Image.open(workdir / "evaluation" / "samples.png")
     assert samples.width > 4 * 32 and samples.height > 3 * 32

@@ -9,7 +9,6 @@ import optax
 import pytest
 import scipy.ndimage
 import small_run
-from flax import linen as nn
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.training.state import init_state
@@ -18,12 +17,13 @@ from sr3_jax.training.step import (
     blur,
     ema_decay_at,
     make_train_step,
-    prediction_loss,
+    predict,
 )
 
 SIZE, BATCH = 16, 8
 # One level: these tests are about the step, and compile a dozen of them.
 MODEL = models.UNet(channels=8, multipliers=(1,), num_blocks=1, bottleneck_attention=False)
+DENOISER = models.Denoiser(MODEL)
 SCHEDULE = diffusion.linear(100, 1e-3, 0.2)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 
@@ -54,7 +54,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
+    return jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
 
 
 def _assert_close(a, b, **tolerance):
@@ -86,7 +86,7 @@ def test_16_bits_train_as_8_where_they_hold_the_same(state, step):
 def test_noise_changes_with_step_and_seed(state, step):
     _, metrics = step(state, _batch())
     _, later = step(state.replace(step=jnp.int32(5)), _batch())
-    reseeded = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=4)))
+    reseeded = jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, small_run.options(seed=4)))
     _, other = reseeded(state, _batch())
     assert len({float(m["loss"]) for m in (metrics, later, other)}) == 3
 
@@ -94,7 +94,7 @@ def test_noise_changes_with_step_and_seed(state, step):
 def test_accumulation_equals_the_whole_batch(state, step):
     whole, metrics = step(state, _batch())
     config = small_run.options(seed=3, accumulate_steps=4)
-    parts, part_metrics = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))(
+    parts, part_metrics = jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, config))(
         state, _batch()
     )
     _assert_close(metrics, part_metrics, rtol=1e-4)
@@ -107,7 +107,7 @@ def test_accumulation_weighs_rows_not_micro_batches(state, step):
     batch["weight"][::2] = 0.0
     _, metrics = step(state, batch)
     config = small_run.options(seed=3, accumulate_steps=2)
-    _, parts = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))(state, batch)
+    _, parts = jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, config))(state, batch)
     _assert_close(metrics, parts, rtol=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_sharing_the_batch_among_devices_changes_nothing(state, step):
     mesh = parallel.make_mesh()
     assert mesh.size == jax.device_count() > 1
     sharded = jax.jit(
-        make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)),
+        make_train_step(DENOISER, SCHEDULE, OPTIMIZER, small_run.options(seed=3)),
         in_shardings=(parallel.replicated(mesh), parallel.split_batch(mesh)),
         out_shardings=parallel.replicated(mesh),
     )
@@ -148,8 +148,8 @@ def test_a_batch_without_any_image_changes_no_parameter_to_nan(state, step):
 def test_flips_mirror_source_and_target_together(state):
     """On mirror-symmetric pairs flipping changes nothing; on others it does."""
     never = small_run.options(seed=3, flip=False)
-    plain = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, never))
-    flipping = jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
+    plain = jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, never))
+    flipping = jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
     batch = _batch()
     assert plain(state, batch)[1]["loss"] != flipping(state, batch)[1]["loss"]
     augmented = augment(jax.device_put(batch), state.step, small_run.options(seed=3))
@@ -170,7 +170,7 @@ def _scipy_blur(image, sigma):
 def test_blurring_trains_on_low_resolutions_that_scipy_blurs(state):
     def step(**given):
         config = small_run.options(flip=False, **given)
-        return jax.jit(make_train_step(MODEL, SCHEDULE, OPTIMIZER, config))
+        return jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, config))
 
     batch, plain = _batch(), step()
     low = [_scipy_blur(image, 0.5) for image in batch["low_resolution"]]
@@ -216,7 +216,7 @@ def test_ema_follows_the_recurrence(state, step):
 def test_clipping_bounds_the_update(state):
     """Plain gradient descent on the clipped gradient moves by at most rate times norm."""
     optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
-    step = jax.jit(make_train_step(MODEL, SCHEDULE, optimizer, small_run.options()))
+    step = jax.jit(make_train_step(DENOISER, SCHEDULE, optimizer, small_run.options()))
     before = state.replace(opt_state=optimizer.init(state.params))
     after, metrics = step(before, _batch())
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, before.params))
@@ -236,17 +236,13 @@ def test_it_learns(state, step):
     assert np.mean(losses[-20:]) < 0.5 * np.sqrt(2 / np.pi)
 
 
-class Echo(nn.Module):
+class Echo(small_run.Network):
     """Says for eps what it was told: its source, or how noisy that is."""
 
     says: str
-    predicts = "eps"
-    has_source = True
-    num_classes = 0
     source_noise = True
 
-    def __call__(self, x, y_t, gamma, dropout_keys, label, source_gamma):
-        assert label is None
+    def __call__(self, x, y_t, gamma, source_gamma):
         told = {"x": x, "gamma": diffusion.process.per_example(source_gamma, x)}[self.says]
         return jnp.broadcast_to(told, y_t.shape)
 
@@ -263,21 +259,60 @@ def test_source_noise_is_as_much_as_was_asked_for_and_as_is_told():
     batch = jax.tree.map(jnp.asarray, batch)
     config = small_run.options(loss="l2", source_noise=most)
     # x is 1 as an image, with gamma of signal: E x^2 is 1. Of eps, independent, E eps^2 is 1.
-    loss = prediction_loss(Echo("x"), {}, SCHEDULE, batch, config)
+    denoisers = {says: models.Denoiser(Echo(says)) for says in ("x", "gamma")}
+    loss, _ = predict(denoisers["x"], {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(2.0, abs=0.05)
     # E gamma^2 = E (1 - s^2)^2, s uniform in [0, most].
     expected = 1 + 1 - 2 / 3 * most**2 + most**4 / 5
-    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, config)
+    loss, _ = predict(denoisers["gamma"], {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(expected, abs=0.05)
     little = small_run.options(loss="l2", source_noise=0.1)
-    loss = prediction_loss(Echo("gamma"), {}, SCHEDULE, batch, little)
+    loss, _ = predict(denoisers["gamma"], {}, SCHEDULE, batch, little)
     assert loss == pytest.approx(2.0 - 2 / 3 * 0.1**2, abs=0.03)
+
+
+class Grey(small_run.Network):
+    """Knows that every image is grey, but for `error`, and predicts what it is asked to."""
+
+    prediction: diffusion.Prediction
+    error: float
+
+    def __call__(self, x, y_t, gamma):
+        y_0 = jnp.full_like(y_t, self.error)
+        eps = diffusion.PREDICTIONS["y_0"].to_eps(y_0, y_t, gamma)
+        return self.prediction.target(y_0, eps, gamma)
+
+
+@pytest.mark.parametrize("name", diffusion.PREDICTIONS)
+def test_the_loss_compares_what_the_network_predicts(name):
+    """None where it knows the image; with a weighting, the same error costs the same."""
+    prediction, rows = diffusion.PREDICTIONS[name], 64
+    schedule = diffusion.linear(100, 1e-2, 0.2)  # away from gamma = 1, where float32 is coarse
+    batch = {
+        "high_resolution": np.full((rows, 8, 8, 3), 65535 // 2 + 1, np.uint16),
+        "low_resolution": np.zeros((rows, 2, 2, 3), np.uint16),
+        "weight": np.ones(rows, np.float32),
+        "key": jax.random.split(jax.random.key(0), rows),
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def loss(error, **train):
+        denoiser = models.Denoiser(Grey(prediction, error), prediction)
+        return float(predict(denoiser, {}, schedule, batch, small_run.options(**train))[0])
+
+    assert loss(0.0) < 3e-4
+    keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(batch["key"])
+    gamma = np.asarray(diffusion.sample_gamma(keys, schedule), np.float64)
+    expected = np.mean(np.minimum(gamma / (1 - gamma), 5) * 0.3**2)
+    found = loss(0.3, loss="l2", loss_weight="min_snr")
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
 def labelled():
     """A generator of three classes, and its gradient on a batch under some label dropout."""
     model = MODEL.clone(has_source=False, num_classes=3)
+    denoiser = models.Denoiser(model)
     state = jax.jit(lambda: init_state(model, OPTIMIZER, 0, SIZE))()
     params = jax.tree.map(lambda p: p + 0.1, state.params)
 
@@ -289,7 +324,7 @@ def labelled():
             "key": jax.random.split(jax.random.key(2), BATCH),
         }
         config = small_run.options(label_dropout=dropout)
-        loss = lambda params: prediction_loss(model, params, SCHEDULE, batch, config, train=True)  # noqa: E731
+        loss = lambda params: predict(denoiser, params, SCHEDULE, batch, config, train=True)[0]  # noqa: E731
         rows = jax.grad(loss)(params)["label_embedding"]["embedding"]
         return jnp.abs(rows).sum(axis=1) > 0
 

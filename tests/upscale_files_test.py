@@ -15,12 +15,13 @@ from PIL import Image
 
 from sr3_jax import jobs
 from sr3_jax.config import read, run_file
-from sr3_jax.data import locks
-from sr3_jax.inference import files, manifest, reading, recipes
+from sr3_jax.data import locks, resumable
+from sr3_jax.inference import inputs, manifest
+from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import upscaling
 
-OPTIONS = files.Options(steps=1)
+OPTIONS = UpscaleOptions(steps=1)
 SIZE = (6, 7, 3)
 
 
@@ -39,7 +40,9 @@ def load_once():
         patch.setattr(
             upscaling.Work,
             "load",
-            lambda work: load(work.workdir, os.stat(f"{work.workdir}/checkpoints").st_ctime_ns),
+            lambda work: load(
+                (workdir := work.network.workdir), os.stat(f"{workdir}/checkpoints").st_ctime_ns
+            ),
         )
         yield
 
@@ -107,7 +110,7 @@ def test_outputs_within_the_inputs_never_become_inputs(workdir, pictures):
         assert _sizes(output) == {(28, 24)}
     assert before.items() <= _contents(pictures).items()
     # What was made by this program is an input where that is asked for.
-    assert len(reading.find_inputs(first)) == 3
+    assert len(inputs.find_inputs(first)) == 3
     for path in ("0.png", "1.png", "2.png"):
         (pictures / path).unlink()
     with pytest.raises(ValueError, match="all images in .* are outputs of this program"):
@@ -148,7 +151,7 @@ def test_a_file_that_was_not_made_here_is_neither_taken_for_an_output_nor_replac
 
 
 def test_what_lies_beside_outputs_is_not_replaced_either(workdir, pictures, tmp_path):
-    several = files.Options(steps=1, num_samples=2, animate=True)
+    several = UpscaleOptions(steps=1, num_samples=2, animate=True)
     for name in ("0.png.uncertainty.png", "1.png.refinement.gif", "manifest.jsonl"):
         output = epath.Path(tmp_path / name)
         output.mkdir()
@@ -201,11 +204,11 @@ def test_what_a_killed_job_made_is_known_and_what_it_was_to_replace_too(
     def killed(*_):
         raise KilledError
 
-    other = files.Options(steps=1, seed=1)
+    other = UpscaleOptions(steps=1, seed=1)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(manifest.Manifest, "add", killed)
         patch.setattr(manifest.Manifest, "flush", lambda self: None)
-        patch.setattr(reading, "THREADS", 1)
+        patch.setattr(resumable, "THREADS", 1)
         upscaling.upscale(workdir, pictures / "0.png", output, other, overwrite=True)
     (output / f".{'0' * 16}.partial").write_bytes(b"half")
     assert _contents(output)["0.png"] != before["0.png"]
@@ -232,12 +235,12 @@ def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
         k: v for k, v in before.items() if k.endswith("png")
     }
     # Folders of older versions have path and step instead.
-    recipe = json.loads((output / recipes.MARK).read_text())
+    recipe = json.loads((output / resumable.MARK).read_text())
     older = {**recipe, "workdir": str(workdir), "checkpoint": 3}
     del older["network"]
-    (output / recipes.MARK).write_text(json.dumps(older))
+    (output / resumable.MARK).write_text(json.dumps(older))
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
-    assert json.loads((output / recipes.MARK).read_text()) == recipe
+    assert json.loads((output / resumable.MARK).read_text()) == recipe
     (moved / "checkpoints").rmtree()
     small_run.write_workdir(moved, noise=0.1)
     with pytest.raises(ValueError, match="network was '.*' and is '.*--overwrite"):
@@ -277,7 +280,7 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
     broken = "bro\nken.png"
     (tmp_path / "in [1]" / broken).write_bytes(b"text")
     (tmp_path / "in [1]" / "layers.psd").write_bytes(b"8BPS")  # a format that is not read
-    several = files.Options(steps=1, num_samples=2, animate=True)
+    several = UpscaleOptions(steps=1, num_samples=2, animate=True)
     for _ in range(2):
         # Relative, so that a name that begins with ~ is tried.
         assert upscaling.upscale(workdir, epath.Path("in [1]"), epath.Path("o*"), several) == 2
@@ -285,7 +288,7 @@ def test_any_name_is_upscaled_and_listed_like_any_other(workdir, tmp_path, capsy
         assert set(rows) == {*NAMES, broken, "layers.psd"}
         for name in NAMES:
             assert rows[name].status == "written"
-            for made in reading.output_names(name, several):
+            for made in several.output_names(name):
                 assert os.path.getsize(tmp_path / "o*" / made)
     said = capsys.readouterr().out
     assert "failed: layers.psd: files of this format (.psd) are not read" in said
@@ -353,7 +356,7 @@ def test_a_damaged_recipe_and_damaged_rows_are_told(workdir, pictures, tmp_path)
     assert len(manifest.read(output)) == 2
     with pytest.raises(ValueError, match=r"manifest\.jsonl.*is damaged: 1 of its 3 rows"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
-    (output / recipes.MARK).write_bytes(b"[1")
+    (output / resumable.MARK).write_bytes(b"[1")
     with pytest.raises(ValueError, match=r"recipe\.json.*is damaged.*Remove it"):
         upscaling.upscale(workdir, pictures, output, OPTIONS)
     assert upscaling.upscale(workdir, pictures, output, OPTIONS, overwrite=True) == 0

@@ -16,11 +16,13 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax.inference import files, manifest, reading
+from sr3_jax.data import sources
+from sr3_jax.inference import manifest, upscale_files
+from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.jobs import ray_engine, upscaling
 from sr3_jax.parallel import StoppedError
 
-OPTIONS = files.Options(steps=2)
+OPTIONS = UpscaleOptions(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     (pictures / "bad.png").unlink()
     assert upscaling.upscale(workdir, pictures, folder, OPTIONS) == 0
     before = outputs(folder)
-    other = files.Options(steps=2, seed=1)
+    other = UpscaleOptions(steps=2, seed=1)
     with pytest.raises(ValueError, match="seed was 0 and is 1.*--overwrite"):
         upscaling.upscale(workdir, pictures, folder, other)
     with pytest.raises(ValueError, match="sampler was 'ancestral' and is 'ddim'"):
@@ -104,7 +106,7 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
     assert upscaling.upscale(workdir, pictures, folder, other, overwrite=True) == 0
     after = outputs(folder)
     assert set(after) == set(before) and all(after[name] != before[name] for name in after)
-    assert all(row.seed == reading.seed_of(name, 1) for name, row in rows(folder).items())
+    assert all(row.seed == other.seed_of(name) for name, row in rows(folder).items())
     # So it is for a single picture.
     with pytest.raises(ValueError, match="seed was 1 and is 0.*--overwrite"):
         upscaling.upscale(workdir, pictures / "0.png", folder, OPTIONS)
@@ -115,12 +117,12 @@ def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):
     tuned = {"sampler": "dpmpp_2m", "schedule": "log_snr", "num_steps": 3}
     (workdir / "inference.json").write_text(json.dumps({"sampling": tuned}))
     try:
-        upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "out"), files.Options())
+        upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "out"), UpscaleOptions())
         recipe = json.loads((tmp_path / "out" / ".manifest" / "recipe.json").read_text())
         assert {key: recipe[key] for key in tuned} == tuned and recipe["network"]
         (workdir / "inference.json").write_text("{}")
         with pytest.raises(ValueError, match=r"inference\.json does not hold"):
-            upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "o"), files.Options())
+            upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "o"), UpscaleOptions())
     finally:
         (workdir / "inference.json").unlink()
 
@@ -147,12 +149,12 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(workdir, pictures, tmp_p
 
 def test_two_inputs_with_one_output_are_refused(workdir, pictures, tmp_path):
     Image.new("RGB", (4, 4)).save(pictures / "0.jpe", format="JPEG")
-    names = [reading.sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
+    names = [sources.FileRef(n, n) for n in ("a.gif", "a.gif.png")]
     with pytest.raises(ValueError, match=r"a\.gif and a\.gif\.png would both become a\.gif\.png"):
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), OPTIONS)
     with pytest.raises(ValueError, match="would both become a.png.uncertainty.png"):
-        names = [reading.sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
-        several = files.Options(num_samples=2)
+        names = [sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
+        several = UpscaleOptions(num_samples=2)
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), several)
     with pytest.raises(NotADirectoryError, match=r"0\.png is a file"):
         upscaling.upscale(workdir, pictures, pictures / "0.png")
@@ -166,10 +168,9 @@ class Killed(upscaling.Work):
     def load(self):
         resolver = super().load()
         state = epath.Path(self.output).parent
-        decode = reading._decode
+        fetch = upscale_files._Job.fetch
 
-        def deadly(resolver, output, options, source, content):
-            ref = source.ref
+        def deadly(job, ref):
             if (state / f"raise-{ref.name}").exists():
                 raise RuntimeError("unforeseen")
             if (state / f"always-{ref.name}").exists():
@@ -177,9 +178,9 @@ class Killed(upscaling.Work):
             if (state / f"once-{ref.name}").exists():
                 (state / f"once-{ref.name}").unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return decode(resolver, output, options, source, content)
+            return fetch(job, ref)
 
-        reading._decode = deadly
+        upscale_files._Job.fetch = deadly
         return resolver
 
 
@@ -239,8 +240,6 @@ def test_ray_gives_the_pictures_of_one_process(cluster, workdir, pictures, tmp_p
     assert set(outputs(here)) - set(outputs(there)) == {"4.png", "6.png"}
     for name in ("always-4.png", "raise-6.png"):
         (tmp_path / name).unlink()
-    for path in (there / ".manifest").glob("*.running"):
-        path.unlink()
     assert _by_ray(monkeypatch, Killed, workdir, pictures, there) == 1
     assert_whole(there, pictures)
     for name in outputs(here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from sr3_jax import config as configs
-from sr3_jax.config import cascades
+from sr3_jax.config import cascades, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +150,10 @@ def workdir(values: flags.FlagValues) -> epath.Path:
     return folder
 
 
-def config_of_network(values: flags.FlagValues) -> configs.Config:
-    """Returns the config of --config and its flags, checked.
+def config_of_network(
+    values: flags.FlagValues, check: configs.Check | None = None
+) -> configs.Config:
+    """Returns the config of --config and its flags, checked; see `config.read`.
 
     Raises:
       ValueError: naming every fault; or it is the config of a cascade.
@@ -160,7 +163,7 @@ def config_of_network(values: flags.FlagValues) -> configs.Config:
             "--config is of a cascade, which is for --mode=generate; its networks are trained one "
             "by one, by the configs that it names"
         )
-    return configs.read(values.config)
+    return configs.read(values.config, check)
 
 
 def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Config:
@@ -170,9 +173,13 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
       FileNotFoundError: the folder is not of a run.
       ValueError: naming every fault of the config.
     """
+    check = functools.partial(resolve.faults, trains=False)
     if values.config is not None:
-        return config_of_network(values)
-    return configs.load(folder / "config.json")
+        return config_of_network(values, check)
+    config = configs.load(folder / "config.json")
+    if missing := list(check(config)):
+        raise ValueError(configs.in_words(missing))
+    return config
 
 
 def named_folders(pairs: list[str]) -> Mapping[str, str]:

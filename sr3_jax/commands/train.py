@@ -5,10 +5,13 @@ sr3 train --config=CONFIG [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
 from __future__ import annotations
 
+import functools
+
 from absl import flags
 from ml_collections import config_dict
 
 from sr3_jax.commands import shared
+from sr3_jax.config import resolve
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,7 +38,8 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     workdir = shared.workdir(values)
     if values.steps is not None:
         _change_length(values.config, values.steps)
-    config = shared.config_of_network(values)
+    check = functools.partial(resolve.faults, trains=True)
+    config = shared.config_of_network(values, check)
 
     def run() -> None:
         from sr3_jax import jobs

@@ -88,9 +88,9 @@ def prepare(values: flags.FlagValues) -> shared.Job:
 
     def run() -> int | None:
         from sr3_jax import jobs
-        from sr3_jax.inference import files
+        from sr3_jax.inference.inputs import UpscaleOptions
 
-        options = files.Options(
+        options = UpscaleOptions(
             values.steps,
             values.seed,
             values.factor,

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from sr3_jax.config import fields, reading
 from sr3_jax.config.use_sections import Sampling
+from sr3_jax.metrics import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Measures(fields.Section):
     """Metrics of the last stage's images."""
 
     feature_metrics: tuple[str, ...] = fields.option(
-        (), "`fid`: the Frechet Inception Distance, with the Inception score.", choices=("fid",)
+        (),
+        "`fid`: the Frechet Inception Distance, with the Inception score.",
+        choices=registry.options(without=("reference", "labels")),
     )
     fid_reference: str = fields.option(
         "",

@@ -29,6 +29,16 @@ def _method(config: Config) -> Iterator[str]:
             f"config.model.num_classes = {config.model.num_classes}, but a {method} takes no "
             "class labels; use 0"
         )
+    if config.predicts_image:
+        for key, value, paper in (
+            ("model.prediction", config.model.prediction, "eps"),
+            ("train.loss_weight", config.train.loss_weight, "none"),
+        ):
+            if value != paper:
+                yield (
+                    f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
+                    f"without noise; use {paper!r}"
+                )
     if noise and (config.predicts_image or not config.has_source):
         yield (
             f"config.train.source_noise = {noise} is for networks of method 'sr3' with a source; "

@@ -200,7 +200,7 @@ def _open(
         high = place.require("path", "the folder of high-resolution images")
         low = place.require("low_path", "the folder of low-resolution images")
         low_index = index and index.with_name(f"{half}_low.npz")
-        return folders.pairs(_folder(high, index), _folder(low, low_index))
+        return folders.Pairs(_folder(high, index), _folder(low, low_index))
     if kind == "tar":
         return _tar(place.require("path", "the tar file of images"), index)
     if kind == "tfrecord":
@@ -228,7 +228,7 @@ def _folder(path: str, index: epath.Path | None) -> folders.Folder:
         # A run within its own images must not take the pictures that it makes for some of them.
         workdir = index.parent.parent
         skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
-    arrays = index_file.kept(
+    arrays = index_file.load_or_make(
         index,
         f"folder {path}",
         lambda: folders.folder(path, skip).to_arrays(),
@@ -250,7 +250,7 @@ def _tar(path: str, index: epath.Path | None) -> archives.Archive:
             return archives.archive(path, bar.update).to_arrays()
 
     opened = functools.partial(archives.Archive, path)
-    return opened(index_file.kept(index, archives.made_of(path), walk, opened))
+    return opened(index_file.load_or_make(index, archives.describe(path), walk, opened))
 
 
 def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.LazySource:
@@ -272,7 +272,7 @@ def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[st
             return records.tfrecords(files, bar.update).to_arrays()
 
     opened = functools.partial(records.Records, files)
-    return index_file.kept(index, "\n".join(files), walk, opened)
+    return index_file.load_or_make(index, "\n".join(files), walk, opened)
 
 
 def _held_out(config: Config, images: sources.LazySource) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The network of a config, and its optimizer."""
+"""The network of a config, its denoiser, and its optimizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sr3_jax import models
+from sr3_jax import diffusion, models
 from sr3_jax.config.sections import Config
 
 TPU_LANES = 128  # of a register; the channels that fill it
@@ -20,7 +20,7 @@ def model(config: Config) -> models.UNet | models.SRCNN:
         return models.SRCNN(dtype)
     sizes = [config.data.image_size // 2**i for i in range(len(c.multipliers))]
     return models.UNet(
-        predicts="y_0" if config.predicts_image else "eps",
+        has_y_t=not config.predicts_image,
         channels=c.channels,
         multipliers=c.multipliers,
         num_blocks=c.num_blocks,
@@ -31,13 +31,24 @@ def model(config: Config) -> models.UNet | models.SRCNN:
         dropout=c.dropout,
         scale_shift=c.scale_shift,
         embedding_scale=c.embedding_scale,
-        residual_std=c.residual_std,
         dtype=dtype,
         remat=c.remat,
         has_source=config.has_source,
         num_classes=c.num_classes,
         source_noise=config.train.source_noise > 0,
-        lanes=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+        packed_channels=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+    )
+
+
+def denoiser(config: Config) -> models.Denoiser:
+    """The network with what it predicts, its preconditioning, guidance and source noise."""
+    c = config.model
+    return models.Denoiser(
+        model(config),
+        diffusion.PREDICTIONS["y_0" if config.predicts_image else c.prediction],
+        sigma_data=0.0 if config.method == "srcnn" else c.residual_std,
+        guidance=config.sampling.guidance,
+        source_noise=config.sampling.source_noise,
     )
 
 

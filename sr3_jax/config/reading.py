@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import config_dict
@@ -12,6 +12,8 @@ from ml_collections import config_dict
 from sr3_jax.config import checks, fields
 from sr3_jax.config.sections import SECTIONS, Config
 from sr3_jax.config.training_sections import Data
+
+Check = Callable[[Config], Iterable[str]]
 
 
 def default_dict() -> config_dict.ConfigDict:
@@ -23,8 +25,14 @@ def default_dict() -> config_dict.ConfigDict:
     return config_dict.ConfigDict(values).lock()
 
 
-def read(values: config_dict.ConfigDict | Mapping[str, Any] | Config) -> Config:
-    """A config from nested values; what is missing has its default.
+def read(
+    values: config_dict.ConfigDict | Mapping[str, Any] | Config, check: Check | None = None
+) -> Config:
+    """Returns a config from nested values; what is missing has its default.
+
+    Args:
+      values: by section and key.
+      check: yields more faults, such as `resolve.faults`.
 
     Raises:
       ValueError: naming every fault at once: unknown keys, values of a wrong type or out of range,
@@ -46,12 +54,14 @@ def read(values: config_dict.ConfigDict | Mapping[str, Any] | Config) -> Config:
     config, wrong = fields.read(Config, rest, "config.")
     faults += wrong
     config = dataclasses.replace(config, **sections)
+    config = dataclasses.replace(config, data=_with_data_of_tfds(config.data))
     # A faulty value has its default here, with which others need not work.
     faulty = [fault.split()[0].rpartition(".")[2] for fault in faults]
-    faults += [f for f in checks.faults(config) if not any(name in f for name in faulty)]
+    more = [*checks.faults(config), *(check(config) if check else ())]
+    faults += [fault for fault in more if not any(name in fault for name in faulty)]
     if faults:
         raise ValueError(in_words(faults))
-    return dataclasses.replace(config, data=_with_data_of_tfds(config.data))
+    return config
 
 
 def _with_data_of_tfds(data: Data) -> Data:

@@ -9,7 +9,7 @@ from sr3_jax.config.sections import Config
 
 
 def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
-    """The noise that the network is trained on; None for a baseline, which sees none.
+    """The noise that the network is trained on; None for a baseline, which takes no y_t.
 
     Raises:
       ValueError: the schedule does not end in noise.
@@ -61,11 +61,11 @@ def sampling_schedule(
     )
 
 
-def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler | None:
-    """The sampler on `sampling_schedule`; None for a baseline."""
+def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
+    """The sampler on `sampling_schedule`; of a baseline, the one of a single call."""
     noise = sampling_schedule(config, num_steps)
     if noise is None:
-        return None
+        return diffusion.one_call()
     c = config.sampling
     make = {
         "ancestral": lambda: diffusion.ancestral(noise, c.variance),

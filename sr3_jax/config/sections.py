@@ -75,9 +75,9 @@ class Config(Section):
 
     @property
     def effective_sampling(self) -> use_sections.Sampling:
-        """`sampling` with the size of tiles and the number of steps that are used."""
-        steps = 1 if self.predicts_image else self.sampling.num_steps
-        return dataclasses.replace(self.sampling, num_steps=steps, tile_size=self.tile_size)
+        """`sampling` with the size of tiles; of a baseline, with one step and unclipped."""
+        own = {"num_steps": 1, "clip": False} if self.predicts_image else {}
+        return dataclasses.replace(self.sampling, tile_size=self.tile_size, **own)
 
     @property
     def knows_no_class(self) -> bool:

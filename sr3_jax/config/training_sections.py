@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sr3_jax import diffusion
 from sr3_jax.config.fields import MAX_STEPS, Section, option
 
 SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
@@ -146,12 +147,19 @@ class Model(Section):
         above=0.0,
         may_change=False,
     )
+    prediction: str = option(
+        "eps",
+        "What the network predicts and the loss compares, by the table at the head of "
+        "sr3_jax/diffusion/parameterization.py; `eps` in the paper. Baselines always predict y_0.",
+        choices=tuple(diffusion.PREDICTIONS),
+        may_change=False,
+    )
     residual_std: float = option(
         0.0,
-        "0: the network predicts eps, as in the paper. Above 0: it predicts a correction of the "
-        "linear estimate of eps under y_0 = x + Gaussian noise of this standard deviation "
-        "(images in [-1, 1]). That spares short trainings the shifts in colour. A good value is "
-        "the root mean square of y_0 - x.",
+        "Preconditioning (sigma_data of Karras et al. 2022). 0: none, as in the paper. Above 0: "
+        "the network corrects the linear estimate of what it predicts, under y_0 = x + Gaussian "
+        "noise of this standard deviation (images in [-1, 1]). That spares short trainings the "
+        "shifts in colour. A good value is the root mean square of y_0 - x.",
         at_least=0.0,
         may_change=False,
     )
@@ -206,7 +214,20 @@ class Train(Section):
         at_least=1,
     )
     loss: str = option(
-        "l1", "Norm of the difference of eps (Eq. 6).", choices=("l1", "l2"), may_change=False
+        "l1",
+        "Norm of the error of the prediction, of eps in the paper (Eq. 6).",
+        choices=("l1", "l2"),
+        may_change=False,
+    )
+    loss_weight: str = option(
+        "none",
+        "Weighting of the loss by the signal-to-noise ratio, SNR = gamma / (1 - gamma). `none`: 1, "
+        "as in the paper. Others do not depend on `model.prediction`. `min_snr`: min(SNR, 5) on "
+        "the squared error of y_0 (Hang et al. 2023). `sigmoid`: sigmoid(2 - log SNR) on that of "
+        "eps, integrated over log SNR (Kingma and Gao 2023); loss and gradient are then larger, of "
+        "eps about ten times, and `clip_norm` should be, too.",
+        choices=tuple(diffusion.LOSS_WEIGHTS),
+        may_change=False,
     )
     learning_rate: float = option(1e-4, "Learning rate after warm-up.", above=0.0)
     num_warmup_steps: int = option(10_000, "Steps of linear warm-up from 0.", at_least=0)

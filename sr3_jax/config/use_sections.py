@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sr3_jax.config.fields import MAX_STEPS, Section, option
+from sr3_jax.metrics import registry
 
 SAMPLERS = ("ancestral", "ddim", "dpmpp_2m", "heun")
 
@@ -129,7 +130,7 @@ class Evaluation(Section):
         (),
         "Metrics of pretrained networks. `fid`: with the Inception score, against "
         "`fid_reference`. `lpips`. `resnet50`: top-1 and top-5 accuracy of images with labels.",
-        choices=("fid", "lpips", "resnet50"),
+        choices=registry.options(),
     )
     fid_reference: str = option(
         "",
@@ -152,12 +153,9 @@ class Evaluation(Section):
 
     @property
     def weights(self) -> dict[str, str | None]:
-        """File of the weights of each metric of `feature_metrics`; None to download them."""
-        return {
-            "fid": self.inception_weights or None,
-            "lpips": self.lpips_weights or None,
-            "resnet50": self.resnet50_weights or None,
-        }
+        """File of the weights of each choice of `feature_metrics`; None to download them."""
+        of_networks = registry.of("network")
+        return {metric.option: getattr(self, metric.weights) or None for metric in of_networks}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +167,7 @@ class Tuning(Section):
         "What is optimised on held-out images. `energy`: the energy score of patches of two "
         "samples, which needs no weights. Empty: `fid` where `evaluation.inception_weights` "
         "names a file, else `energy`.",
-        choices=("", "fid", "energy", "psnr", "ssim"),
+        choices=("", *registry.tunable()),
     )
     num_images: int = option(64, "Number of held-out images.", at_least=1)
     calls: tuple[int, ...] = option(

@@ -1,10 +1,10 @@
-"""A source of the images in a tar file, read where they lie: ImageNet's own two need no unpacking.
+"""A source of the images in a tar file, without unpacking it, such as ImageNet's own two.
 
     ILSVRC2012_img_train.tar    1000 tars, n01440764.tar and so on, each of one class's images
     ILSVRC2012_img_val.tar      ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG
 
-A tar has no table of contents: each file follows a header that says its length. The headers are
-walked over once; after that, any image is one read away.
+A tar has no table of contents: each file follows a header with its length. The headers are walked
+over once, and then any image is one read away.
 """
 
 import array
@@ -25,11 +25,11 @@ from absl import logging
 from jaxtyping import Int
 
 from sr3_jax.data import folders, index_file, sources, storage
-from sr3_jax.data.picture import BadImageError, decode_seen
+from sr3_jax.data.picture import BadImageError, content, decode_seen
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
 
-# First bytes, and what unpacks it.
+# First bytes of compressed files, and the command that unpacks them.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -37,74 +37,60 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
 
-# So much is read for a header, and twice as much each time the next one is not far. In a bucket
-# 4 MiB come in little more time than any request takes; on a disk passing over them is faster.
+# Bytes that are read for a header; twice as many each time the next one is near. In a bucket 4 MiB
+# take little more time than any request; on a disk seeking is faster.
 _LEAST_READ = 16 << 10
 _MOST_READ = 64 << 10
 _MOST_READ_OF_URL = 4 << 20
 
 _BLOCK = 512
-# Of a file's name and attributes, and of the zeros at the end of a tar (10 KiB by default).
+# Most bytes of a file's name and attributes, and of zeros at the end of a tar (10 KiB by default).
 _LONGEST_HEADER = _LONGEST_END = 1 << 20
 
 
-class Archive(sources.LazySource):
-    """Images in a tar file, by their names; each takes its name and 24 bytes of memory.
+class Archive(folders.Folder):
+    """Images in a tar file, as in a folder; each takes its name and 24 bytes of memory.
 
-    Those in a tar in it count as in a folder of that tar's name. Classes are those of
-    `folders.Folder`; the files of ImageNet's validation tar have theirs from the list that TFDS
-    ships.
+    A tar in the tar is a folder of its name. Images of ImageNet's validation set have their classes
+    from the list that TFDS ships.
     """
 
     def __init__(self, path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Use `archive` to make one.
-
-        Args:
-            path: of the tar file.
-            arrays: what `to_arrays` gives.
+        """Makes a source of what `to_arrays` returned; see `archive`.
 
         Raises:
             KeyError: an array is missing.
             ValueError: the arrays are damaged.
         """
-        self.path = os.fspath(path)
-        self._named = folders.Folder(self.path, arrays)
+        super().__init__(os.fspath(path), arrays)
         self._offset, self._size = (
-            index_file.check_column(arrays, key, (np.int64,), len(self._named))
+            index_file.check_column(arrays, key, (np.int64,), len(self))
             for key in ("offset", "size")
         )
         if (self._offset < 0).any() or (self._size < 0).any():
             raise ValueError("an image has a negative offset or size")
-        self._listed_labels = _listed_labels(self._named.names())
-
-    def __len__(self) -> int:
-        return len(self._offset)
+        self._listed_labels = _listed_labels(self.names())
 
     def ref(self, index: int) -> "MemberRef":
-        """See `LazySource`."""
-        named = self._named.ref(index)
+        named = super().ref(index)
         label = named.label if self._listed_labels is None else int(self._listed_labels[index])
         offset, size = int(self._offset[index]), int(self._size[index])
-        return MemberRef(named.name, self.path, offset, size, label)
-
-    def names(self) -> Iterator[bytes]:
-        """See `LazySource`."""
-        return self._named.names()
+        return MemberRef(named.name, self.root, offset, size, label)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Names, and where the images lie, to be kept in a file."""
-        return {**self._named.to_arrays(), "offset": self._offset, "size": self._size}
+        """Returns names and places of the images, to be kept in a file."""
+        return {**super().to_arrays(), "offset": self._offset, "size": self._size}
 
 
 class MemberRef(NamedTuple):
     """An image in a tar file; see `sources.ImageRef`.
 
     Attributes:
-        name: in the tar; where it lies in a tar in that, `n01440764/n01440764_10026.JPEG`.
-        path: of the tar.
-        offset: of the image file's content in it, in bytes.
-        size: of that.
-        label: see `Picture`.
+        name: path in the tar; of an image of an inner tar, `n01440764/n01440764_10026.JPEG`.
+        path: path of the tar.
+        offset: place of the image file in the tar, in bytes.
+        size: size of the image file, in bytes.
+        label: see `sources.Picture`.
     """
 
     name: str
@@ -114,12 +100,8 @@ class MemberRef(NamedTuple):
     label: int
 
     def read(self) -> sources.Picture:
-        """See `ImageRef`."""
-        try:
-            # A request for no bytes is an error in a bucket.
-            data = storage.read(self.path, self.offset, self.size) if self.size else b""
-        except FileNotFoundError as error:
-            raise BadImageError(f"no such file: {self.path}") from error
+        # A request for no bytes is an error in a bucket.
+        data = content(self.path, self.offset, self.size) if self.size else b""
         if len(data) < self.size:
             raise BadImageError(
                 f"truncated: {self.path} ends in the middle of the file at byte {self.offset}"
@@ -128,11 +110,11 @@ class MemberRef(NamedTuple):
         return sources.Picture(image, label=self.label, notes=notes)
 
 
-def made_of(path: str | os.PathLike[str]) -> str:
-    """What a list of the images in a tar describes, for `index_file.kept`: changed with its size.
+def describe(path: str | os.PathLike[str]) -> str:
+    """Returns the description of a tar for `index_file.load_or_make`: its path and size.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
     """
     if not storage.exists(path):
@@ -147,18 +129,18 @@ def made_of(path: str | os.PathLike[str]) -> str:
 def archive(
     path: str | os.PathLike[str], progress: Callable[[int], object] = lambda num_bytes: None
 ) -> Archive:
-    """The images in a tar file and in the tars in it, sorted by name.
+    """Lists the images in a tar file and in the tars in it, sorted by name.
 
-    An image is a file that `folders.folder` would take for one if all were unpacked. For a million
-    that takes a minute or two; a tar of small files in a bucket is read whole.
+    A file is an image if `folders.folder` would list it after unpacking. A million images take a
+    minute or two; a tar of small files in a bucket is read whole.
 
     Args:
         path: an uncompressed tar file, local or a URL.
-        progress: called with a number of bytes as they are passed over.
+        progress: called with numbers of bytes that were walked over.
 
     Raises:
-        ValueError: it is no tar file, compressed, cut off or damaged (and at which byte), has two
-            images of one name, links instead of images, or no image at all.
+        ValueError: it is no tar file, compressed, cut off or damaged (the message has the byte), or
+            has two images of one name, links instead of images, or no image at all.
     """
     path = os.fspath(path)
     outer = _listing(path, 0, storage.size(path), progress=progress)
@@ -191,9 +173,9 @@ def archive(
 
 
 def imagenet_validation_labels() -> Int[np.ndarray, "50000"] | None:
-    """Class, from 0, of each image of ImageNet's validation set in the order of their numbers.
+    """Reads the class, from 0, of each image of ImageNet's validation set, by number.
 
-    From the list that TFDS ships, which is read without importing it; None where it is missing.
+    The list comes with TFDS, and is read without importing it; None if it is missing.
     """
     spec = importlib.util.find_spec("tensorflow_datasets")
     for root in (spec and spec.submodule_search_locations) or ():
@@ -207,7 +189,7 @@ def imagenet_validation_labels() -> Int[np.ndarray, "50000"] | None:
 
 
 def _listed_labels(names: Iterable[bytes]) -> Int[np.ndarray, " images"] | None:
-    """Labels where all images are of ImageNet's validation set, and the list is there."""
+    """Returns labels if all images are of ImageNet's validation set and the list is there."""
     numbers = []
     for name in names:
         match = _VALIDATION_NAME.fullmatch(name)
@@ -228,7 +210,7 @@ def _listed_labels(names: Iterable[bytes]) -> Int[np.ndarray, " images"] | None:
 
 
 class _Listing(NamedTuple):
-    """What is in one tar: `places` has offset and size of each image in turn."""
+    """The content of one tar: `places` has offset and size of each image in turn."""
 
     names: list[bytes]
     places: array.array
@@ -243,7 +225,7 @@ def _listing(
     inside: str = "",
     progress: Callable[[int], object] = lambda num_bytes: None,
 ) -> _Listing:
-    """What is in the tar from byte `begin` to `end`; `inside`: the name of an inner one."""
+    """Lists the tar from byte `begin` to `end` of a file; `inside` is the name of an inner tar."""
     what = f"{inside} in {path}" if inside else path
     folder = posixpath.splitext(posixpath.basename(inside))[0]
     found = _Listing([], array.array("q"), collections.Counter(), [])
@@ -256,7 +238,8 @@ def _listing(
             found.other_files["hidden"] += 1
             continue
         is_tar = not inside and name.endswith(".tar")
-        if not is_tar and not folders.is_image(name, found.other_files):
+        if not is_tar and (kind := folders.other_kind(name)):
+            found.other_files[kind] += 1
             continue
         if not member.isreg() or member.issparse():
             raise ValueError(
@@ -274,7 +257,7 @@ def _listing(
 
 
 def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.TarInfo]:
-    """The members of the tar from byte `begin` to `end` of a file, with positions in the file.
+    """Yields the members of the tar from byte `begin` to `end` of a file, with places in the file.
 
     Raises:
         ValueError: see `archive`.
@@ -292,7 +275,7 @@ def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.Tar
     try:
         tar = tarfile.TarFile(fileobj=file)  # begins where the file is
         while (member := tar.next()) is not None:
-            tar.members.clear()  # which would become all, at a kilobyte each
+            tar.members.clear()  # else tarfile keeps all, at a kilobyte each
             if member.size < 0:
                 raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
             if not position < tar.offset <= end:
@@ -304,7 +287,7 @@ def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.Tar
             yield member
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise _wrong(what, position, str(error)) from error
-    # For tarfile anything that is no header ends a tar, be it in the middle.
+    # tarfile takes anything that is no header for the end of the tar.
     file.seek(position)
     mark = file.read(_BLOCK)
     if len(mark) < _BLOCK or any(mark):
@@ -324,7 +307,7 @@ def _wrong(what: str, position: int, reason: str) -> ValueError:
 
 
 class _Headers:
-    """What tarfile needs of a file: one that ends at `end`, of which it reads the headers."""
+    """A file for tarfile that ends at `end`, and reads ahead as far as headers are near."""
 
     def __init__(self, path: str, begin: int, end: int) -> None:
         self._path, self._position, self._end = path, begin, end
@@ -348,10 +331,8 @@ class _Headers:
             is_near = start - len(self._data) < self._most
             self._ahead = min(2 * self._ahead, self._most) if is_near else _LEAST_READ
             ahead = min(max(size, self._ahead), self._end - self._position)
-            self._data, self._data_at = (
-                storage.read(self._path, self._position, ahead),
-                self._position,
-            )
+            self._data = storage.read(self._path, self._position, ahead)
+            self._data_at = self._position
             start = 0
         data = self._data[start : start + size]
         self._position += len(data)

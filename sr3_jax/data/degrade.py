@@ -1,9 +1,9 @@
-"""From an image to a (high resolution, low resolution) pair of images of its own depth.
+"""From an image to a (high resolution, low resolution) pair of images at its own depth.
 
-Crop first, then make both sizes from the same crop: resizing and cropping the two sizes separately
-shifts them against each other (1.9 high-resolution pixels on a 500x375 image at 64 to 256). As in
-SR3, the crop is resized by area and rounded; the low resolution is that, reduced by bicubic with
-anti-aliasing and rounded, too, as real inputs are. Pixels are uint8, or uint16 for 16-bit pictures.
+The crop comes first, and both sizes are made from it: resizing and cropping the two sizes
+separately shifts them against each other (1.9 high-resolution pixels on a 500x375 image at 64 to
+256). As in SR3, the crop is resized by area and rounded. Bicubic with anti-aliasing reduces that to
+the low resolution, which is rounded, too, as real inputs are. Pixels are uint8 or uint16.
 """
 
 import dataclasses
@@ -11,20 +11,19 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Float32, Int, Num, UInt
+from jaxtyping import Float, Float32, Num, UInt
 from numpy.typing import DTypeLike
 
 from sr3_jax.data.picture import BadImageError, Box
 
-# What makes the low resolution: both are bicubic, see `resize_bicubic` and `resize_as_matlab`.
+# The method that makes the low resolution, `resize_bicubic` or `resize_as_matlab`.
 Downsampling = Literal["pillow", "matlab"]
 
-# Of small crops that are resized in one go.
-BYTES_TOGETHER = 1 << 18
+BYTES_TOGETHER = 1 << 18  # most bytes of small crops that are resized together
 
 # High and low resolution of one square of a picture.
 Pair = tuple[
@@ -34,11 +33,11 @@ Pair = tuple[
 
 
 class Crop(NamedTuple):
-    """A square of a picture, not resized yet.
+    """A square of a picture that is not resized yet.
 
     Attributes:
         high: a view of the picture.
-        low: the same square as another camera, or another method, took it; None to make it.
+        low: the same square from another camera or method; None if it is made from `high`.
     """
 
     high: UInt[np.ndarray, "side side 3"]
@@ -46,21 +45,21 @@ class Crop(NamedTuple):
 
 
 class TooSmallError(BadImageError):
-    """The image's shorter side is below the size wanted."""
+    """The shorter side of the image is below the image size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DegradeOptions:
-    """How one image becomes a pair.
+    """Sizes and methods of the pairs; see `config.data`, which checks them.
 
     Attributes:
         image_size: side of the square high-resolution image, in pixels.
-        low_resolution: side of the low-resolution image; divides `image_size`. 0: it has no pixel.
+        low_resolution: side of the low-resolution image, a divisor of `image_size`. 0: no pixels.
         crop: "central" for the largest central square, "random" for a square of random side
             (log-uniform) and place.
         crop_scale: (smallest, largest) side of a random crop as a share of the image's shorter
-            side. The side is never below `image_size`, so nothing is enlarged.
-        downsampling: how the low resolution is made.
+            side. The side is never below `image_size`, so that nothing is enlarged.
+        downsampling: method that makes the low resolution.
     """
 
     image_size: int
@@ -69,44 +68,16 @@ class DegradeOptions:
     crop_scale: tuple[float, float] = (0.0, 1.0)
     downsampling: Downsampling = "pillow"
 
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: naming the value found and those allowed.
-        """
-        sizes = f"image_size is {self.image_size} and low_resolution {self.low_resolution}"
-        if self.image_size < 1 or self.low_resolution < 0:
-            raise ValueError(f"{sizes}; both must be at least 1, or low_resolution 0 for none")
-        if self.low_resolution and self.image_size % self.low_resolution:
-            raise ValueError(f"{sizes}; image_size must be a multiple of low_resolution")
-        if self.crop not in ("central", "random"):
-            raise ValueError(f"crop is {self.crop!r}; it must be 'central' or 'random'")
-        if self.downsampling not in get_args(Downsampling):
-            raise ValueError(
-                f"downsampling is {self.downsampling!r}; it must be 'pillow' or 'matlab'"
-            )
-        smallest, largest = self.crop_scale
-        if not 0 <= smallest <= largest <= 1 or largest == 0:
-            raise ValueError(
-                f"crop_scale is {self.crop_scale}; it must be (smallest, largest) with "
-                "0 <= smallest <= largest <= 1 and largest above 0"
-            )
-
 
 def check_size(image: UInt[np.ndarray, "height width 3"], image_size: int) -> None:
-    """Checks that a square of `image_size` pixels fits, so that nothing would be enlarged.
-
-    Raises:
-        TooSmallError: naming both sizes (width x height).
-    """
+    """Raises TooSmallError, with both sizes, if a square of `image_size` pixels does not fit."""
     height, width = image.shape[:2]
     if min(height, width) < image_size:
         raise TooSmallError(f"too small: {width}x{height}, need at least {image_size}")
 
 
 def central_box(height: int, width: int) -> Box:
-    """The largest central square, as (left, top, right, bottom)."""
+    """Returns the largest central square, as (left, top, right, bottom)."""
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
@@ -115,13 +86,13 @@ def central_box(height: int, width: int) -> Box:
 def random_box(
     height: int, width: int, options: DegradeOptions, uniforms: Num[np.ndarray, "3"]
 ) -> Box:
-    """A square of random side and place, as (left, top, right, bottom).
+    """Returns a square of random side and place, as (left, top, right, bottom).
 
     Args:
-        height: of the image, at least `options.image_size` pixels, as must be `width`.
-        width: of the image.
+        height: height of the image, at least `options.image_size` pixels.
+        width: width of the image, at least `options.image_size` pixels.
         options: `crop_scale` and `image_size` bound the side.
-        uniforms: three numbers in [0, 1) that decide the side (log-uniform), left and top.
+        uniforms: three numbers in [0, 1) for the side (log-uniform), left and top.
     """
     shorter = min(height, width)
     smallest, largest = (round(scale * shorter) for scale in options.crop_scale)
@@ -139,7 +110,7 @@ def resize_area(
 ) -> Float32[np.ndarray, "*batch size size channels"]:
     """Resizes to `size` pixels square by area: each output pixel is the mean over its footprint.
 
-    Not rounded; the range is the input's.
+    The result is not rounded and has the range of the input.
     """
     return _resize(image, size, _area_weights)
 
@@ -147,11 +118,10 @@ def resize_area(
 def resize_bicubic(
     image: Num[np.ndarray, "*batch height width channels"], size: int
 ) -> Float32[np.ndarray, "*batch size size channels"]:
-    """Resizes to `size` pixels square by bicubic (Keys, a = -0.5).
+    """Resizes to `size` pixels square by bicubic (Keys, a = -0.5), as Pillow and TensorFlow.
 
-    As Pillow and TensorFlow do of floats: anti-aliased where it shrinks, which makes the kernel as
-    much wider, and the kernel is cut off at the image's borders. Neither rounded nor clipped:
-    bicubic overshoots the input's range at edges.
+    Shrinking is anti-aliased: the kernel is wider by the factor. It is cut off at the borders of
+    the image. The result is neither rounded nor clipped: bicubic overshoots at edges.
     """
     return _resize(image, size, _bicubic_weights)
 
@@ -159,14 +129,50 @@ def resize_bicubic(
 def resize_as_matlab(
     image: UInt[np.ndarray, "*batch height width channels"], size: int
 ) -> UInt[np.ndarray, "*batch size size channels"]:
-    """Resizes to `size` pixels square as MATLAB's `imresize`, by which benchmarks are made.
+    """Resizes to `size` pixels square as MATLAB's `imresize`, which most benchmarks use.
 
-    The kernel is that of `resize_bicubic`, but at its borders the image is mirrored, and what the
-    first direction (the height) gives is rounded (halves upwards) and clipped as well.
+    The kernel is that of `resize_bicubic`, but the image is mirrored at its borders, and the
+    result of each direction (the height comes first) is rounded, halves upwards, and clipped.
     """
     largest = np.iinfo(image.dtype).max
     rounded = lambda pixels: np.clip(np.floor(pixels + 0.5), 0, largest)  # noqa: E731
-    return _resize(image, size, _mirrored_bicubic_weights, rounded).astype(image.dtype)
+    return _resize(image, size, _mirrored_weights, rounded).astype(image.dtype)
+
+
+def bicubic_weights(
+    size: int, new_size: int, step: float | None = None, is_mirrored: bool = False
+) -> scipy.sparse.csr_array:
+    """Returns the weights [new_size, size] of bicubic: those of input pixels for output pixels.
+
+    They are Keys' kernel (a = -0.5) around the centre of each output pixel, float32, and sum to 1.
+
+    Args:
+        size: number of input pixels.
+        new_size: number of output pixels.
+        step: width of an output pixel in input pixels; None for `size / new_size`. Above 1 the
+            kernel is wider by it.
+        is_mirrored: the image is mirrored at its borders; else the kernel is cut off there.
+    """
+    step = size / new_size if step is None else step
+    scale = max(step, 1.0)
+    centre = (np.arange(new_size) + 0.5) * step - 0.5
+    first = np.floor(centre - 2 * scale).astype(int) + 1
+    pixel = first[:, None] + np.arange(math.ceil(4 * scale))
+    x = np.abs(pixel - centre[:, None]) / scale
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weight = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    if is_mirrored:  # the image and its mirror image alternate with a period of two sizes
+        pixel %= 2 * size
+        pixel = np.minimum(pixel, 2 * size - 1 - pixel)
+    else:
+        weight[(pixel < 0) | (pixel >= size)] = 0.0
+        pixel = pixel.clip(0, size - 1)
+    weight /= weight.sum(axis=1, keepdims=True)
+    rows = np.repeat(np.arange(new_size), pixel.shape[1])
+    weights = scipy.sparse.csr_array((weight.ravel(), (rows, pixel.ravel())), (new_size, size))
+    weights.eliminate_zeros()
+    return weights.astype(np.float32)
 
 
 def to_levels(image: Float[np.ndarray, "*shape"], dtype: DTypeLike) -> UInt[np.ndarray, "*shape"]:
@@ -177,7 +183,7 @@ def to_levels(image: Float[np.ndarray, "*shape"], dtype: DTypeLike) -> UInt[np.n
 def by_area(
     crop: UInt[np.ndarray, "*batch side side 3"], size: int
 ) -> UInt[np.ndarray, "*batch size size 3"]:
-    """A crop to `size` pixels, rounded to its own type; one of that size as it is."""
+    """Resizes a crop to `size` pixels by area, rounded to its own type."""
     return crop if crop.shape[-2] == size else to_levels(resize_area(crop, size), crop.dtype)
 
 
@@ -187,18 +193,13 @@ def make_pair(
     low_resolution: int,
     downsampling: Downsampling = "pillow",
 ) -> Pair:
-    """Makes the pair from a square crop, or several.
-
-    Returns:
-        The high and the low resolution, which cover the same square of the picture.
-    """
-    high_resolution = by_area(crop, image_size)
+    """Makes high and low resolution, which cover the same square, from one or several crops."""
+    high = by_area(crop, image_size)
     if not low_resolution:
-        return high_resolution, np.zeros((*high_resolution.shape[:-3], 0, 0, 3), crop.dtype)
+        return high, np.zeros((*high.shape[:-3], 0, 0, 3), crop.dtype)
     if downsampling == "matlab":
-        return high_resolution, resize_as_matlab(high_resolution, low_resolution)
-    low = resize_bicubic(high_resolution, low_resolution)
-    return high_resolution, to_levels(low, crop.dtype)
+        return high, resize_as_matlab(high, low_resolution)
+    return high, to_levels(resize_bicubic(high, low_resolution), crop.dtype)
 
 
 def cut(
@@ -207,45 +208,44 @@ def cut(
     options: DegradeOptions,
     uniforms: Num[np.ndarray, "3"] | None,
 ) -> Crop:
-    """Cuts out what a pair is made of; `make_pairs` does the rest.
+    """Cuts out the square that `make_pairs` makes a pair of.
 
     Args:
         image: the picture.
         low_resolution: the same picture, smaller by the factor of `options`; None to make it. The
-            crop then lies on whole pixels of both, and both are resized by area where it is
-            larger than what is wanted.
+            crop lies on whole pixels of both.
         options: sizes.
         uniforms: see `random_box`; None for the largest central square.
 
     Raises:
-        BadImageError: the image is too small, or `low_resolution` is of another size.
+        BadImageError: the image is too small, or `low_resolution` has another size.
     """
     height, width = image.shape[:2]
-    if low_resolution is None:
-        check_size(image, options.image_size)
-        left, top, right, bottom = _box(height, width, options, uniforms)
-        return Crop(image[top:bottom, left:right], None)
-    if not options.low_resolution:
-        raise ValueError("low_resolution is 0, but the images come with low resolutions")
-    factor = options.image_size // options.low_resolution
-    low_height, low_width = low_resolution.shape[:2]
-    if (height, width) != (factor * low_height, factor * low_width):
-        raise BadImageError(
-            f"it has {width}x{height} pixels and its low resolution {low_width}x{low_height}, "
-            f"where {factor} times as many are needed"
-        )
+    factor, least = 1, options
+    if low_resolution is not None:
+        if not options.low_resolution:
+            raise ValueError("low_resolution is 0, but the images come with low resolutions")
+        factor = options.image_size // options.low_resolution
+        least = dataclasses.replace(options, image_size=options.low_resolution)
+        low_height, low_width = low_resolution.shape[:2]
+        if (height, width) != (factor * low_height, factor * low_width):
+            raise BadImageError(
+                f"it has {width}x{height} pixels and its low resolution {low_width}x{low_height}, "
+                f"where {factor} times as many are needed"
+            )
     check_size(image, options.image_size)
-    in_low = dataclasses.replace(options, image_size=options.low_resolution)
-    left, top, right, bottom = _box(low_height, low_width, in_low, uniforms)
-    low = low_resolution[top:bottom, left:right]
-    return Crop(image[factor * top : factor * bottom, factor * left : factor * right], low)
+    size = height // factor, width // factor
+    box = central_box(*size) if uniforms is None else random_box(*size, least, uniforms)
+    low = None if low_resolution is None else low_resolution[box[1] : box[3], box[0] : box[2]]
+    left, top, right, bottom = (factor * side for side in box)
+    return Crop(image[top:bottom, left:right], low)
 
 
 def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
-    """Makes the pair of each crop; all are of one type.
+    """Makes the pair of each crop; all crops have one type.
 
-    Neighbours of one size are resized together as far as `BYTES_TOGETHER` goes, which for small
-    ones takes a third less: Python's share is paid once.
+    Consecutive crops of one size are resized together, up to `BYTES_TOGETHER`. For small ones that
+    takes a third less time, since Python's overhead is paid once.
     """
     sizes = options.image_size, options.low_resolution
     pairs: list[Pair] = []
@@ -264,23 +264,15 @@ def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
     return pairs
 
 
-def _box(
-    height: int, width: int, options: DegradeOptions, uniforms: Num[np.ndarray, "3"] | None
-) -> Box:
-    if uniforms is None:
-        return central_box(height, width)
-    return random_box(height, width, options, uniforms)
-
-
 def _resize(
     images: Num[np.ndarray, "*batch height width channels"],
     size: int,
     weights: Callable[[int, int], scipy.sparse.csr_array],
     finish: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
 ) -> Float32[np.ndarray, "*batch size size channels"]:
-    """Height, then width, each by a product with a sparse matrix, and finished.
+    """Resizes the height, then the width, each by a product with a sparse matrix and `finish`.
 
-    That takes less time than TensorFlow's two operations, which give the same bytes, and leaves
+    That takes less time than TensorFlow's operations, which give the same bytes, and leaves
     Python's lock to other threads while it multiplies.
     """
     *batch, height, width, channels = images.shape
@@ -288,7 +280,7 @@ def _resize(
     rows = np.empty((height, count, width, channels), np.float32)
     rows[:] = images.reshape(count, height, width, channels).swapaxes(0, 1)
     rows = finish(weights(height, size) @ rows.reshape(height, count * width * channels))
-    # Whole pixels change places in one piece.
+    # Pixels are transposed as opaque values of all their channels, which is faster.
     pixel = np.dtype((np.void, 4 * channels))
     columns = rows.view(pixel).reshape(size * count, width).T
     columns = np.ascontiguousarray(columns).view(np.float32)
@@ -299,45 +291,17 @@ def _resize(
 
 @functools.lru_cache(1024)
 def _area_weights(size: int, new_size: int) -> scipy.sparse.csr_array:
-    """[new_size, size]: the share of each input pixel in the footprint of each output pixel."""
+    """Returns the share of each input pixel in the footprint of each output pixel.
+
+    The matrix is [new_size, size], and its rows sum to 1.
+    """
     edges = np.arange(new_size + 1) * (size / new_size)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return _normalised(np.maximum(overlap, 0.0))
+    overlap = np.maximum(overlap, 0.0)
+    overlap /= overlap.sum(axis=1, keepdims=True)
+    return scipy.sparse.csr_array(overlap.astype(np.float32))
 
 
-@functools.lru_cache(1024)
-def _bicubic_weights(size: int, new_size: int) -> scipy.sparse.csr_array:
-    """[new_size, size]: Keys' kernel around the centre of each output pixel, cut off at edges."""
-    return _normalised(_keys(np.arange(size), size, new_size))
-
-
-@functools.lru_cache(64)
-def _mirrored_bicubic_weights(size: int, new_size: int) -> scipy.sparse.csr_array:
-    """The same of an image that is mirrored at its edges, the outermost pixels with it."""
-    # The kernel reaches two output pixels, or two input pixels where it enlarges.
-    reach = math.ceil(2 * max(size / new_size, 1.0))
-    pixels = np.arange(-reach, size + reach)
-    weights = np.zeros((new_size, size))
-    # In two lengths of the image, it and its mirror image follow each other for ever.
-    place = pixels % (2 * size)
-    place = np.minimum(place, 2 * size - 1 - place)
-    np.add.at(weights, (slice(None), place), _keys(pixels, size, new_size))
-    return _normalised(weights)
-
-
-def _keys(
-    pixels: Int[np.ndarray, " pixels"], size: int, new_size: int
-) -> Float[np.ndarray, "{new_size} pixels"]:
-    """Keys' kernel (a = -0.5) around the centre of each output pixel, at the input's pixels."""
-    scale = max(size / new_size, 1.0)
-    centres = (np.arange(new_size) + 0.5) * (size / new_size)
-    x = np.abs(pixels + 0.5 - centres[:, None]) / scale
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
-def _normalised(weights: Float[np.ndarray, "new_size size"]) -> scipy.sparse.csr_array:
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return scipy.sparse.csr_array(weights.astype(np.float32))
+_bicubic_weights = functools.lru_cache(1024)(bicubic_weights)
+_mirrored_weights = functools.lru_cache(64)(functools.partial(bicubic_weights, is_mirrored=True))

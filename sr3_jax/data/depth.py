@@ -14,18 +14,16 @@ from numpy.typing import DTypeLike
 from sr3_jax.data import sources
 from sr3_jax.data.picture import BadImageError
 
-# 16-bit pictures whose values are all below this look as if they held 14 bits or fewer.
+# 16-bit pictures whose values are all below this probably hold 14 bits or fewer.
 SMALL_PART = 1 << 14
-# Pictures that are read, at most, to find one that can be.
-_MOST_TRIED = 1000
-# Pictures after which the range of values is judged: a single one may well be dark.
-_MANY = 100
+_MOST_TRIED = 1000  # pictures that are read to find a usable one
+_MANY = 100  # pictures after which the range of values is judged, since a single one may be dark
 
 
 def convert(
     pixels: UInt[np.ndarray, "*shape"], dtype: DTypeLike, white_level: int = 0
 ) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
-    """Converts 8-bit or 16-bit pixels to a type; 0 stays 0, and white becomes its largest value.
+    """Converts pixels to another depth; 0 stays 0, and white becomes the largest value.
 
     From 8 bits to 16 each value is multiplied by 257, which is exact. From 16 bits each is rounded
     to the nearest value.
@@ -33,8 +31,7 @@ def convert(
     Args:
         pixels: uint8 or uint16.
         dtype: uint8 or uint16.
-        white_level: of 16-bit pixels, the value that means white; brighter ones are clipped. 0:
-            65535.
+        white_level: value of 16-bit pixels that means white; brighter ones are clipped. 0: 65535.
     """
     if pixels.dtype == np.uint8:
         return pixels if dtype == np.uint8 else pixels.astype(np.uint16) * np.uint16(257)
@@ -44,9 +41,9 @@ def convert(
 
 
 class Reader:
-    """Reads the pictures of a source as pixels of one type; several threads may at once.
+    """Reads the pictures of a source at one depth; thread-safe.
 
-    What pictures lose by that is counted, each picture once, and logged once for each kind of loss,
+    What pictures lose by that is counted, each picture once, and each kind of loss is logged once,
     with the name of the first picture.
     """
 
@@ -59,15 +56,9 @@ class Reader:
             source: the pictures.
             dtype: uint8 or uint16; None for that of the first picture that can be read.
             white_level: see `convert`.
-
-        Raises:
-            ValueError: white_level is outside [0, 65535].
         """
-        if not 0 <= white_level <= 65535:
-            raise ValueError(f"white_level is {white_level}; it must be in [0, 65535]")
         self._source, self._given_dtype, self._white_level = source, dtype, white_level
-        # Guards the fields below.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the fields below
         self._is_met = np.zeros(len(source), bool)
         self._num_met = 0
         self._losses: collections.Counter[str] = collections.Counter()
@@ -75,7 +66,7 @@ class Reader:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of all pixels; the first time this may read a picture."""
+        """Type of all pixels. The first call may read a picture."""
         with self._lock:
             return self._dtype
 
@@ -92,13 +83,13 @@ class Reader:
 
     @property
     def losses(self) -> Mapping[str, int]:
-        """Each kind of loss, and how many of the pictures read so far have it."""
+        """Number of pictures read so far that have each kind of loss."""
         with self._lock:
             return dict(self._losses)
 
     @property
     def range_warning(self) -> str:
-        """Says which white level may be right for the 16-bit pictures read so far, if any."""
+        """Advice on the white level of the 16-bit pictures read so far; empty if all is well."""
         with self._lock:
             largest = self._largest
         if self._white_level or not 0 < largest < SMALL_PART:
@@ -114,18 +105,18 @@ class Reader:
         try:
             picture = self._source[index].read()
         except BadImageError:
-            self._meet(index, (), [])
+            self._count(index, (), [])
             raise
         images = [picture.image]
         if picture.low_resolution is not None:
             images.append(picture.low_resolution)
         if not self._is_met[index]:
-            self._meet(index, picture.notes, images)
+            self._count(index, picture.notes, images)
         image, *low = (convert(each, self.dtype, self._white_level) for each in images)
         return picture._replace(image=image, low_resolution=low[0] if low else None)
 
-    def _meet(self, index: int, notes: Sequence[str], images: Sequence[np.ndarray]) -> None:
-        """Counts what a picture loses, where that was not done."""
+    def _count(self, index: int, notes: Sequence[str], images: Sequence[np.ndarray]) -> None:
+        """Counts the losses of a picture that is met for the first time."""
         largest = max((int(p.max()) for p in images if p.dtype == np.uint16), default=0)
         lost = set(notes)
         if self.dtype == np.uint8 and any(p.dtype == np.uint16 for p in images):
@@ -134,21 +125,21 @@ class Reader:
             lost.add(f"values above config.data.white_level={self._white_level} are clipped")
         with self._lock:
             if self._is_met[index]:
-                return  # Another thread came first.
+                return  # another thread came first
             self._is_met[index] = True
             self._num_met += 1
             new = sorted(lost - self._losses.keys())
             self._losses.update(lost)
             self._largest = max(self._largest, largest)
-            judge = self._num_met == min(_MANY, len(self._source))
+            is_judged = self._num_met == min(_MANY, len(self._source))
         for loss in new:
             logging.warning("image %s: %s", self._source[index].name, loss)
-        if judge and (warning := self.range_warning):
+        if is_judged and (warning := self.range_warning):
             logging.warning("%s", warning)
 
 
 @functools.lru_cache(4)
 def _table(dtype: np.dtype, white_level: int) -> UInt[np.ndarray, "65536"]:
-    """What each 16-bit value becomes."""
+    """Returns the converted value of each 16-bit value."""
     share = np.minimum(np.arange(65536), white_level) / white_level
     return np.rint(share * np.iinfo(dtype).max).astype(dtype)

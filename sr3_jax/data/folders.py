@@ -12,10 +12,9 @@ import numpy as np
 from sr3_jax.data import index_file, sources, storage
 from sr3_jax.data.picture import BadImageError
 
-# What `picture` reads.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
-    *(".gif", ".heic", ".heif", ".hif", ".avif"),
+# Formats that `picture` reads.
+IMAGE_SUFFIXES = tuple(
+    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .dib .gif .heic .heif .hif .avif".split()
 )
 # Pictures of formats that it does not read: others, raw ones of cameras, drawings.
 UNREAD_SUFFIXES = frozenset(
@@ -26,21 +25,21 @@ UNREAD_SUFFIXES = frozenset(
     ".mrw .erf .kdc .dcr .mos .mef .rwl .raw".split()
 )
 
-_MAX_NAMED = 100
+_MAX_NAMED = 100  # in an error
 
 
 class Folder(sources.LazySource):
-    """Image files under one folder, by their names; each takes its relative path and eight bytes.
+    """Image files under one folder; each takes its relative path and eight bytes of memory.
 
-    Where every image lies in a subfolder, those of the first level are its classes, numbered in
-    alphabetical order.
+    If every image lies in a subfolder, the subfolders of the first level are the classes, numbered
+    in alphabetical order.
 
     Attributes:
-        root: what the names are relative to.
-        classes: their names.
-        others: how many files are no images by their names, by suffix, `hidden` or `no extension`.
-            Nothing is known of them in a list of images that was kept in a file.
-        unread: the names of those that are pictures of a format that is not read, sorted.
+        root: the folder.
+        classes: names of the classes.
+        others: number of files that are no images by their names, by suffix, `hidden` or
+            `no extension`. Empty if the list of images was read from a file.
+        unread: names of those that are pictures of a format that is not read, sorted.
     """
 
     def __init__(
@@ -50,13 +49,7 @@ class Folder(sources.LazySource):
         others: Mapping[str, int] = types.MappingProxyType({}),
         unread: Sequence[str] = (),
     ) -> None:
-        """Use `folder` to make one.
-
-        Args:
-            root: what the paths are relative to.
-            arrays: what `to_arrays` gives.
-            others: see `Folder`.
-            unread: see `Folder`.
+        """Makes a source of what `to_arrays` or `arrays_of` returned; see `folder`.
 
         Raises:
             KeyError: an array is missing.
@@ -76,21 +69,19 @@ class Folder(sources.LazySource):
         return len(self._ends)
 
     def ref(self, index: int) -> sources.FileRef:
-        """See `LazySource`."""
         start = int(self._ends[index - 1]) if index else 0
         name = os.fsdecode(self._bytes[start : int(self._ends[index])])
         label = self._labels.get(name.partition("/")[0], sources.NO_LABEL)
         return sources.FileRef(name, os.path.join(self.root, name), label=label)
 
     def names(self) -> Iterator[bytes]:
-        """See `LazySource`."""
         start = 0
         for end in self._ends.tolist():
             yield self._bytes[start:end]
             start = end
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What was found, to be kept in a file: `names` one after the other, and their `ends`."""
+        """Returns the list of images as arrays, to be kept in a file; see `arrays_of`."""
         classes = b"/".join(map(os.fsencode, self.classes))
         return {
             "names": np.frombuffer(self._bytes, np.uint8),
@@ -106,7 +97,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     starts = np.concatenate([np.zeros(1, np.int64), ends])
     if (np.diff(starts) <= 0).any() or starts[-1] != len(names):
         raise ValueError("ends are not those of names")
-    # NumPy finds these among a million names at once; the few with two dots are then looked at.
+    # NumPy searches a million names at once; only if there are two dots is each name looked at.
     is_absolute = len(ends) and (names[starts[:-1]] == ord("/")).any()
     joined = names.tobytes()
     climbs = b".." in joined and any(
@@ -117,7 +108,12 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
-    """What `Folder` is made of, of relative paths in their order."""
+    """Returns the arrays of a `Folder` from relative paths in their order.
+
+    Returns:
+        `names`, the bytes of all paths; `ends`, the end of each path in them; and `classes`, the
+        bytes of the names of the classes, separated by slashes.
+    """
     encoded = [os.fsencode(name) for name in names]
     classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
     in_order = b"" if b"" in classes else b"/".join(sorted(classes))
@@ -129,23 +125,20 @@ def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
 
 
 def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
-    """Every image file under `path`, at any depth, sorted by relative path.
+    """Lists every image file under a folder, at any depth, sorted by relative path.
 
-    An image is a file whose name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; whether
-    it holds an image is found out when it is read. Files and folders whose name begins with a dot
-    are skipped. Links to folders are followed, except one that leads back to a folder it lies in.
+    A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; its
+    content is checked when it is read. Files and folders whose name begins with a dot are left
+    out. Links to folders are followed, except one that leads back to a folder it lies in.
 
     Args:
         path: a local folder, or a URL (`gs://bucket/images`); see `storage`.
         skip: folders that are left out; see `storage.find`.
 
-    Returns:
-        One `FileRef` an image, whose name is the path relative to `path`.
-
     Raises:
         FileNotFoundError: `path` does not exist.
         NotADirectoryError: `path` is a file.
-        ValueError: no image in it.
+        ValueError: there is no image in it.
     """
     root = os.path.expanduser(path)
     if not storage.is_url(root):
@@ -156,41 +149,37 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
         if not os.path.isdir(root):
             raise NotADirectoryError(
                 f"image folder {root!r} is a file; give the folder it lies in, "
-                f"{os.path.dirname(root)}"
+                f"{os.path.dirname(root) or '.'}"
             )
     other_files: collections.Counter[str] = collections.Counter()
     names, unread = [], []
     for name in storage.find(root, skip):
-        if is_image(name, other_files):
+        kind = other_kind(name)
+        if not kind:
             names.append(name)
-        elif is_unread(name):
+            continue
+        other_files[kind] += 1
+        if kind in UNREAD_SUFFIXES:
             unread.append(name)
     if not names:
         raise ValueError(no_image_message(f"folder {str(path)!r}", other_files))
     return Folder(root, arrays_of(sorted(names)), other_files, sorted(unread))
 
 
-def is_unread(name: str) -> bool:
-    """Whether a file is a picture of a format that is not read, by its name."""
-    file = name.rpartition("/")[2]
-    return not file.startswith(".") and os.path.splitext(file)[1].lower() in UNREAD_SUFFIXES
+def other_kind(name: str) -> str:
+    """Returns the kind of a file that is no image by its name; empty for an image.
 
-
-def is_image(name: str, other_files: collections.Counter[str]) -> bool:
-    """Whether a file is one by its name; if not, its kind is counted in `other_files`."""
+    The kind is the suffix in lower case, `hidden` or `no extension`.
+    """
     file = name.rpartition("/")[2]
     suffix = os.path.splitext(file)[1].lower()
     if file.startswith("."):
-        other_files["hidden"] += 1
-    elif suffix in IMAGE_SUFFIXES:
-        return True
-    else:
-        other_files[suffix or "no extension"] += 1
-    return False
+        return "hidden"
+    return "" if suffix in IMAGE_SUFFIXES else suffix or "no extension"
 
 
 def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
-    """Says what was found in a place instead of images."""
+    """Returns the message of an error: no image is in a place, but these other files are."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in other_files.most_common(5))
     found = f"{other_files.total()} other files ({kinds})" if other_files else "no file at all"
     return (
@@ -201,18 +190,16 @@ def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PairRef:
-    """An image, and what another camera took of the same picture; see `sources.ImageRef`."""
+    """An image, and the same picture as another camera took it; see `sources.ImageRef`."""
 
     high: sources.ImageRef
     low: sources.ImageRef
 
     @property
     def name(self) -> str:
-        """That of the high resolution."""
         return self.high.name
 
     def read(self) -> sources.Picture:
-        """See `ImageRef`; what is wrong with the low resolution is said to be of it."""
         picture = self.high.read()
         try:
             low = self.low.read()
@@ -223,52 +210,48 @@ class PairRef:
 
 
 class Pairs(sources.LazySource):
-    """The images of two sources of the same length, one by one."""
+    """The images of two folders in pairs, by name; see `match`."""
 
-    def __init__(self, high: sources.Source, low: sources.Source) -> None:
-        self._high, self._low = high, low
+    def __init__(self, high: Folder, low: Folder) -> None:
+        self._high, self._low = match(high, low)
 
     def __len__(self) -> int:
         return len(self._high)
 
     def ref(self, index: int) -> PairRef:
-        """See `LazySource`."""
         return PairRef(self._high[index], self._low[index])
 
 
-def pairs(high: Folder, low: Folder) -> Pairs:
-    """Matches the images of two folders; see `match`."""
-    return Pairs(*match(high, low))
-
-
-def match(*several: Folder) -> list[sources.LazySource]:
-    """The images of folders in the order of the first, by their relative paths without suffix.
+def match(first: Folder, *others: Folder) -> list[sources.LazySource]:
+    """Returns the images of folders in the order of the first, by relative path without suffix.
 
     Raises:
-        ValueError: naming those without a partner, and those that have several.
+        ValueError: images have no partner, or several.
     """
-    first, *others = several
-    stems = [_by_stem(source) for source in several]
-    missing = [
-        f"{len(lone)} of {source.root} have none in {other.root}: {_some(sorted(lone))}"
-        for other, of_other in zip(others, stems[1:], strict=True)
-        for source, other, lone in (
-            (first, other, stems[0].keys() - of_other.keys()),
-            (other, first, of_other.keys() - stems[0].keys()),
-        )
-        if lone
-    ]
+    stems = _by_stem(first)
+    matched, missing = [first], []
+    for other in others:
+        of_other = _by_stem(other)
+        for source, partner, lone in (
+            (first, other, stems.keys() - of_other.keys()),
+            (other, first, of_other.keys() - stems.keys()),
+        ):
+            if lone:
+                named = sorted(lone)[:_MAX_NAMED]
+                more = f" and {len(lone) - len(named)} more" if len(lone) > len(named) else ""
+                missing.append(
+                    f"{len(lone)} of {source.root} have none in {partner.root}: "
+                    f"{', '.join(named)}{more}"
+                )
+        if not missing:
+            matched.append(sources.Subset(other, np.array([of_other[stem] for stem in stems])))
     if missing:
         raise ValueError("images without a partner of the same name: " + "; ".join(missing))
-    orders = ([of_other[stem] for stem in stems[0]] for of_other in stems[1:])
-    subsets = (
-        sources.Subset(other, np.array(order)) for other, order in zip(others, orders, strict=True)
-    )
-    return [first, *subsets]
+    return matched
 
 
 def _by_stem(source: Folder) -> dict[str, int]:
-    """Positions by path without suffix, in the order of the source."""
+    """Returns the positions of images by path without suffix, in the order of the source."""
     found: dict[str, int] = {}
     for index in range(len(source)):
         name = source.ref(index).name
@@ -280,8 +263,3 @@ def _by_stem(source: Folder) -> dict[str, int]:
             )
         found[stem] = index
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

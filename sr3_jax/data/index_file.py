@@ -1,8 +1,8 @@
-"""What a source found when it was first opened, kept in a file.
+"""A list of the images of a source, kept in a file.
 
-Listing a folder of a million files or walking over a hundred gigabytes of records takes minutes in
-a bucket. And the order of examples depends on the list, so that a run that goes on after files were
-added must go on with the list it began with.
+Listing a folder of a million files, or walking over a hundred gigabytes of records, takes minutes
+in a bucket. The order of examples also depends on the list: a run that goes on after files were
+added must use the list that it began with.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from sr3_jax.data import storage
 Arrays = Mapping[str, np.ndarray]
 
 
-def kept(
+def load_or_make(
     path: str | os.PathLike[str] | None,
     made_of: str,
     make: Callable[[], Arrays],
     check: Callable[[Arrays], object] = lambda arrays: None,
 ) -> Arrays:
-    """The arrays that `make` returned when they were first asked for.
+    """Loads arrays from a file, or makes them and writes the file.
 
     Args:
-        path: the file, written where there is none yet; None for none.
-        made_of: what the arrays describe, such as a folder's path; of another the file is not
-            used, but made anew.
+        path: the file; None to make the arrays each time.
+        made_of: description of the source, such as a folder's path. A file of another source is
+            replaced.
         make: makes the arrays.
         check: raises ValueError or KeyError for arrays that `make` cannot have made.
 
@@ -55,7 +55,7 @@ def kept(
         if is_same:
             logging.info("images as listed in %s; remove it to list them anew", path)
             return arrays
-        logging.warning("%s is of other images than %s; listing them anew", path, made_of)
+        logging.warning("%s lists other images than those of %s; listing them anew", path, made_of)
     arrays = make()
     data = io.BytesIO()
     np.savez(data, made_of=digest, **arrays)
@@ -66,15 +66,15 @@ def kept(
 def read_arrays(
     data: bytes, names: Sequence[str] | None = None, most_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, whose checksums are compared.
+    """Reads the arrays of an .npz file and compares their checksums.
 
-    Unlike `np.load`, it believes no header that promises more than there is.
+    Unlike `np.load`, it takes no memory for arrays that a damaged header promises.
 
     Args:
-        data: the file.
-        names: of the arrays to read, as far as they are there; None for all.
-        most_bytes: that they may have together; None for the size of the file, which is enough
-            for arrays that are not compressed.
+        data: content of the file.
+        names: arrays to read if they are there; None for all.
+        most_bytes: most bytes of these arrays together; None for the size of the file, which is
+            enough for arrays that are not compressed.
 
     Raises:
         ValueError: the file is damaged, no .npz file, or the arrays have more bytes.
@@ -87,18 +87,18 @@ def read_arrays(
             if sum(entry.file_size for entry in wanted.values()) > most_bytes:
                 raise ValueError(f"it has arrays of more than {most_bytes} bytes")
             return {name: _array(file.read(entry)) for name, entry in wanted.items()}
-    except Exception as error:  # zipfile and numpy have a dozen kinds for what is damaged
+    except Exception as error:  # zipfile and numpy raise a dozen types for damaged files
         raise ValueError(f"no whole .npz file ({type(error).__name__}: {error})") from error
 
 
 def check_column(
     arrays: Arrays, key: str, kinds: Sequence[type[np.generic]], length: int | None = None
 ) -> np.ndarray:
-    """The array `key`, which has one dimension, a type of `kinds`, and `length` elements.
+    """Returns the array `key`, which has one dimension, a type of `kinds`, and `length` elements.
 
     Raises:
-        KeyError: there is none.
-        ValueError: it is another one.
+        KeyError: it is missing.
+        ValueError: it has another type or shape.
     """
     array = arrays[key]
     if array.ndim != 1 or array.dtype not in kinds or length not in (None, len(array)):

@@ -3,11 +3,11 @@
 Row i of the global batch at step n is example p = n * batch_size + i of an endless stream, whose
 epoch is p // len(source). Each epoch is a permutation of the source, and p also seeds the crop.
 So resuming at any step costs nothing and needs no iterator state, and the stream is the same for
-every number of processes and threads. What makes it, NumPy's `SeedSequence`, `MT19937` and the
-frozen `RandomState`, is promised not to change from version to version.
+every number of processes and threads. NumPy promises that its `SeedSequence`, `MT19937` and frozen
+`RandomState`, which make the stream, do not change from version to version.
 
-An image that cannot be used keeps its row, with weight 0, so it shifts nothing. All images come at
-one depth (`depth.Reader`).
+An unusable image keeps its row, with weight 0, and shifts nothing. All images have one depth
+(`depth.Reader`).
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple, TypedDict
 
 import grain
@@ -27,12 +26,11 @@ from numpy.typing import DTypeLike
 from sr3_jax.data import degrade, depth, sources
 from sr3_jax.data.picture import BadImageError
 
-# With no usable image among so many, the source as a whole is at fault; a large one would take
-# hours to read to the end.
+# Without a usable image among so many the source is refused: reading a large one to the end would
+# take hours.
 _MAX_TRIES = 1000
 
-# Batches that are made ahead of the one asked for.
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 2  # made before they are asked for
 
 _MOST_ROWS_TOGETHER = 32
 
@@ -42,10 +40,10 @@ class Batch(TypedDict):
 
     Attributes:
         high_resolution: RGB, uint8 or uint16; zeros in rows of weight 0.
-        low_resolution: RGB, of the same square of the picture.
-        weight: 1 for a real image, 0 for an unusable image or padding.
+        low_resolution: RGB of the same square of the picture.
+        weight: 1 for a usable image, 0 for an unusable image or padding.
         index: position of the image in the source; -1 for padding.
-        label: of the image's class; -1 where it has none, and in rows of weight 0.
+        label: class of the image; -1 if it has none, and in rows of weight 0.
     """
 
     high_resolution: UInt[np.ndarray, "batch image_size image_size 3"]
@@ -60,26 +58,28 @@ class TooManyBadError(ValueError):
 
 
 class _Pair(NamedTuple):
-    """What a row of a batch is made of."""
+    """A row of a batch."""
 
     high_resolution: UInt[np.ndarray, "image_size image_size 3"]
     low_resolution: UInt[np.ndarray, "low_resolution low_resolution 3"]
     label: int
 
 
-# Position in the source (-1: none), and what a random crop is made of.
+# Position in the source (-1: none), and the numbers of `degrade.random_box`.
 _Choice = tuple[int, Float64[np.ndarray, "3"] | None]
 
 
 class Pipeline:
     """Makes the batches of one source.
 
-    What is read stays in memory as far as `cache_bytes` goes, for every batch this object makes:
-    pairs of central crops, whole images where crops are random. Besides that, a batch for each of
-    `_BATCHES_AHEAD`, and a decoded image for each thread.
+    It keeps what it reads in memory, up to `cache_bytes`: pairs of central crops, or whole images
+    if crops are random. Two batches are made ahead, and each thread holds a decoded image.
 
-    Unusable images (missing, broken, too small) are logged once, with name and reason, and kept in
-    `skipped`; of those, this process knows only the ones it has met.
+    Unusable images (missing, broken, too small) are logged once, with name and reason. Each process
+    knows only those that it has met.
+
+    Attributes:
+        reader: reads the images, and counts what they lose.
     """
 
     def __init__(
@@ -97,46 +97,35 @@ class Pipeline:
         max_bad_share: float = 1.0,
         num_threads: int | None = None,
     ) -> None:
-        """Checks the arguments; reads no image yet.
+        """Reads no image yet.
 
         Args:
             source: the images.
             options: sizes and crop.
-            batch_size: number of rows of the global batch, over all processes.
-            seed: of order and crops, in [0, 2**31).
-            process_index: which contiguous slice of every global batch is made here.
-            process_count: number of slices; divides `batch_size`.
-            dtype: of pixels, uint8 or uint16; None for that of the first image that can be read.
-            white_level: of 16-bit images; see `depth.convert`.
-            cache_bytes: most memory to spend on what was read; 0 for none.
-            max_bad_share: of the source: with more damaged images than that, iterating is an
-                error. Images that are only too small do not count. Of several processes none
-                knows all; they have to put `unusable` together and call `check_damaged`.
+            batch_size: rows of the global batch, over all processes.
+            seed: seed of order and crops.
+            process_index: number of this process, whose contiguous slice of every batch is made.
+            process_count: number of processes; divides `batch_size`.
+            dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
+            white_level: see `depth.convert`.
+            cache_bytes: most memory for images that were read.
+            max_bad_share: largest share of damaged images; more end the iteration. Images that
+                are only too small do not count. None of several processes knows all: they must
+                gather `unusable` and call `check_damaged`.
             num_threads: threads that decode and resize; None for one a core.
 
         Raises:
-            ValueError: empty source, or a number outside its range.
+            ValueError: the source is empty, or `process_count` does not divide `batch_size`.
         """
         if not source:
             raise ValueError("the source has no image")
-        if process_count < 1 or not 0 <= process_index < process_count:
+        if batch_size % process_count:
             raise ValueError(
-                f"process_index is {process_index} and process_count {process_count}; "
-                "need 0 <= process_index < process_count"
+                f"batch_size is {batch_size}; it must be a multiple of process_count, "
+                f"{process_count}"
             )
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(
-                f"batch_size is {batch_size}; it must be a positive multiple of "
-                f"process_count, {process_count}"
-            )
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed is {seed}; it must be in [0, 2**31)")
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"max_bad_share is {max_bad_share}; it must be in [0, 1]")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None")
         self._source = source
-        self._reader = depth.Reader(source, dtype, white_level)
+        self.reader = depth.Reader(source, dtype, white_level)
         self._options = options
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
@@ -144,8 +133,7 @@ class Pipeline:
         self._seed = seed
         self._max_bad_share = max_bad_share
         self._num_threads = num_threads or os.cpu_count() or 1
-        # Guards the fields below, which the threads share.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the fields below, which the threads share
         self._cache: dict[int, _Pair | sources.Picture] = {}
         self._free_cache_bytes = cache_bytes
         self._unusable: dict[int, BadImageError] = {}
@@ -159,30 +147,20 @@ class Pipeline:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Of `high_resolution` and of `low_resolution`, in pixels."""
+        """Sides of `high_resolution` and `low_resolution`, in pixels."""
         return self._options.image_size, self._options.low_resolution
 
     @property
     def dtype(self) -> np.dtype:
-        """Of pixels; where none was given, the first call reads an image."""
-        return self._reader.dtype
-
-    @property
-    def losses(self) -> Mapping[str, int]:
-        """What images lose on their way into batches, and how many of those read so far."""
-        return self._reader.losses
-
-    @property
-    def range_warning(self) -> str:
-        """Says which white level may be right for the images read so far; empty for most."""
-        return self._reader.range_warning
+        """Type of pixels. If none was given, the first call reads an image."""
+        return self.reader.dtype
 
     def name(self, index: int) -> str:
-        """Of the image at a position of the source, as in `index` of a batch."""
+        """Returns the name of the image at a position of the source, such as `index` of a batch."""
         return self._source[index].name
 
     def fingerprint(self, index: int) -> int:
-        """Returns a number of 63 bits for name and pixels of an image, or for why it has none."""
+        """Returns a 63-bit digest of an image's name and pixels, or of the error that it gives."""
         ref = self._source[index]
         try:
             content = ref.read().image.tobytes()
@@ -196,20 +174,18 @@ class Pipeline:
     def skipped(self) -> Mapping[str, str]:
         """Name and reason of every unusable image met so far."""
         with self._lock:
-            return MappingProxyType(
-                {self._source[i].name: str(error) for i, error in self._unusable.items()}
-            )
+            return {self._source[i].name: str(error) for i, error in self._unusable.items()}
 
     @property
     def unusable(self) -> tuple[Integer[np.ndarray, " damaged"], Integer[np.ndarray, " small"]]:
-        """Positions in the source of `skipped`: of damaged ones, and of those only too small."""
+        """Positions in the source of damaged images and of too small ones, of those met so far."""
         with self._lock:
             small = {i: isinstance(e, degrade.TooSmallError) for i, e in self._unusable.items()}
         damaged, too_small = ([i for i in small if small[i] == kind] for kind in (False, True))
         return np.array(damaged, np.int32), np.array(too_small, np.int32)
 
     def check_damaged(self, damaged: Integer[np.ndarray, " damaged"]) -> None:
-        """Raises TooManyBadError where these are more than `max_bad_share` of the source."""
+        """Raises TooManyBadError if these positions are more than `max_bad_share` of the source."""
         count = len(self._source)
         if len(damaged) <= self._max_bad_share * count:
             return
@@ -225,29 +201,28 @@ class Pipeline:
         )
 
     def training_batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """The endless stream, from step `start_step` on; `close()` ends its threads.
-
-        Raises:
-            ValueError: negative `start_step`; while iterating, if no image is usable.
-            TooManyBadError: while iterating.
-        """
-        if start_step < 0:
-            raise ValueError(f"start_step is {start_step}; it must not be negative")
-        end_step = sys.maxsize // self._batch_size
-        return self._batches(start_step, end_step, self._training_image)
-
-    def evaluation_batches(self) -> Iterator[Batch]:
-        """One pass in the order of the source, with central crops whatever the options say.
-
-        The last global batch is padded with rows of weight 0 and index -1, so that all batches
-        have one shape and all processes the same number of them.
+        """Iterates over the endless stream, from a step on; `close()` ends its threads.
 
         Raises:
             ValueError: while iterating, if no image is usable.
             TooManyBadError: while iterating.
         """
-        num_steps = -(-len(self._source) // self._batch_size)
-        return self._batches(0, num_steps, self._evaluation_image)
+        end_step = sys.maxsize // self._batch_size
+        return self._batches(start_step, end_step, self._training_image)
+
+    def evaluation_batches(self) -> Iterator[Batch]:
+        """Iterates once in the order of the source, by central crops whatever the options say.
+
+        The last batch is padded with rows of weight 0 and index -1, so that all batches have one
+        shape and all processes the same number of them.
+
+        Raises:
+            ValueError: while iterating, if no image is usable.
+            TooManyBadError: while iterating.
+        """
+        count = len(self._source)
+        choose = lambda position: (position if position < count else -1, None)  # noqa: E731
+        return self._batches(0, -(-count // self._batch_size), choose)
 
     def _batches(
         self, start_step: int, end_step: int, image_at: Callable[[int], _Choice]
@@ -279,22 +254,19 @@ class Pipeline:
         return int(self._order(epoch)[place]), uniforms
 
     def _order(self, epoch: int) -> Integer[np.ndarray, " num_images"]:
-        """The images' permutation; takes 0.1 s for a million, once an epoch."""
+        """Returns the permutation of an epoch; takes 0.1 s for a million images."""
         order = self._orders.get(epoch)
         if order is not None:
             return order
         with self._lock:
             if epoch not in self._orders:
-                # What is read ahead may be of the next epoch while this one is not over.
+                # Reading ahead needs the next epoch while the last one is not over.
                 self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
                 seed = np.random.SeedSequence((self._seed, epoch))
                 order = np.arange(len(self._source), dtype=np.int32)
                 np.random.RandomState(np.random.MT19937(seed)).shuffle(order)
                 self._orders[epoch] = order
             return self._orders[epoch]
-
-    def _evaluation_image(self, position: int) -> _Choice:
-        return (position if position < len(self._source) else -1), None
 
     def _rows(self, images: Sequence[_Choice]) -> Batch:
         count, (high, low) = len(images), self.sizes
@@ -313,7 +285,7 @@ class Pipeline:
         return batch
 
     def _pairs(self, images: Sequence[_Choice]) -> Iterator[tuple[int, _Pair]]:
-        """Row and pair of those that are usable; runs in many threads at once."""
+        """Yields row and pair of the usable images; runs in many threads at once."""
         waiting: dict[int, tuple[sources.Picture, degrade.Crop]] = {}
 
         def resized() -> Iterator[tuple[int, _Pair]]:
@@ -336,7 +308,7 @@ class Pipeline:
                 yield row, kept
                 continue
             try:
-                picture = kept or self._reader.read(index)
+                picture = kept or self.reader.read(index)
                 image = picture.image
                 crop = degrade.cut(image, picture.low_resolution, self._options, uniforms)
             except BadImageError as error:
@@ -352,8 +324,8 @@ class Pipeline:
         size = sum(part.nbytes for part in value if isinstance(part, np.ndarray))
         with self._lock:
             self._found_usable = True
-            # Nothing is ever thrown out: an epoch visits every image once, so the one thrown out
-            # would be as likely needed next as the one let in.
+            # Nothing is evicted: an epoch visits every image once, so the evicted image would be
+            # needed as soon as the one that takes its place.
             if index not in self._cache and size <= self._free_cache_bytes:
                 self._cache[index] = value
                 self._free_cache_bytes -= size
@@ -362,7 +334,7 @@ class Pipeline:
         name = self._source[index].name
         with self._lock:
             if index in self._unusable:
-                return  # Another thread came first, and has logged it.
+                return  # another thread came first, and has logged it
             self._unusable[index] = error
             num_tried = len(self._unusable)
             hopeless = not self._found_usable and num_tried >= min(_MAX_TRIES, len(self._source))
@@ -377,7 +349,7 @@ class Pipeline:
 
 
 def _rows_together(size: int, num_threads: int) -> int:
-    """How many of a batch's rows a thread makes at once: each turn costs Grain nearly 1 ms."""
+    """Returns the rows that a thread makes at once, since each turn costs Grain nearly 1 ms."""
     fitting = (n for n in range(1, _MOST_ROWS_TOGETHER + 1) if size % n == 0)
     return max((n for n in fitting if size // n >= num_threads), default=1)
 

@@ -16,24 +16,53 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sr3_jax.data import degrade, folders, index_file, records, sources, storage
+from sr3_jax.data import degrade, folders, index_file, records, resumable, sources, storage
 from sr3_jax.data.picture import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1
 _FILE_NAME = re.compile(r"images-\d{5,}-of-\d{5,}\.tfrecord")
 _REMEDY = "remove the folder that prepare_data wrote, and prepare the images again"
-# Types of what JSON files hold.
-_FILE_KEYS = {"file": str, "count": int, "bytes": int, "sha256": str}
-_MANIFEST_KEYS = {
-    **{"plan": str, "made_of": str, "classes": list, "files": list},
-    **{key: int for key in ("format", "image_size", "count", "too_small", "damaged")},
-}
-_NOTE = _FILE_KEYS | {"offsets": list, "sizes": list, "skipped": dict}
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What the manifest says of one file: its name, and records, bytes and checksum of it."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(File):
+    """What is known of a file when it is written, until all are."""
+
+    offsets: list[int]  # of its records, in bytes
+    sizes: list[int]
+    skipped: dict[str, list]  # for each image that was left out why, and whether it is too small
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds: `manifest.json`."""
+
+    format: int  # version of the folder's layout
+    plan: str  # `Plan.digest`
+    made_of: str  # the folder of the images
+    image_size: int  # see `Plan`
+    count: int  # number of images; of those left out, `too_small` and `damaged`
+    too_small: int
+    damaged: int
+    classes: list[str]  # their names
+    files: list[dict]  # see `File`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +124,7 @@ def begin(plan: Plan) -> list[int]:
     manifest, note = plan.path(_MANIFEST), plan.path(_PARTS, "plan.json")
     found = next((path for path in (manifest, note) if storage.exists(path)), None)
     if found:
-        if _read_json(found, {"plan": str})["plan"] != plan.digest():
+        if _read(found, dict).get("plan") != plan.digest():
             raise FileExistsError(
                 f"--output={plan.output} holds what was made of other images or with other "
                 "options; give another folder, or empty this one"
@@ -105,9 +134,7 @@ def begin(plan: Plan) -> list[int]:
     elif storage.matches(plan.output, "*"):
         raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
     storage.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
-    for folder in (plan.output, plan.path(_PARTS)):
-        for path in filter(storage.is_partial, storage.matches(folder, ".*")):
-            storage.remove(path)
+    resumable.remove_partials(plan.output)
     done = set(storage.matches(plan.path(_PARTS), "*.json"))
     return [part for part in range(plan.num_files) if _note(plan, part) not in done]
 
@@ -132,20 +159,12 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
             file.write(record)
             digest.update(record)
             position += len(record)
-    note = {
-        "file": name,
-        "count": len(sizes),
-        "bytes": position,
-        "sha256": digest.hexdigest(),
-        "offsets": offsets,
-        "sizes": sizes,
-        "skipped": skipped,
-    }
-    storage.write_whole(_note(plan, part), json.dumps(note).encode())
+    made = Part(name, len(sizes), position, digest.hexdigest(), offsets, sizes, skipped)
+    storage.write_whole(_note(plan, part), json.dumps(dataclasses.asdict(made)).encode())
     return len(sizes), len(skipped)
 
 
-def finish(plan: Plan) -> dict[str, Any]:
+def finish(plan: Plan) -> Manifest:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
@@ -153,16 +172,16 @@ def finish(plan: Plan) -> dict[str, Any]:
     """
     if storage.exists(plan.path(_MANIFEST)):
         return _manifest(plan.output)
-    notes = [_read_note(plan, part) for part in range(plan.num_files)]
-    counts = [note["count"] for note in notes]
-    skipped = {name: reason for note in notes for name, reason in note["skipped"].items()}
+    parts = [_read_part(plan, part) for part in range(plan.num_files)]
+    counts = [part.count for part in parts]
+    skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
     if not sum(counts):
         examples = "; ".join(f"{name}: {reason}" for name, (reason, _) in list(skipped.items())[:5])
         raise ValueError(f"no image of {plan.images.root} can be used: {examples}")
     index = {
-        "file_index": np.repeat(np.arange(len(notes), dtype=np.int32), counts),
-        "offset": np.array([n for note in notes for n in note["offsets"]], np.int64),
-        "size": np.array([n for note in notes for n in note["sizes"]], np.int64),
+        "file_index": np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        "offset": np.array([n for part in parts for n in part.offsets], np.int64),
+        "size": np.array([n for part in parts for n in part.sizes], np.int64),
     }
     data = io.BytesIO()
     np.savez(data, **index)
@@ -170,18 +189,20 @@ def finish(plan: Plan) -> dict[str, Any]:
     lines = (f"{storage.shown(name)}\t{reason}\n" for name, (reason, _) in skipped.items())
     storage.write_whole(plan.path(_SKIPPED), "".join(lines).encode())
     num_too_small = sum(too_small for _, too_small in skipped.values())
-    manifest = {
-        "format": _FORMAT,
-        "plan": plan.digest(),
-        "made_of": plan.images.root,
-        "image_size": plan.image_size,
-        "count": sum(counts),
-        "too_small": num_too_small,
-        "damaged": len(skipped) - num_too_small,
-        "classes": list(plan.images.classes),
-        "files": [{k: note[k] for k in ("file", "count", "bytes", "sha256")} for note in notes],
-    }
-    storage.write_whole(plan.path(_MANIFEST), (json.dumps(manifest, indent=2) + "\n").encode())
+    keys = [field.name for field in dataclasses.fields(File)]
+    manifest = Manifest(
+        format=_FORMAT,
+        plan=plan.digest(),
+        made_of=plan.images.root,
+        image_size=plan.image_size,
+        count=sum(counts),
+        too_small=num_too_small,
+        damaged=len(skipped) - num_too_small,
+        classes=list(plan.images.classes),
+        files=[{key: getattr(part, key) for key in keys} for part in parts],
+    )
+    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+    storage.write_whole(plan.path(_MANIFEST), text.encode())
     storage.remove_folder(plan.path(_PARTS))
     return manifest
 
@@ -199,17 +220,17 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
     """
     folder = os.fspath(path)
     manifest = _manifest(folder)
-    if 0 < manifest["image_size"] < image_size:
+    if 0 < manifest.image_size < image_size:
         raise ValueError(
-            f"{folder} was prepared with --image_size={manifest['image_size']}, and "
+            f"{folder} was prepared with --image_size={manifest.image_size}, and "
             f"config.data.image_size is {image_size}; prepare the images for that"
         )
-    files = [os.path.join(folder, file["file"]) for file in manifest["files"]]
+    files = [os.path.join(folder, file["file"]) for file in manifest.files]
     index = os.path.join(folder, _INDEX)
     try:
         arrays = index_file.read_arrays(storage.read(index))
         found = records.Records(files, arrays)
-        _check_index(arrays, manifest["files"])
+        _check_index(arrays, manifest.files)
     except (ValueError, KeyError, OverflowError, FileNotFoundError) as error:
         raise ValueError(f"{index} is damaged: {error}; {_REMEDY}") from error
     return found
@@ -218,7 +239,7 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
 def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
     """Checks each file of a prepared folder against the manifest; yields what is wrong."""
     folder = os.fspath(path)
-    for file in _manifest(folder)["files"]:
+    for file in _manifest(folder).files:
         found = os.path.join(folder, file["file"])
         if not storage.exists(found):
             yield f"{found} is missing"
@@ -229,24 +250,24 @@ def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
             yield f"{found} has checksum {digest}, where the manifest says {file['sha256']}"
 
 
-def _manifest(folder: str) -> dict[str, Any]:
+def _manifest(folder: str) -> Manifest:
     """Reads the manifest of a prepared folder.
 
     Raises:
         ValueError: it is damaged, of another version, or names files outside the folder.
     """
     path = os.path.join(folder, _MANIFEST)
-    manifest = _read_json(path, {"format": int})
-    if manifest["format"] != _FORMAT:
+    if (version := _read(path, dict).get("format")) not in (None, _FORMAT):
         raise ValueError(
-            f"{folder} has format {manifest['format']}, this version reads {_FORMAT}; prepare the "
+            f"{folder} has format {version!r:.100}, this version reads {_FORMAT}; prepare the "
             "images again"
         )
-    manifest = _read_json(path, _MANIFEST_KEYS)
-    for file in manifest["files"]:
-        if not _has(file, _FILE_KEYS):
-            raise ValueError(f"{path} is damaged: of its files one is {file}; {_REMEDY}")
-        name = file["file"]
+    manifest = _read(path, Manifest)
+    for file in manifest.files:
+        try:
+            name = resumable.from_json(File, file).file
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
         found = os.path.join(folder, name)
         if not _FILE_NAME.fullmatch(name) or not storage.is_within(found, folder):
             raise ValueError(
@@ -256,51 +277,29 @@ def _manifest(folder: str) -> dict[str, Any]:
     return manifest
 
 
-def _read_note(plan: Plan, part: int) -> dict[str, Any]:
+def _read_part(plan: Plan, part: int) -> Part:
     """Reads what is known of file `part`; raises ValueError where that is damaged."""
     path = _note(plan, part)
-    note = _read_json(path, _NOTE)
-    skipped = note["skipped"].values()
+    found = _read(path, Part)
+    skipped = found.skipped.values()
     is_whole = all(isinstance(why, list) and list(map(type, why)) == [str, bool] for why in skipped)
     try:
-        columns = {key: np.array(note[key], np.int64) for key in ("offsets", "sizes")}
+        columns = {key: np.array(getattr(found, key), np.int64) for key in ("offsets", "sizes")}
         for key in columns:
-            index_file.check_column(columns, key, (np.int64,), note["count"])
+            index_file.check_column(columns, key, (np.int64,), found.count)
     except (ValueError, TypeError, OverflowError):
         is_whole = False
-    if not is_whole or note["file"] != plan.file_name(part):
+    if not is_whole or found.file != plan.file_name(part):
         raise ValueError(f"{path} is damaged; {_REMEDY}")
-    return note
+    return found
 
 
-def _read_json(path: str, keys: Mapping[str, type]) -> dict[str, Any]:
-    """Reads a file of one JSON object.
-
-    Args:
-        path: of the file.
-        keys: types of values that it must have.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+def _read(path: str, kind: type[T]) -> T:
+    """See `resumable.read_json`."""
     try:
-        content = json.loads(storage.read(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
-    if not _has(content, keys):
-        raise ValueError(
-            f"{path} is damaged, or not of prepare_data: it lacks some of {', '.join(keys)}, or "
-            f"has them with other types; {_REMEDY}"
-        )
-    return content
-
-
-def _has(content: Any, keys: Mapping[str, type]) -> bool:
-    return isinstance(content, dict) and all(
-        # True is an int of Python's.
-        type(content.get(key)) is kind
-        for key, kind in keys.items()
-    )
+        return resumable.read_json(path, kind)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REMEDY}") from error
 
 
 def _check_index(arrays: Mapping[str, np.ndarray], files: Sequence[Mapping[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Sources of TFRecord files: FFHQ's, TFDS's, and those that `tools.prepare_data` writes.
 
-A TFRecord file is a row of records, each with its length before it and checksums of both
-(https://www.tensorflow.org/tutorials/load_data/tfrecord). It has no table of contents, so the
-headers are walked over once; after that, any record is one read away. Needs no TensorFlow.
+A TFRecord file is a sequence of records, each after its length, with checksums of both
+(https://www.tensorflow.org/tutorials/load_data/tfrecord). It has no table of contents: the headers
+are walked over once, and then any record is one read away. TensorFlow is not needed.
 """
 
 import math
@@ -20,30 +20,30 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax.data import index_file, sources, storage
 from sr3_jax.data.picture import BadImageError, decode_seen
+from sr3_jax.data.picture import content as read_content
 
 T = TypeVar("T")
 
-# What TFDS, TensorFlow's ImageNet and `prepare_data` call an encoded image and its class.
+# Names of an encoded image and its class in TFDS, TensorFlow's ImageNet and `prepare_data`.
 _IMAGE_KEYS = ("image", "image/encoded", "hr")
 _LABEL_KEYS = ("label", "image/class/label")
 
 _HEADER = struct.Struct("<QI")  # of a record: its length, and the checksum of that
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
-# Where a file is damaged from a header on: nothing after it can be found.
-_LOST = -1
+_LOST = -1  # the size of a record whose header is damaged: nothing after it can be found
 
 
 class Records(sources.LazySource):
-    """Images in TFRecord files, one in each record; takes 20 bytes of memory for each."""
+    """Images in TFRecord files, one in each record; each takes 20 bytes of memory."""
 
     def __init__(self, files: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Use `tfrecords` to make one.
+        """Makes a source of what `to_arrays` returned; see `tfrecords`.
 
         Args:
             files: the files, in order.
-            arrays: of each record its `file_index` (a position in `files`), `offset` and `size` in
-                bytes.
+            arrays: `file_index` (a position in `files`), `offset` and `size` in bytes of each
+                record.
 
         Raises:
             KeyError: an array is missing.
@@ -66,13 +66,12 @@ class Records(sources.LazySource):
         return len(self._file)
 
     def ref(self, index: int) -> "RecordRef":
-        """See `LazySource`."""
         file = int(self._file[index])
         number = index - int(self._first[file])
         return RecordRef(self.files[file], number, int(self._offset[index]), int(self._size[index]))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Where the records lie, to be kept in a file."""
+        """Returns the places of the records, to be kept in a file."""
         return {"file_index": self._file, "offset": self._offset, "size": self._size}
 
 
@@ -80,10 +79,10 @@ class RecordRef(NamedTuple):
     """An image in a TFRecord file; see `sources.ImageRef`.
 
     Attributes:
-        path: of the file.
-        number: of the record in it, from 0.
-        offset: of the record's content, in bytes.
-        size: of that.
+        path: path of the file.
+        number: number of the record in it, from 0.
+        offset: place of the record's content, in bytes.
+        size: size of the content, in bytes.
     """
 
     path: str
@@ -93,28 +92,26 @@ class RecordRef(NamedTuple):
 
     @property
     def name(self) -> str:
-        """See `ImageRef`."""
         return f"{os.path.basename(self.path)}#{self.number}"
 
     def read(self) -> sources.Picture:
-        """See `ImageRef`."""
-        return picture(read_record(self.path, self.offset, self.size))
+        return decode_example(read_record(self.path, self.offset, self.size))
 
 
-def picture(content: bytes) -> sources.Picture:
-    """The image of a serialized tf.train.Example, whose features are as FFHQ or TFDS name them.
+def decode_example(content: bytes) -> sources.Picture:
+    """Decodes the image of a serialized tf.train.Example, with features named as FFHQ's or TFDS's.
 
     Raises:
-        BadImageError: it has none, or it cannot be used.
+        BadImageError: it has no image, or one that cannot be used.
     """
     features = parse_example(content)
     if "shape" in features and "data" in features:
         return sources.Picture(_raw_image(features))
     for key in _IMAGE_KEYS:
         if key in features:
-            data = _only(features, key, bytes)
-            image, notes = decode_seen(data)
-            return sources.Picture(image, label=_label(features), notes=notes)
+            image, notes = decode_seen(_only(features, key, bytes))
+            labels = [_only(features, name, int) for name in _LABEL_KEYS if name in features]
+            return sources.Picture(image, label=[*labels, sources.NO_LABEL][0], notes=notes)
     raise BadImageError(
         f"no image among its features {sorted(features)}; known are {', '.join(_IMAGE_KEYS)}, or "
         "shape and data together"
@@ -122,15 +119,14 @@ def picture(content: bytes) -> sources.Picture:
 
 
 def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
-    """The TFRecord files that `path` means: a file, a pattern with `*`, or a folder of them.
+    """Lists the TFRecord files at `path`: a file, a pattern with `*`, or a folder of them.
 
-    Of a folder in which each resolution has a file of its own (`ffhq-r02.tfrecords` to
-    `ffhq-r10.tfrecords`, for 4 to 1024 pixels), that of the smallest resolution that is not
-    under `image_size`.
+    A folder may have a file for each resolution (`ffhq-r02.tfrecords` to `ffhq-r10.tfrecords`, for
+    4 to 1024 pixels). The result then is that of the smallest one that is at least `image_size`.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where all resolutions are under `image_size`.
+        FileNotFoundError: there is no such file.
+        ValueError: all resolutions are below `image_size`.
     """
     path = os.fspath(path)
     is_folder = storage.is_folder(path)
@@ -158,16 +154,16 @@ def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
 
 
 def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None) -> Records:
-    """The images in TFRecord files, found by walking over the headers of all records.
+    """Finds the images in TFRecord files by walking over the headers of all records.
 
-    Locally that takes some seconds for a million records; in a bucket it reads the files whole.
+    That takes some seconds for a million records on a disk; in a bucket it reads the files whole.
 
     Args:
         files: the files.
         progress: called after each file.
 
     Raises:
-        ValueError: a file that is no TFRecord file.
+        ValueError: a file is no TFRecord file.
     """
 
     def walk(file: str) -> list[tuple[int, int]]:
@@ -184,51 +180,43 @@ def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None)
 
 
 def _walk(path: str) -> Iterator[tuple[int, int]]:
-    """Offset and size of the content of each record."""
+    """Yields offset and size of the content of each record."""
     end = storage.size(path)
     position = 0
     with storage.open_read(path) as file:
         while position < end:
             header = file.read(_HEADER.size)
-            if not _is_header(header):
+            is_cut_off = len(header) < _HEADER.size
+            size, checksum = (0, 0) if is_cut_off else _HEADER.unpack(header)
+            if is_cut_off or checksum != _masked_checksum(header[:8]):
                 if position == 0:
                     raise ValueError(f"{path} is not a TFRecord file (or a compressed one)")
                 yield position, _LOST
                 return
-            size = _HEADER.unpack(header)[0]
-            # Up to 2^64; one that is longer than the file is cut off, as reading it tells.
+            # Up to 2^64. A record that is longer than the file fails when it is read.
             yield position + _HEADER.size, min(size, end)
             position += _HEADER.size + size + _CHECKSUM.size
-            if position < end:  # else perhaps farther away than there can be files
+            if position < end:  # else it may be too large to seek
                 file.seek(position)
 
 
-def _is_header(data: bytes) -> bool:
-    if len(data) < _HEADER.size:
-        return False
-    return _HEADER.unpack(data)[1] == _masked_checksum(data[:8])
-
-
 def _masked_checksum(data: bytes) -> int:
-    """TFRecord's: a rotated and shifted CRC-32C, so that one of data with checksums is no worse."""
+    """Computes TFRecord's checksum: CRC-32C, rotated and shifted, as data may hold checksums."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_record(path: str, offset: int, size: int) -> bytes:
-    """The content of one record.
+    """Reads the content of one record and compares its checksum.
 
     Raises:
-        BadImageError: missing file, or a damaged record.
+        BadImageError: the file is missing, or the record is damaged.
     """
     if size == _LOST:
         raise BadImageError(
             f"damaged record at byte {offset} of {path}, after which nothing can be found"
         )
-    try:
-        data = storage.read(path, offset, size + _CHECKSUM.size)
-    except FileNotFoundError as error:
-        raise BadImageError(f"no such file: {path}") from error
+    data = read_content(path, offset, size + _CHECKSUM.size)
     content, checksum = data[:size], data[size:]
     if len(checksum) < _CHECKSUM.size:
         raise BadImageError(f"truncated: {path} ends in the middle of the record at byte {offset}")
@@ -240,16 +228,16 @@ def read_record(path: str, offset: int, size: int) -> bytes:
 
 
 def write_record(content: bytes) -> bytes:
-    """The bytes of one record in a TFRecord file."""
+    """Returns the bytes of one record in a TFRecord file."""
     length = struct.pack("<Q", len(content))
     return b"".join(part + _CHECKSUM.pack(_masked_checksum(part)) for part in (length, content))
 
 
 def parse_example(data: bytes) -> dict[str, list[Any]]:
-    """A serialized tf.train.Example: the values of each feature.
+    """Returns the values of each feature of a serialized tf.train.Example.
 
     Raises:
-        BadImageError: it is none.
+        BadImageError: the data is none.
     """
     try:
         example = tf_example_generated_pb2.Example.FromString(data)
@@ -263,7 +251,7 @@ def parse_example(data: bytes) -> dict[str, list[Any]]:
 
 
 def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
-    """A tf.train.Example of one value for each feature."""
+    """Returns a serialized tf.train.Example with one value for each feature."""
     example = tf_example_generated_pb2.Example()
     for name, value in features.items():
         feature = example.features.feature[name]
@@ -273,7 +261,7 @@ def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
 
 
 def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height width 3"]:
-    """StyleGAN's: 8-bit channels, rows, columns."""
+    """Returns an image that is stored as StyleGAN's: 8-bit channels, rows, columns."""
     shape, data = features["shape"], _only(features, "data", bytes)
     is_shape = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     if not is_shape or shape[0] != 3 or math.prod(shape) != len(data):
@@ -283,19 +271,12 @@ def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height w
         )
     image = np.empty((*shape[1:], 3), np.uint8)
     for channel, plane in enumerate(np.frombuffer(data, np.uint8).reshape(shape)):
-        image[..., channel] = plane  # a third of the time of one transposition
+        image[..., channel] = plane  # which takes a third of the time of one transposition
     return image
 
 
-def _label(features: Mapping[str, list[Any]]) -> int:
-    for key in _LABEL_KEYS:
-        if key in features:
-            return _only(features, key, int)
-    return sources.NO_LABEL
-
-
 def _only(features: Mapping[str, list[Any]], key: str, kind: type[T]) -> T:
-    """The one value of a feature."""
+    """Returns the only value of a feature."""
     values = features[key]
     if len(values) != 1 or not isinstance(values[0], kind):
         raise BadImageError(

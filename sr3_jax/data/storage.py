@@ -186,17 +186,6 @@ def is_partial(name: str) -> bool:
     return bool(_PARTIAL.fullmatch(name.rpartition("/")[2]))
 
 
-def try_writing(folder: str | os.PathLike[str]) -> None:
-    """Writes and removes a small file, so that a place that takes no files is noticed early.
-
-    Raises:
-        OSError: the folder cannot be made or written.
-    """
-    probe = os.path.join(os.path.expanduser(folder), f".{secrets.token_hex(8)}.partial")
-    write_whole(probe, bytes(4096))
-    remove(probe)
-
-
 def is_of_the_place(error: BaseException) -> bool:
     """Returns whether an error would meet every file there: a full or read-only disk, no rights."""
     return isinstance(error, OSError) and error.errno in _OF_THE_PLACE

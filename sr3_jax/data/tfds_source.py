@@ -1,7 +1,7 @@
-"""Any image data set of TensorFlow Datasets, by name, in any order.
+"""The images of any data set of TensorFlow Datasets, by name.
 
 TFDS prepares data sets as ArrayRecord files, which have a table of contents, or as TFRecord files,
-which get one here. Only their bytes are taken from it, so TensorFlow itself does not run.
+which get one here. TFDS gives only bytes, so that TensorFlow itself does not run.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from jaxtyping import Integer
 
 from sr3_jax.data import records, sources
@@ -25,7 +26,6 @@ class ArrayRecords(sources.LazySource):
         return len(self._examples)
 
     def ref(self, index: int) -> "ExampleRef":
-        """See `LazySource`."""
         return ExampleRef(f"{self._name}#{index}", self._examples, index)
 
 
@@ -38,8 +38,7 @@ class ExampleRef:
     index: int
 
     def read(self) -> sources.Picture:
-        """See `ImageRef`."""
-        return records.picture(self.examples[self.index])
+        return records.decode_example(self.examples[self.index])
 
 
 def tfds_split(
@@ -48,35 +47,21 @@ def tfds_split(
     data_dir: str | None = None,
     index: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
 ) -> sources.LazySource:
-    """The images of a prepared TFDS data set.
+    """Opens the images of a prepared TFDS data set.
 
     Args:
-        name: as `imagenet2012` or, with the builder's config, `celeb_a_hq/256`.
-        split: as `train` or `validation[:1000]`.
-        data_dir: where it was prepared; None for TFDS's own place, `~/tensorflow_datasets`.
-        index: where the records of TFRecord files lie, as `records.Records` wants it; None to
-            look.
+        name: name of the data set, with a config of its builder if it has any: `imagenet2012`,
+            `celeb_a_hq/256`.
+        split: a split or a part of one: `train`, `validation[:1000]`.
+        data_dir: folder where it was prepared; None for TFDS's own, `~/tensorflow_datasets`.
+        index: returns the arrays of `records.Records` for TFRecord files; None to walk over them.
 
     Raises:
-        FileNotFoundError: it is not prepared, and the command that does.
-        ValueError: no such data set, or no such split.
+        FileNotFoundError: it is not prepared; the message has the command that does.
+        ValueError: there is no such data set or split, or it has another file format.
     """
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
-    if not builder.is_prepared():
-        raise FileNotFoundError(
-            f"TFDS's {name} is not prepared in {builder.data_path}: run tensorflow_datasets."
-            f"builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
-            ".download_and_prepare(), "
-            "with a manual_dir where the files have to be fetched by hand (docs/data.md)"
-        )
-    available = sorted(builder.info.splits)
-    try:
-        chosen = builder.info.splits[split]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"TFDS's {name} has splits {available}, not {split!r}") from error
+    builder = check_prepared(name, split, data_dir)
+    chosen = builder.info.splits[split]
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         return ArrayRecords(
@@ -89,11 +74,41 @@ def tfds_split(
         )
     files = [instruction.filename for instruction in chosen.file_instructions]
     found = records.tfrecords(files) if index is None else records.Records(files, index(files))
-    return sources.Subset(found, _taken(found, chosen.file_instructions))
+    return sources.Subset(found, _positions(found, chosen.file_instructions))
 
 
-def _taken(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " taken"]:
-    """Positions of the records that a split such as `train[10:20]` means."""
+def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set that is prepared; see `tfds_split`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of each version that is not there
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            raise FileNotFoundError(
+                f"TFDS's {name} is not prepared in {builder.data_path}; prepare it by "
+                f"tensorflow_datasets.builder({name!r}, file_format='array_record')"
+                ".download_and_prepare() (docs/data.md)"
+            )
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if "://" in str(builder.data_path) and builder.info.file_format.value == "array_record":
+        raise ValueError(
+            f"TFDS's {name} lies in a bucket ({builder.data_path}) as ArrayRecord files, which can "
+            "only be read from a disk; prepare it there with file_format='tfrecord', copy it to a "
+            "disk, or mount the bucket"
+        )
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        available = sorted(builder.info.splits)
+        raise ValueError(f"TFDS's {name} has splits {available}, not {split!r}") from error
+    return builder
+
+
+def _positions(found: records.Records, instructions: Sequence[Any]) -> Integer[np.ndarray, " n"]:
+    """Returns the positions of the records in a split such as `train[10:20]`."""
     counts = np.bincount(found.to_arrays()["file_index"], minlength=len(instructions))
     firsts = np.cumsum(counts) - counts
     parts = [

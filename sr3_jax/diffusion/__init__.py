@@ -1,17 +1,27 @@
-"""The diffusion process of SR3: schedules, forward process, loss and samplers.
+"""The diffusion process of SR3: schedules, forward process, parameterizations, loss, samplers.
 
 Pure functions of arrays that need nothing but jax: no model, no device, no files.
 """
 
-from sr3_jax.diffusion.loss import LossName, denoising_loss, sample_gamma
-from sr3_jax.diffusion.process import (
-    diffuse,
-    estimate_eps_linearly,
-    posterior,
-    predict_eps,
-    predict_y_0,
+from sr3_jax.diffusion.loss import (
+    LOSS_WEIGHTS,
+    LossName,
+    denoising_loss,
+    log_snr_density,
+    sample_gamma,
+    weigh,
 )
-from sr3_jax.diffusion.samplers import Sampler, Variance, ancestral, ddim, dpmpp_2m, heun
+from sr3_jax.diffusion.parameterization import PREDICTIONS, Prediction, precondition
+from sr3_jax.diffusion.process import diffuse, posterior
+from sr3_jax.diffusion.samplers import (
+    Sampler,
+    Variance,
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    heun,
+    one_call,
+)
 from sr3_jax.diffusion.sampling import Denoise, State, advance, begin, sample
 from sr3_jax.diffusion.schedule import (
     MAX_TERMINAL_NOISE_LEVEL,
@@ -28,10 +38,13 @@ from sr3_jax.diffusion.schedule import (
 )
 
 __all__ = [
+    "LOSS_WEIGHTS",
     "MAX_TERMINAL_NOISE_LEVEL",
+    "PREDICTIONS",
     "Denoise",
     "LossName",
     "NoiseSchedule",
+    "Prediction",
     "Sampler",
     "State",
     "Variance",
@@ -43,14 +56,14 @@ __all__ = [
     "denoising_loss",
     "diffuse",
     "dpmpp_2m",
-    "estimate_eps_linearly",
     "from_betas",
     "heun",
     "karras",
     "linear",
+    "log_snr_density",
+    "one_call",
     "posterior",
-    "predict_eps",
-    "predict_y_0",
+    "precondition",
     "quadratic",
     "respace",
     "sample",
@@ -58,4 +71,5 @@ __all__ = [
     "uniform_gamma",
     "uniform_log_snr",
     "uniform_noise_level",
+    "weigh",
 ]

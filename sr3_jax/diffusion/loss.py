@@ -1,4 +1,20 @@
-"""The denoising objective (Eq. 6 of SR3) and the distribution of its noise."""
+"""The denoising objective (Eq. 6 of SR3), the distribution of its noise, and its weightings.
+
+The loss of an example is the mean over pixels of f |prediction - target|^p, with p = 1 (SR3's) or
+2, and f = 1 (SR3's) or a factor that depends on the noise. A weighting W of the squared error of
+y_0 is, by Eq. 2 of `parameterization`, f = W / SNR for `eps`, W / (SNR + 1) for `v`, and W for
+`y_0`, so that the loss does not depend on the prediction type. With p = 1 the factor is the root of
+that, for the same reason. With lambda = log SNR,
+
+    min_snr   W = min(SNR, 5)                  Hang et al. 2023, "Efficient Diffusion Training via
+                                               Min-SNR Weighting Strategy"
+    sigmoid   W = SNR sigmoid(2 - lambda)      Kingma and Gao 2023, "Understanding Diffusion
+                                               Objectives as the ELBO with Simple Data Augmentation"
+
+The latter weighs an integral over lambda, and training draws lambda with a density p. So the
+factor of `sigmoid` is divided by p(lambda), after the root: the mean is the integral, whatever the
+noise schedule. That of `min_snr` is not divided, as its authors have it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +24,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sr3_jax.diffusion.parameterization import Prediction
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
 LossName = Literal["l1", "l2"]
 
+# W by the signal-to-noise ratio, and whether the factor is divided by p(lambda).
+LOSS_WEIGHTS = {
+    "none": None,
+    "min_snr": (lambda snr: jnp.minimum(snr, 5.0), False),
+    "sigmoid": (lambda snr: snr * jax.nn.sigmoid(2.0 - jnp.log(snr)), True),
+}
+_BELOW_1 = 1.0 - 2.0**-24  # the largest float32 below 1
 
-def sample_gamma(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Float[Array, " b"]:
+
+def sample_gamma(keys: Key[Array, " b"], schedule: NoiseSchedule | None) -> Float[Array, " b"]:
     """Draws one gamma for each key from SR3's piecewise uniform density (section 2.4).
 
     t is uniform in 1..T, then gamma is uniform in [gamma_t, gamma_{t-1}]; drawn for each
-    example on its own.
+    example on its own. Without a schedule, as of a regression, gamma is 0.
     """
+    if schedule is None:
+        return jnp.zeros(keys.shape)
     gammas = jnp.asarray(schedule.gamma)
 
     def one(key: Key[Array, ""]) -> Float[Array, ""]:
@@ -30,29 +57,73 @@ def sample_gamma(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Float[Array
     return jax.vmap(one)(keys)
 
 
-def denoising_loss(
-    prediction: Float[Array, "b ..."],
-    eps: Float[Array, "b ..."],
-    loss: LossName = "l1",
-    weight: Float[Array, " b"] | None = None,
-) -> Float[Array, ""]:
-    """Mean over examples and pixels of |prediction - eps|^p (Eq. 6): p = 1 `l1`, p = 2 `l2`.
+def log_snr_density(gamma: Float[Array, " b"], schedule: NoiseSchedule) -> Float[Array, " b"]:
+    """Returns p(lambda), lambda = log(gamma / (1 - gamma)), for gamma as `sample_gamma` draws it.
+
+    p(gamma) = 1 / (T (gamma_{t-1} - gamma_t)) between knots, and d gamma / d lambda =
+    gamma (1 - gamma).
+    """
+    knots, beta = jnp.asarray(schedule.gamma), jnp.asarray(schedule.beta)
+    last = schedule.num_steps
+    t = last + 1 - jnp.searchsorted(knots[::-1], gamma, side="right")
+    t = jnp.clip(t, 1, last)
+    width = beta[t] * knots[t - 1]  # without the cancellation of a difference near gamma = 1
+    return gamma * (1.0 - gamma) / (last * width)
+
+
+def weigh(
+    weighting: str,
+    prediction: Prediction,
+    gamma: Float[Array, " b"],
+    schedule: NoiseSchedule | None,
+    loss: LossName,
+) -> Float[Array, " b"] | None:
+    """Returns each example's factor of the loss; None for 1.
 
     Args:
-      prediction: the network's estimate of eps.
-      eps: the noise that was added.
+      weighting: one of `LOSS_WEIGHTS`.
+      prediction: type of the prediction whose error is weighed.
+      gamma: as drawn by `sample_gamma`.
+      schedule: from which it was drawn.
+      loss: norm of the loss.
+    """
+    if LOSS_WEIGHTS[weighting] is None:
+        return None
+    weight_of, is_integral = LOSS_WEIGHTS[weighting]
+    # gamma may have been rounded to 1, where SNR is infinite.
+    gamma = jnp.minimum(gamma, _BELOW_1)
+    factor = weight_of(gamma / (1.0 - gamma)) * jnp.square(prediction.error_of_y_0(gamma))
+    factor = jnp.sqrt(factor) if loss == "l1" else factor
+    return factor / log_snr_density(gamma, schedule) if is_integral else factor
+
+
+def denoising_loss(
+    prediction: Float[Array, "b ..."],
+    target: Float[Array, "b ..."],
+    loss: LossName = "l1",
+    weight: Float[Array, " b"] | None = None,
+    factor: Float[Array, " b"] | None = None,
+) -> Float[Array, ""]:
+    """Mean over examples and pixels of |prediction - target|^p (Eq. 6): p = 1 `l1`, p = 2 `l2`.
+
+    Args:
+      prediction: the network's, of eps in SR3.
+      target: what it should be.
       loss: `l1` or `l2`.
       weight: one weight for each example, 0 for rows that hold no image. The mean is over
         the weights; it is 0 where all of them are 0. None counts every example alike.
+      factor: of each example's loss; see `weigh`. None: 1.
 
     Raises:
       ValueError: for an unknown `loss`.
     """
     if loss not in ("l1", "l2"):
         raise ValueError(f"loss = {loss!r} is unknown; use 'l1' or 'l2'")
-    error = (prediction - eps).astype(jnp.float32)
+    error = (prediction - target).astype(jnp.float32)
     error = jnp.abs(error) if loss == "l1" else jnp.square(error)
     each = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+    if factor is not None:
+        each = each * factor
     if weight is None:
         return jnp.mean(each)
     return jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1e-8)

@@ -1,4 +1,4 @@
-"""The forward process, its posterior, and the identities between y_0, y_t and eps.
+"""The forward process and its posterior.
 
 Shapes: images are `[batch, ...]`; `gamma` is one number for each example, in (0, 1].
 """
@@ -23,48 +23,6 @@ def diffuse(
     """Draws from q(y_t | y_0): `sqrt(gamma) y_0 + sqrt(1 - gamma) eps` (Eq. 4 of SR3)."""
     gamma = per_example(gamma, y_0)
     return jnp.sqrt(gamma) * y_0 + jnp.sqrt(1.0 - gamma) * eps
-
-
-def predict_y_0(
-    y_t: Float[Array, "b ..."], gamma: Float[Array, " b"], eps: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
-    """Solves `diffuse` for y_0 (Eq. 9 of SR3). Finite only for gamma > 0."""
-    gamma = per_example(gamma, y_t)
-    return (y_t - jnp.sqrt(1.0 - gamma) * eps) / jnp.sqrt(gamma)
-
-
-def predict_eps(
-    y_t: Float[Array, "b ..."], gamma: Float[Array, " b"], y_0: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
-    """Solves `diffuse` for eps. Finite only for gamma < 1."""
-    gamma = per_example(gamma, y_t)
-    return (y_t - jnp.sqrt(gamma) * y_0) / jnp.sqrt(1.0 - gamma)
-
-
-def estimate_eps_linearly(
-    x: Float[Array, "b ..."],
-    y_t: Float[Array, "b ..."],
-    gamma: Float[Array, " b"],
-    residual_std: float,
-) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
-    """The best estimate of eps where all that is known of y_0 is that x is near.
-
-    For y_0 = x + residual_std z, with z and eps standard normal, eps given y_t is normal with
-    the mean and the standard deviation that are returned; the second broadcasts over images.
-    A network that corrects this mean in units of this deviation has a target of size 1 at
-    every gamma (what c_skip and c_out are to Karras et al. 2022, section 5, but with a source
-    to start from): its y_0 is x plus at most what it adds, however strong the noise.
-
-    Args:
-      x: the source, upsampled to the size of y_t.
-      y_t: the noisy image.
-      gamma: the share of signal variance in each y_t, in [0, 1].
-      residual_std: root mean square of y_0 - x, in units of the images; over 0.
-    """
-    gamma = per_example(gamma, y_t)
-    variance = 1.0 - gamma + gamma * residual_std**2  # of y_t given x
-    mean = jnp.sqrt(1.0 - gamma) / variance * (y_t - jnp.sqrt(gamma) * x)
-    return mean, residual_std * jnp.sqrt(gamma / variance)
 
 
 def posterior(

@@ -1,6 +1,6 @@
-"""Samplers as numbers: what each makes of the network's estimates, from a schedule alone.
+"""Samplers as tables of weights, made from a schedule alone.
 
-Every sampler here is linear in what the network returns, so that its coefficients can be worked out
+Every sampler here is linear in the estimates of y_0, so that its weights can be worked out
 beforehand, in float64, and one loop (`sampling.sample`) runs them all. Samplers of as many network
 calls share one compiled program, which is what a search among them needs.
 """
@@ -28,15 +28,14 @@ _Ints = Any
 class Sampler:
     """One row for each call of the network, from noise to image; immutable and a pytree.
 
-    Row k calls the network on the state y and turns its estimate of y_0 into the next state
+    Row k calls the denoiser on the state y and turns its estimate of y_0 into the next state
 
         state y + estimate y_0 + previous_state y' + previous_estimate y_0' + noise z
 
     with y' and y_0' those of row k - 1 and z standard normal.
 
     Attributes (`[calls]` each):
-      gamma: what the network is told: the share of signal variance in y.
-      noise_std: sqrt(1 - gamma), of the noise in y.
+      gamma: share of signal variance in y, an input of the denoiser.
       time: t of the state that the row makes, T - 1 to 0; equal where a step takes several calls.
       state, estimate, previous_state, previous_estimate, noise: weights, see above.
       is_stochastic: whether any weight of z is above 0; drawing z costs time.
@@ -44,7 +43,6 @@ class Sampler:
     """
 
     gamma: _Floats
-    noise_std: _Floats
     time: _Ints
     state: _Floats
     estimate: _Floats
@@ -180,6 +178,22 @@ def heun(schedule: NoiseSchedule) -> Sampler:
     )
 
 
+def one_call() -> Sampler:
+    """One call at gamma = 0, whose y_0 is the result: for regressions, which look at no y_t."""
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    return Sampler(
+        gamma=zero,
+        time=np.zeros(1, np.int32),
+        state=zero,
+        estimate=one,
+        previous_state=zero,
+        previous_estimate=zero,
+        noise=zero,
+        is_stochastic=False,
+        looks_back=False,
+    )
+
+
 def _one_call_a_step(schedule: NoiseSchedule, **weights: Float[np.ndarray, " T"]) -> Sampler:
     """Makes a sampler from weights in the order t = 1..T."""
     at = np.arange(schedule.num_steps, 0, -1)
@@ -198,7 +212,6 @@ def _sampler(
     weights = {name: np.asarray(w, np.float32) for name, w in weights.items()}
     return Sampler(
         gamma=np.asarray(schedule.gamma, np.float32)[at],
-        noise_std=np.sqrt(np.asarray(schedule.one_minus_gamma, np.float32))[at],
         time=time.astype(np.int32),
         **weights,
         is_stochastic=bool(weights["noise"].any()),

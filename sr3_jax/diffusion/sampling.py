@@ -1,6 +1,6 @@
 """The reverse process from noise to image: one `jax.lax.scan` for every sampler.
 
-It knows no model. It takes a callable `denoise(y_t, gamma) -> eps`, `y_t` being `[batch, ...]` and
+It knows no model. It takes a denoiser `denoise(y_t, gamma) -> y_0`, `y_t` being `[batch, ...]` and
 `gamma` `[batch]`, so that samplers can be tested with denoisers known in closed form; the caller
 closes over the low-resolution source and the parameters.
 """
@@ -20,7 +20,7 @@ Denoise = Callable[[Float[Array, "b ..."], Float[Array, " b"]], Float[Array, "b 
 
 
 class State(NamedTuple):
-    """Between two calls of the network.
+    """The state between two calls of the network.
 
     Attributes:
       y_t: the noisy images.
@@ -43,9 +43,9 @@ def sample(
     """Draws y_0, calling the network `sampler.num_calls` times.
 
     Args:
-      denoise: estimates eps from `y_t` and gamma; any function of those shapes.
-      sampler: what becomes of the estimates; may be traced, so that samplers of as many calls
-        share one compiled program.
+      denoise: estimates y_0 from `y_t` and gamma; any function of those shapes.
+      sampler: the weights of each call; may be traced, so that samplers of as many calls share
+        one compiled program.
       keys: one random key for each example. An example's result depends on its own key
         alone, so it does not change with the batch it is in.
       shape: shape of one example, such as `(height, width, channels)`.
@@ -63,7 +63,7 @@ def sample(
 
 
 def begin(sampler: Sampler, keys: Key[Array, " b"], shape: tuple[int, ...]) -> State:
-    """Pure noise, y_T; see `sample`. It is drawn with T + 1, what is added from t on with t."""
+    """Draws pure noise, y_T; see `sample`. Its key is folded with T + 1, that of step t with t."""
     y_t = _normal(keys, jnp.asarray(sampler.time[0] + 2), shape)  # time[0] is T - 1
     previous = (jnp.zeros_like(y_t), jnp.zeros_like(y_t)) if sampler.looks_back else None
     return State(y_t, previous)
@@ -72,13 +72,12 @@ def begin(sampler: Sampler, keys: Key[Array, " b"], shape: tuple[int, ...]) -> S
 def advance(
     denoise: Denoise, row: Sampler, state: State, keys: Key[Array, " b"], *, clip: bool = True
 ) -> State:
-    """One call of the network, and what `row` (one of a sampler's) makes of it; see `sample`.
+    """Calls the network once and takes the step of `row`, one of a sampler's; see `sample`.
 
     For loops of one's own, such as over part of the rows.
     """
     y_t = state.y_t
-    eps = denoise(y_t, jnp.full((keys.shape[0],), row.gamma)).astype(y_t.dtype)
-    y_0 = (y_t - row.noise_std * eps) / jnp.sqrt(row.gamma)
+    y_0 = denoise(y_t, jnp.full((keys.shape[0],), row.gamma)).astype(y_t.dtype)
     if clip:
         y_0 = jnp.clip(y_0, -1.0, 1.0)
     after = row.state * y_t + row.estimate * y_0

@@ -17,14 +17,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float64, Int, UInt
 
 from sr3_jax import images as image_ops
-from sr3_jax import metrics
 from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.metrics import registry
 from sr3_jax.training.step import Batch
 
-METRICS = ("psnr", "ssim", "consistency", "gradient_energy")
-# Of several samples of one image, which is the best; gradient energy has its best in the middle.
-_BEST = {"psnr": np.max, "ssim": np.max, "consistency": np.min}
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
 # each, of the same type, and the seconds that they took altogether.
 Run = Callable[
@@ -51,9 +47,8 @@ class Evaluation:
         mean of each image's best sample.
       index: number of each scored image in the set, ascending.
       labels: of their classes; `data.sources.NO_LABEL` where there is none.
-      of_images: for each method and metric one number an image, the mean of its samples: `psnr`
-        (dB), `ssim`, `consistency` (times 1e5), `gradient_energy`; of several samples also
-        `diversity`, their standard deviation in levels of 255, averaged over pixels.
+      of_images: for each method and metric of `registry.of("image")` one number an image, the mean
+        of its samples; of several samples also those of `registry.of("samples")`.
       pictures: images: `input`, each method's first sample, `reference`.
     """
 
@@ -167,20 +162,20 @@ def evaluate(
 
 def _width(method: Method) -> int:
     """Numbers that an image has of a method."""
-    return len(METRICS) * method.num_samples + (method.num_samples > 1)
+    of_samples = len(registry.of("samples")) if method.num_samples > 1 else 0
+    return len(registry.of("image")) * method.num_samples + of_samples
 
 
 def _numbers(
     samples: np.ndarray, reference: np.ndarray, low: np.ndarray, luminance: bool, border: int
 ) -> Float64[np.ndarray, "n numbers"]:
-    """Of each image: the metrics of each sample, and of several samples their diversity."""
+    """Of each image: the metrics of each sample, and those of several samples together."""
     columns = []
     for images in samples:
-        scores = score(images, reference, low, luminance, border)
-        columns += [scores[metric] for metric in METRICS]
+        columns += score(images, reference, low, luminance, border).values()
     if len(samples) > 1:
-        deviation = samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3))
-        columns.append((deviation * 255 / np.iinfo(samples.dtype).max).tolist())
+        given = {"reference": reference, "low_resolution": low}
+        columns += [metric.compute(samples, given) for metric in registry.of("samples")]
     return np.array(columns).T
 
 
@@ -188,22 +183,24 @@ def _summary(
     numbers: Float64[np.ndarray, "n numbers"], num_samples: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Means over images, and each image's numbers, both by metric."""
-    count = len(METRICS) * num_samples
-    by_metric = numbers[:, :count].reshape(len(numbers), num_samples, len(METRICS))
+    metrics = registry.of("image")
+    count = len(metrics) * num_samples
+    by_metric = numbers[:, :count].reshape(len(numbers), num_samples, len(metrics))
     means, of_images = {}, {}
-    for i, metric in enumerate(METRICS):
-        values = by_metric[..., i]
-        of_images[metric] = values.mean(axis=1).tolist()
-        means[metric] = float(values.mean())
+    for i, metric in enumerate(metrics):
+        values, name = by_metric[..., i], metric.name
+        of_images[name] = values.mean(axis=1).tolist()
+        means[name] = float(values.mean())
         if num_samples > 1:
             with np.errstate(invalid="ignore"):  # nan where an image's PSNR is infinite
-                means[f"{metric}_std"] = float(values.mean(axis=0).std(ddof=1))
-        if num_samples > 1 and metric in _BEST:
-            of_images[f"{metric}_best"] = _BEST[metric](values, axis=1).tolist()
-            means[f"{metric}_best"] = float(np.mean(of_images[f"{metric}_best"]))
-    if num_samples > 1:
-        of_images["diversity"] = numbers[:, count].tolist()
-        means["diversity"] = float(numbers[:, count].mean())
+                means[f"{name}_std"] = float(values.mean(axis=0).std(ddof=1))
+        if num_samples > 1 and metric.is_higher_better is not None:
+            best = np.max if metric.is_higher_better else np.min
+            of_images[f"{name}_best"] = best(values, axis=1).tolist()
+            means[f"{name}_best"] = float(np.mean(of_images[f"{name}_best"]))
+    for metric, values in zip(registry.of("samples"), numbers[:, count:].T, strict=False):
+        of_images[metric.name] = values.tolist()
+        means[metric.name] = float(values.mean())
     return means, of_images
 
 
@@ -214,22 +211,32 @@ def score(
     luminance: bool = False,
     border: int = 0,
 ) -> dict[str, list[float]]:
-    """Every metric of each image; see `evaluate`. Without low resolutions, no consistency."""
-    numbers = _score(images, reference, low_resolution, luminance, border)
-    return {name: np.asarray(row, np.float64).tolist() for name, row in numbers.items()}
+    """Every metric of each image; see `evaluate`. Without low resolutions, none that needs them."""
+    metrics = tuple(
+        metric
+        for metric in registry.of("image")
+        if low_resolution is not None or "low_resolution" not in metric.needs
+    )
+    numbers = _score(images, reference, low_resolution, metrics, luminance, border)
+    return {m.name: np.asarray(numbers[m.name], np.float64).tolist() for m in metrics}
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _score(
-    images: jax.Array, reference: jax.Array, low: jax.Array | None, luminance: bool, border: int
+    images: jax.Array,
+    reference: jax.Array,
+    low: jax.Array | None,
+    metrics: tuple[registry.Metric, ...],
+    luminance: bool,
+    border: int,
 ) -> dict[str, jax.Array]:
-    seen = {"luminance": luminance, "border": border}
-    found = {
-        "psnr": metrics.psnr(images, reference, **seen),
-        "ssim": metrics.ssim(images, reference, **seen),
-        "gradient_energy": metrics.gradient_energy(images, reference),
+    given = {
+        "reference": reference,
+        "low_resolution": low,
+        "luminance": luminance,
+        "border": border,
     }
-    return found if low is None else found | {"consistency": metrics.consistency(images, low)}
+    return {metric.name: metric.compute(images, given) for metric in metrics}
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
@@ -238,10 +245,10 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> str:
     Where there are several samples, with their standard deviation, and beneath each method a row of
     each image's best sample.
     """
-    known = {name for name in measures.ALL if any(name in row for row in scores.values())}
-    columns = measures.in_order(known)
+    known = {name for name in registry.METRICS if any(name in row for row in scores.values())}
+    columns = registry.in_order(known)
     lines = [
-        "| method | " + " | ".join(measures.measure(c).heading for c in columns) + " |",
+        "| method | " + " | ".join(registry.find(c).heading for c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, row in scores.items():
@@ -259,10 +266,10 @@ def _line(name: str, cells: list[str]) -> str:
 def _cell(row: Mapping[str, float], column: str) -> str:
     if column not in row:
         return ""
-    digits = measures.measure(column).digits
+    metric = registry.find(column)
     std = row.get(f"{column}_std")
     has_std = std is not None and math.isfinite(std)
-    return measures.write(float(row[column]), digits) + (f" ± {std:{digits}}" if has_std else "")
+    return metric.write(float(row[column])) + (f" ± {std:{metric.digits}}" if has_std else "")
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:

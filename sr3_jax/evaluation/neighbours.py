@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sr3_jax.data import degrade
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 
 _SIDE = 32  # pixels at which images are compared, at most
 _NEAREST = 3
@@ -52,7 +52,7 @@ class Comparison:
             title = "nearest" if rank == 0 else f"{rank + 1}."
             columns[title] = self.nearest[order, rank]
         names = [", ".join(f"{d:.0f}" for d in self.distance[i]) + " levels" for i in order]
-        return pictures.grid(columns, names)
+        return grids.grid(columns, names)
 
 
 def compare(

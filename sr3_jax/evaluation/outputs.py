@@ -20,7 +20,7 @@ from jaxtyping import Int, UInt
 
 from sr3_jax.data import picture
 from sr3_jax.evaluation import evaluator
-from sr3_jax.evaluation.pretrained import Images
+from sr3_jax.evaluation.pretrained.common import Images
 from sr3_jax.training.step import Batch
 
 # Of inputs [n, h, w, 3] and each one's number in the set.

@@ -9,7 +9,6 @@ of calls, after a few that are known to be good.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,9 @@ from typing import Any
 
 from etils import epath
 
-from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.data import resumable, storage
+from sr3_jax.metrics.registry import METRICS, current
 
-# Better is below for True.
-METRICS = {"fid": True, "energy": True, "psnr": False, "ssim": False}
 # Of Karras et al.'s grid for sure, and what has to be left for the last step.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = (0.002, 0.2), (20.0, 120.0), (1.5, 12.0)
 _STARTUP = 8  # trials before proposals lean on what was found
@@ -48,49 +45,42 @@ class Trial:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds_per_image: float = math.nan
 
+    def __post_init__(self):
+        object.__setattr__(self, "metrics", measures.current(self.metrics))
+
 
 class Trials:
     """The table of trials, kept whole in a file after each, so that a search goes on."""
 
-    def __init__(self, path: epath.PathLike, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, path: epath.PathLike, fingerprint: resumable.Fingerprint) -> None:
         """Reads what is there.
 
         Args:
-          path: of a JSONL file; its first row is the recipe.
-          recipe: what trials have in common: weights, images, metric.
+          path: of a JSONL file; its first row is the fingerprint.
+          fingerprint: what trials have in common: weights, images, metric.
 
         Raises:
-          ValueError: the file is of another recipe, or damaged.
+          ValueError: the file has another fingerprint, or is damaged.
         """
-        self._path = epath.Path(path)
-        self._recipe = json.loads(json.dumps(recipe))
-        self.rows: list[Trial] = []
-        if not self._path.exists():
-            return
+        self._path, self._fingerprint = path, fingerprint
+        rows, damaged = resumable.read_rows(path, dict)
         try:
-            before, *rows = map(json.loads, self._path.read_bytes().splitlines())
-            if not isinstance(before, dict):
-                raise TypeError("its first row is not what trials have in common")
-            self.rows = [
-                Trial(**{**row, "metrics": measures.current(row["metrics"])}) for row in rows
-            ]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            named = [{**row, "metrics": current(row["metrics"])} for row in rows[1:]]
+            self.rows = [resumable.from_json(Trial, row) for row in named]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            damaged.append(f"{path} is damaged: {error}")
+        if damaged:
+            raise ValueError(f"{damaged[0]}; mend it, or remove it to search anew")
+        if differ := fingerprint.differences(rows[0] if rows else None):
             raise ValueError(
-                f"{path} is damaged: {error}; mend it, or remove it to search anew"
-            ) from error
-        if before != self._recipe:
-            differ = [k for k in before | self._recipe if before.get(k) != self._recipe.get(k)]
-            raise ValueError(
-                f"{path} has trials of something else ({', '.join(differ)} differ); remove it, or "
-                "ask for what it was made with"
+                f"{path} has trials of something else: {'; '.join(differ)}. Remove it, or ask for "
+                "what it was made with"
             )
 
     def add(self, trial: Trial) -> None:
         """Adds a row, and writes the table."""
         self.rows.append(trial)
-        rows = [self._recipe, *(dataclasses.asdict(row) for row in self.rows)]
-        text = "".join(f"{json.dumps(row)}\n" for row in rows)
-        storage.write_whole(str(self._path), text.encode())
+        resumable.write_rows(self._path, [self._fingerprint.values, *self.rows])
 
     def of(self, calls: int) -> list[Trial]:
         """Rows of so many network calls."""
@@ -105,8 +95,7 @@ class Trials:
         """
         rows = [*self.rows, *([] if beside is None else [beside])]
         rows = [r for r in rows if r.status == "done" and calls in (None, r.calls)]
-        sign = 1 if METRICS[metric] else -1
-        return min(rows, key=lambda row: sign * row.metrics[metric], default=None)
+        return min(rows, key=lambda row: _badness(row, metric), default=None)
 
 
 def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]) -> Trial | None:
@@ -117,10 +106,9 @@ def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]
     best = [row for n in sorted(budgets) if (row := trials.best(metric, n)) is not None]
     if not best:
         return None
-    sign = 1 if METRICS[metric] else -1
-    limit = min(sign * row.metrics[metric] for row in best)
+    limit = min(_badness(row, metric) for row in best)
     limit += tolerance * abs(limit)
-    return next(row for row in best if sign * row.metrics[metric] <= limit)
+    return next(row for row in best if _badness(row, metric) <= limit)
 
 
 def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float) -> str:
@@ -132,12 +120,11 @@ def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float)
     reference = next((r for r in trials.of(reference_calls) if r.status == "done"), None)
     if reference is None:
         return ""
-    sign = 1 if METRICS[metric] else -1
-    wanted = sign * reference.metrics[metric]
+    wanted = _badness(reference, metric)
     wanted += tolerance * abs(wanted)
     for calls in sorted({row.calls for row in trials.rows} - {reference_calls}):
         row = trials.best(metric, calls)
-        if row is not None and sign * row.metrics[metric] <= wanted:
+        if row is not None and _badness(row, metric) <= wanted:
             times = reference.seconds_per_image / row.seconds_per_image
             return (
                 f"{calls} calls ({describe(row.sampling)}) are within {tolerance:.0%} of "
@@ -164,7 +151,7 @@ def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any
         sampler = optuna.samplers.TPESampler(
             seed=seed + len(done), n_startup_trials=_STARTUP, multivariate=True, group=True
         )
-    direction = "minimize" if METRICS[metric] else "maximize"
+    direction = "maximize" if METRICS[metric].is_higher_better else "minimize"
     study = optuna.create_study(sampler=sampler, direction=direction)
     for row in done:
         parameters = row.sampling.get("search")
@@ -173,6 +160,10 @@ def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any
     trial = study.ask()
     found = _suggest(trial, calls)
     return found | {"search": dict(trial.params)}
+
+
+def _badness(trial: Trial, metric: str) -> float:
+    return METRICS[metric].badness(trial.metrics[metric])
 
 
 def _known(calls: int) -> list[dict[str, Any]]:
@@ -223,7 +214,7 @@ def _steps(sampler: str, calls: int) -> int:
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
     """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
-    names = ("fid", "energy", "psnr", "ssim", "consistency", "gradient_energy")
+    names = dict.fromkeys((metric, *METRICS))
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
     lines = [
         "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
@@ -265,11 +256,11 @@ def draw(trials: Trials, metric: str, path: epath.PathLike, reference_calls: int
     axes = figure.subplots(1, 2, sharey=True)
     rows = [row for row in trials.rows if row.status == "done"]
     compared = [row for row in rows if row.calls != reference_calls]
-    sign = 1 if METRICS[metric] else -1
+    sign = -1 if METRICS[metric].is_higher_better else 1
     for name in sorted({row.sampling["sampler"] for row in compared}):
         of_it = [row for row in compared if row.sampling["sampler"] == name]
         best = [
-            min((r for r in of_it if r.calls == n), key=lambda r: sign * r.metrics[metric])
+            min((r for r in of_it if r.calls == n), key=lambda r: _badness(r, metric))
             for n in sorted({row.calls for row in of_it})
         ]
         for axis, place in zip(axes, ("calls", "seconds_per_image"), strict=True):
@@ -291,10 +282,9 @@ def draw(trials: Trials, metric: str, path: epath.PathLike, reference_calls: int
             textcoords="offset points",
             ha="right",
         )
-    _limit([sign * row.metrics[metric] for row in rows], sign, axes[0])
-    better = "lower" if METRICS[metric] else "higher"
-    name = "energy score" if metric == "energy" else metric.upper()
-    axes[0].set_ylabel(f"{name} ({better} is better)")
+    _limit([_badness(row, metric) for row in rows], sign, axes[0])
+    better = "lower" if sign > 0 else "higher"
+    axes[0].set_ylabel(f"{METRICS[metric].title} ({better} is better)")
     axes[0].set_xlabel("network calls for an image")
     axes[1].set_xlabel("seconds for an image")
     for one in axes:

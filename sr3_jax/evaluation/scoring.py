@@ -15,7 +15,7 @@ from sr3_jax.data import folders, sources
 from sr3_jax.data.picture import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
-from sr3_jax.evaluation.pretrained import Images
+from sr3_jax.evaluation.pretrained.common import Images
 
 _MOST_NAMED = 100
 
@@ -86,10 +86,7 @@ def score_folders(
         given["input"] = low_resolution
     matched = dict(zip(given, folders.match(*given.values()), strict=True))
     methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
-    metrics = [m for m in evaluator.METRICS if low_resolution is not None or m != "consistency"]
-    of_images: dict[str, dict[str, list[float]]] = {
-        method: {metric: [] for metric in metrics} for method in methods
-    }
+    of_images: dict[str, dict[str, list[float]]] = {method: {} for method in methods}
     names, labels, wrong = [], [], []
     bits: dict[str, set[int]] = {name: set() for name in matched}
     for i in range(len(reference)):
@@ -104,8 +101,8 @@ def score_folders(
         except ValueError as error:
             wrong.append(f"{names[-1]}: {error}")
         else:
-            for method, metric in ((m, n) for m in methods for n in metrics):
-                of_images[method][metric].append(scores[method][metric])
+            for method, metric in ((m, n) for m in methods for n in scores[m]):
+                of_images[method].setdefault(metric, []).append(scores[method][metric])
         progress()
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""

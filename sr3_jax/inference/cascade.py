@@ -13,7 +13,8 @@ from etils import epath
 from jaxtyping import Int, Key, UInt8
 
 from sr3_jax.checkpoints import Which
-from sr3_jax.config import Config, run_file, sampling_recipe, schedules, with_sampling
+from sr3_jax.config import Config, Sampling, run_file, sampling_recipe, schedules, with_sampling
+from sr3_jax.data import resumable
 from sr3_jax.inference import generator, loading, super_resolver, trained
 
 Network = generator.Generator | super_resolver.SuperResolver
@@ -49,15 +50,15 @@ class Stage:
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         return kind.from_config(self.config, checkpoints, self.step)
 
-    def recipe(self) -> dict[str, Any]:
-        """Returns all that decides what it makes of an input, but for seed and label."""
+    def fingerprint(self) -> resumable.Fingerprint:
+        """Everything that decides what it makes of an input, but for seed and label."""
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
-        return {"network": network, **sampling_recipe(self.config)}
-
-    def older_recipe(self) -> dict[str, Any]:
-        """Returns what stood in recipes for the digest of the weights, before there was one."""
-        return {"workdir": self.workdir, "checkpoint": self.step}
+        return resumable.Fingerprint(
+            {"network": network, **sampling_recipe(self.config)},
+            older={"workdir": self.workdir, "checkpoint": self.step},
+            defaults=dataclasses.asdict(Sampling()),
+        )
 
 
 def open_stage(
@@ -86,9 +87,9 @@ def open_stage(
         schedules.sampler(changed)
         step = loading.find(changed, workdir / "checkpoints", which)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"stage {workdir}: {error}") from error
+        raise FileNotFoundError(f"{workdir}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"stage {workdir}: {error}") from error
+        raise ValueError(f"{workdir}: {error}") from error
     return Stage(str(workdir), changed, step)
 
 

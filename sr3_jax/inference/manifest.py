@@ -1,34 +1,35 @@
-"""Keeps which outputs of a folder were made, of what and how, so that a job can go on.
+"""The status of each input of upscaling, so that a job can go on.
 
     OUTPUT/manifest.jsonl         a row for each input: its status, and what its output was made of
-    OUTPUT/.manifest/recipe.json  how all outputs of the folder are made
+    OUTPUT/.manifest/recipe.json  how all outputs of the folder are made (`resumable.Fingerprint`)
     OUTPUT/.manifest/plan.jsonl   what the job that runs, or was killed, set out to make
     OUTPUT/.manifest/TIME.jsonl   rows that processes of that job have written since
 
 A file that neither a row nor the plan accounts for is not an output of this program, and is left
-alone. Rows are ASCII, so that any name survives, also one that is not UTF-8 or has line breaks.
+alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import sources, storage
-from sr3_jax.inference import recipes
+from sr3_jax.data import resumable, sources, storage
+
+T = TypeVar("T")
 
 NAME = "manifest.jsonl"
-_PLAN = "plan.jsonl"
 _FLUSH_SECONDS = 30.0
 _ROWS_OF_A_PART = 10_000  # each flush writes the part anew: a bucket's files cannot be appended to
 _STATUSES = ("written", "failed", "found")
+_NO_ROW = "no row of the manifest says that it was made here"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,15 @@ class Record:
     output_version: str = ""
     output_digest: str = ""
 
+    def __post_init__(self):
+        if self.status not in _STATUSES:
+            raise ValueError(f"status {self.status!r} is none of {', '.join(_STATUSES)}")
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there was an output when the row was written."""
+        return self.status != "failed" or self.output_size is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -83,12 +93,17 @@ class Task:
 
     input: str
     output: str
-    state: storage.State | None
-    before: storage.State | None
+    state: storage.State | list | None
+    before: storage.State | list | None
 
-    def is_made(self, now: storage.State | None) -> bool:
-        """Returns whether the output was written since the job began."""
-        return now is not None and now != self.before
+    def __post_init__(self):
+        for name in ("state", "before"):  # JSON has lists
+            if (pair := getattr(self, name)) is not None:
+                if [*map(type, pair)] != [int, str]:
+                    raise ValueError(
+                        f"{name} is {pair!r:.100}, where size and version are expected"
+                    )
+                object.__setattr__(self, name, storage.State(*pair))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,65 +119,39 @@ class Survey:
     unknown: dict[str, str]
 
 
-_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("input", "output", "status", "error", "note"), str),
-    **dict.fromkeys(("input_version", "input_digest"), str),
-    **dict.fromkeys(("output_version", "output_digest"), str),
-    **dict.fromkeys(("seconds", "colour_shift"), float | int | None),
-    **dict.fromkeys(("seed", "input_size", "output_size"), int | None),
-}
-
-
 class Manifest:
-    """Rows of one process; see `merge`."""
+    """The rows that one process writes; see `merge`."""
 
     def __init__(self, output: epath.PathLike) -> None:
         """Takes the folder of outputs."""
-        self._folder = epath.Path(output)
-        self._rows: list[str] = []
+        self._output = output
+        self._rows: list[Record] = []
         self._part = self._new_part()
         self._flushed = time.monotonic()
 
     def add(self, record: Record) -> None:
         """Adds a row, which is written within half a minute, while rows come."""
-        self._rows.append(_line(record))
+        self._rows.append(record)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Writes what was added."""
         if self._rows:
-            storage.write_whole(self._part, "".join(self._rows).encode())
+            resumable.write_rows(self._part, self._rows)
         if len(self._rows) >= _ROWS_OF_A_PART:
             self._rows, self._part = [], self._new_part()
         self._flushed = time.monotonic()
 
     def _new_part(self) -> str:
         # Begins with the time, so that later ones sort later.
-        return str(
-            self._folder / recipes.FOLDER / f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl"
-        )
+        return _hidden(self._output, f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.jsonl")
 
 
 def forget(output: epath.PathLike) -> None:
     """Removes all rows, so that no output there counts as made; the outputs stay."""
-    for path in (*_parts(output), _plan_of(output), str(epath.Path(output) / NAME)):
+    for path in (*_parts(output), _plan(output), os.path.join(output, NAME)):
         storage.remove(path)
-
-
-def existing(output: epath.PathLike) -> set[str]:
-    """Returns the names of the files in a folder, which need not exist."""
-    if not epath.Path(output).exists():
-        return set()
-    return set(storage.find(str(output)))
-
-
-def remove_partials(output: epath.PathLike) -> None:
-    """Removes temporary files that killed processes left; call it while the folder is held."""
-    hidden = epath.Path(output) / recipes.FOLDER
-    for folder, names in ((output, existing(output)), (hidden, existing(hidden))):
-        for name in filter(storage.is_partial, names):
-            storage.remove(str(epath.Path(folder) / name))
 
 
 def survey(
@@ -186,42 +175,44 @@ def survey(
       overwrite: make anew whatever is there.
     """
     rows = {} if overwrite else {row.input: row for row in read(output)}
-    before = {} if overwrite else {task.input: task for task in _read_plan(output)}
-    there = existing(output)
+    plan = {} if overwrite else {task.input: task for task in read_plan(output)}
+    there = resumable.existing(output)
     states = storage.states(output, [names[0] for names in outputs.values() if names[0] in there])
     tasks, unknown = [], {}
-    is_bucket = storage.is_url(str(output))  # folders there are only names: they hide no file
-    if not overwrite and NAME in there and not _is_ours(output):
+    in_bucket = storage.is_url(str(output))  # folders there are only names: they hide no file
+    if not overwrite and NAME in there and not resumable.has_fingerprint(output):
         unknown[NAME] = "there is no recipe beside it, so that it is no manifest of this program"
     for ref in inputs:
-        name, its = ref.name, versions.get(ref.name)
-        made, *beside = outputs[name]
-        now, row, task = states.get(made), rows.get(name), before.get(name)
-        if not overwrite and task is None and not _has_output(row):
-            for other in there.intersection(beside):
-                unknown[other] = "no row of the manifest says that it was made here"
-        if now is None and not is_bucket and storage.is_folder(epath.Path(output) / made):
+        row, task, its = rows.get(ref.name), plan.get(ref.name), versions.get(ref.name)
+        made, *beside = outputs[ref.name]
+        now, path = states.get(made), os.path.join(output, made)
+        if not overwrite and task is None and not (row and row.has_output):
+            unknown |= dict.fromkeys(there.intersection(beside), _NO_ROW)
+        if now is None and not in_bucket and storage.is_folder(path):
             unknown[made] = "it is a folder, which --overwrite does not replace either"
             continue
-        if now is None or overwrite:
-            pass
-        elif row is None or row.output != made:
-            if task is None or task.before != now:
-                unknown[made] = "no row of the manifest says that it was made here"
+        if now is not None and not overwrite:
+            if row is None or row.output != made:
+                why = "" if task and task.before == now else _NO_ROW
+            elif not (why := _why_unknown(row, now, path)):
+                if row.status != "failed" and not _has_changed(row, ref, its, now):
+                    continue
+            if why:
+                unknown[made] = why
                 continue
-        elif row.output_size is not None and row.output_size != now.size:
-            unknown[made] = f"it has {now.size} bytes, where {row.output_size} were written"
-            continue
-        elif _was_edited(row, now, str(epath.Path(output) / made)):
-            unknown[made] = "its content has changed since it was written"
-            continue
-        elif not _has_output(row):
-            unknown[made] = "its input had failed when the manifest was written"
-            continue
-        elif row.status != "failed" and not _has_changed(row, ref, its, now):
-            continue
-        tasks.append(Task(name, made, its, now))
+        tasks.append(Task(ref.name, made, its, now))
     return Survey(tasks, unknown)
+
+
+def _why_unknown(row: Record, now: storage.State, path: str) -> str:
+    """Returns why a file is not the output that a row says was written; empty where it is."""
+    if row.output_size not in (None, now.size):
+        return f"it has {now.size} bytes, where {row.output_size} were written"
+    if row.output_version not in ("", now.version) and (
+        not row.output_digest or _digest(path) != row.output_digest
+    ):
+        return "its content has changed since it was written"
+    return "" if row.has_output else "its input had failed when the manifest was written"
 
 
 def _has_changed(
@@ -235,45 +226,21 @@ def _has_changed(
         return all(v.isdigit() for v in versions) and int(versions[0]) > int(versions[1])
     if its == (row.input_size, row.input_version):
         return False
-    if its.size != row.input_size or not row.input_digest:
-        return True
+    # Copied or touched, it may still have the same content.
+    is_same = its.size == row.input_size and row.input_digest
+    return not is_same or _digest(ref.path) != row.input_digest
+
+
+def _digest(path: str) -> str:
     try:
-        # Copied or touched, it may still have the same content.
-        return recipes.digest(storage.read(ref.path)) != row.input_digest
+        return resumable.digest(storage.read(path))
     except OSError:
-        return True  # it will fail, and say why
-
-
-def _was_edited(row: Record, now: storage.State, path: str) -> bool:
-    """Returns whether an output of the size that was written has another content."""
-    if not row.output_version or now.version == row.output_version:
-        return False
-    if not row.output_digest:  # in a bucket the version is that of the content
-        return True
-    try:
-        return recipes.digest(storage.read(path)) != row.output_digest
-    except OSError:
-        return True
-
-
-def _is_ours(output: epath.PathLike) -> bool:
-    """Returns whether a folder has a recipe, and so a manifest and a plan of this program."""
-    return (epath.Path(output) / recipes.MARK).exists()
-
-
-def _has_output(row: Record | None) -> bool:
-    return row is not None and (row.status != "failed" or row.output_size is not None)
+        return ""  # it will fail, and say why
 
 
 def keep_plan(output: epath.PathLike, tasks: Iterable[Task]) -> None:
     """Writes what the job is about to make, so that its outputs are known if it is killed."""
-    lines = "".join(json.dumps(dataclasses.asdict(task)) + "\n" for task in tasks)
-    storage.write_whole(_plan_of(output), lines.encode())
-
-
-def planned(output: epath.PathLike) -> set[str]:
-    """Returns the names of the inputs that the plan has."""
-    return {task.input for task in _read_plan(output)}
+    resumable.write_rows(_plan(output), tasks)
 
 
 def merge(output: epath.PathLike) -> None:
@@ -282,16 +249,15 @@ def merge(output: epath.PathLike) -> None:
     An output of the plan without a row, whose job was killed in between, gets one of status
     `found`. Rows whose output somebody has removed go. To be called while no process adds rows.
     """
-    if not _is_ours(output):
+    if not resumable.has_fingerprint(output):
         return
-    parts, there = _parts(output), existing(output)
+    parts, there, plan = _parts(output), resumable.existing(output), read_plan(output)
     rows = {row.input: row for row in read(output)}
-    new = {row.input: row for part in parts for row in _records(part)}
-    plan = _read_plan(output)
+    new = {row.input: row for part in parts for row in _read(part, Record)}
     states = storage.states(output, [task.output for task in plan if task.output in there])
     for task in plan:
         now, row, old = states.get(task.output), new.get(task.input), rows.get(task.input)
-        if row is None and task.is_made(now):
+        if now is not None and row is None and now != task.before:
             size, version = task.state or (None, "")
             new[task.input] = Record(
                 task.input,
@@ -302,96 +268,62 @@ def merge(output: epath.PathLike) -> None:
                 output_size=now.size,
                 output_version=now.version,
             )
-        elif row is not None and row.status == "failed" and now is not None and _has_output(old):
+        elif now is not None and row and row.status == "failed" and old and old.has_output:
             # What was made of an earlier version of the input is still an output of this program.
             new[task.input] = dataclasses.replace(row, output_size=now.size)
     rows |= new
     kept = (row for row in rows.values() if row.status == "failed" or row.output in there)
-    text = "".join(_line(row) for row in sorted(kept, key=lambda row: row.input))
-    storage.write_whole(str(epath.Path(output) / NAME), text.encode())
+    path = os.path.join(output, NAME)
+    resumable.write_rows(path, sorted(kept, key=lambda row: row.input))
     for part in parts:
         storage.remove(part)
     # What it did not come to stays planned: the next job may replace what is there.
     if left := [task for task in plan if task.input not in new]:
         keep_plan(output, left)
     else:
-        storage.remove(_plan_of(output))
+        storage.remove(_plan(output))
 
 
 def damage(output: epath.PathLike) -> str:
     """Says how many rows of a folder's `manifest.jsonl` are damaged, and the remedy; else empty."""
-    path = str(epath.Path(output) / NAME)
-    if not _is_ours(output) or not storage.exists(path):
-        return ""
-    lines = [line for line in storage.read(path).split(b"\n") if line]
-    count = len(lines) - len(read(output))
-    if not count:
+    path = os.path.join(output, NAME)
+    rows, damaged = resumable.read_rows(path, Record)
+    if not damaged or not resumable.has_fingerprint(output):
         return ""
     return (
-        f"{storage.shown(path)}, which says which outputs were made, is damaged: {count} of its "
-        f"{len(lines)} rows cannot be read. Restore it from a copy, or give another folder, or "
-        "--overwrite to make all outputs anew"
+        f"{storage.shown(path)}, which says which outputs were made, is damaged: {len(damaged)} of "
+        f"its {len(rows) + len(damaged)} rows cannot be read. Restore it from a copy, or give "
+        "another folder, or --overwrite to make all outputs anew"
     )
 
 
 def read(output: epath.PathLike) -> list[Record]:
     """Returns the rows of `manifest.jsonl`; damaged ones are left out, with a warning."""
-    return list(_records(str(epath.Path(output) / NAME)))
+    return _read(os.path.join(output, NAME), Record)
 
 
-def _read_plan(output: epath.PathLike) -> list[Task]:
-    found = []
-    if not _is_ours(output):
-        return found
-    for line in _lines(_plan_of(output)):
-        states = [line.get(key) for key in ("state", "before")]
-        if all(pair is None or _is_state(pair) for pair in states):
-            states = (None if pair is None else storage.State(*pair) for pair in states)
-            found.append(Task(line["input"], line["output"], *states))
-    return found
+def _read(path: str, kind: type[T]) -> list[T]:
+    rows, damaged = resumable.read_rows(path, kind)
+    for each in damaged:
+        logging.warning("row left out: %s", each)
+    return rows
 
 
-def _is_state(pair: Any) -> bool:
-    return isinstance(pair, list) and [*map(type, pair)] == [int, str]
+def read_plan(output: epath.PathLike) -> list[Task]:
+    """Returns what a job that was killed, or runs, is to make; none in folders of others."""
+    if not resumable.has_fingerprint(output):
+        return []
+    return _read(_plan(output), Task)
 
 
-def _records(path: str) -> Iterator[Record]:
-    for line in _lines(path):
-        # Other versions have other fields.
-        row = {key: value for key, value in line.items() if key in _TYPES}
-        if row.get("status") in _STATUSES and all(isinstance(row[k], _TYPES[k]) for k in row):
-            yield Record(**row)
-        else:
-            logging.warning("%s: row of an unknown kind, left out: %.100r", path, line)
-
-
-def _lines(path: str) -> Iterator[dict[str, Any]]:
-    try:
-        content = storage.read(path)
-    except FileNotFoundError:
-        return
-    for line in content.split(b"\n"):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            if not all(isinstance(row[key], str) for key in ("input", "output")):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            shown = line[:100].decode(errors="backslashreplace")
-            logging.warning("%s: not a row of a manifest, left out: %s", storage.shown(path), shown)
-            continue
-        yield row
-
-
-def _line(record: Record) -> str:
-    return json.dumps(dataclasses.asdict(record)) + "\n"
-
-
-def _plan_of(output: epath.PathLike) -> str:
-    return str(epath.Path(output) / recipes.FOLDER / _PLAN)
+def _plan(output: epath.PathLike) -> str:
+    return _hidden(output, "plan.jsonl")
 
 
 def _parts(output: epath.PathLike) -> list[str]:
     # Their names begin with the time.
-    return storage.matches(epath.Path(output) / recipes.FOLDER, "[0-9]*.jsonl")
+    return storage.matches(_hidden(output), "[0-9]*.jsonl")
+
+
+def _hidden(output: epath.PathLike, *names: str) -> str:
+    return os.path.join(output, resumable.HIDDEN, *names)

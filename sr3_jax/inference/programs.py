@@ -1,6 +1,6 @@
-"""The compiled programs of `refinement`: the network's, and the small ones around it.
+"""The compiled programs of `refinement`: the denoiser's, and the small ones around it.
 
-Few are compiled whatever sizes come. What takes long to compile is the network. It is a program of
+Few are compiled whatever sizes come. What takes long to compile is the denoiser. It is a program of
 its own, which sees tiles of few sizes (`tiling`), in batches of few sizes, and nothing of the image
 that they are from. The others are small and see images flat, by their number of pixels alone.
 Of both kinds those that have not been used for longest are dropped.
@@ -19,15 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from sr3_jax import diffusion, parallel
+from sr3_jax import diffusion, models, parallel
 from sr3_jax.inference import tiling
 from sr3_jax.training.state import Params
 
 _MAX_NETWORKS = 12
 _MAX_OTHERS = 48
-
-# params, x, y_t, gamma, labels to eps; or of a baseline to y_0
-Network = Callable[..., Float[Array, "b h w 3"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +56,18 @@ class Shape:
 class Programs:
     """Compiles programs when they are first called, and keeps those that were called last."""
 
-    def __init__(self, network: Network, devices: Sequence[jax.Device], *, clip: bool) -> None:
+    def __init__(
+        self, denoiser: models.Denoiser, devices: Sequence[jax.Device], *, clip: bool
+    ) -> None:
         """Takes what to compile.
 
         Args:
-          network: a function that can be traced.
+          denoiser: of the tiles; holds no weights, which go as soon as their owner does.
           devices: of which the first few run a program.
           clip: see `diffusion.advance`.
         """
         self.compile_seconds = 0.0  # so far
-        self._network, self._devices, self._clip = network, list(devices), clip
+        self._denoiser, self._devices, self._clip = denoiser, list(devices), clip
         self._networks = collections.OrderedDict()
         self._others = collections.OrderedDict()
 
@@ -88,8 +87,7 @@ class Programs:
 
     def tiles(self, shape: Shape) -> jax.sharding.Sharding:
         """Where tiles lie."""
-        mesh = self.mesh(shape.devices, shape.spatial)
-        return parallel.Layout(mesh).images if shape.spatial > 1 else parallel.split_batch(mesh)
+        return denoiser_shardings(self.mesh(shape.devices, shape.spatial))["out_shardings"]
 
     def whole(self, shape: Shape) -> jax.sharding.Sharding:
         """Where weights lie, and where tiles are cut: on all devices of a program."""
@@ -101,19 +99,16 @@ class Programs:
         params: Params,
         x: Float[Array, "b h w 3"] | None,
         y_t: Float[Array, "b h w 3"],
-        gamma: Float[Any, ""] | None,
-        labels: Int[Any, " b"] | None,
+        gamma: Float[Any, ""],
+        labels: Int[Any, " b"],
     ) -> Float[Array, "b h w 3"]:
-        """The network's estimate for some tiles."""
-        whole, tiles = self.whole(shape), self.tiles(shape)
-        rows = parallel.split_batch(self.mesh(shape.devices, shape.spatial))
+        """The denoiser's estimate of y_0 for some tiles."""
         return self._run(
             self._networks,
             (shape.devices, shape.spatial, y_t.shape),
-            self._network,
+            self._denoiser,
             (params, x, y_t, gamma, labels),
-            in_shardings=(whole, tiles, tiles, whole, rows),
-            out_shardings=tiles,
+            **denoiser_shardings(self.mesh(shape.devices, shape.spatial)),
         )
 
     def noise(self, shape: Shape, keys: Key[Array, " n"]) -> Float[Array, "n values"]:
@@ -188,25 +183,26 @@ class Programs:
         shape: Shape,
         row: diffusion.Sampler,
         state: diffusion.State,
-        eps: Float[Array, "n values"],
+        y_0: Float[Array, "n values"],
         keys: Key[Array, " n"],
     ) -> tuple[diffusion.State, Float[Array, "n values"]]:
-        """What a sampler makes of the blended estimate; and zeros for the sum of the next one.
+        """Takes a sampler's step with the blended estimate of y_0.
 
-        It takes the memory of the state and of the estimate.
+        Returns the next state, and zeros for the sum of the next tiles; both take the memory of the
+        arguments.
         """
 
         def step(
-            row: diffusion.Sampler, state: diffusion.State, eps: Array, keys: Key[Array, " n"]
+            row: diffusion.Sampler, state: diffusion.State, y_0: Array, keys: Key[Array, " n"]
         ) -> tuple[diffusion.State, Array]:
-            state = diffusion.advance(lambda *_: eps, row, state, keys, clip=self._clip)
-            return state, jnp.zeros_like(eps)
+            state = diffusion.advance(lambda *_: y_0, row, state, keys, clip=self._clip)
+            return state, jnp.zeros_like(y_0)
 
         images = self.images(shape)
         return self._small(
             ("step", shape.flat, jax.tree.structure(row)),
             step,
-            (row, state, eps, keys),
+            (row, state, y_0, keys),
             in_shardings=(self.whole(shape), images, images, images),
             out_shardings=(images, images),
             donate_argnums=(1, 2),
@@ -236,6 +232,16 @@ class Programs:
         if len(programs) > (_MAX_NETWORKS if programs is self._networks else _MAX_OTHERS):
             programs.popitem(last=False)
         return programs[key](*arguments)
+
+
+def denoiser_shardings(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Where arguments and result of `Denoiser.__call__` lie, as keywords of `jax.jit`.
+
+    The devices of `mesh` share the tiles, and along its spatial axis their height.
+    """
+    whole, rows = parallel.replicated(mesh), parallel.split_batch(mesh)
+    tiles = parallel.Layout(mesh).images if mesh.shape[parallel.SPATIAL_AXIS] > 1 else rows
+    return {"in_shardings": (whole, tiles, tiles, whole, rows), "out_shardings": tiles}
 
 
 def _cut(

@@ -1,9 +1,9 @@
 """Refining batches of images of one size on devices: `Refiner`.
 
 Resizing before and rounding after are done on the host, in numpy, where no size is compiled for.
-Between them nothing leaves the devices: noise; then for each of a sampler's steps
-(`diffusion.Sampler`) the network's estimate, tile by tile where an image is cut (`tiling`), and
-what the step makes of it. The compiled programs (`programs`) do not depend on how many steps there
+Between them nothing leaves the devices: noise; then for each call of a sampler
+(`diffusion.Sampler`) the denoiser's estimate of y_0, tile by tile where an image is cut (`tiling`),
+and the sampler's step. The compiled programs (`programs`) do not depend on how many steps there
 are.
 
 An image's result depends on its pixels, its key and `tile_size`, not on its batch or its devices.
@@ -22,15 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.config import Sampling
 from sr3_jax.inference import levels, programs, resampling, tiling
 from sr3_jax.inference.levels import Levels
-from sr3_jax.training import step as training_step
 from sr3_jax.training.state import Params
 
 _MAX_OVERLAP = 64  # of tiles, in pixels
@@ -47,7 +44,7 @@ class Refiner:
 
     def __init__(
         self,
-        model: nn.Module,
+        denoiser: models.Denoiser,
         sampling: Sampling,
         *,
         factor: int,
@@ -55,10 +52,10 @@ class Refiner:
         devices: Sequence[jax.Device],
         share_heights: bool | None = None,
     ) -> None:
-        """Takes the network; its weights come with `set_params`.
+        """Takes the denoiser; its weights come with `set_params`.
 
         Args:
-          model: of images, or of a baseline; see `TrainedNetwork`.
+          denoiser: estimates y_0.
           sampling: how to draw.
           factor: by how much images grow.
           stride: of the network's deepest level.
@@ -69,29 +66,18 @@ class Refiner:
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
         self._share_heights = share_heights
-        self.model, self._sampling = model, sampling
-        # What only some networks have; see `models.UNet`.
-        self._has_source = getattr(model, "has_source", True)
-        self._num_classes = getattr(model, "num_classes", 0)
-        self._source_gamma = None
-        if getattr(model, "source_noise", False):
-            self._source_gamma = 1.0 - sampling.source_noise**2
+        self.denoiser, self._sampling = denoiser, sampling
         self._factor, self._devices = factor, list(devices)
         self._stride = stride
         self._tile_size = -(-sampling.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
-        # Of nothing that holds weights: they shall go as soon as this object does.
-        network = functools.partial(
-            _estimate, model=model, guidance=sampling.guidance, source_gamma=self._source_gamma
-        )
-        self.programs = programs.Programs(network, devices, clip=sampling.clip)
+        self.programs = programs.Programs(denoiser, devices, clip=sampling.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
         """Changes the weights, which are kept in the network's type; what was compiled stays."""
         everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
-        narrow = functools.partial(training_step.narrow, dtype=self._model_dtype())
-        self.params = jax.jit(narrow)(jax.device_put(params, everywhere))
+        self.params = jax.jit(self.denoiser.cast_params)(jax.device_put(params, everywhere))
         self._placed = {(len(self._devices), 1): self.params}
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:
@@ -152,7 +138,7 @@ class Refiner:
 
     def _bytes_per_pixel(self, tile: tuple[int, int]) -> int:
         """Of the network's activations: what skips keep, and what a block at the top works on."""
-        unet = self.model
+        unet = self.denoiser.network
         if not isinstance(unet, models.UNet):
             return 4 * 4 * getattr(unet, "channels", 64)
         skips = sum(
@@ -164,14 +150,14 @@ class Refiner:
         levels_ = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
         # Of each pair of pixels of a level.
         attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels_)
-        guided = 2 if self._num_classes and self._sampling.guidance != 1 else 1
+        guided = 2 if self.denoiser.is_guided else 1
         return int(guided * (jnp.dtype(unet.dtype).itemsize * channels + 4 * attention))
 
     def refine(
         self,
         images: Levels,
         keys: Key[Array, " n"],
-        sampler: diffusion.Sampler | None,
+        sampler: diffusion.Sampler,
         stops: Sequence[int] = (),
         progress: Callable[[], None] | None = None,
         labels: Int[np.ndarray, " n"] | None = None,
@@ -182,8 +168,9 @@ class Refiner:
           images: as many as `share` says. Of those of a network without a source only the size
             counts.
           keys: of their noise.
-          sampler: what to do in each call; None of a baseline.
-          labels: of their classes, for networks that know classes; None for none.
+          sampler: what to do in each call.
+          labels: class of each image, the null label where negative; None: of all. Ignored by
+            unconditional networks.
           stops: after how many calls to yield y_t; 0 is pure noise.
           progress: called when a call is done.
 
@@ -198,37 +185,32 @@ class Refiner:
         if grid.is_cut:
             windows = tiling.make_windows(grid, self._overlap, self._groups(grid))
             groups = jax.device_put(windows, run.whole(shape))
-        if self._num_classes:
-            labels = np.full(len(images), self._num_classes) if labels is None else labels
-            labels = np.asarray(labels, np.int32)
+        labels = np.asarray([-1] * len(images) if labels is None else labels, np.int32)
         params = self._params_on(shape.devices, shape.spatial)
-        x = self._source(images, keys, shape, grid) if self._has_source else None
+        has_source = self.denoiser.network.has_source
+        x = self._source(images, keys, shape, grid) if has_source else None
         total = jax.device_put(
             np.zeros((len(images), 3 * shape.room), np.float32), run.images(shape)
         )
-        state = diffusion.State(x, None)
-        if sampler is not None:
-            state = run.begin(shape, sampler, keys)
-        finish = functools.partial(self._finish, images, grid)
-        num_calls, ticks = 1 if sampler is None else sampler.num_calls, collections.deque()
-        for call in range(num_calls):
+        state = run.begin(shape, sampler, keys)
+        finish, ticks = functools.partial(self._finish, images, grid), collections.deque()
+        for call in range(sampler.num_calls):
             if call in stops:
                 # A copy, since the next step takes the array's memory.
                 yield functools.partial(finish, np.array(state.y_t))
-            row = None if sampler is None else sampler[call]
+            row = sampler[call]
             for windows in groups:
                 tiles = run.cut(shape, windows, x, state.y_t)
                 # Tiles of an image that is cut are all of its class.
-                told = None if labels is None else np.resize(labels, len(tiles[1]))
-                eps = run.network(shape, params, *tiles, row and row.gamma, told)
-                total = run.add(shape, windows, total, eps)
+                of_tiles = np.resize(labels, len(tiles[1]))
+                y_0 = run.network(shape, params, *tiles, row.gamma, of_tiles)
+                total = run.add(shape, windows, total, y_0)
                 # One call ahead, so that devices need not wait for this process, and not more, so
                 # that no tiles pile up.
-                ticks.append((eps, progress if windows is groups[-1] else None))
+                ticks.append((y_0, progress if windows is groups[-1] else None))
                 _wait(ticks, 1)
-            if row is not None:
-                state, total = run.step(shape, row, state, total, keys)
-        made = total if sampler is None else state.y_t
+            state, total = run.step(shape, row, state, total, keys)
+        made = state.y_t
         made.copy_to_host_async()
         if progress:
             _wait(ticks, 0)
@@ -239,7 +221,7 @@ class Refiner:
     ) -> Float[Array, "b values"]:
         """The network's x, flat: the upsampled images."""
         low = levels.to_signed(images)
-        if std := self._sampling.source_noise if self._source_gamma is not None else 0.0:
+        if std := self.denoiser.source_noise:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
             low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
@@ -289,34 +271,12 @@ class Refiner:
         rows, free = grid.tile[0] // self._stride, len(self._devices) // devices
         return math.gcd(rows, parallel.usable(free, free + 1))
 
-    def _model_dtype(self) -> DTypeLike:
-        return getattr(self.model, "dtype", jnp.float32)
-
     def _params_on(self, *devices: int) -> Params:
         """The parameters on the first few devices (`_mesh`)."""
         if devices not in self._placed:
             where = parallel.replicated(self.programs.mesh(*devices))
             self._placed[devices] = jax.device_put(self.params, where)
         return self._placed[devices]
-
-
-def _estimate(
-    params: Params,
-    x: Float[Array, "b h w 3"] | None,
-    y_t: Float[Array, "b h w 3"],
-    gamma: Float[Array, ""] | None,
-    labels: Int[Array, " b"] | None,
-    *,
-    model: nn.Module,
-    guidance: float,
-    source_gamma: float | None,
-) -> Float[Array, "b h w 3"]:
-    """Estimates eps; y_0 where gamma is None, of a baseline."""
-    if gamma is None:
-        return model.apply({"params": params}, x)
-    gamma = jnp.full(len(y_t), gamma)
-    sources = None if source_gamma is None else jnp.full_like(gamma, source_gamma)
-    return models.guided_eps(model, params, x, y_t, gamma, labels, sources, guidance=guidance)
 
 
 def _wait(ticks: collections.deque[tuple[Array, Callable[[], None] | None]], num_left: int) -> None:

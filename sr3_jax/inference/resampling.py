@@ -8,7 +8,6 @@ every new size would be compiled on the devices. Training resizes on the devices
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -17,6 +16,8 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Array, Float
+
+from sr3_jax.data import degrade
 
 Images = Float[np.ndarray | Array, "b _h _w c"]
 
@@ -81,20 +82,8 @@ def make_consistent(images: Images, low: Images) -> Images:
 @functools.lru_cache(maxsize=64)
 def _matrix(count: int, size: int, scale: int | float) -> scipy.sparse.csr_array:
     """Returns the matrix `[count, size]` that resizes an axis; extra rows repeat the last one."""
-    blur = max(1.0 / scale, 1.0)
-    last = max(round(size * scale), 1) - 1
-    centre = (np.minimum(np.arange(count), last) + 0.5) / scale - 0.5
-    first = np.floor(centre - 2 * blur).astype(int) + 1
-    index = first[:, None] + np.arange(math.ceil(4 * blur))
-    x = np.abs(index - centre[:, None]) / blur
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
-    weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weight[(index < 0) | (index >= size)] = 0.0
-    weight /= weight.sum(1, keepdims=True)
-    rows = np.repeat(np.arange(count), index.shape[1])
-    at = (rows, index.clip(0, size - 1).ravel())
-    return scipy.sparse.csr_array((weight.ravel().astype(np.float32), at), (count, size))
+    weights = degrade.bicubic_weights(size, max(round(size * scale), 1), 1 / scale)
+    return weights[np.minimum(np.arange(count), weights.shape[0] - 1)]
 
 
 def _apply(matrix: scipy.sparse.sparray, images: Images, axis: int) -> Images:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8, UInt16
 
 from sr3_jax import parallel
 from sr3_jax.data import storage
-from sr3_jax.inference import files, levels, reading, trained
+from sr3_jax.inference import inputs, levels, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
@@ -230,8 +230,8 @@ class SuperResolver(trained.TrainedNetwork):
           steps: see `upscale`.
           seed: seed of the noise, which also depends on the name of the picture.
           factor: see `upscale`.
-          num_samples: see `inference.files.Options`.
-          animate: see `inference.files.Options`.
+          num_samples: see `inference.inputs.UpscaleOptions`.
+          animate: see `inference.inputs.UpscaleOptions`.
           overwrite: replace existing files, but never the picture itself.
 
         Returns:
@@ -244,14 +244,14 @@ class SuperResolver(trained.TrainedNetwork):
         """
         if epath.Path(path).is_dir():
             raise ValueError(f"{path} is a folder; give a file, or use --mode=upscale")
-        options = files.Options(steps, seed, factor, num_samples, animate)
-        for name in reading.output_names(epath.Path(path).name, options):
+        options = inputs.UpscaleOptions(steps, seed, factor, num_samples, animate)
+        for name in options.output_names(epath.Path(path).name):
             made = epath.Path(output) / name
             if storage.is_same_file(path, made):
                 raise ValueError(f"{made} is the picture itself; give another folder than {output}")
             if made.exists() and not overwrite:
                 raise FileExistsError(f"{made} exists already; overwrite=True replaces it")
-        (record,) = files.upscale_files(self, reading.find_inputs(path), output, options)
+        (record,) = upscale_files.upscale_files(self, inputs.find_inputs(path), output, options)
         if record.error:
             raise ValueError(f"{path}: {record.error}")
         return str(epath.Path(output) / record.output)

@@ -9,11 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
 from jaxtyping import Int, Key
 from ml_collections import ConfigDict
 
-from sr3_jax import diffusion
+from sr3_jax import diffusion, models
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
 from sr3_jax.inference import levels, loading, refinement
@@ -37,9 +36,9 @@ class TrainedNetwork:
 
     def __init__(
         self,
-        model: nn.Module,
+        denoiser: models.Denoiser,
         params: Params,
-        make_sampler: Callable[[int], diffusion.Sampler | None],
+        make_sampler: Callable[[int], diffusion.Sampler],
         sampling: Sampling,
         *,
         factor: int,
@@ -49,13 +48,12 @@ class TrainedNetwork:
         """Puts the parameters on all devices.
 
         Args:
-          model: estimates the noise: `model.apply({"params": params}, x, y_t, gamma)`; or, of a
-            baseline, the image: `model.apply({"params": params}, x)`.
+          denoiser: estimates y_0: `denoiser(params, x, y_t, gamma, label)`.
           params: its weights; for the best pictures the averaged ones.
-          make_sampler: the sampler of a number of steps; of a baseline None.
+          make_sampler: the sampler of a number of steps.
           sampling: how to draw; its `num_steps` and `batch_size` are the defaults.
           factor: by how much the network makes images grow.
-          stride: sizes that the model takes are multiples of it; others are padded, and images
+          stride: sizes that the network takes are multiples of it; others are padded, and images
             larger than `sampling.tile_size` refined in tiles.
           knows_no_class: whether a class-conditional network may be called without a label.
         """
@@ -66,7 +64,7 @@ class TrainedNetwork:
         self.make_sampler, self._sampling = make_sampler, sampling
         self._knows_no_class = knows_no_class
         self.refiner = refinement.Refiner(
-            model, sampling, factor=factor, stride=stride, devices=jax.local_devices()
+            denoiser, sampling, factor=factor, stride=stride, devices=jax.local_devices()
         )
         self.set_params(params)
 
@@ -154,7 +152,7 @@ class TrainedNetwork:
                 )
             )
         made = cls(
-            networks.model(config),
+            networks.denoiser(config),
             params,
             functools.partial(schedules.sampler, config),
             config.effective_sampling,
@@ -181,13 +179,12 @@ class TrainedNetwork:
 
     @property
     def num_classes(self) -> int:
-        """That the network is told of; 0: none."""
-        return getattr(self.refiner.model, "num_classes", 0)
+        """Number of classes; 0 if unconditional."""
+        return self.refiner.denoiser.network.num_classes
 
     def num_calls(self, steps: int | None = None) -> int:
-        """How often the network is called for one image: `steps`, but of Heun's method more."""
-        sampler = self._sampler(steps)
-        return 1 if sampler is None else sampler.num_calls
+        """Network calls for one image: `steps`, but of Heun's method more."""
+        return self._sampler(steps).num_calls
 
     def _batches(
         self,
@@ -214,7 +211,7 @@ class TrainedNetwork:
             first += count
 
     def _labels(self, label: Label | None, count: int) -> Int[np.ndarray, " n"] | None:
-        """One for each image; None where the network is told none."""
+        """Returns the class of each image; None for the null label."""
         known = self.num_classes
         if label is None:
             if known and not self._knows_no_class:
@@ -231,7 +228,7 @@ class TrainedNetwork:
             )
         return labels
 
-    def _sampler(self, steps: int | None) -> diffusion.Sampler | None:
+    def _sampler(self, steps: int | None) -> diffusion.Sampler:
         steps = self._sampling.num_steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps = {steps}; it must be at least 1")

@@ -16,19 +16,13 @@ from etils import epath
 from sr3_jax import parallel
 from sr3_jax.config import Config, image_sets, sampling_recipe, schedules, to_json
 from sr3_jax.data import folders, locks, storage
-from sr3_jax.evaluation import (
-    evaluator,
-    outputs,
-    pictures,
-    pretrained,
-    provenance,
-    report,
-    scoring,
-    tables,
-)
+from sr3_jax.evaluation import evaluator, outputs, scoring
+from sr3_jax.evaluation.pretrained import common
+from sr3_jax.evaluation.report import grids, page, provenance, tables
 from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import generating, judging, shared
+from sr3_jax.jobs import features, generating, shared
+from sr3_jax.metrics import registry
 from sr3_jax.training.step import Batch
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -50,6 +44,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
     (every number), `samples.png` and, of SR3, `refinement.png`. Of a network without a source: see
     `generating.evaluate`.
     """
+    features.check_installed(config.evaluation.feature_metrics)
     if not config.has_source:
         generating.evaluate(config, workdir)
         return
@@ -87,7 +82,7 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         for skipped, reason in pipeline.skipped.items():
             logging.warning("not scored: %s: %s", skipped, reason)
         shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
-        pictures.save(pictures.grid(shown), folder / "samples.png")
+        grids.save(grids.grid(shown), folder / "samples.png")
         _conclude(
             workdir,
             folder,
@@ -112,7 +107,7 @@ def _conclude(
     folder: epath.Path,
     config: Config,
     results: tables.Results,
-    images: Mapping[str, pretrained.Images],
+    images: Mapping[str, common.Images],
     *,
     labels: Sequence[int],
     title: str,
@@ -120,19 +115,19 @@ def _conclude(
     checkpoint_step: int | None = None,
     files: Sequence[str] | None = None,
 ) -> None:
-    """Asks pretrained networks, writes numbers and report, and prints the table."""
+    """Measures with pretrained networks, writes numbers and report, and prints the table."""
     methods = {name: images[name] for name in results.means}
-    said = judging.judge(config, workdir, methods, images["reference"], labels)
-    rows = [*(["reference"] if "reference" in said.means else []), *results.means]
+    found = features.measure(config, workdir, methods, images["reference"], labels)
+    rows = [*(["reference"] if found.means.get("reference") else []), *results.means]
     means, of_images = (
         {name: {**ours.get(name, {}), **theirs.get(name, {})} for name in rows}
         for ours, theirs in (
-            (results.means, said.means),
-            (results.of_images, said.of_images),
+            (results.means, found.means),
+            (results.of_images, found.of_images),
         )
     )
-    seen = _seen(config)
-    report.write(
+    seen, of_these = _seen(config), [m.title for m in registry.of("image") if "border" in m.needs]
+    page.write(
         folder,
         tables.Results(means, results.names, of_images),
         title=title,
@@ -140,9 +135,9 @@ def _conclude(
         provenance=provenance.collect(config=config, checkpoint_step=checkpoint_step),
         protocol=[
             *protocol,
-            f"PSNR and SSIM: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
+            f"{' and '.join(of_these)}: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
             f"{seen['border']} pixels left out at each side.",
-            *said.protocol,
+            *found.protocol,
         ],
         paper_table=config.evaluation.paper_table,
         with_input="input" in images,
@@ -177,7 +172,7 @@ class _Strip:
         columns = {
             f"t = {t}": picture[:_NUM_REFINED] for t, picture in zip(times, refinement, strict=True)
         }
-        outputs.write(pictures.grid(columns), self._path, self._made_of(low), 0.0)
+        outputs.write(grids.grid(columns), self._path, self._made_of(low), 0.0)
 
     def _made_of(self, low: np.ndarray) -> str:
         return outputs.digest(self._recipe, low[:_NUM_REFINED])
@@ -253,7 +248,7 @@ def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str
 
 def _images_of(
     folder: epath.Path, evaluation: evaluator.Evaluation, method: str
-) -> dict[str, pretrained.Images]:
+) -> dict[str, common.Images]:
     """The pictures of an evaluation, read when they are asked for."""
     numbers = evaluation.index.tolist()
     images = {
@@ -269,7 +264,7 @@ def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     said = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
-        *(f"{count} images: {loss}." for loss, count in pipeline.losses.items()),
+        *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
     ]
     if config.evaluation.downsampling == "matlab":
         said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
@@ -355,6 +350,7 @@ def _score(
 ) -> None:
     """Scores; see `score`."""
     config = config or Config()
+    features.check_installed(config.evaluation.feature_metrics)
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
         scores = scoring.score_folders(

@@ -6,32 +6,30 @@ that is made anew, is told from those that are there already, and from what is n
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from sr3_jax import parallel
 from sr3_jax.config import Config, cascades, image_sets, with_sampling
-from sr3_jax.data import picture, storage
-from sr3_jax.evaluation import neighbours, pictures
+from sr3_jax.data import picture, resumable, storage
+from sr3_jax.evaluation import neighbours
 from sr3_jax.evaluation.outputs import Files, file_of
-from sr3_jax.inference import cascade, manifest, recipes
-from sr3_jax.jobs import judging, shared
+from sr3_jax.evaluation.report import grids
+from sr3_jax.inference import cascade
+from sr3_jax.jobs import features, shared
 
 _COMMENT = "made by recipe "  # of each image, with the digest of the recipe
 _BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
-_THREADS = 4  # that read, and that write
-_BATCHES_BEHIND = 2  # that wait to be written, at most
 # Up to so many images the bar moves with every network call, for which each is waited for.
 _FEW = 32
 _GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
@@ -89,7 +87,7 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
     return stages
 
 
-def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> judging.Measure | None:
+def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> features.Wanted | None:
     """What a cascade's config wants to know of the last stage's images, if anything."""
     c = config.evaluation
     if not c.feature_metrics:
@@ -102,7 +100,7 @@ def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> jud
         inception_weights=c.inception_weights,
         image_size=0,
     )
-    return judging.Measure(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
+    return features.Wanted(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
 
 
 def evaluate(config: Config, workdir: epath.Path) -> None:
@@ -120,7 +118,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
         evaluation = dataclasses.replace(config.evaluation, fid_reference=reference)
         measured = dataclasses.replace(config, evaluation=evaluation)
         table = config.evaluation.paper_table
-        measure = judging.Measure(measured, (table,) if table else ())
+        measure = features.Wanted(measured, (table,) if table else ())
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
         images = Files(workdir / "evaluation" / str(stage.image_size), range(options.num_images))
@@ -136,7 +134,7 @@ def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
         image_sets.held_out_images(config, _COMPARED, workdir / shared.INDEX),
         mirror=config.train.flip,
     )
-    pictures.save(found.picture(), workdir / "evaluation" / "neighbours.png")
+    grids.save(found.picture(), workdir / "evaluation" / "neighbours.png")
     print(found)
 
 
@@ -144,7 +142,7 @@ def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
     options: Options,
-    measure: judging.Measure | None = None,
+    measure: features.Wanted | None = None,
 ) -> None:
     """Makes the images that are missing, stage by stage; then looks at them.
 
@@ -172,99 +170,90 @@ def generate(
     output = epath.Path(storage.absolute(output))
     cascade.check(stages, options.labels)
     if measure is not None:
-        judging.check_generated(measure, options.num_images)
+        features.check_generated(measure, options.num_images)
     folders = [output / str(stage.image_size) for stage in stages]
-    made_by = _recipes(stages, options)
+    made_by = _fingerprints(stages, options)
+    numbers = range(jax.process_index(), options.num_images, jax.process_count())
     with shared.holding(output, "generation"):
         if jax.process_index() == 0:
-            _prepare(stages, output, folders, made_by, options)
+            _prepare(output, folders, made_by, options)
         parallel.wait_for_all()
-        numbers = np.arange(options.num_images)[jax.process_index() :: jax.process_count()]
         with parallel.StopSignal(alone=True) as stop:
-            for i, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
-                there = set() if options.overwrite else _look(folder, numbers, made_by[i]).made
-                missing = numbers[[int(k) not in there for k in numbers]]
-                if len(missing) < len(numbers):
-                    print(f"{len(numbers) - len(missing)} of {len(numbers)} images are in {folder}")
-                if not len(missing):
-                    continue
-                labels = cascade.labels_of(stages, options.labels, missing)
-                before = folders[i - 1] if i else None
-                given = (labels, before, folder, options.seed, stop)
-                _run_stage(stage, i, missing, *given, recipes.digest_of(made_by[i]))
+            for i, folder in enumerate(folders):
+                made = set() if options.overwrite else _survey(folder, numbers, made_by[i])[0]
+                if made:
+                    print(f"{len(made)} of {len(numbers)} images are in {folder}")
+                if missing := [k for k in numbers if k not in made]:
+                    comment = _COMMENT + made_by[i].digest
+                    _make(stages, i, missing, output, options, comment, stop)
         parallel.wait_for_all()
         if jax.process_index() == 0:
             _show(stages, folders, output, options)
             if measure is not None:
                 last = Files(folders[-1], range(options.num_images))
-                judging.report_generated(measure, stages, last, output)
+                features.report_generated(measure, stages, last, output)
 
 
-def _recipes(stages: Sequence[cascade.Stage], options: Options) -> list[dict[str, Any]]:
-    """Returns the recipe of each stage's images, which is also that of all stages before it."""
-    recipe: dict[str, Any] = {"seed": options.seed}
+def _fingerprints(stages: Sequence[cascade.Stage], options: Options) -> list[resumable.Fingerprint]:
+    """Returns that of each stage's images, which holds those of all stages before it."""
+    values: dict[str, Any] = {"seed": options.seed}
     if stages[0].num_classes:
-        recipe["labels"] = list(options.labels) or "all in turn"
-    made_by = []
+        values["labels"] = list(options.labels) or "all in turn"
+    older, made_by = {}, []
     for number, stage in enumerate(stages, 1):
-        recipe |= {f"stage_{number}.{key}": value for key, value in stage.recipe().items()}
-        made_by.append(dict(recipe))
+        own = stage.fingerprint()
+        values |= {f"stage_{number}.{key}": value for key, value in own.values.items()}
+        older |= {f"stage_{number}.{key}": value for key, value in own.older.items()}
+        made_by.append(dataclasses.replace(own, values=dict(values), older=dict(older)))
     return made_by
 
 
 def _prepare(
-    stages: Sequence[cascade.Stage],
     output: epath.Path,
     folders: Sequence[epath.Path],
-    made_by: Sequence[Mapping[str, Any]],
+    made_by: Sequence[resumable.Fingerprint],
     options: Options,
 ) -> None:
-    """Checks that nothing would be replaced that is not ours; then keeps the recipes.
+    """Checks that nothing would be replaced that is not ours; then keeps the fingerprints.
 
     Raises:
-      ValueError: images of another recipe, or files that this program did not write. Before
+      ValueError: images made in another way, or files that this program did not write. Before
         anything is touched.
     """
-    anew, older = [], {}
-    for number, (stage, folder, recipe) in enumerate(zip(stages, folders, made_by, strict=True), 1):
-        older |= {f"stage_{number}.{key}": value for key, value in stage.older_recipe().items()}
-        if options.overwrite or (options.renew and recipes.differs(folder, recipe, older)):
+    anew = []
+    for folder, fingerprint in zip(folders, made_by, strict=True):
+        if options.overwrite or (options.renew and not fingerprint.fits(folder)):
             anew.append(folder)
             continue
-        recipes.check(folder, recipe, older)
-        look = _look(folder, np.arange(options.num_images), recipe)
-        if look.unknown:
+        fingerprint.check(folder)
+        if unknown := _survey(folder, range(options.num_images), fingerprint)[1]:
             raise ValueError(
-                f"{len(look.unknown)} files in {folder} are not images that this program made "
-                f"there, or are damaged: {shared.listed(look.unknown)}. Move them, give another "
-                "folder, or --overwrite to make them anew"
+                f"{len(unknown)} files in {folder} are not images that this program made there, or "
+                f"are damaged: {shared.listed(unknown)}. Move them, give another folder, or "
+                "--overwrite to make them anew"
             )
-    is_ours = any((folder / recipes.MARK).exists() for folder in folders)
-    if not (is_ours or options.overwrite or options.renew):
+    if not (any(map(resumable.has_fingerprint, folders)) or options.overwrite or options.renew):
         if found := [name for name in _BESIDE if (output / name).exists()]:
             raise ValueError(
                 f"{output / found[0]} would be replaced, which this program did not write; give "
                 "another folder, or --overwrite to replace it"
             )
-    for folder, recipe in zip(folders, made_by, strict=True):
-        manifest.remove_partials(folder)
+    for folder, fingerprint in zip(folders, made_by, strict=True):
+        resumable.remove_partials(folder)
         # A folder of an older version stays one: its images have no comments.
         if folder in anew or not _is_older(folder):
-            recipes.keep(folder, recipe)
+            fingerprint.keep(folder)
 
 
-class _Look(NamedTuple):
-    """What is in the folder of a stage: numbers of images of its recipe, and files of others."""
+def _survey(
+    folder: epath.Path, numbers: Sequence[int], fingerprint: resumable.Fingerprint
+) -> tuple[set[int], dict[str, str]]:
+    """Returns the numbers of the images that are made, and what is wrong with other files there.
 
-    made: set[int]
-    unknown: dict[str, str]
-
-
-def _look(folder: epath.Path, numbers: np.ndarray, recipe: Mapping[str, Any]) -> _Look:
-    """Looks which images are there, by the comments of their files."""
-    there, is_older = manifest.existing(folder), _is_older(folder)
-    wanted = [int(k) for k in numbers if file_of(int(k)) in there]
-    made_of, made, unknown = recipes.digest_of(recipe), set(), {}
+    Images of another fingerprint are neither: they are made anew.
+    """
+    there, is_older = resumable.existing(folder), _is_older(folder)
+    wanted, made, unknown = [k for k in numbers if file_of(k) in there], set(), {}
 
     def comment(k: int) -> str | Exception:
         try:
@@ -272,96 +261,71 @@ def _look(folder: epath.Path, numbers: np.ndarray, recipe: Mapping[str, Any]) ->
         except (picture.BadImageError, OSError) as error:
             return error
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for k, found in zip(wanted, pool.map(comment, wanted), strict=True):
-            if isinstance(found, Exception):
-                unknown[file_of(k)] = str(found)
-            elif found.startswith(_COMMENT):
-                if found == _COMMENT + made_of:
-                    made.add(k)
-            elif is_older:
-                made.add(k)
-            else:
-                unknown[file_of(k)] = "it does not say that it was made here"
-    return _Look(made, unknown)
+    found = resumable.in_threads(comment, wanted, ahead=256)
+    for k, said in zip(wanted, found, strict=True):
+        if isinstance(said, Exception):
+            unknown[file_of(k)] = str(said)
+        elif said == _COMMENT + fingerprint.digest or (is_older and not said.startswith(_COMMENT)):
+            made.add(k)
+        elif not said.startswith(_COMMENT):
+            unknown[file_of(k)] = "it does not say that it was made here"
+    return made, unknown
 
 
 def _is_older(folder: epath.Path) -> bool:
     """Returns whether images were made by a version that wrote no comments."""
-    recipe = recipes.read(folder)
-    return recipe is not None and not any(key.endswith("network") for key in recipe)
+    values = resumable.read_fingerprint(folder)
+    return values is not None and not any(key.endswith("network") for key in values)
 
 
-def _run_stage(
-    stage: cascade.Stage,
+def _make(
+    stages: Sequence[cascade.Stage],
     index: int,
-    numbers: Int[np.ndarray, " n"],
-    labels: Int[np.ndarray, " n"] | None,
-    before: epath.Path | None,
-    folder: epath.Path,
-    seed: int,
+    numbers: Sequence[int],
+    output: epath.Path,
+    options: Options,
+    comment: str,
     stop: parallel.StopSignal,
-    made_of: str,
 ) -> None:
     """Makes the images of these numbers in one stage, from what the one before made."""
-    write = functools.partial(picture.write_image, comment=_COMMENT + made_of)
-    network = stage.load()
-    devices = jax.local_device_count()
+    stage, before = stages[index], stages[index - 1] if index else None
+    network, devices = stage.load(), jax.local_device_count()
     size = -(-network.batch_size // devices) * devices
+    low = before.image_size if before else stage.image_size
     each_call = len(numbers) <= _FEW or jax.default_backend() == "cpu"
-    keys = cascade.keys_of(seed, index, numbers)
+
+    def read(number: int) -> UInt8[np.ndarray, "h w 3"]:
+        return picture.read_rgb(str(output / str(low) / file_of(number)))
+
+    def write(made: tuple[int, np.ndarray]) -> None:
+        path = output / str(stage.image_size) / file_of(made[0])
+        picture.write_image(made[1], path, comment=comment)
+
+    inputs = resumable.in_threads(read, numbers if before else (), ahead=2 * size)
     with (
+        contextlib.closing(inputs),
         shared.progress_bar(f"{stage.image_size} pixels", len(numbers)) as bar,
-        concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
     ):
 
-        def read(first: int) -> list[concurrent.futures.Future]:
-            rows = numbers[first : first + size] if before else []
-            return [pool.submit(_read, before / file_of(int(k))) for k in rows]
-
-        def batches() -> Iterator[Callable[[], np.ndarray]]:
-            """In the order of the numbers: functions that wait for the images of a batch."""
-            ahead = read(0)
-            low = stage.config.data.low_resolution or stage.image_size
-            for first in range(0, len(numbers), size):
-                rows = slice(first, first + size)
-                inputs, ahead = ahead, read(first + size)
-                inputs = np.stack([image.result() for image in inputs]) if inputs else None
-                count = len(numbers[rows])
-                calls = network.refiner.num_batches(count, (low, low)) * network.num_calls()
-
-                def advance(share: float = count / calls) -> None:
-                    shared.check_signal(stop)
-                    shared.advance(bar, share)
-
-                of_rows = None if labels is None else labels[rows]
-                progress = advance if each_call else None
-                yield from cascade.start(network, inputs, keys[rows], of_rows, progress)
-
-        waiting: collections.deque[Callable[[], np.ndarray]] = collections.deque()
-        written = 0
-
-        def finish() -> None:
-            """Writes a batch; the devices are at work on the next."""
-            nonlocal written
-            images = waiting.popleft()()
-            paths = [folder / file_of(int(k)) for k in numbers[written : written + len(images)]]
-            list(pool.map(write, images, paths))
-            written += len(images)
-            if not each_call:
-                shared.advance(bar, len(images))
+        def advance(share: float) -> None:
             shared.check_signal(stop)
+            shared.advance(bar, share)
 
-        for fetch in batches():
-            waiting.append(fetch)
-            if len(waiting) >= _BATCHES_BEHIND:
-                finish()
-        while waiting:
-            finish()
+        def begin() -> Iterator[Callable[[], np.ndarray]]:
+            """In the order of the numbers: functions that wait for the images of a batch."""
+            for first in range(0, len(numbers), size):
+                some = np.asarray(numbers[first : first + size])
+                pixels = np.stack([next(inputs) for _ in some]) if before else None
+                calls = network.refiner.num_batches(len(some), (low, low)) * network.num_calls()
+                progress = functools.partial(advance, len(some) / calls) if each_call else None
+                labels = cascade.labels_of(stages, options.labels, some)
+                keys = cascade.keys_of(options.seed, index, some)
+                yield from cascade.start(network, pixels, keys, labels, progress)
 
-
-def _read(path: epath.Path) -> UInt8[np.ndarray, "h w 3"]:
-    return picture.read_rgb(str(path))
+        images = (image for batch in resumable.one_behind(begin()) for image in batch)
+        made = zip(numbers, images, strict=True)
+        for _ in resumable.in_threads(write, made, ahead=2 * size, eager=True):
+            advance(0.0 if each_call else 1.0)
 
 
 def _show(
@@ -385,15 +349,15 @@ def _show(
         rows = min(_GRID // 8, options.num_images // len(classes))
         chosen = {str(c): numbers[labels == c][:rows] for c in classes}
         shown = {c: np.stack([last[int(k)] for k in found]) for c, found in chosen.items()}
-        pictures.save(pictures.grid(shown), output / "grid.png")
+        grids.save(grids.grid(shown), output / "grid.png")
     else:
         images = np.stack([last[k] for k in range(min(_GRID, options.num_images))])
-        pictures.save(pictures.mosaic(images), output / "grid.png")
+        grids.save(grids.mosaic(images), output / "grid.png")
     if len(stages) > 1:
         some = range(min(_STAGES, options.num_images))
         sizes = {
             f"{stage.image_size}x{stage.image_size}": np.stack([Files(f, some)[k] for k in some])
             for stage, f in zip(stages, folders, strict=True)
         }
-        pictures.save(pictures.grid(sizes), output / "stages.png")
+        grids.save(grids.grid(sizes), output / "stages.png")
     print(f"{options.num_images} images are in {folders[-1]}; some of them: {output}/grid.png")

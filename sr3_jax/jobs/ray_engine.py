@@ -1,128 +1,103 @@
-"""Upscaling on a Ray cluster: actors of Ray Data, each with one network on its host's devices.
+"""Upscaling on a Ray cluster: actors, each with one network on its host's devices.
 
-Inputs go to the actors in chunks of names. What an actor makes it writes itself, whole or not at
-all, and only rows come back, so that nothing is lost where an actor dies: Ray starts another one,
-which does the chunk again, image by image; the one at which it dies again and again fails.
+Actors are given chunks of names. What an actor makes it writes itself, whole or not at all, and
+only records come back, so that nothing is lost where an actor dies: another one does the chunk
+again, image by image; an image at which actors die again and again fails.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import json
-import logging as std_logging
 import os
 import secrets
-import signal
 import sys
-import threading
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import sources, storage
-from sr3_jax.inference import files, manifest, reading
-from sr3_jax.parallel import StoppedError
-
-if TYPE_CHECKING:  # which imports this module
-    from sr3_jax.jobs.upscaling import Work
+from sr3_jax import parallel
+from sr3_jax.data import sources
+from sr3_jax.inference import cascade, manifest, upscale_files
+from sr3_jax.inference.inputs import UpscaleOptions
+from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import shared
 
 _CHUNK = 64  # images that an actor is given at once, and at most done again
 _MAX_DEATHS = 3  # of actors at one image
-_NO_PROGRESS_SECONDS = 6 * 3600  # of a cluster without any row: a job that hangs must end
+_NO_PROGRESS_SECONDS = 6 * 3600  # of a cluster without any record: a job that hangs must end
 _LOOPBACK = "127.0.0.1"
 _PASSED_ON = ("JAX_", "XLA_", "LIBTPU_", "SR3_")  # variables, to workers
-_OBJECT_STORE_BYTES = 100 << 20  # of a cluster of this machine alone: only names and rows go there
+_OBJECT_STORE_BYTES = 100 << 20  # of a cluster of this machine: only names and records go there
 
 
 class ActorError(RuntimeError):
-    """An actor could not start."""
+    """An actor could not start, or none answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Everything that who upscales has to know: an actor, or this process.
+
+    Attributes:
+      network: which one, and how it samples.
+      output: the folder of outputs.
+      options: how files are upscaled.
+    """
+
+    network: cascade.Stage
+    output: str
+    options: UpscaleOptions
+
+    def load(self) -> SuperResolver:
+        """Loads the network onto this process's devices."""
+        parallel.keep_compiled()
+        return self.network.load()
 
 
 class Upscaler:
     """The actor."""
 
     def __init__(self, work: Work) -> None:
-        """Loads the network; where that fails, every row says so."""
+        """Loads the network; where that fails, `upscale` says so."""
         self._work, self._failure = work, ""
         try:
             self._resolver = work.load()
         except Exception as error:  # whatever it is, it must reach the user
             self._failure = f"{type(error).__name__}: {error}"
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """From chunks to rows, both as JSON."""
-        rows = []
-        for chunk in batch["chunk"]:
-            refs = [sources.FileRef(*pair) for pair in json.loads(str(chunk))]
-            for record in self._upscale(refs):
-                rows.append(json.dumps(dataclasses.asdict(record)))
-        return {"record": rows}
-
-    def _upscale(self, refs: list[sources.FileRef]) -> Iterator[manifest.Record]:
+    def upscale(self, refs: Sequence[sources.FileRef]) -> list[manifest.Record]:
+        """Upscales a chunk, perhaps an empty one; where it raises something, image by image."""
         if self._failure:
-            yield from (self._record(ref, "broken", self._failure) for ref in refs)
-            return
-        output = epath.Path(self._work.output)
-        mark = _Mark(output, "/".join(ref.name for ref in refs))
-        if not mark.deaths:
-            with mark:
-                yield from self._together(refs)
-            return
-        for ref in refs:
-            its = _Mark(output, ref.name)
-            if its.deaths >= _MAX_DEATHS - 1:  # the first was the chunk's
-                yield self._record(ref, "failed", f"{_MAX_DEATHS} workers died at it")
-                continue
-            with its:
-                yield from self._together([ref])
-        mark.remove()
-
-    def _together(self, refs: list[sources.FileRef]) -> Iterator[manifest.Record]:
-        done = set()
+            raise ActorError(f"a worker could not start: {self._failure}")
+        records: list[manifest.Record] = []
         try:
-            for record in files.upscale_files(
+            for record in upscale_files.upscale_files(
                 self._resolver, refs, self._work.output, self._work.options
             ):
-                done.add(record.input)
-                yield record
+                records.append(record)
         except Exception as error:  # one image must not end the job of a million
+            if len(refs) == 1:
+                return [_failed(self._work, refs[0], f"{type(error).__name__}: {error}")]
+            done = {record.input for record in records}
             for ref in refs:
-                if ref.name in done:
-                    continue
-                if len(refs) > 1:
-                    yield from self._together([ref])
-                else:
-                    yield self._record(ref, "failed", f"{type(error).__name__}: {error}")
-
-    def _record(self, ref: sources.FileRef, status: str, error: str = "") -> manifest.Record:
-        seed = reading.seed_of(ref.name, self._work.options.seed)
-        return manifest.Record(ref.name, reading.output_name(ref.name), status, error, seed=seed)
+                records += self.upscale([ref]) if ref.name not in done else []
+        return records
 
 
-class _Mark:
-    """A file that is there while something is done, and so after an actor has died at it."""
-
-    def __init__(self, output: epath.Path, name: str) -> None:
-        self._path = output / ".manifest" / f"{zlib.crc32(name.encode()):08x}.running"
-        self.deaths = int(self._path.read_text()) if self._path.exists() else 0
-
-    def __enter__(self) -> None:
-        storage.write_whole(str(self._path), str(self.deaths + 1).encode())
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+def _failed(work: Work, ref: sources.FileRef, error: str) -> manifest.Record:
+    made, seed = work.options.output_names(ref.name)[0], work.options.seed_of(ref.name)
+    return manifest.Record(ref.name, made, "failed", error, seed=seed)
 
 
 def run(
     work: Work,
     inputs: Sequence[sources.FileRef],
+    stop: parallel.StopSignal,
     address: str | None = None,
     num_workers: int | None = None,
 ) -> Iterator[manifest.Record]:
@@ -131,6 +106,7 @@ def run(
     Args:
       work: what actors do; its folders must be reachable from all hosts.
       inputs: the images.
+      stop: entered here, and looked at every second.
       address: of a cluster, `auto` for the one this machine belongs to; None starts one of this
         machine alone, unless this process is connected to one.
       num_workers: actors; None for one on each host with TPUs, one for each GPU, or, of a cluster
@@ -138,77 +114,51 @@ def run(
 
     Raises:
       ImportError: Ray is not installed.
-      ActorError: the network cannot be loaded there.
+      ActorError: the network cannot be loaded there, or no actor has answered for six hours.
       StoppedError: a signal asked to stop.
     """
-    with contextlib.ExitStack() as stack:
-        ray = stack.enter_context(cluster(address))
-        from ray import data
-
-        yield from _rows(ray, data, work, inputs, num_workers)
-
-
-def _rows(
-    ray: Any, data: Any, work: Work, inputs: Sequence[sources.FileRef], num_workers: int | None
-) -> Iterator[manifest.Record]:
-    """See `run`."""
-    try:
+    with cluster(address) as ray, stop:  # in this order: Ray takes SIGTERM when it starts
         each, count = _resources(ray)
-        std_logging.getLogger("ray.data").setLevel(std_logging.CRITICAL)  # what is told by rows
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
-        context.issue_detectors_config.detectors = []
+        upscaler = ray.remote(**each)(Upscaler)
         actors = num_workers or count
         size = max(1, min(_CHUNK, -(-len(inputs) // actors)))
-        pairs = [(ref.name, os.fspath(epath.Path(ref.path))) for ref in inputs]
-        chunks = [{"chunk": json.dumps(pairs[i : i + size])} for i in range(0, len(pairs), size)]
-        rows = data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-            Upscaler,
-            batch_size=1,
-            fn_constructor_args=(work,),
-            compute=data.ActorPoolStrategy(size=min(actors, len(chunks))),
-            **each,
-        )
-        with _stopping_at_once():
-            for row in rows.iter_rows():
-                record = manifest.Record(**json.loads(row["record"]))
-                if record.status == "broken":
-                    raise ActorError(f"a worker could not start: {record.error}")
-                yield record
-    except _Stop as stop:
-        message = "the same command does what is missing"
-        raise StoppedError(stop.number, message) from None
+        refs = [sources.FileRef(ref.name, os.fspath(epath.Path(ref.path))) for ref in inputs]
+        # What is left to do, and how many actors have died at it.
+        left = collections.deque((refs[i : i + size], 0) for i in range(0, len(refs), size))
+        free: list[Any] = []
+        busy: dict[Any, tuple[Any, list[sources.FileRef], int]] = {}
 
+        def give(actor: Any, chunk: list[sources.FileRef], deaths: int) -> None:
+            busy[actor.upscale.remote(chunk)] = (actor, chunk, deaths)
 
-class _Stop(BaseException):
-    """Not an Exception, so that nothing of Ray's swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _stopping_at_once() -> Iterator[None]:
-    """Signals end the wait for the next row, which may be hours away.
-
-    Set when Ray runs, which takes SIGTERM itself.
-    """
-
-    def stop(number: int, _: object) -> None:
-        for each in before:  # a second one must not break the shutdown
-            signal.signal(each, signal.SIG_IGN)
-        raise _Stop(number)
-
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for _ in range(min(actors, len(left))):
+            give(upscaler.remote(work), [], 0)  # answered when the network is loaded
+        answered = time.monotonic()
+        while left or any(chunk for _, chunk, _ in busy.values()):
+            while left and free:
+                give(free.pop(), *left.popleft())
+            for answer in ray.wait(list(busy), timeout=1.0)[0]:
+                answered = time.monotonic()
+                actor, chunk, deaths = busy.pop(answer)
+                records: list[manifest.Record] = []
+                try:
+                    records = ray.get(answer)
+                    free.append(actor)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:
+                    deaths += 1
+                    if deaths >= _MAX_DEATHS and not chunk:
+                        raise ActorError(f"{deaths} workers died as they began: {error}") from error
+                    give(upscaler.remote(work), [], 0 if chunk else deaths)
+                    if deaths >= _MAX_DEATHS and len(chunk) == 1:
+                        records = [_failed(work, chunk[0], f"{deaths} workers died at it")]
+                    else:
+                        left += [([ref], deaths) for ref in chunk]
+                yield from records
+            shared.check_signal(stop)
+            if time.monotonic() - answered > _NO_PROGRESS_SECONDS:
+                raise ActorError(f"no worker has answered for {_NO_PROGRESS_SECONDS // 3600} hours")
 
 
 @contextlib.contextmanager
@@ -245,9 +195,7 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
         try:
             import ray
         except ImportError as error:
-            raise ImportError(
-                f"--engine=ray needs Ray ({error}): pip install 'ray[data]'"
-            ) from error
+            raise ImportError(f"--engine=ray needs Ray ({error}): pip install ray") from error
         if ray.is_initialized():
             yield ray
             return

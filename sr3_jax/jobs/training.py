@@ -18,10 +18,10 @@ from etils import epath
 from sr3_jax import models, parallel
 from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config, image_sets, layouts, networks, run_file, schedules
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.jobs import features, shared
 from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
@@ -49,11 +49,14 @@ def train(config: Config, workdir: epath.Path) -> None:
 
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
-    model, schedule = networks.model(config), schedules.training_schedule(config)
+    denoiser, schedule = networks.denoiser(config), schedules.training_schedule(config)
+    model = denoiser.network
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
-    schedules.sampler(config)  # that it can be made is known now, not after days
+    # What can be known is known now, not after days.
+    schedules.sampler(config)
+    features.check_installed(config.evaluation.feature_metrics)
     init = functools.partial(
         training_state.init_state, model, optimizer, config.seed, config.data.image_size
     )
@@ -77,7 +80,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
         _keep_config(config, workdir)
         evaluate(config, workdir)
         return
-    train_step = training_step.make_train_step(model, schedule, optimizer, config, layout)
+    train_step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
@@ -95,7 +98,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
-    validate = _validation(config, workdir, model, schedule, state.ema_params, mesh)
+    _check_memory_of(compiled, mesh)
+    validate = _validation(config, workdir, denoiser, schedule, state.ema_params, mesh)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
@@ -174,6 +178,27 @@ def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> N
         )
 
 
+def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
+    """Checks that what a compiled training step allocates fits beside the state, which is there.
+
+    Compilers for TPUs and GPUs do so themselves.
+
+    Raises:
+      ValueError: it does not fit.
+    """
+    device, found = mesh.local_devices[0], program.memory_analysis()
+    free = parallel.free_bytes(device)
+    if found is None or free is None or device.platform != "cpu":
+        return
+    needed = found.temp_size_in_bytes * len(mesh.local_devices)
+    if needed > free:
+        raise ValueError(
+            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, of which "
+            f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
+            "config.train.accumulate_steps, set config.model.remat, or use more devices"
+        )
+
+
 def _first_state(
     init: Callable[[], training_state.TrainState],
     like: training_state.TrainState,
@@ -191,9 +216,9 @@ def _first_state(
     return state
 
 
-def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate:
+def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
     """Means over the held-out images, with noise that never changes; compiled at once."""
-    of_batch = training_step.make_validation(model, schedule, config)
+    of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
     layout = parallel.Layout(mesh)
@@ -209,7 +234,7 @@ def _validation(config, workdir, model, schedule, params, mesh) -> loop.Validate
         totals: collections.Counter[str] = collections.Counter()
         count = 0.0
         for batch in pipeline.evaluation_batches():
-            _check_labels(pipeline, batch, model.num_classes)
+            _check_labels(pipeline, batch, denoiser.network.num_classes)
             found, rows = compiled(params, parallel.to_global(batch, mesh))
             totals.update({name: float(value) for name, value in found.items()})
             count += float(rows)
@@ -255,12 +280,12 @@ def _logged_samples(
         if isinstance(network, Generator):
             classes = config.model.num_classes
             label = np.arange(count**2) % classes if classes else None
-            return pictures.mosaic(network.generate(count**2, label=label))
+            return grids.mosaic(network.generate(count**2, label=label))
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
         label = shared.LABELS.get(method, method)
-        return pictures.grid({"input": low, label: network.upscale(low), "reference": high})
+        return grids.grid({"input": low, label: network.upscale(low), "reference": high})
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))

@@ -12,12 +12,15 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from sr3_jax import metrics, parallel
+from sr3_jax import parallel
 from sr3_jax.config import Config, run_file, schedules, with_sampling
-from sr3_jax.data import locks, storage
-from sr3_jax.evaluation import judged, pictures, schedule_search
+from sr3_jax.data import locks, resumable, storage
+from sr3_jax.evaluation import schedule_search
+from sr3_jax.evaluation.pretrained import common, process
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.jobs import features, shared
+from sr3_jax.metrics import registry
 from sr3_jax.parallel import StoppedError
 
 FOLDER = "tuning"
@@ -49,6 +52,8 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
         raise ValueError(
             "tune_schedule runs in one process, on all its devices; use --num_processes=1"
         )
+    if option := registry.METRICS[config.tuning_metric].option:
+        features.check_installed((option,), "tuning.metric")
     with locks.hold(workdir / FOLDER, "tuning of schedules"):
         _tune(config, workdir, calls)
 
@@ -60,15 +65,17 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     low, high = shared.held_out(config, workdir, options.num_images)
     folder = workdir / FOLDER
-    recipe = {
-        "checkpoint": resolver.checkpoint_step,
-        "metric": metric,
-        "images": [len(high), int(low.shape[1]), int(high.shape[1])],
-        "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
-        "clip": config.sampling.clip,
-        "consistent": config.sampling.consistent,
-    }
-    trials = schedule_search.Trials(folder / "trials.jsonl", recipe)
+    fingerprint = resumable.Fingerprint(
+        {
+            "checkpoint": resolver.checkpoint_step,
+            "metric": metric,
+            "images": [len(high), int(low.shape[1]), int(high.shape[1])],
+            "data": [config.data.eval_path or config.data.path or config.data.source, config.seed],
+            "clip": config.sampling.clip,
+            "consistent": config.sampling.consistent,
+        }
+    )
+    trials = schedule_search.Trials(folder / "trials.jsonl", fingerprint)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
     with parallel.StopSignal() as stop:
         reference = [(options.reference_calls, 1)] if options.reference_calls else []
@@ -97,7 +104,7 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
         "sampling": _keys(best.sampling),
         "calls": best.calls,
         "metrics": best.metrics,
-        "chosen_by": recipe,
+        "chosen_by": fingerprint.values,
     }
     path = workdir / run_file.INFERENCE
     storage.write_whole(str(path), json.dumps(found, indent=2).encode())
@@ -163,7 +170,7 @@ def _draw_samples(
         if path.exists():  # not where all trials were refused
             with path.open("rb") as file:
                 columns[f"{calls} calls"] = np.load(file)
-    pictures.save(pictures.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
+    grids.save(grids.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -180,19 +187,14 @@ def _score(
     metric: str,
 ) -> dict[str, float]:
     made = samples[0]
-    found = {
-        "energy": np.mean([*metrics.energy_score(samples, high).values()]),
-        "psnr": metrics.psnr(made, high).mean(),
-        "ssim": metrics.ssim(made, high).mean(),
-        "consistency": metrics.consistency(made, low).mean(),
-        "gradient_energy": metrics.gradient_energy(made, high).mean(),
-    }
-    if metric == "fid":
-        said = judged.judge(
-            ("fid",), {"made": list(made)}, list(high), [], weights=config.evaluation.weights
-        )
-        found["fid"] = said.means["made"]["fid"]
-    return {name: float(value) for name, value in found.items()}
+    given = {"reference": high, "low_resolution": low, "luminance": False, "border": 0}
+    found = {m.name: float(m.compute(samples, given)) for m in registry.of("trial")}
+    found |= {m.name: float(m.compute(made, given).mean()) for m in registry.of("image")}
+    if option := registry.METRICS[metric].option:
+        inputs = common.Inputs({"made": list(made)}, list(high))
+        measured = process.measure((option,), inputs, config.evaluation.weights)
+        found[metric] = measured.means["made"][metric]
+    return found
 
 
 def _bar(name: str, total: int) -> tqdm.tqdm:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,11 +13,12 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import run_file, sampling_recipe, schedules, with_sampling
-from sr3_jax.data import sources, storage
-from sr3_jax.inference import files, loading, manifest, reading, recipes
-from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import shared
+from sr3_jax.config import schedules
+from sr3_jax.data import resumable, sources, storage
+from sr3_jax.inference import cascade, inputs, manifest, upscale_files
+from sr3_jax.inference.inputs import UpscaleOptions
+from sr3_jax.jobs import ray_engine, shared
+from sr3_jax.jobs.ray_engine import Work
 
 Engine = Literal["local", "ray"]
 
@@ -26,38 +27,11 @@ _FEW = 32
 _MOST_NAMED = 20  # files, in one message
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """All that a worker has to know, wherever it is.
-
-    Attributes:
-      workdir: of the training run.
-      step: of its checkpoint.
-      sampling: keys of `config.sampling` to use instead of the config's.
-      output: the folder of outputs.
-      options: how files are upscaled.
-    """
-
-    workdir: str
-    step: int
-    sampling: Mapping[str, Any]
-    output: str
-    options: files.Options
-
-    def load(self) -> SuperResolver:
-        """Loads the network onto this process's devices."""
-        parallel.keep_compiled()
-        workdir = epath.Path(self.workdir)
-        config = run_file.load(workdir / "config.json")
-        checkpoints = workdir / "checkpoints"
-        return SuperResolver.from_config(config, checkpoints, self.step, **self.sampling)
-
-
 def upscale(
     workdir: epath.Path,
     input_path: epath.Path,
     output: epath.Path,
-    options: files.Options = files.Options(),  # noqa: B008  (frozen)
+    options: UpscaleOptions = UpscaleOptions(),  # noqa: B008  (frozen)
     *,
     sampling: Mapping[str, Any] | None = None,
     engine: Engine = "local",
@@ -66,9 +40,9 @@ def upscale(
 ) -> int:
     """Upscales what has no output yet, or whose input has changed; returns how many inputs failed.
 
-    Every output is written whole or not at all, so that what was done by a job that was stopped, or
-    killed, need not be done again. `output/manifest.jsonl` has the status of each input. Nothing is
-    replaced that this program did not write there, and never an input (docs/guarantees.md).
+    Every output is written whole or not at all, so that the same command goes on where a job was
+    stopped or killed. `output/manifest.jsonl` has the status of each input. Nothing is replaced
+    that this program did not write there, and never an input (docs/guarantees.md).
 
     Args:
       workdir: of a training run.
@@ -91,146 +65,122 @@ def upscale(
     output = epath.Path(storage.absolute(output))
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"--output={storage.shown(output)} is a file; give a folder")
-    inputs = reading.find_inputs(input_path, output)
-    _check_outputs(inputs, input_path, output, options)
-    work, recipe, older = _plan(workdir, output, options, dict(sampling or {}))
+    found = inputs.find_inputs(input_path, output)
+    _check_outputs(found, input_path, output, options)
+    network = cascade.open_stage(storage.absolute(workdir), **(sampling or {}))
+    if not network.config.has_source:
+        raise ValueError(
+            f"the network of {workdir} makes images from nothing, so it upscales none; use "
+            "--mode=generate"
+        )
+    schedules.sampler(network.config, options.steps)
+    work, fingerprint = Work(network, str(output), options), _fingerprint(network, options)
     if not overwrite:
-        recipes.check(output, recipe, older)
+        fingerprint.check(output)
+    # Pictures by their names, of formats that are not read.
+    unread = getattr(found, "unread", ())
     with shared.holding(output, "upscaling"):
         if jax.process_index() == 0:
-            _prepare(inputs, input_path, output, recipe, options, overwrite=overwrite)
+            _prepare(found, input_path, output, fingerprint, options, overwrite=overwrite)
         parallel.wait_for_all()
-        names = manifest.planned(output)
-        missing = [ref for ref in inputs if ref.name in names]
-        if len(missing) < len(inputs) and jax.process_index() == 0:
-            print(f"{len(inputs) - len(missing)} of {len(inputs)} outputs are there already")
-        share = missing[jax.process_index() :: jax.process_count()]
+        planned = {task.input for task in manifest.read_plan(output)}
+        missing = [ref for ref in found if ref.name in planned]
         rows = manifest.Manifest(output)
-        # Pictures by their names, of formats that are not read.
-        unread = getattr(inputs, "unread", ())
-        for name in unread if jax.process_index() == 0 else ():
-            suffix = os.path.splitext(name)[1]
-            error = f"files of this format ({suffix}) are not read; convert it, to PNG for example"
-            rows.add(manifest.Record(name, "", "failed", error))
+        if jax.process_index() == 0:
+            if len(missing) < len(found):
+                print(f"{len(found) - len(missing)} of {len(found)} outputs are there already")
+            for name in unread:
+                kind = f"files of this format ({os.path.splitext(name)[1]}) are not read"
+                why = f"{kind}; convert it, to PNG for example"
+                rows.add(manifest.Record(name, "", "failed", why))
+        share = missing[jax.process_index() :: jax.process_count()]
         try:
-            with (
-                parallel.StopSignal(alone=True) as stop,
-                shared.progress_bar("upscale", len(share)) as bar,
-            ):
-                if share and engine == "ray":
-                    from sr3_jax.jobs import ray_engine  # late: ray is optional
-
-                    records = ray_engine.run(work, share, **(engine_options or {}))
-                    _collect(records, rows, stop, functools.partial(shared.advance, bar, 1.0))
-                elif share:
-                    _upscale_here(work, share, rows, stop, bar)
+            for record in _upscale(work, share, engine, engine_options or {}):
+                rows.add(record)
         finally:
             rows.flush()
         parallel.wait_for_all()
         if jax.process_index() != 0:
             return 0
-        return _conclude(output, [*(ref.name for ref in inputs), *unread])
+        return _conclude(output, [*(ref.name for ref in found), *unread])
+
+
+def _upscale(
+    work: Work,
+    missing: Sequence[sources.FileRef],
+    engine: Engine,
+    engine_options: Mapping[str, Any],
+) -> Iterator[manifest.Record]:
+    """Yields the record of each input as it is done; raises StoppedError where a signal asks."""
+    if not missing:
+        return
+    stop = parallel.StopSignal(alone=True)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(shared.progress_bar("upscale", len(missing)))
+
+        def advance(share: float = 1.0) -> None:
+            shared.check_signal(stop)
+            shared.advance(bar, share)
+
+        each_call = False
+        if engine == "ray":
+            records = ray_engine.run(work, missing, stop, **engine_options)
+        else:
+            stack.enter_context(stop)
+            each_call = len(missing) <= _FEW or jax.default_backend() == "cpu"
+            progress = advance if each_call else None
+            records = upscale_files.upscale_files(
+                work.load(), missing, work.output, work.options, progress
+            )
+        for record in records:
+            yield record
+            advance(0.0 if each_call else 1.0)
 
 
 def _prepare(
-    inputs: sources.Source,
+    found: sources.Source,
     input_path: epath.Path,
     output: epath.Path,
-    recipe: Mapping[str, Any],
-    options: files.Options,
+    fingerprint: resumable.Fingerprint,
+    options: UpscaleOptions,
     *,
     overwrite: bool,
 ) -> None:
-    """Finds what is to be made, and writes recipe and plan: with them, that files can be written.
+    """Finds what is to be made, and writes fingerprint and plan: so the folder takes files.
 
     Raises:
       ValueError: a file in the place of an output is not one that this program wrote there.
     """
     damage = manifest.damage(output)
-    if overwrite and (damage or recipes.differs(output, recipe)):
+    if overwrite and (damage or not fingerprint.fits(output)):
         manifest.forget(output)
     elif damage:
         raise ValueError(damage)
     manifest.merge(output)
-    manifest.remove_partials(output)
-    names = {ref.name: reading.output_names(ref.name, options) for ref in inputs}
+    resumable.remove_partials(output)
+    names = {ref.name: options.output_names(ref.name) for ref in found}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
-    found = manifest.survey(output, inputs, names, versions, overwrite=overwrite)
-    if found.unknown:
+    survey = manifest.survey(output, found, names, versions, overwrite=overwrite)
+    if survey.unknown:
         raise ValueError(
-            f"{len(found.unknown)} files in {storage.shown(output)} would be replaced, which this "
+            f"{len(survey.unknown)} files in {storage.shown(output)} would be replaced, which this "
             "program did not write or which were changed since: "
-            f"{shared.listed(found.unknown)}. Move them, give another folder, or --overwrite to "
+            f"{shared.listed(survey.unknown)}. Move them, give another folder, or --overwrite to "
             "replace them"
         )
-    recipes.keep(output, recipe)
-    manifest.keep_plan(output, found.tasks)
+    fingerprint.keep(output)
+    manifest.keep_plan(output, survey.tasks)
 
 
-def _upscale_here(
-    work: Work,
-    missing: Sequence[sources.FileRef],
-    rows: manifest.Manifest,
-    stop: parallel.StopSignal,
-    bar: Any,
-) -> None:
-    """On the devices of this process."""
-    resolver = work.load()
-    each_call = len(missing) <= _FEW or jax.default_backend() == "cpu"
-
-    def advance(share: float) -> None:
-        shared.check_signal(stop)
-        shared.advance(bar, share)
-
-    records = files.upscale_files(
-        resolver, missing, work.output, work.options, advance if each_call else None
-    )
-    _collect(records, rows, stop, (lambda: None) if each_call else lambda: shared.advance(bar, 1.0))
-
-
-def _collect(
-    records: Iterator[manifest.Record],
-    rows: manifest.Manifest,
-    stop: parallel.StopSignal,
-    done: Callable[[], None],
-) -> None:
-    for record in records:
-        rows.add(record)
-        done()
-        shared.check_signal(stop)
-
-
-def _plan(
-    workdir: epath.Path, output: epath.Path, options: files.Options, sampling: dict[str, Any]
-) -> tuple[Work, dict[str, Any], dict[str, Any]]:
-    """Checks what was asked for before any weights are loaded, and fixes what may change.
-
-    Returns:
-      The work; its recipe, which is all that decides what an input becomes; and what stood in
-      recipes before networks had digests.
-    """
-    workdir = epath.Path(storage.absolute(workdir))
-    config = run_file.load(workdir / "config.json")
-    if not config.has_source:
-        raise ValueError(
-            f"the network of {workdir} makes images from nothing, so it upscales none; use "
-            "--mode=generate"
-        )
-    sampling = run_file.tuned(workdir, config) | sampling
-    changed = with_sampling(config, sampling)
-    schedules.sampler(changed, options.steps)
-    step = loading.find(config, workdir / "checkpoints", None)
-    network = loading.weights_digest(config, workdir / "checkpoints", step)
-    how = sampling_recipe(changed)
-    given = dataclasses.asdict(options)
-    how["num_steps"] = given.pop("steps") or how["num_steps"]
-    recipe = {"network": network, **given, **how}
-    work = Work(str(workdir), step, sampling, str(output), options)
-    return work, recipe, {"workdir": str(workdir), "checkpoint": step}
+def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
+    """Everything that decides what an input becomes."""
+    how, given = network.fingerprint(), dataclasses.asdict(options)
+    steps = given.pop("steps") or how.values["num_steps"]
+    return dataclasses.replace(how, values={**how.values, **given, "num_steps": steps})
 
 
 def _check_outputs(
-    inputs: sources.Source, input_path: epath.Path, output: epath.Path, options: files.Options
+    found: sources.Source, input_path: epath.Path, output: epath.Path, options: UpscaleOptions
 ) -> None:
     """Checks that each output is a file of its own, and none of the inputs.
 
@@ -238,8 +188,8 @@ def _check_outputs(
       ValueError: names the input and the output.
     """
     made: dict[str, str] = {}
-    for ref in inputs:
-        for name in reading.output_names(ref.name, options):
+    for ref in found:
+        for name in options.output_names(ref.name):
             if name in made:
                 raise ValueError(
                     f"{storage.shown(made[name])} and {storage.shown(ref.name)} would both become "
@@ -253,7 +203,7 @@ def _check_outputs(
             f"--output={storage.shown(output)} is the folder of the inputs, "
             f"--input={storage.shown(input_path)}, whose pictures would be replaced; {proposal}"
         )
-    paths = {ref.path for ref in inputs}
+    paths = {ref.path for ref in found}
     for of_output, of_input in storage.same_files((output / name for name in made), paths):
         raise ValueError(
             f"the output {storage.shown(of_output)} is the input {storage.shown(of_input)}, which "

@@ -1,6 +1,6 @@
-"""Networks: plain Flax Linen modules that know no config, file or device."""
+"""Networks, plain Flax Linen modules, and the denoiser made of one; no config, file or device."""
 
-from sr3_jax.models.guidance import guided_eps
+from sr3_jax.models.denoiser import Denoiser
 from sr3_jax.models.layers import Statistics
 from sr3_jax.models.srcnn import SRCNN
 from sr3_jax.models.unet import (
@@ -14,12 +14,12 @@ from sr3_jax.models.unet import (
 
 __all__ = [
     "SRCNN",
+    "Denoiser",
     "Statistics",
     "UNet",
     "count_flops",
     "count_parameters",
     "deepest_stride",
     "example_inputs",
-    "guided_eps",
     "parameter_shapes",
 ]

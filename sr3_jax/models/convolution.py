@@ -11,17 +11,28 @@ from jaxtyping import Array, Float
 _MIN_CHANNELS_BY_ROWS = 128
 
 
+def plain(
+    image: Float[Array, "b h w c"],
+    kernel: Float[Array, "n m c d"],
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "b h w d"]:
+    """A convolution of stride 1 and zero padding, which keeps the size."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=layout, precision=precision
+    )
+
+
 @jax.custom_vjp
 def convolve(
     image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
-    """A 3x3 convolution of stride 1 and zero padding (reverse-mode differentiable only).
+    """`plain` of a 3x3 kernel (reverse-mode differentiable only).
 
-    It is `lax.conv_general_dilated` on every platform. So is its gradient, except with respect
-    to the kernel on CPUs, where `kernel_gradient_by_rows` is up to twice as fast
-    (docs/cpu.md).
+    Its gradient with respect to the kernel is `kernel_gradient_by_rows` on CPUs, where that is up
+    to twice as fast (docs/cpu.md).
     """
-    return _plain(image, kernel)
+    return plain(image, kernel)
 
 
 def kernel_gradient_by_rows(
@@ -29,10 +40,10 @@ def kernel_gradient_by_rows(
 ) -> Float[Array, "3 3 c d"]:
     """The gradient with respect to the kernel as one 1-D convolution along the height.
 
-    XLA's own form slides a window as large as the image and sums over the batch at each
-    position, so that the innermost sum, which CPUs are fast at, has `b` terms: 1 to 16. Here
-    the innermost sum is over a whole row of every image, `b * w` terms; the three horizontal
-    offsets are three shifted copies of the cotangent, side by side in its channels.
+    XLA's own form slides a window as large as the image and sums over the batch at each position.
+    CPUs are fast at the innermost sum, which has only `b` terms so, 1 to 16. Here it is over a
+    whole row of every image, `b * w` terms. The three horizontal offsets are three shifted copies
+    of the cotangent, side by side in its channels.
     """
     b, h, w, c = image.shape
     d = cotangent.shape[-1]
@@ -52,31 +63,23 @@ def kernel_gradient_by_rows(
     return gradient.reshape(c, 3, 3, d).transpose(1, 2, 0, 3)
 
 
-def _plain(image: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def _forward(image: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _plain(image, kernel), (image, kernel)
+    return plain(image, kernel), (image, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     image, kernel = residuals
 
     def plain_kernel_gradient(image: Array, cotangent: Array) -> Array:
-        _, transpose = jax.vjp(lambda kernel: _plain(image, kernel), kernel)
-        return transpose(cotangent)[0]
+        return jax.vjp(lambda kernel: plain(image, kernel), kernel)[1](cotangent)[0]
 
-    _, transpose = jax.vjp(lambda image: _plain(image, kernel), image)
+    (image_gradient,) = jax.vjp(lambda image: plain(image, kernel), image)[1](cotangent)
     if min(kernel.shape[2:]) < _MIN_CHANNELS_BY_ROWS:
-        return transpose(cotangent)[0], plain_kernel_gradient(image, cotangent)
+        return image_gradient, plain_kernel_gradient(image, cotangent)
     # Resolved when the program is lowered for a platform, whatever machine that happens on.
-    kernel_gradient = lax.platform_dependent(
+    return image_gradient, lax.platform_dependent(
         image, cotangent, cpu=kernel_gradient_by_rows, default=plain_kernel_gradient
     )
-    return transpose(cotangent)[0], kernel_gradient
 
 
 convolve.defvjp(_forward, _backward)

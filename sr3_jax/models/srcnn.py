@@ -22,7 +22,7 @@ class SRCNN(nn.Module):
       dtype: type of the computation; parameters and the output are float32.
     """
 
-    predicts: ClassVar[str] = "y_0"
+    has_y_t: ClassVar[bool] = False
     has_source: ClassVar[bool] = True
     num_classes: ClassVar[int] = 0
     source_noise: ClassVar[bool] = False

@@ -1,14 +1,14 @@
-"""The SR3 U-Net: estimates the noise in y_t given the low-resolution source and gamma.
+"""The SR3 U-Net: the network of x, y_t and gamma whose output a `Denoiser` interprets.
 
-And what else is the same network: without a source, the model that a cascade begins with; without
-y_t and gamma, the regression baseline, which gives y_0.
+Without x it is the network that a cascade begins with; without y_t and gamma, the regression
+baseline's.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from sr3_jax import diffusion
-from sr3_jax.models import folding, layers
-
-Predicts = Literal["eps", "y_0"]
-Input = Array | tuple[Array, Array]  # of a block: an image, or one and what a skip brings
+from sr3_jax.models import layers, width_packing
+from sr3_jax.models.width_packing import PackedImage
 
 
 class UNet(nn.Module):
@@ -46,17 +43,14 @@ class UNet(nn.Module):
       scale_shift: let the noise embedding scale and shift after normalisation instead of being
         added before it.
       embedding_scale: factor on sqrt(gamma) before its sinusoids.
-      residual_std: where over 0, the convolutions correct the best linear estimate of eps for
-        y_0 = x + noise of this standard deviation (`diffusion.estimate_eps_linearly`), or x, by
-        multiples of it; 0 has them give eps or y_0 itself, as in the paper.
       out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      lanes: levels of fewer channels are folded to so many (`models.folding`), which TPUs want; 1
-        folds nothing. The parameters and, but for rounding, the result are the same.
-      predicts: `eps`; or `y_0`, of x alone: the paper's regression baseline.
-      has_source: without one there is no x, and the network makes images from nothing (DDPM);
-        `residual_std` then is the standard deviation of y_0 about 0.
+      packed_channels: levels of fewer channels are packed to so many (`models.width_packing`),
+        which TPUs want; 1: no packing. The parameters and, but for rounding, the result are the
+        same.
+      has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
+      has_source: without one there is no x, and the network makes images from nothing (DDPM).
       num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
         The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
       source_noise: x may come with noise of its own, whose gamma is embedded likewise
@@ -73,12 +67,11 @@ class UNet(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     embedding_scale: float = 5000.0
-    residual_std: float = 0.0
     out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    lanes: int = 1
-    predicts: Predicts = "eps"
+    packed_channels: int = 1
+    has_y_t: bool = True
     has_source: bool = True
     num_classes: int = 0
     source_noise: bool = False
@@ -93,59 +86,54 @@ class UNet(nn.Module):
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
-        """Estimates eps, or y_0 (`predicts`).
+        """Returns the output of the last convolution, float32.
 
         Args:
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1]; None
             where the network has none.
-          y_t: the noisy image; None where y_0 is predicted, as is `gamma`.
+          y_t: the noisy image; None without `has_y_t`, as is `gamma`.
           gamma: the share of signal variance in each y_t, in [0, 1].
           dropout_keys: for training, one for each image; without them nothing is dropped.
-          label: of each image's class, or `num_classes` for none; None where the network knows no
-            classes.
-          source_gamma: the share of signal variance in each x; None where the network takes x for
-            what it is.
+          label: class of each image, `num_classes` for the null label; None if unconditional.
+          source_gamma: the share of signal variance in each x; None without `source_noise`.
 
         Raises:
-          ValueError: where the sizes differ, or are not divisible by the deepest stride, or there
-            is too much or too little to predict from.
+          ValueError: the sizes differ, or are not divisible by the deepest stride, or an input is
+            missing or not the network's.
         """
         self._check_inputs(x, y_t, gamma, label, source_gamma)
-        image = x if y_t is None else y_t
-        fold = self._folds(image.shape[2])
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
         embedding = self._embed(gamma, label, source_gamma)
 
-        def block(h: Input, name: str, level: int, resample: layers.Resample = "none") -> Array:
+        def block(
+            h: PackedImage, name: str, level: int, resample: layers.Resample = "none"
+        ) -> PackedImage:
             features = self.channels * self.multipliers[level]
-            level_out = level + {"none": 0, "down": 1, "up": -1}[resample]
-            folds = dict(fold=fold[level], fold_out=fold[level_out])
             options = (features, resample, self.dropout, self.scale_shift, self.dtype)
-            module = block_type(*options, **folds, statistics=self.norm, name=name)
+            module = block_type(*options, statistics=self.norm, name=name)
             keys = dropout_keys
             if keys is not None and self.dropout:
                 number = zlib.crc32(name.encode())
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
             return module(h, embedding, keys)
 
-        def attention(h: Array, name: str, level: int) -> Array:
-            h = folding.refold(h, fold[level], 1)
-            h = attention_type(self.num_heads, self.dtype, self.norm, name=name)(h)
-            return folding.refold(h, 1, fold[level])
+        def attention(h: PackedImage, name: str) -> PackedImage:
+            module = attention_type(self.num_heads, self.dtype, self.norm, name=name)
+            return module(h.packed_by(1)).packed_by(h.factor)
 
         deepest = len(self.multipliers) - 1
         h = jnp.concatenate([part for part in (x, y_t) if part is not None], axis=-1)
-        h = h.astype(self.dtype)
-        h = folding.fold(h, fold[0])
-        h = layers.Conv3x3(self.channels, self.dtype, fold=fold[0], name="conv_in")(h)
+        level_channels = [self.channels * multiplier for multiplier in self.multipliers]
+        h = width_packing.pack(h.astype(self.dtype), level_channels, self.packed_channels)
+        h = layers.Conv3x3(self.channels, self.dtype, name="conv_in")(h)
         skips = [h]
         for level in range(deepest + 1):
             for i in range(self.num_blocks):
                 h = block(h, f"down_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"down_{level}_attention_{i}", level)
+                    h = attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
             if level < deepest:
                 h = block(h, f"down_{level}_resample", level, "down")
@@ -153,30 +141,18 @@ class UNet(nn.Module):
 
         h = block(h, "middle_block_0", deepest)
         if self.bottleneck_attention:
-            h = attention(h, "middle_attention", deepest)
+            h = attention(h, "middle_attention")
         h = block(h, "middle_block_1", deepest)
 
         for level in reversed(range(deepest + 1)):
             for i in range(self.num_blocks + 1):
-                h = block((h, skips.pop()), f"up_{level}_block_{i}", level)
+                h = block(h.beside(skips.pop()), f"up_{level}_block_{i}", level)
                 if level in self.attention_levels:
-                    h = attention(h, f"up_{level}_attention_{i}", level)
+                    h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
                 h = block(h, f"up_{level}_resample", level, "up")
 
-        return self._correct(self._to_image(h, fold[0]), x, y_t, gamma)
-
-    def _correct(
-        self, out: Array, x: Array | None, y_t: Array | None, gamma: Array | None
-    ) -> Float[Array, "b h w _"]:
-        """What the convolutions give, as it is or as a correction (`residual_std`)."""
-        if not self.residual_std:
-            return out
-        if y_t is None:
-            return x + self.residual_std * out
-        x = jnp.zeros_like(y_t) if x is None else x
-        eps, std = diffusion.estimate_eps_linearly(x, y_t, gamma, self.residual_std)
-        return eps + std * out
+        return self._to_image(h)
 
     def _embed(
         self, gamma: Array | None, label: Array | None, source_gamma: Array | None
@@ -202,18 +178,10 @@ class UNet(nn.Module):
             parts.append(table(label))
         return sum(parts) if parts else None
 
-    def _to_image(self, h: Float[Array, "b h _ _"], fold: int) -> Float[Array, "b h w _"]:
-        norm = layers.Norm(self.dtype, swish=True, fold=fold, statistics=self.norm, name="norm_out")
-        (h,) = norm(h)
-        conv = layers.Conv3x3(self.out_channels, self.dtype, zero=True, fold=fold, name="conv_out")
-        return folding.refold(conv(h), fold, 1).astype(jnp.float32)
-
-    def _folds(self, width: int) -> list[int]:
-        """By how much the images of each level are folded."""
-        return [
-            folding.fold_for(self.channels * multiplier, width // 2**level, self.lanes)
-            for level, multiplier in enumerate(self.multipliers)
-        ]
+    def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
+        h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
+        h = layers.Conv3x3(self.out_channels, self.dtype, zero=True, name="conv_out")(h)
+        return h.to_array().astype(jnp.float32)
 
     def _check_inputs(
         self,
@@ -227,14 +195,14 @@ class UNet(nn.Module):
         given = [name for name, value in given.items() if value is not None]
         wanted = [
             *(["x"] if self.has_source else []),
-            *(["y_t", "gamma"] if self.predicts == "eps" else []),
+            *(["y_t", "gamma"] if self.has_y_t else []),
             *(["label"] if self.num_classes else []),
             *(["source_gamma"] if self.source_noise else []),
         ]
         if given != wanted:
             raise ValueError(
-                f"a network that predicts {self.predicts}, with has_source = {self.has_source}, "
-                f"num_classes = {self.num_classes}, source_noise = {self.source_noise}, takes "
+                f"a network of has_source = {self.has_source}, has_y_t = {self.has_y_t}, "
+                f"num_classes = {self.num_classes}, source_noise = {self.source_noise} takes "
                 f"{', '.join(wanted)}; it was given {', '.join(given) or 'nothing'}"
             )
         image = x if y_t is None else y_t
@@ -265,7 +233,7 @@ def example_inputs(
 ) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
     image, number = jnp.zeros((1, image_size, image_size, channels)), jnp.zeros((1,))
-    if model.predicts == "y_0":
+    if not model.has_y_t:
         return (image,)
     return (
         image if model.has_source else None,
@@ -294,7 +262,7 @@ def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> in
 def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float | None:
     """Floating-point operations of the network on one image, as XLA counts the plain program.
 
-    Folding and recomputation are not counted; a training step is taken for three times as many.
+    Packing and recomputation are not counted; a training step is taken for three times as many.
     Nothing is allocated. None where `JAX_PLATFORMS` leaves out the CPU: plugins for accelerators
     count only what they have compiled.
     """
@@ -302,7 +270,7 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float |
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return None
-    plain = model.clone(lanes=1, remat=False) if isinstance(model, UNet) else model
+    plain = model.clone(packed_channels=1, remat=False) if isinstance(model, UNet) else model
     inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
     variables = {"params": parameter_shapes(plain, image_size, channels)}
     program = jax.jit(plain.apply, in_shardings=cpu).lower(variables, *inputs)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sr3_jax.data import storage
-from sr3_jax.evaluation import measures
+from sr3_jax.metrics import registry
 
 # What images are made from and scored with; bicubic upsampling depends on nothing else.
 _OF_BICUBIC = ("data.", "evaluation.", "seed")
@@ -59,7 +59,7 @@ def read_scores(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]] | None:
     if not path.exists():
         return None
     scores = json.loads(path.read_text())
-    return {method: measures.current(numbers) for method, numbers in scores.items()}
+    return {method: registry.current(numbers) for method, numbers in scores.items()}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -73,7 +73,7 @@ def table(results: Sequence[Result]) -> str:
     metrics = list(dict.fromkeys(name for row in methods for name in row))
     # As `evaluator.table`, the time comes last.
     metrics.sort(key=lambda name: name in ("n", "seconds_per_image"))
-    headings = ["method", *keys, *(measures.measure(name).heading for name in metrics)]
+    headings = ["method", *keys, *(registry.find(name).heading for name in metrics)]
     lines = [headings + ["training steps", "status"]]
     for values, group in _groups(results, keys):
         done = [r for r in group if r.status == "done"]

@@ -2,11 +2,12 @@
 
     python -m sr3_jax.tools.aot_report --config=configs/imagenet_64_256.py --topology=v3:8x8
 
-compiles the training step (or, with --mode=sample, one refinement step) for TPUs that need not be
-there: memory by part, operations, bytes, collectives, and the compiler's own estimate of the time.
-Needs libtpu (`pip install libtpu`), which runs on any Linux. `--topology=h100`, `a100` or
-`rtx4090` compiles for one GPU, and needs `pip install 'jax[cuda13]'`, but no GPU. Its compiler
-estimates no time; there is a sum of our own (`roofline`). Nothing here is a measurement.
+compiles the training step (or, with --mode=sample, one call of the denoiser, the program of all
+sampling) for TPUs that need not be there: memory by part, operations, bytes, collectives, and the
+compiler's own estimate of the time. Needs libtpu (`pip install libtpu`), which runs on any Linux.
+`--topology=h100`, `a100` or `rtx4090` compiles for one GPU, and needs `pip install 'jax[cuda13]'`,
+but no GPU. Its compiler estimates no time; there is a sum of our own (`roofline`). Nothing here is
+a measurement.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from sr3_jax import command_line, models, parallel
-from sr3_jax.config import Config, changed, layouts, networks, read
+from sr3_jax.config import Config, changed, layouts, networks, read, schedules
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
@@ -55,6 +56,7 @@ _QUICK = flags.DEFINE_bool(
 _HLO = flags.DEFINE_string("hlo", None, "File to write the compiled program to, as text.")
 
 _STEPS_OF_THE_PAPER = 1_000_000
+_CALLS = "of the denoiser, the program that upscaling runs; without the sampler's sums between them"
 _QUICK_OPTIONS = {"xla_jf_convolution_performance_target": 0}
 
 
@@ -74,9 +76,10 @@ class Report:
       float32_images: number and bytes of the images that a GPU's kernels write in float32.
       bytes_by_kind: bytes that each opcode, and each call of a library, moves on a GPU.
       quick: whether kernels were emitted in the first way, not the best one.
-      flops_per_core: of the compiled program; a folded convolution's zeros and what is recomputed
+      flops_per_core: of the compiled program; a packed convolution's zeros and what is recomputed
         are among them.
       model_flops_per_core: of the network as written (`models.count_flops`).
+      num_calls: of the denoiser for a batch, by `config.sampling`; None of training.
       share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
       collectives: number, and bytes of the results, of each kind of collective.
       parts: for each part of the network, `seconds`, `arithmetic_seconds` among them, and
@@ -101,6 +104,7 @@ class Report:
     estimated_step_seconds: float | None = None
     estimated_steps_per_second: float | None = None
     estimated_days_for_1m_steps: float | None = None
+    num_calls: int | None = None
     share_of_peak: float | None = None
     cycle_seconds: float | None = None
     quick: bool = False
@@ -128,12 +132,11 @@ def compile_report(
       RuntimeError: the compiler is not installed.
     """
     devices = topologies.devices(topology)
-    layout = layouts.layout(config, devices)
-    is_gpu = devices[0].platform == "gpu"
+    layout, is_gpu = layouts.layout(config, devices), devices[0].platform == "gpu"
     if not config.model.lanes and not is_gpu:  # what a TPU would take
         config = changed(config, {"model.lanes": networks.TPU_LANES})
-    make = {"train": programs.train, "sample": programs.sample}[mode]
-    program, arguments, parts = make(config, layout)
+    is_training = mode == "train"
+    program, arguments, parts = getattr(programs, mode)(config, layout)
     facts = dict(
         topology=topology,
         mode=mode,
@@ -141,6 +144,7 @@ def compile_report(
         layout=layout.name,
         num_cores=len(devices),
         batch_size=config.train.batch_size,
+        num_calls=None if is_training else schedules.sampler(config).num_calls,
         quick=quick,
         compiler=devices[0].client.platform_version.splitlines()[-1],
     )
@@ -176,8 +180,9 @@ def compile_report(
     if is_gpu and used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
         message = f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes"
         return too_big(used, message, " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.")
-    model_flops = models.count_flops(networks.model(config), config.data.image_size)
-    model_flops *= config.train.batch_size / len(devices) * (3 if mode == "train" else 1)
+    size = config.data.image_size if is_training else config.tile_size
+    model_flops = models.count_flops(networks.model(config), size)
+    model_flops *= config.train.batch_size / len(devices) * (3 if is_training else 1)
     return Report(
         **facts,
         **_costs(compiled.cost_analysis(), found, model_flops, devices),
@@ -222,6 +227,7 @@ def largest_batch(
 
 def render(report: Report) -> str:
     """Returns the report as text for a terminal."""
+    kind = "step" if report.mode == "train" else "call"
     lines = [
         f"{report.config} on {report.topology} ({report.num_cores} cores), {report.mode}, batch "
         f"{report.batch_size}, layout {report.layout}; compiled in {report.compile_seconds:.0f} s",
@@ -239,9 +245,12 @@ def render(report: Report) -> str:
     lines.append(f"  bytes moved per core      {report.bytes_per_core / 1e9:8.1f} GB")
     if report.estimated_step_seconds is not None:
         lines.append(
-            f"  time of a step            {report.estimated_step_seconds:8.4f} s   "
-            f"{report.estimated_steps_per_second:.2f} steps/s"
+            f"  time of a {kind}            {report.estimated_step_seconds:8.4f} s   "
+            f"{report.estimated_steps_per_second:.2f} {kind}s/s"
         )
+        if report.num_calls:
+            total = f"{report.estimated_step_seconds * report.num_calls:8.2f} s   {_CALLS}"
+            lines.append(f"  of {report.num_calls:5d} calls            {total}")
         if report.cycle_seconds:
             lines.append(
                 f"  kernels by their cycles   {report.cycle_seconds:8.4f} s   without collectives"
@@ -252,7 +261,7 @@ def render(report: Report) -> str:
             days = report.estimated_days_for_1m_steps
             lines.append(f"  days for 1M steps         {days:8.2f}")
     else:
-        lines.append("  time of a step: the compiler gives no estimate of this program")
+        lines.append(f"  time of a {kind}: the compiler gives no estimate of this program")
     if report.kernels:
         count, size = (report.float32_images[key] for key in ("count", "bytes"))
         lines.append(f"  kernels launched          {report.kernels:8d}")
@@ -336,9 +345,8 @@ def _peak_of_core(devices: Sequence[jax.Device]) -> float | None:
 
 def _cycle_seconds(hlo: str, device: Any) -> float | None:
     """Returns the seconds of all kernels, by the cycles in the compiled program's text."""
-    clock = parallel.clock_hz(device)
     cycles = sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', hlo))
-    return cycles / clock if clock and cycles else None
+    return cycles / clock if (clock := parallel.clock_hz(device)) and cycles else None
 
 
 def _used_hbm(message: str) -> int | None:

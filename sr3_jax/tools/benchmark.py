@@ -41,7 +41,6 @@ from sr3_jax.tools import (
     sampler_benchmark,
     upscale_benchmark,
 )
-from sr3_jax.training import step as training_step
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
 _NOISY = 1.4
@@ -122,9 +121,11 @@ def make_runs(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    denoiser = models.Denoiser(model)
+
     def sample(params, keys, x):
         return diffusion.sample(
-            lambda y_t, gamma: model.apply({"params": params}, x, y_t, gamma),
+            lambda y_t, gamma: denoiser(params, x, y_t, gamma),
             diffusion.ancestral(diffusion.respace(diffusion.linear(), sample_steps)),
             keys,
             shape[1:],
@@ -151,7 +152,7 @@ def make_runs(
     }
     if sample_steps:
         # Weights are sampled with in the type that they are computed with.
-        few = jax.jit(lambda tree: training_step.narrow(tree, model.dtype))(params)
+        few = jax.jit(denoiser.cast_params)(params)
         row_keys = jax.device_put(jax.random.split(keys[0], batch_size), parallel.split_batch(mesh))
         run_sample = compiled("sample", jax.jit(sample).lower(few, row_keys, batch[0]))
         runs["sample"] = _timed(lambda: jax.block_until_ready(run_sample(few, row_keys, batch[0])))

@@ -25,7 +25,6 @@ import jaxlib
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from flax import linen as nn
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
@@ -33,7 +32,7 @@ import sr3_jax
 from sr3_jax import command_line, diffusion, models
 from sr3_jax import images as image_ops
 from sr3_jax.checkpoints import Which, quiet_orbax
-from sr3_jax.config import Config, networks, run_file, schedules, to_json, with_sampling
+from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.tools import export_example, export_files
@@ -55,7 +54,7 @@ class Plan:
 
     Attributes:
       config: of the run, with the sampling that is exported.
-      sampler: None of a baseline.
+      sampler: of the steps that are exported.
       size: height and width of the low resolution.
       tile: height and width of what the network sees.
       factor: by how much images grow.
@@ -63,7 +62,7 @@ class Plan:
     """
 
     config: Config
-    sampler: diffusion.Sampler | None
+    sampler: diffusion.Sampler
     size: tuple[int, int]
     tile: tuple[int, int]
     factor: int
@@ -201,10 +200,10 @@ def write(
 
 
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    # Folded, as TPUs want it, the network would be slow elsewhere.
+    # Packed, as TPUs want it, the network would be slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _network(plan.config, lanes))
-        for lanes in (networks.TPU_LANES, 1)
+        _sampling(plan, structure, _denoiser(plan.config, packed_channels))
+        for packed_channels in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -213,36 +212,27 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
     return lambda *arguments: jax.lax.platform_dependent(*arguments, tpu=tpu, default=others)
 
 
-def _told(model: nn.Module, gamma: Array) -> dict[str, Array]:
-    """That the source has no noise, for networks that want to know."""
-    return {"source_gamma": jnp.ones_like(gamma)} if model.source_noise else {}
-
-
 def _sampling(
-    plan: Plan, structure: Any, model: nn.Module
+    plan: Plan, structure: Any, denoiser: models.Denoiser
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    sampling = plan.config.sampling
+    sampling = plan.config.effective_sampling
     height, width = plan.large_size
     filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
     def sample(*arguments: Array) -> UInt8[Array, "b h w 3"]:
         *weights, low, seeds = arguments
-        variables = {"params": jax.tree.unflatten(structure, weights)}
+        params = jax.tree.unflatten(structure, weights)
         signed = image_ops.to_signed(low)
         x = image_ops.resize_bicubic(signed, plan.large_size)
         # As `inference.refinement` fills up what is smaller than the network takes.
         x = jnp.pad(x, filling, mode="symmetric")
-        if plan.sampler is None:
-            y_0 = model.apply(variables, x)
-        else:
-            y_0 = diffusion.sample(
-                lambda y_t, gamma: model.apply(variables, x, y_t, gamma, **_told(model, gamma)),
-                plan.sampler,
-                jax.vmap(jax.random.key)(seeds),
-                x.shape[1:],
-                clip=sampling.clip,
-            )
-        y_0 = y_0[:, :height, :width]
+        y_0 = diffusion.sample(
+            lambda y_t, gamma: denoiser(params, x, y_t, gamma),
+            plan.sampler,
+            jax.vmap(jax.random.key)(seeds),
+            x.shape[1:],
+            clip=sampling.clip,
+        )[:, :height, :width]
         if sampling.consistent:
             y_0 = resampling.make_consistent(y_0, signed)
         return image_ops.to_uint8(y_0)
@@ -250,25 +240,22 @@ def _sampling(
     return sample
 
 
-def _network(config: Config, lanes: int) -> nn.Module:
-    model = networks.model(config)
-    if not isinstance(model, models.UNet):
-        return model
-    return model.clone(lanes=config.model.lanes or lanes)
+def _denoiser(config: Config, packed_channels: int) -> models.Denoiser:
+    packed_channels = config.model.lanes or packed_channels
+    return networks.denoiser(changed(config, {"model.lanes": packed_channels}))
 
 
 def _describe(
     plan: Plan, exported: jax_export.Exported, checkpoint_step: int | None
 ) -> dict[str, Any]:
-    is_baseline = plan.sampler is None
     return {
         "low_resolution": list(plan.size),
         "high_resolution": list(plan.large_size),
         "factor": plan.factor,
         "method": plan.config.method,
-        "sampler": None if is_baseline else schedules.sampler_name(plan.config),
-        "steps": 1 if is_baseline else plan.sampler.num_steps,
-        "network_calls": 1 if is_baseline else plan.sampler.num_calls,
+        "sampler": None if plan.config.predicts_image else schedules.sampler_name(plan.config),
+        "steps": plan.sampler.num_steps,
+        "network_calls": plan.sampler.num_calls,
         "consistent": plan.config.sampling.consistent,
         "checkpoint_step": checkpoint_step,
         "arguments": "the weights in the order below, images uint8 [b, *low_resolution, 3], seeds "

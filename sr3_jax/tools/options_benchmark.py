@@ -10,12 +10,12 @@ import scipy.stats
 from etils import epath
 from jaxtyping import Float, UInt8
 
-from sr3_jax import metrics
 from sr3_jax.config import run_file
 from sr3_jax.data.picture import to_8_bits
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 from sr3_jax.inference import pictures as inference_pictures
 from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.metrics import registry
 
 _SHOWN = 4  # images, in a picture
 _BLOCK = 8  # pixels a side, over which deviation and error are compared
@@ -105,11 +105,10 @@ def _score(
     low: UInt8[np.ndarray, "n low_h low_w 3"],
 ) -> dict[str, float]:
     shift = made.mean((1, 2)) - low.mean((1, 2))
+    metrics = registry.of("image")
+    given = {"reference": high, "low_resolution": low, "luminance": False, "border": 0}
     return {
-        "PSNR (dB)": float(metrics.psnr(made, high).mean()),
-        "SSIM": float(metrics.ssim(made, high).mean()),
-        "consistency": float(metrics.consistency(made, low).mean()),
-        "gradient energy": float(metrics.gradient_energy(made, high).mean()),
+        **{metric.heading: float(metric.compute(made, given).mean()) for metric in metrics},
         "colour shift (levels)": float(np.abs(shift).max(-1).mean()),
         "largest": float(np.abs(shift).max()),
     }
@@ -137,7 +136,7 @@ def _draw(
         ),
         "reference": high[:_SHOWN],
     }
-    pictures.save(pictures.grid(columns), path)
+    grids.save(grids.grid(columns), path)
 
 
 def _uncertainty(

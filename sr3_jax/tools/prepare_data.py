@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 from concurrent import futures
-from typing import Any
 
 import tqdm
 from absl import flags
@@ -32,7 +31,7 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0: one a core.
 _CHECK = flags.DEFINE_bool("check", False, "Compare the files of --output with their checksums.")
 
 
-def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
+def prepare(plan: prepared.Plan, num_workers: int) -> prepared.Manifest:
     """Writes what is missing of `plan` in `num_workers` processes; returns the manifest.
 
     Raises:
@@ -91,8 +90,8 @@ def main(_: list[str]) -> int | None:
     plan = prepared.Plan(images, output, _IMAGE_SIZE.value, _IMAGES_PER_FILE.value)
     manifest = prepare(plan, _NUM_WORKERS.value or os.cpu_count() or 1)
     print(
-        f"{manifest['count']} images in {len(manifest['files'])} files in {output}; left out: "
-        f"{manifest['too_small']} too small, {manifest['damaged']} damaged (skipped.txt)"
+        f"{manifest.count} images in {len(manifest.files)} files in {output}; left out: "
+        f"{manifest.too_small} too small, {manifest.damaged} damaged (skipped.txt)"
     )
 
 

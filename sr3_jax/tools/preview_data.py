@@ -29,7 +29,7 @@ from PIL import Image
 from sr3_jax import command_line, images
 from sr3_jax.config import Config, changed, image_sets, read
 from sr3_jax.data import pipeline, sources, storage
-from sr3_jax.evaluation import pictures
+from sr3_jax.evaluation.report import grids
 from sr3_jax.training import step as training_step
 
 _MOST_NAMED = 20
@@ -82,7 +82,7 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
         x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
         columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
     columns[f"y_0, {size}"] = high
-    return Preview(pictures.grid(columns, names, counts), counts, skipped)
+    return Preview(grids.grid(columns, names, counts), counts, skipped)
 
 
 def _pipeline(
@@ -123,9 +123,9 @@ def _count(
         lines.append(f"more damaged than max_bad_share, {allowed_share:.2%}: training would stop")
     if made.dtype == np.uint16:
         lines.append("16 bits a channel; shown here in 8")
-    lines += [f"{count} of {len(chosen)}: {loss}" for loss, count in made.losses.items()]
-    if made.range_warning:
-        lines.append(made.range_warning)
+    lines += [f"{count} of {len(chosen)}: {loss}" for loss, count in made.reader.losses.items()]
+    if made.reader.range_warning:
+        lines.append(made.reader.range_warning)
     if labels != {sources.NO_LABEL}:
         lines.append(f"{len(labels)} classes among them, {min(labels)} to {max(labels)}")
     return lines, made.skipped
@@ -182,7 +182,7 @@ def main(_: list[str]) -> None:
     # Listed at the end, not between the lines of the progress bar.
     logging.set_verbosity(logging.ERROR)
     made = preview(read(given.config), given.num_images, given.num_read, given.held_out)
-    pictures.save(made.sheet, output, _COMMENT)
+    grids.save(made.sheet, output, _COMMENT)
     for name, reason in list(made.skipped.items())[:_MOST_NAMED]:
         print(f"  {name}: {reason}")
     if len(made.skipped) > _MOST_NAMED:

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sr3_jax import diffusion, images, models, parallel
+from sr3_jax import models, parallel
 from sr3_jax.config import Config, networks, schedules
+from sr3_jax.inference import programs
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
@@ -20,15 +21,15 @@ Program = tuple[jax.stages.Wrapped, tuple[Any, ...], dict[str, int]]
 
 def train(config: Config, layout: parallel.Layout) -> Program:
     """The jitted training step, its abstract arguments, and sizes of what it holds."""
-    model, optimizer = networks.model(config), networks.optimizer(config)
+    denoiser, optimizer = networks.denoiser(config), networks.optimizer(config)
     init = functools.partial(
-        training_state.init_state, model, optimizer, config.seed, config.data.image_size
+        training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
     )
     shapes = jax.eval_shape(init)
     lies = training_state.state_shardings(layout, shapes)
     state = jax.tree.map(_placed, shapes, lies)
     step = training_step.make_train_step(
-        model,
+        denoiser,
         schedules.training_schedule(config),
         optimizer,
         config,
@@ -48,39 +49,27 @@ def train(config: Config, layout: parallel.Layout) -> Program:
 
 
 def sample(config: Config, layout: parallel.Layout) -> Program:
-    """One refinement step of `config.train.batch_size` images, weights in the network's type.
-
-    Of a baseline, all there is.
-    """
-    model = networks.model(config)
-    rows, size = config.train.batch_size, config.data.image_size
-    low = config.data.low_resolution
-    shapes = models.parameter_shapes(model, size)
-    shapes = jax.eval_shape(lambda tree: training_step.narrow(tree, model.dtype), shapes)
-    params = jax.tree.map(lambda a: _placed(a, layout.whole), shapes)
-    sampler = diffusion.ancestral(diffusion.linear(1, 0.999, 0.999))
-    guidance = config.sampling.guidance
-
-    def step(params, low_resolution, labels, keys):
-        x = images.upsample_source(low_resolution, (size, size)) if low else None
-        if model.predicts == "y_0":
-            return model.apply({"params": params}, x)
-
-        def denoise(y_t, gamma):
-            label = labels if model.num_classes else None
-            source_gamma = jnp.ones_like(gamma) if model.source_noise else None
-            return models.guided_eps(
-                model, params, x, y_t, gamma, label, source_gamma, guidance=guidance
-            )
-
-        return diffusion.sample(denoise, sampler, keys, (size, size, 3))
-
-    sources = _placed(jax.ShapeDtypeStruct((rows, low, low, 3), jnp.uint8), layout.rows)
-    labels = _placed(jax.ShapeDtypeStruct((rows,), jnp.int32), layout.rows)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    program = jax.jit(step, out_shardings=layout.images)
-    parts = {"parameters": _size(params), "batch": _size(sources)}
-    return program, (params, sources, labels, _placed(keys, layout.rows)), parts
+    """One call of the denoiser on `config.train.batch_size` tiles, as upscaling compiles it."""
+    denoiser = networks.denoiser(config)
+    rows, size = config.train.batch_size, config.tile_size
+    where = programs.denoiser_shardings(layout.mesh)
+    shapes = models.parameter_shapes(denoiser.network, size)
+    params = jax.eval_shape(denoiser.cast_params, shapes)
+    image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.float32)
+    arguments = [
+        params,
+        image if config.has_source else None,
+        image,
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+    ]
+    arguments = [
+        jax.tree.map(functools.partial(_placed, sharding=sharding), argument)
+        for argument, sharding in zip(arguments, where["in_shardings"], strict=True)
+    ]
+    program = jax.jit(denoiser.__call__, **where)
+    parts = {"parameters": _size(arguments[0]), "x and y_t": _size(arguments[1:3])}
+    return program, tuple(arguments), parts
 
 
 def _placed(shape, sharding):

@@ -1,6 +1,6 @@
 """What samplers get wrong in few steps, where that is known: `tools.benchmark --what=samplers`.
 
-Where y_0 is Gaussian, so is every y_t, and the best estimate of eps is linear in y_t. With it in
+Where y_0 is Gaussian, so is every y_t, and the best estimate of y_0 is linear in y_t. With it in
 place of a network, all that is wrong with what a sampler draws is the sampler's own. Its mean and
 variance are propagated through the steps; nothing is sampled.
 """
@@ -42,10 +42,11 @@ SCHEDULES: dict[str, Callable[[int], diffusion.NoiseSchedule]] = {
 
 
 def denoise(y_t: Float[Array, "b d"], gamma: Float[Array, " b"]) -> Float[Array, "b d"]:
-    """The mean of eps given y_t, for y_0 normal with `MEAN` and `STD`."""
+    """The mean of y_0 given y_t, for y_0 normal with `MEAN` and `STD`."""
+    mean, variance = jnp.asarray(MEAN, jnp.float32), jnp.square(jnp.asarray(STD, jnp.float32))
     gamma = gamma[:, None]
-    variance = gamma * jnp.square(jnp.asarray(STD, jnp.float32)) + 1 - gamma
-    return jnp.sqrt(1 - gamma) * (y_t - jnp.sqrt(gamma) * jnp.asarray(MEAN, jnp.float32)) / variance
+    gain = jnp.sqrt(gamma) * variance / (gamma * variance + 1 - gamma)
+    return mean + gain * (y_t - jnp.sqrt(gamma) * mean)
 
 
 def moments(sampler: diffusion.Sampler) -> tuple[Float[Array, " d"], Float[Array, " d"]]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sr3_jax import parallel
 from sr3_jax.data import sources
-from sr3_jax.inference import files, tiling
+from sr3_jax.inference import manifest, programs, tiling, upscale_files
 from sr3_jax.inference.super_resolver import SuperResolver
 
 
@@ -96,8 +96,8 @@ def measure(
         begin = time.perf_counter()
         resolver = SuperResolver.from_workdir(workdir)
         loaded = time.perf_counter() - begin
-        options = files.Options(steps=steps)
-        upscale = functools.partial(files.upscale_files, resolver, options=options)
+        options = upscale_files.UpscaleOptions(steps=steps)
+        upscale = functools.partial(upscale_files.upscale_files, resolver, options=options)
         _check(list(upscale(refs[:1], epath.Path(root) / "first")))
         first = time.perf_counter() - begin
         _check(list(upscale(refs, epath.Path(root) / "warm")))
@@ -190,7 +190,7 @@ def _write(folder: epath.Path, number: int, size: tuple[int, int]) -> sources.Fi
     return sources.FileRef(name, str(folder / name))
 
 
-def _check(records: list[files.Record]) -> None:
+def _check(records: list[manifest.Record]) -> None:
     for record in records:
         if record.error:
             raise RuntimeError(f"{record.input}: {record.error}")
@@ -215,19 +215,13 @@ def _network(
 def _network_of(
     resolver: SuperResolver, devices: int, shape: tuple[int, int, int]
 ) -> Callable[[], jax.Array]:
-    """The network compiled for a batch of some rows, height and width."""
+    """The denoiser compiled, as upscaling does, for a batch of some rows, height and width."""
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
-    split, batch = parallel.split_batch(mesh), shape[0]
-    x, y_t = (
-        jax.device_put(jax.random.normal(jax.random.key(i), (*shape, 3)), split) for i in range(2)
-    )
-    gamma = jax.device_put(jnp.full(batch, 0.5), split)
-    params = jax.device_put(resolver.params, parallel.replicated(mesh))
-    inputs = (x, y_t, gamma) if resolver.make_sampler(1) is not None else (x,)
-    model = resolver.refiner.model
-    # Networks that are told how noisy their source is hear that it is not.
-    told = {"source_gamma": jnp.ones(batch)} if model.source_noise else {}
-    program = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, **told))
-    compiled = parallel.compile_for(jax.devices()[0], program.lower(params, *inputs))
-    jax.block_until_ready(compiled(params, *inputs))
-    return lambda: compiled(params, *inputs)
+    where = programs.denoiser_shardings(mesh)
+    x, y_t = (jax.random.normal(jax.random.key(i), (*shape, 3)) for i in range(2))
+    arguments = (resolver.params, x, y_t, jnp.float32(0.5), jnp.zeros(shape[0], jnp.int32))
+    arguments = jax.device_put(arguments, where["in_shardings"])
+    program = jax.jit(resolver.refiner.denoiser.__call__, **where).lower(*arguments)
+    compiled = parallel.compile_for(jax.devices()[0], program)
+    jax.block_until_ready(compiled(*arguments))
+    return lambda: compiled(*arguments)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images, metrics, parallel
+from sr3_jax import diffusion, images, models, parallel
 from sr3_jax.config import Config
+from sr3_jax.metrics import full_reference
 from sr3_jax.training.state import Params, TrainState, state_shardings
 
 Batch = Mapping[str, Array]
@@ -28,7 +28,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    model: nn.Module,
+    denoiser: models.Denoiser,
     schedule: diffusion.NoiseSchedule | None,
     optimizer: optax.GradientTransformation,
     config: Config,
@@ -47,12 +47,11 @@ def make_train_step(
     The layout decides what devices send each other (`parallel.Layout`). Each device works with
     kernels in the network's type, and their gradients are summed in it.
 
-    A network that predicts y_0 learns that, by the same step: the regression baseline, which
-    needs no schedule.
+    A regression, which takes no y_t, needs no schedule.
     """
 
     def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
-        loss = prediction_loss(model, params, schedule, batch, config, train=True)
+        loss, _ = predict(denoiser, params, schedule, batch, config, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
@@ -69,7 +68,7 @@ def make_train_step(
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
-        loss, gradients = gradient(narrow(state.params, model.dtype), batch, total)
+        loss, gradients = gradient(denoiser.cast_params(state.params), batch, total)
         gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -147,42 +146,43 @@ def batch_shapes(
     }
 
 
-def prediction_loss(
-    model: nn.Module,
+def predict(
+    denoiser: models.Denoiser,
     params: Params,
     schedule: diffusion.NoiseSchedule | None,
     batch: Batch,
     config: Config,
     train: bool = False,
-) -> Float[Array, ""]:
-    """SR3's loss on a batch with one `key` for each row (Eq. 6); drops things to `train`.
+) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
+    """Returns SR3's loss on a batch with one `key` for each row (Eq. 6), and the prediction.
 
-    Of a network that predicts y_0, the error of that, without noise.
+    Applies dropout, and drops labels, if `train`.
     """
     y_0 = images.to_signed(batch["high_resolution"])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
-    dropout_keys = keys[:, 2] if train else None
-    x, source_gamma = _source(model, batch, config)
-    if model.predicts == "y_0":
-        prediction = model.apply({"params": params}, x, dropout_keys=dropout_keys)
-        return diffusion.denoising_loss(prediction, y_0, config.train.loss, batch["weight"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    label = _label(model, batch, config.train.label_dropout if train else 0.0)
-    prediction = model.apply({"params": params}, x, y_t, gamma, dropout_keys, label, source_gamma)
-    return diffusion.denoising_loss(prediction, eps, config.train.loss, batch["weight"])
+    x, source_gamma = _source(denoiser, batch, config)
+    label = _drop_labels(batch, config.train.label_dropout if train else 0.0)
+    dropout_keys = keys[:, 2] if train else None
+    prediction = denoiser.predict(params, x, y_t, gamma, label, source_gamma, dropout_keys)
+    target = denoiser.prediction.target(y_0, eps, gamma)
+    how = config.train
+    factor = diffusion.weigh(how.loss_weight, denoiser.prediction, gamma, schedule, how.loss)
+    loss = diffusion.denoising_loss(prediction, target, how.loss, batch["weight"], factor)
+    return loss, prediction
 
 
 def _source(
-    model: nn.Module, batch: Batch, config: Config
+    denoiser: models.Denoiser, batch: Batch, config: Config
 ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
-    """The network's x, upsampled after noise was added, and the gamma of that, if any."""
-    if not model.has_source:
+    """Returns the network's x, upsampled after noise was added, and the gamma of that noise."""
+    if not denoiser.network.has_source:
         return None, None
     size, gamma = batch["high_resolution"].shape[1:3], None
     low = images.to_signed(batch["low_resolution"])
-    if model.source_noise:
+    if denoiser.network.source_noise:
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
         of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
         std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
@@ -192,38 +192,34 @@ def _source(
     return images.resize_bicubic(low, size), gamma
 
 
-def _label(model: nn.Module, batch: Batch, dropout: float) -> Int[Array, " b"] | None:
-    """Each row's, or that of none, which rows without an image have as well."""
-    if not model.num_classes:
-        return None
-    label = batch["label"]
-    if dropout:
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
-        label = jnp.where(dropped, model.num_classes, label)
-    return jnp.where(label < 0, model.num_classes, label)
+def _drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
+    """Returns the class of each row, -1 where dropped; rows without an image have -1 as well."""
+    label = batch.get("label")
+    if not dropout or label is None:
+        return label
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
+    return jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys), -1, label)
 
 
 def make_validation(
-    model: nn.Module, schedule: diffusion.NoiseSchedule | None, config: Config
+    denoiser: models.Denoiser, schedule: diffusion.NoiseSchedule | None, config: Config
 ) -> Callable[[Params, Batch], Metrics]:
     """Returns `validate(params, batch)`, with noise that never changes.
 
-    It gives `validation_loss`, and of a network that predicts y_0 also `validation_psnr`, in dB:
-    means over the rows that hold an image. The noise of a row depends on the row and
-    `batch["index"]` alone, so that losses of two checkpoints differ by their weights only.
+    It gives `validation_loss`, and of a regression also `validation_psnr`, in dB: means over the
+    rows that hold an image. The noise of a row depends on the row and `batch["index"]` alone, so
+    that losses of two checkpoints differ by their weights only.
     """
 
     def validate(params: Params, batch: Batch) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        loss = prediction_loss(model, params, schedule, dict(batch, key=keys), config)
+        loss, prediction = predict(denoiser, params, schedule, dict(batch, key=keys), config)
         found = {"validation_loss": loss}
-        if model.predicts == "y_0":
+        if not denoiser.network.has_y_t:
             high, weight = batch["high_resolution"], batch["weight"]
-            x = images.upsample_source(batch["low_resolution"], high.shape[1:3])
-            prediction = images.to_levels(model.apply({"params": params}, x), high.dtype)
-            psnr = jnp.where(weight > 0, metrics.psnr(prediction, high), 0.0)
+            psnr = full_reference.psnr(images.to_levels(prediction, high.dtype), high)
+            psnr = jnp.where(weight > 0, psnr, 0.0)
             found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
         return found
 
@@ -273,11 +269,6 @@ def blur(batch: Batch, keys: Key[Array, " b"], config: Config) -> Batch:
     blurred = images.gaussian_blur(low.astype(jnp.float32), sigma)
     blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are levels
     return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
-
-
-def narrow(params: Params, dtype: DTypeLike) -> Params:
-    """Kernels in the type that they are computed with; the few others stay as they are."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
 
 def _accumulate(gradient, num_parts, params, batch, total):

@@ -1,11 +1,14 @@
 """Picture files: the one reader and writer of the project, at full depth.
 
-`content` is a picture in memory; `reading` decodes files that `opening` has opened, with the help
-of `tiff_reading`, `cmyk` and `vips`; `belongings` are read from them beside the pixels, with the
-help of `containers` and `tiff`; `writing` makes files. What is outside uses the names here.
+`picture` is a picture in memory. `reading` decodes a file that `opening` has opened, with `pillow`,
+`vips` and `tiff_reading`. `metadata` reads its metadata, with `containers` and `tiff`. `writing`
+makes files. Other packages use the names below.
 """
+# ruff: noqa: F401
 
-from sr3_jax.data.picture.content import (
+from sr3_jax.data.picture.errors import BadImageError
+from sr3_jax.data.picture.opening import open_file
+from sr3_jax.data.picture.picture import (
     Density,
     Metadata,
     Picture,
@@ -14,17 +17,14 @@ from sr3_jax.data.picture.content import (
     rgb,
     to_8_bits,
 )
-from sr3_jax.data.picture.errors import BadImageError
 from sr3_jax.data.picture.reading import (
     Box,
-    Header,
     comment_of,
     content,
     cut,
     decode_picture,
     decode_rgb,
     decode_seen,
-    header,
     read_picture,
     read_rgb,
     read_with_comment,
@@ -39,34 +39,3 @@ from sr3_jax.data.picture.writing import (
     write_image,
     write_picture,
 )
-
-__all__ = [
-    "FORMATS",
-    "BadImageError",
-    "Box",
-    "Density",
-    "Header",
-    "Metadata",
-    "Picture",
-    "Pixels",
-    "check_format",
-    "check_writable",
-    "comment_of",
-    "content",
-    "cut",
-    "decode_picture",
-    "decode_rgb",
-    "decode_seen",
-    "encode_image",
-    "fill_transparent",
-    "header",
-    "not_kept",
-    "output_path",
-    "read_picture",
-    "read_rgb",
-    "read_with_comment",
-    "rgb",
-    "to_8_bits",
-    "write_image",
-    "write_picture",
-]

@@ -1,36 +1,32 @@
-"""What lies around the pixels in PNG, WebP and JPEG files: chunks and segments, read and added."""
+"""Chunks of PNG and WebP files, and segments of JPEG files: reading and adding them."""
 
 import contextlib
-import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
-from sr3_jax.data.picture.content import Density
+from sr3_jax.data.picture.picture import Density
 
-COMMENT = "Comment"  # the keyword of the PNG specification
+COMMENT = "Comment"  # a keyword of the PNG specification
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-BMP_INCHES = 39.3701  # in a metre, by which Pillow converts what BMP files say of a metre
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+BMP_INCHES = 39.3701  # in a metre, as Pillow converts the density of BMP files
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_XMP = b"XML:com.adobe.xmp"
-RAW_EXIF = ("exif", "app1")  # what ImageMagick calls EXIF
-_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+RAW_EXIF = ("exif", "app1")  # ImageMagick's names of EXIF
 _PHOTOSHOP = b"Photoshop 3.0\0"
 IPTC = 1028  # the resource of Photoshop that holds it
 
-# Of profile and packets once they are decompressed: many times what real ones have.
+# Largest decompressed profile, text or packet: many times the size of real ones.
 _MOST_BYTES = 16 << 20
-# Of a segment of JPEG, less what says which it is.
+# Longest content of a JPEG segment, less the bytes that say which one it is.
 MOST_OF_SEGMENT = 65533 - 64
-
-# In XMP, either as an attribute or as an element.
-_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>)\s*)[2-8]")
 
 PngChunk = tuple[bytes, bytes]  # type and content
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type of each chunk of a PNG file, and where its content begins and ends."""
+    """Yields the type of each chunk of a PNG file, and where its content begins and ends."""
     place = len(PNG_SIGNATURE)
     while place + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -42,14 +38,14 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def png_exif_and_xmp(data: bytes) -> tuple[bytes | None, bytes | None]:
-    """EXIF and the XMP packet of a PNG file; None where there is none, or it is damaged."""
+    """Reads EXIF and the XMP packet of a PNG file; None if it has none, or it is damaged."""
     exif = xmp = None
     for kind, begin, end in png_chunks(data):
         if kind == b"eXIf":
             exif = data[begin:end]
-        elif kind in _PNG_TEXTS:
+        elif kind in PNG_TEXTS:
             chunk = (kind, data[begin:end])
-            with contextlib.suppress(ValueError):  # `belongings.of_png` tells of it
+            with contextlib.suppress(ValueError):  # `metadata.of_png` notes it
                 xmp = png_xmp(chunk) or xmp
                 if exif is None and (raw := png_raw_profile(chunk)) and raw[0] in RAW_EXIF:
                     exif = raw[1]
@@ -57,7 +53,7 @@ def png_exif_and_xmp(data: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 def png_of_pixels(data: bytes) -> bytes:
-    """The PNG file without what is no pixel, so that no decoder unpacks texts and profiles."""
+    """Removes the metadata of a PNG file, so that no decoder decompresses texts and profiles."""
     kept = [
         data[begin - 8 : end + 4]
         for kind, begin, end in png_chunks(data)
@@ -67,7 +63,7 @@ def png_of_pixels(data: bytes) -> bytes:
 
 
 def with_png_chunks(data: bytes, chunks: Iterable[PngChunk]) -> bytes:
-    """The PNG file with more chunks behind its header, which has 33 bytes."""
+    """Inserts chunks into a PNG file, after its header, which has 33 bytes."""
     packed = b""
     for kind, content in chunks:
         check = struct.pack(">I", zlib.crc32(kind + content))
@@ -76,7 +72,7 @@ def with_png_chunks(data: bytes, chunks: Iterable[PngChunk]) -> bytes:
 
 
 def png_text(keyword: str, text: str) -> PngChunk:
-    """A text as a chunk."""
+    """Makes a chunk of a text."""
     try:
         return b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1")
     except UnicodeEncodeError:
@@ -85,65 +81,48 @@ def png_text(keyword: str, text: str) -> PngChunk:
 
 def png_keyword(chunk: PngChunk) -> str:
     """Returns the keyword of a text; empty for other chunks."""
-    return chunk[1].partition(b"\0")[0].decode("latin-1") if chunk[0] in _PNG_TEXTS else ""
+    return chunk[1].partition(b"\0")[0].decode("latin-1") if chunk[0] in PNG_TEXTS else ""
 
 
 def png_text_of(chunk: PngChunk) -> str:
-    """The text of a chunk of type tEXt, zTXt or iTXt.
+    """Returns the text of a chunk of type tEXt, zTXt or iTXt.
 
     Raises:
-        ValueError: damaged, or too large.
+        ValueError: it is damaged, or too large.
     """
     return _text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
 
 
 def png_xmp(chunk: PngChunk) -> bytes | None:
-    """The XMP packet, if it is that chunk."""
+    """Returns the XMP packet of a chunk; None for other chunks."""
     if chunk[0] == b"iTXt" and chunk[1].startswith(_PNG_XMP + b"\0"):
         return _text_bytes(chunk)
     return None
 
 
 def png_xmp_chunk(xmp: bytes) -> PngChunk:
-    """The chunk of an XMP packet."""
+    """Makes a chunk of an XMP packet."""
     return b"iTXt", _PNG_XMP + bytes(5) + xmp
 
 
 def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes] | None:
-    """ImageMagick's, from before PNG had chunks for it: `exif`, `iptc` and so on, and the content.
+    """Reads a profile as ImageMagick wrote it before PNG had chunks for it.
 
-    It is a text of three lines, the third of which is the size, and then hexadecimal.
+    It is a text: an empty line, the kind, the size, and hexadecimal digits.
+
+    Returns:
+        The kind (`exif`, `iptc` ...) and the content; None for other chunks.
     """
-    kind = png_keyword(chunk).removeprefix("Raw profile type ")
-    if not kind or kind == png_keyword(chunk):
+    keyword = png_keyword(chunk)
+    kind = keyword.removeprefix("Raw profile type ")
+    if not kind or kind == keyword:
         return None
     lines = png_text_of(chunk).split("\n")
     return kind.lower(), bytes.fromhex("".join(lines[3:]))
 
 
-def png_profile(content: bytes) -> bytes:
-    """The colour profile in a chunk of type iCCP."""
-    return unpacked(content.partition(b"\0")[2][1:])
-
-
-def png_profile_chunk(profile: bytes) -> PngChunk:
-    """The chunk of a colour profile."""
-    return b"iCCP", b"ICC\0\0" + zlib.compress(profile)
-
-
-def png_density(content: bytes) -> Density:
-    """Returns the density that a chunk of type pHYs states."""
-    x, y, unit = struct.unpack(">IIB", content)
-    return Density(x / 100, y / 100, "cm") if unit else Density(x, y, "")
-
-
-def png_density_chunk(density: Density) -> PngChunk:
-    """The chunk of a density."""
-    return b"pHYs", struct.pack(">IIB", *density.per_metre(), bool(density.unit))
-
-
 def unpacked(data: bytes) -> bytes:
-    """Decompresses; raises ValueError where that takes more memory than any real file."""
+    """Decompresses; raises ValueError if the result is larger than in any real file."""
     stream = zlib.decompressobj()
     try:
         content = stream.decompress(data, _MOST_BYTES)
@@ -154,22 +133,18 @@ def unpacked(data: bytes) -> bytes:
     return content
 
 
-def webp_chunks(data: bytes) -> Iterator[PngChunk]:
-    """Type and content of each chunk of a WebP file."""
-    place = 12
+def webp_chunks(data: bytes) -> dict[bytes, bytes]:
+    """Returns the content of the chunks of a WebP file by their type."""
+    chunks, place = {}, 12
     while place + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, place)
-        yield kind, data[place + 8 : place + 8 + size]
+        chunks[kind] = data[place + 8 : place + 8 + size]
         place += 8 + size + size % 2
-
-
-def upright_xmp(xmp: bytes) -> bytes:
-    """XMP that says that the picture is upright."""
-    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+    return chunks
 
 
 def iptc_of_photoshop(content: bytes) -> bytes | None:
-    """The records of IPTC in resources of Photoshop; see `photoshop_of_iptc`."""
+    """Returns the records of IPTC among resources of Photoshop."""
     place = 0
     while content[place : place + 4] == b"8BIM":
         (number,) = struct.unpack_from(">H", content, place + 4)
@@ -182,12 +157,6 @@ def iptc_of_photoshop(content: bytes) -> bytes | None:
     return None
 
 
-def photoshop_of_iptc(iptc: bytes) -> bytes:
-    """Records of IPTC as a resource of Photoshop, without which JPEG has no place for them."""
-    head = b"8BIM" + struct.pack(">HHI", IPTC, 0, len(iptc))
-    return head + iptc + bytes(len(iptc) % 2)
-
-
 def with_jpeg_segments(
     data: bytes,
     *,
@@ -196,7 +165,7 @@ def with_jpeg_segments(
     iptc: bytes | None,
     comments: Iterable[bytes],
 ) -> bytes:
-    """The JPEG file with more segments behind its first one, which says that it is JFIF.
+    """Inserts segments into a JPEG file, after the first one, which is JFIF's.
 
     None of them may be longer than `MOST_OF_SEGMENT`.
     """
@@ -206,7 +175,9 @@ def with_jpeg_segments(
         numbers = (min(max(round(number), 1), 65535) for number in density[:2])
         struct.pack_into(">BHH", head, 13, unit, *numbers)
     segments = [(0xE1, JPEG_XMP + xmp)] if xmp else []
-    segments += [(0xED, _PHOTOSHOP + photoshop_of_iptc(iptc))] if iptc else []
+    if iptc:  # JPEG holds it as a resource of Photoshop
+        resource = b"8BIM" + struct.pack(">HHI", IPTC, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+        segments.append((0xED, _PHOTOSHOP + resource))
     segments += [(0xFE, comment) for comment in comments]
     packed = b""
     for marker, content in segments:
@@ -220,7 +191,7 @@ def _text_bytes(chunk: PngChunk) -> bytes:
     if kind == b"zTXt":
         return unpacked(text[1:])
     if kind == b"iTXt":
-        # Whether it is compressed, how, then the language and the keyword in it.
-        packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
-        return unpacked(text) if packed else text
+        # A flag of compression and its method, then the language and the translated keyword.
+        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+        return unpacked(text) if is_packed else text
     return text

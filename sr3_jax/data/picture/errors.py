@@ -1,10 +1,10 @@
-"""How picture files are refused: the error, and the limit on their size."""
+"""The error for pictures that cannot be used, and the limit on their size."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 
-MAX_MEGAPIXELS = "SR3_MAX_MEGAPIXELS"  # the environment variable
+MAX_MEGAPIXELS = "SR3_MAX_MEGAPIXELS"  # an environment variable
 
 # Twice Pillow's PIL.Image.MAX_IMAGE_PIXELS, above which Pillow itself refuses a file.
 _DEFAULT_MEGAPIXELS = 178.95697
@@ -16,7 +16,7 @@ class BadImageError(ValueError):
 
 
 def max_pixels() -> int:
-    """The number of pixels above which a picture is refused, of the environment or the default.
+    """Returns the largest number of pixels that is read, from the environment or by default.
 
     Raises:
         ValueError: the environment variable is no positive number.
@@ -32,7 +32,7 @@ def max_pixels() -> int:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises BadImageError where a picture has no pixels, or more than `max_pixels`."""
+    """Raises BadImageError if a picture has no pixels, or more than `max_pixels`."""
     if width < 1 or height < 1:
         raise BadImageError(f"{width}x{height} pixels; there is nothing to decode")
     if width * height > (limit := max_pixels()):
@@ -44,14 +44,14 @@ def check_pixels(width: int, height: int) -> None:
 
 
 @contextlib.contextmanager
-def reasons() -> Iterator[None]:
-    """Makes a BadImageError with a reason of one line of whatever a decoder raises."""
+def decoder_errors() -> Iterator[None]:
+    """Turns any error of a decoder into a BadImageError with a reason of one line."""
     try:
         yield
     except (BadImageError, MemoryError):
         raise
     except Exception as error:
-        # Depending on where the data is broken, decoders raise OSError, SyntaxError, struct.error,
-        # KeyError, pyvips.Error and more; none but the bytes can be the cause.
+        # Decoders raise OSError, SyntaxError, struct.error, KeyError, pyvips.Error and more,
+        # depending on where the data is broken. Only the bytes can be the cause.
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadImageError(f"cannot be decoded: {text[:_LONGEST]}") from error

@@ -1,7 +1,8 @@
-"""The structure of TIFF files, and of EXIF, which is one without an image.
+"""The structure of TIFF files, and of EXIF, which is a TIFF file without an image.
 
-Directories of tags are read and written here, pixels by libvips. No library does both: libvips
-writes neither EXIF nor GeoTIFF into TIFF, Pillow no RGB of 16 bits, and Exiv2 is GPL.
+This module reads and writes directories of tags; libvips decodes pixels. No library does both:
+libvips writes neither EXIF nor GeoTIFF into TIFF, Pillow no RGB of 16 bits, tifffile no EXIF, and
+Exiv2 is GPL.
 """
 
 import struct
@@ -12,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-# What EXIF begins with in files other than TIFF.
+# The first bytes of EXIF in files other than TIFF.
 EXIF_PREFIX = b"Exif\0\0"
 
-# Tags, by the names of the specifications of TIFF and EXIF.
+# Tags, named as in the specifications of TIFF and EXIF.
 SUBFILE_TYPE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES = 273, 274, 277, 278, 279
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, PREDICTOR, EXTRA_SAMPLES = 282, 283, 296, 317, 338
 SAMPLE_FORMAT, XMP, IPTC, ICC_PROFILE, MAKER_NOTE = 339, 700, 33723, 34675, 37500
 
-# The first bytes of a file: the byte order, and whether places take 8 bytes (BigTIFF) or 4.
+# The first bytes of a file: the byte order, and whether offsets take 8 bytes (BigTIFF) or 4.
 _HEADS = {
     b"II*\0": ("<", False),
     b"MM\0*": (">", False),
@@ -33,17 +34,16 @@ _NOTHING = struct.pack("<4sIHI", b"II*\0", 8, 0, 0)
 _DIRECTORIES = (34665, 34853, 40965)  # of EXIF, GPS, interoperability
 _NO_LONGER_TRUE = (WIDTH, LENGTH, ORIENTATION, 40962, 40963)  # the last two are EXIF's own sizes
 
-# What a TIFF file says of the picture and not of the file: texts and ratings.
+# Tags that describe the picture and not the file: texts and ratings.
 DESCRIPTIVE = frozenset(
     (269, 270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432)
     + (40091, 40092, 40093, 40094, 40095)
     + _DIRECTORIES
 )
 
-# Of each type of value, from type 1 on: the letter that `struct` knows it by. Fractions are two
-# numbers, and so have two letters.
+# The format of each type of value for `struct`, from type 1 on. A fraction is two numbers.
 _KINDS = ("B", "s", "H", "I", "II", "b", "s", "h", "i", "ii", "f", "d", "I", "", "", "Q", "q", "Q")
-# The types that are written; u: bytes of no stated meaning.
+# The types that are written. u: bytes of no stated meaning.
 _TYPES = {"B": 1, "s": 2, "H": 3, "I": 4, "II": 5, "b": 6, "u": 7, "h": 8, "i": 9, "ii": 10}
 _TYPES |= {"f": 11, "d": 12}
 
@@ -56,9 +56,9 @@ class Value(NamedTuple):
     """A tag to be written.
 
     Attributes:
-        tag: its number.
-        kind: of its numbers, a key of `_TYPES`.
-        content: numbers, or bytes of the kinds `s` (ASCII) and `u` (undefined).
+        tag: number of the tag.
+        kind: type of the values, a key of `_TYPES`.
+        content: numbers, or bytes of kind `s` (ASCII) or `u` (undefined).
     """
 
     tag: int
@@ -67,7 +67,7 @@ class Value(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tag of a file: its number and type, the number of its values and the place of these."""
+    """A tag of a file: its number, and the type, number and offset of its values."""
 
     tag: int
     kind: int
@@ -76,17 +76,20 @@ class Entry(NamedTuple):
 
 
 class Tiff:
-    """The tags of a TIFF file. Methods raise struct.error, LookupError or ValueError if damaged."""
+    """The tags of a TIFF file.
+
+    Methods raise struct.error, LookupError or ValueError if the file is damaged.
+    """
 
     def __init__(self, data: bytes | bytearray) -> None:
-        """Reads the first bytes; KeyError where they are not those of a TIFF file."""
+        """Reads the first bytes; raises KeyError if they are not those of a TIFF file."""
         self._data = data
         self.order, self._is_big = _HEADS[bytes(data[:4])]
         self._place = self.order + ("Q" if self._is_big else "I")
         (self.first,) = struct.unpack_from(self._place, data, 8 if self._is_big else 4)
 
     def pages(self) -> list[dict[int, Entry]]:
-        """The directories that follow each other: one for each image."""
+        """Reads all directories of the file: one for each image."""
         found, places, place = [], set(), self.first
         while place and place not in places:
             places.add(place)
@@ -95,7 +98,11 @@ class Tiff:
         return found
 
     def directory(self, place: int) -> tuple[dict[int, Entry], int]:
-        """The tags of the directory at a place, and the place of the next; 0 if it is the last."""
+        """Reads the directory at an offset.
+
+        Returns:
+            Its tags by number, and the offset of the next directory; 0 after the last.
+        """
         number, entry = ("Q", "HHQ") if self._is_big else ("H", "HHI")
         inline, size = (8, 20) if self._is_big else (4, 12)
         (count,) = struct.unpack_from(self.order + number, self._data, place)
@@ -113,14 +120,14 @@ class Tiff:
         return tags, following
 
     def content(self, entry: Entry) -> bytes:
-        """The bytes of a tag's values."""
+        """Returns the bytes of a tag's values."""
         size = entry.count * _size(entry.kind)
         if entry.place + size > len(self._data):
             raise ValueError(f"tag {entry.tag} points outside of the {len(self._data)} bytes")
         return bytes(self._data[entry.place : entry.place + size])
 
     def numbers(self, entry: Entry | None, *default: int) -> tuple[int | float, ...]:
-        """A tag's values; `default` where there is no such tag. Fractions are two numbers each."""
+        """Returns a tag's values, two for each fraction; `default` for None."""
         if entry is None:
             return default
         letters = _letters(entry.kind)
@@ -130,7 +137,7 @@ class Tiff:
         return struct.unpack(f"{self.order}{entry.count * len(letters)}{letters[:1]}", content)
 
     def value(self, entry: Entry) -> Value:
-        """A tag, to be written to another file."""
+        """Returns a tag as it is written to another file."""
         letters = _letters(entry.kind)
         if letters == "s":
             return Value(entry.tag, "s" if entry.kind == 2 else "u", self.content(entry))
@@ -139,21 +146,19 @@ class Tiff:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether these are the first bytes of a TIFF file."""
+    """Returns whether these are the first bytes of a TIFF file."""
     return data[:4] in _HEADS
 
 
 def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
-    """What is still true of EXIF when the picture is upright and of another size.
-
-    So without orientation, sizes and thumbnail.
+    """Removes orientation, sizes and thumbnail from EXIF: the picture is upright and grows.
 
     Args:
         data: EXIF, with `EXIF_PREFIX` or without, or a TIFF file, which has it among its own tags.
-        keep: of the first directory; None for all.
+        keep: tags of the first directory that stay; None for all.
 
     Returns:
-        With `EXIF_PREFIX`; None where nothing is left.
+        EXIF with `EXIF_PREFIX`; None if nothing is left.
 
     Raises:
         ValueError: it is damaged.
@@ -179,19 +184,19 @@ def encode(
     exif: bytes | None = None,
     tags: Sequence[Value] = (),
 ) -> bytes:
-    """A TIFF file: deflate with a predictor, in strips of about 1 MB.
+    """Encodes a TIFF file: deflate with a predictor, in strips of about 1 MB.
 
-    EXIF is a TIFF file without an image, so the image is put behind it.
+    The image is appended to EXIF, which is a TIFF file without one.
 
     Args:
-        values: 8 or 16 bits, grey or RGB, then alpha.
+        values: pixels of 8 or 16 bits: grey or RGB, then alpha.
         is_grey: the colours are one channel.
         has_alpha: the last channel is alpha.
-        exif: with `EXIF_PREFIX`, or None.
-        tags: what else to say of the image.
+        exif: EXIF with `EXIF_PREFIX`, or None.
+        tags: other tags of the image.
 
     Raises:
-        ValueError: more than the 4 GB that a TIFF file holds.
+        ValueError: the file would exceed TIFF's 4 GB.
     """
     values = np.atleast_3d(values)
     height, width, channels = values.shape
@@ -210,11 +215,11 @@ def encode(
         if len(file) > 2**32 - 2**24:
             raise ValueError(f"{width}x{height} pixels are more than TIFF's 4 GB; write a .png")
     table = {}
-    # EXIF of another file could also have tags that describe its pixels.
+    # Not all of them: EXIF of a TIFF file could have tags that describe its pixels.
     for entry in before.directory(before.first)[0].values():
         if entry.tag in DESCRIPTIVE:
             content = before.content(entry)
-            if len(content) > 4:  # stays where it is
+            if len(content) > 4:  # it stays at its offset
                 content = struct.pack(order + "I", entry.place)
             table[entry.tag] = (entry.kind, entry.count, content)
     for tag, kind, content in (
@@ -258,7 +263,7 @@ def _size(kind: int) -> int:
 def _copy_directory(tiff: Tiff, entries: Sequence[Entry], copy: bytearray, most_bytes: int) -> None:
     """Appends a directory and what it points to; not the next one, which is the thumbnail's.
 
-    `most_bytes` of copies: directories may share what they point to, and be made to explode.
+    The copy has at most `most_bytes`: directories that share what they point to could explode.
     """
     begin = len(copy)
     entries = [entry for entry in entries if entry.tag not in _NO_LONGER_TRUE]
@@ -276,7 +281,7 @@ def _copy_directory(tiff: Tiff, entries: Sequence[Entry], copy: bytearray, most_
             continue
         copy += bytes(len(copy) % 2)
         if entry.tag == MAKER_NOTE and len(copy) < entry.place < 2**16:
-            # Maker notes hold offsets of their own, so they stay where they are.
+            # Maker notes hold offsets into the file, so they stay at their place.
             copy += bytes(entry.place - len(copy))
         place = struct.pack(tiff.order + "I", len(copy))
         if is_directory:
@@ -293,6 +298,6 @@ def _copy_directory(tiff: Tiff, entries: Sequence[Entry], copy: bytearray, most_
 
 
 def _packed(order: str, rows: Sequence[tuple[int, int, int, bytes]]) -> bytes:
-    """A directory; values of fewer than 4 bytes are filled up with zeros."""
+    """Encodes a directory; values of fewer than 4 bytes are padded with zeros."""
     table = b"".join(struct.pack(order + "HHI4s", *row) for row in rows)
     return struct.pack(order + "H", len(rows)) + table + bytes(4)

@@ -1,16 +1,17 @@
-"""The image of a TIFF file: what its tags say, what is refused, and its pixels."""
+"""The image of a TIFF file: checks of its tags, and its pixels."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
+from PIL import Image
 
-from sr3_jax.data.picture import cmyk, tiff
-from sr3_jax.data.picture.content import to_8_bits
+from sr3_jax.data.picture import pillow, tiff
 from sr3_jax.data.picture.errors import BadImageError
-from sr3_jax.data.picture.vips import vips
+from sr3_jax.data.picture.picture import to_8_bits
+from sr3_jax.data.picture.vips import open_buffer
 
-# By PhotometricInterpretation: what the bands are, and how many.
+# Name and number of the bands of each PhotometricInterpretation.
 _COLOURS = {
     0: ("grey", 1),
     1: ("grey", 1),
@@ -27,45 +28,43 @@ _LOSSY = (6, 7, 34892, 50001)  # of Compression: JPEG, WebP
 
 
 class Inspected(NamedTuple):
-    """What the tags of a TIFF file say of its image.
+    """The tags of a TIFF file, and what they say of its image.
 
     Attributes:
-        width: as stored, in pixels.
-        height: as stored.
-        bands: of what is decoded: colours and alpha.
-        bits: of what is decoded, 8 or 16.
-        orientation: of the picture as stored.
+        file: the file.
+        tags: the tags of its first directory.
+        width: width as stored, in pixels.
+        height: height as stored, in pixels.
+        bands: number of decoded bands: colours and alpha.
+        bits: depth of a decoded band, 8 or 16.
+        orientation: orientation of the stored pixels, 1 to 8.
         photometric: PhotometricInterpretation.
-        stored_bits: of each band in the file.
-        is_lossless: its compression keeps every pixel.
-        file: the tags.
-        tags: of its first directory.
-        num_others: how many smaller versions and masks follow.
+        is_lossless: the compression keeps every pixel.
+        num_others: number of smaller versions and masks that follow.
     """
 
+    file: tiff.Tiff
+    tags: dict[int, tiff.Entry]
     width: int
     height: int
     bands: int
     bits: int
     orientation: int
     photometric: int
-    stored_bits: int
     is_lossless: bool
-    file: tiff.Tiff
-    tags: dict[int, tiff.Entry]
     num_others: int
 
     @property
     def is_cmyk(self) -> bool:
-        """Its bands are inks."""
+        """The bands are inks."""
         return self.photometric == _CMYK
 
 
 def inspect(data: bytes) -> Inspected:
-    """Reads the tags.
+    """Reads the tags of a TIFF file.
 
     Raises:
-        BadImageError: pages, bands, or pixels that networks do not take.
+        BadImageError: it has several pages, or bands or pixels that networks do not take.
     """
     file = tiff.Tiff(data)
     pages = file.pages()
@@ -87,43 +86,43 @@ def inspect(data: bytes) -> Inspected:
     if photometric not in _COLOURS:
         what = _OTHER_COLOURS.get(photometric, f"PhotometricInterpretation {photometric}")
         raise BadImageError(f"its pixels are {what}; save it as grey or RGB")
-    bands = 3 if photometric in (_PALETTE, _CMYK) else _COLOURS[photometric][1]
-    stored_bits, is_signed = _checked_pixels(file, tags)
+    stored_bits, is_signed = _checked_type(file, tags)
     if is_signed and (stored_bits < 16 or photometric == _WHITE_IS_ZERO):
         raise BadImageError(f"signed {stored_bits}-bit pixels; save it as unsigned")
+    colours = 3 if photometric in (_PALETTE, _CMYK) else _COLOURS[photometric][1]
     return Inspected(
+        file=file,
+        tags=tags,
         width=number(tags, tiff.WIDTH, 0),
         height=number(tags, tiff.LENGTH, 0),
-        bands=bands + _has_alpha(file, tags, photometric),
+        bands=colours + _has_alpha(file, tags, photometric),
         bits=8 if stored_bits <= 8 or photometric == _CMYK else 16,
         orientation=number(tags, tiff.ORIENTATION, 1),
         photometric=photometric,
-        stored_bits=stored_bits,
         is_lossless=number(tags, tiff.COMPRESSION, 1) not in _LOSSY,
-        file=file,
-        tags=tags,
         num_others=others,
     )
 
 
 def decode(data: bytes, found: Inspected) -> Shaped[np.ndarray, "height width *bands"]:
-    """The pixels as stored, 8 or 16 bits: grey or RGB, then alpha.
+    """Decodes the pixels as stored, of 8 or 16 bits: grey or RGB, then alpha.
 
     Raises:
-        BadImageError: whole numbers of more than 16 bits.
-        pyvips.Error: broken data.
+        BadImageError: they are integers of more than 16 bits.
+        pyvips.Error: the data is broken.
     """
-    # Row by row: else libvips would hold the whole picture once more.
-    image = vips().Image.tiffload_buffer(data, access="sequential", fail_on="error")
-    if (image.width, image.height) != (found.width, found.height):
+    image = open_buffer("tiffload_buffer", data)
+    size = found.width, found.height
+    if (image.width, image.height) != size:
         raise BadImageError("its tags contradict each other")
     values = image.numpy()
     if found.photometric == _PALETTE and values.ndim == 2:  # of greys
         values = np.repeat(values[..., np.newaxis], 3, axis=2)
     if found.is_cmyk:
-        if values.dtype != np.uint8:
-            values = to_8_bits(values)
-        return cmyk.values_to_srgb(values, profile(found))
+        inks = np.ascontiguousarray(to_8_bits(values))
+        return pillow.cmyk_to_srgb(
+            Image.frombuffer("CMYK", size, inks, "raw", "CMYK", 0, 1), profile(found)
+        )
     if values.dtype not in (np.uint8, np.uint16):
         low, high = values.min(), values.max()
         if low < 0 or high > 65535:
@@ -133,13 +132,13 @@ def decode(data: bytes, found: Inspected) -> Shaped[np.ndarray, "height width *b
 
 
 def profile(found: Inspected) -> bytes | None:
-    """The colour profile."""
+    """Returns the colour profile."""
     entry = found.tags.get(tiff.ICC_PROFILE)
     return found.file.content(entry) if entry else None
 
 
 def _has_alpha(file: tiff.Tiff, tags: dict[int, tiff.Entry], photometric: int) -> bool:
-    """Whether a band follows the colours that is alpha; refuses other bands."""
+    """Returns whether a band of alpha follows the colours; refuses other bands."""
     colours, count = _COLOURS[photometric]
     samples = int(file.numbers(tags.get(tiff.SAMPLES), count)[0])
     # Of the bands after the colours: 1 and 2 are alpha, 0 has no stated meaning.
@@ -161,8 +160,8 @@ def _has_alpha(file: tiff.Tiff, tags: dict[int, tiff.Entry], photometric: int) -
     )
 
 
-def _checked_pixels(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> tuple[int, bool]:
-    """Bits of each band, and whether they are signed."""
+def _checked_type(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> tuple[int, bool]:
+    """Returns the bits of each band, and whether they are signed; refuses other types."""
     kinds = set(file.numbers(tags.get(tiff.SAMPLE_FORMAT), _UNSIGNED))
     if _FLOATS in kinds:
         raise BadImageError("floating-point pixels have no defined range; save it as 16-bit")

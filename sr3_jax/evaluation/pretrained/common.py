@@ -1,16 +1,18 @@
-"""What the metrics of pretrained networks share: images, torch-fidelity, and weights."""
+"""What the metrics of pretrained networks share: inputs, results, torch-fidelity, and weights."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import tqdm
 from etils import epath
 from jaxtyping import UInt, UInt8
 
@@ -24,6 +26,65 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> UInt[np.ndarray, "h w 3"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What networks measure.
+
+    Attributes:
+      methods: images by the name of what made them.
+      reference: what each should be; None if there is no such thing.
+      labels: class of each reference, from 0.
+      fid_reference: what FID compares with: images, or a file of their statistics; None for
+        `reference`.
+      make_fid_reference: gives the images of that file if it does not exist yet.
+    """
+
+    methods: Mapping[str, Images]
+    reference: Images | None = None
+    labels: Sequence[int] = ()
+    fid_reference: Images | str | None = None
+    make_fid_reference: Callable[[], Iterable[UInt[np.ndarray, "_h _w 3"]]] | None = None
+
+    @property
+    def rows(self) -> dict[str, Images]:
+        """The references, if there are any, and each method's images, by name."""
+        return ({} if self.reference is None else {"reference": self.reference}) | {**self.methods}
+
+
+class Measured:
+    """What was measured.
+
+    Attributes:
+      means: by method and metric; a row `reference` is of the references.
+      of_images: by method and metric, one number an image; metrics of sets have none.
+      protocol: how, a statement each.
+    """
+
+    def __init__(self, methods: Iterable[str] = ()) -> None:
+        """Nothing yet; `methods` are the rows in their order."""
+        self.means: dict[str, dict[str, float]] = {name: {} for name in methods}
+        self.of_images: dict[str, dict[str, list[float]]] = {name: {} for name in self.means}
+        self.protocol: list[str] = []
+
+    def add(self, method: str, **of_images: list[float]) -> None:
+        """Adds each image's numbers, by metric, and their means."""
+        for metric, values in of_images.items():
+            self.of_images.setdefault(method, {})[metric] = values
+            self.means.setdefault(method, {})[metric] = float(np.mean(values))
+
+    def add_all(self, other: Measured) -> None:
+        """Adds what another has."""
+        for method, means in other.means.items():
+            self.means[method] |= means
+            self.of_images[method] |= other.of_images.get(method, {})
+        self.protocol += other.protocol
+
+
+def bar(name: str, total: int | None = None) -> tqdm.tqdm:
+    """A bar over images."""
+    return tqdm.tqdm(desc=name, total=total, unit="image", dynamic_ncols=True)
 
 
 def checked(

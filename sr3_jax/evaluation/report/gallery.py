@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt, UInt8
 from PIL import Image
 
-from sr3_jax.evaluation import measures
+from sr3_jax.metrics import registry
 
 # ("input", "reference" or a method's name, number of the image) to the image, of 8 or 16 bits
 Picture = Callable[[str, int], UInt[np.ndarray, "h w 3"]]
@@ -70,12 +70,12 @@ def choose(
     Returns:
       The images, and what is to be said of those that were left out.
     """
-    directed = [m for m in scores if measures.measure(m).best is not None]
+    directed = [m for m in scores if registry.find(m).best is not None]
     metrics = [m for m in _CHOSEN_BY if m in directed] or directed[:1]
     found: dict[int, Choice] = {}
     notes = []
     for metric in metrics:
-        measure = measures.measure(metric)
+        measure = registry.find(metric)
         badness = np.array([measure.badness(value) for value in scores[metric]])
         unknown = int(np.isnan(badness).sum())
         if unknown:

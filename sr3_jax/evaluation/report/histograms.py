@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sr3_jax.evaluation import measures
+from sr3_jax.metrics import registry
 
 # In the drawing's own units, which are pixels at the width that the page gives it on a phone.
 WIDTH = 350
@@ -87,7 +87,7 @@ def panel(values: Mapping[str, Sequence[float]]) -> Panel | None:
         hidden = len(numbers[method]) - len(finite[method])
         rows.append(Row(method, top - 6, base, top, bars, mean, hidden))
     axis = rows[-1].base_y + 4
-    ticks = [(place(t), measures.write(t, "g")) for t in _ticks(edges[0], edges[-1], logarithmic)]
+    ticks = [(place(t), registry.write(t, "g")) for t in _ticks(edges[0], edges[-1], logarithmic)]
     return Panel(axis + _AXIS_HEIGHT, axis, rows, ticks, most, logarithmic, _LEFT, right)
 
 

@@ -12,14 +12,27 @@ import numpy as np
 from etils import epath
 
 from sr3_jax.data import storage
-from sr3_jax.evaluation import pretrained
+from sr3_jax.evaluation.pretrained import common
 
 _SMALLEST = 16  # pixels: VGG halves them four times
 
 
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """LPIPS of each method's images; see `lpips`."""
+    found = common.Measured()
+    for name, images in inputs.methods.items():
+        with common.bar(f"LPIPS of {name}", len(images)) as bar:
+            distances = lpips(images, inputs.reference, weights=weights, progress=bar.update)
+        found.add(name, lpips=distances)
+    found.protocol.append(
+        "LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size, in 8 bits."
+    )
+    return found
+
+
 def lpips(
-    images: pretrained.Images,
-    reference: pretrained.Images,
+    images: common.Images,
+    reference: common.Images,
     *,
     weights: epath.PathLike | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -42,15 +55,15 @@ def lpips(
       OSError: the weights could not be downloaded.
       ValueError: images that do not belong together, or a file or image that cannot be used.
     """
-    torch, fidelity = pretrained.libraries()
+    torch, fidelity = common.libraries()
     if len(images) != len(reference):
         raise ValueError(f"{len(images)} images and {len(reference)} references: pairs are needed")
-    with _lpips_weights(weights), pretrained.naming_weights("LPIPS", weights):
+    with _lpips_weights(weights), common.naming_weights("LPIPS", weights):
         network = fidelity.SampleSimilarityLPIPS("lpips-vgg16", sample_similarity_dtype="uint8")
-    device = pretrained.device()
+    device = common.device()
     network.to(device)
     distances = []
-    pairs = zip(pretrained.checked(images), pretrained.checked(reference), strict=True)
+    pairs = zip(common.checked(images), common.checked(reference), strict=True)
     # One by one: memory is for one pair of any size.
     for i, pair in enumerate(pairs):
         shapes = [f"{image.shape[1]}x{image.shape[0]}" for image in pair]
@@ -58,8 +71,8 @@ def lpips(
             raise ValueError(f"image {i} is {shapes[0]}, and its reference {shapes[1]}")
         if min(pair[0].shape[:2]) < _SMALLEST:
             raise ValueError(f"image {i} is {shapes[0]}; LPIPS needs {_SMALLEST} pixels each way")
-        both = pretrained.tensor(np.stack(pair), device)
-        with pretrained.exact():
+        both = common.tensor(np.stack(pair), device)
+        with common.exact():
             distances.append(network(both[:1], both[1:]).item())
         progress()
     return distances
@@ -71,7 +84,7 @@ def _lpips_weights(folder: epath.PathLike | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    torch, fidelity = pretrained.libraries()
+    torch, fidelity = common.libraries()
     import torchvision
 
     urls = (
@@ -87,7 +100,7 @@ def _lpips_weights(folder: epath.PathLike | None) -> Iterator[None]:
             path = os.path.join(os.fspath(folder), name)
             if not storage.exists(path):
                 raise FileNotFoundError(f"{path} does not exist; LPIPS needs it: {url}")
-            copy = stack.enter_context(pretrained.local_copy(path))
+            copy = stack.enter_context(common.local_copy(path))
             (home / "checkpoints" / name).symlink_to(os.path.abspath(copy))
         torch.hub.set_dir(str(home))
         try:

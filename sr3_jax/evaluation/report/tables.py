@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sr3_jax.evaluation import intervals, measures, paper
+from sr3_jax.evaluation.report import intervals, paper
+from sr3_jax.metrics import registry
 
 # A mean of float32 numbers that was taken otherwise is still the same mean.
 _SAME_MEAN = 1e-4
@@ -18,8 +19,7 @@ class Results:
     """What was measured.
 
     Attributes:
-      means: by method and metric; see `measures` for those that are known. A row `reference` is of
-        the references themselves.
+      means: by method and metric (`metrics.registry`). A row `reference` is of the references.
       names: of the images, in order.
       of_images: by method and metric, one number for each image. Metrics of whole sets, such as
         FID, are in `means` alone.
@@ -59,15 +59,20 @@ def checked(results: Results) -> Results:
     return Results(means, results.names, of_images)
 
 
+def is_of_images(metric: str) -> bool:
+    """Returns whether it is a metric of images, with intervals and differences."""
+    return registry.find(metric).of != "run"
+
+
 def metric_names(results: Results) -> list[str]:
     """All that there are a mean of, in the order of tables."""
-    return measures.in_order({metric for row in results.means.values() for metric in row})
+    return registry.in_order({metric for row in results.means.values() for metric in row})
 
 
 def scores_of(results: Results, method: str) -> dict[str, Sequence[float]]:
     """One method's numbers of each image, by metric in the order of tables."""
     by_metric = results.of_images.get(method, {})
-    return {m: by_metric[m] for m in measures.in_order(set(by_metric))}
+    return {m: by_metric[m] for m in registry.in_order(set(by_metric))}
 
 
 def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
@@ -80,15 +85,15 @@ def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
             if metric not in own:
                 row["cells"].append({"mean": "", "interval": "", "best": False})
                 continue
-            measure = measures.measure(metric)
+            known = registry.find(metric)
             found = results.of_images.get(method, {}).get(metric)
             interval = ""
-            if found is not None and metric not in measures.OF_THE_RUN:
-                interval, said = _interval(found, own[metric], measure.digits)
-                notes += [f"{method}, {measure.heading}: {s}." for s in said]
+            if found is not None and is_of_images(metric):
+                interval, said = _interval(found, own[metric], known)
+                notes += [f"{method}, {known.heading}: {s}." for s in said]
             row["cells"].append(
                 {
-                    "mean": measures.write(own[metric], measure.digits),
+                    "mean": known.write(own[metric]),
                     "interval": interval,
                     "best": method in best,
                 }
@@ -96,7 +101,9 @@ def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, notes
 
 
-def _interval(values: Sequence[float], mean: float, digits: str) -> tuple[str, list[str]]:
+def _interval(
+    values: Sequence[float], mean: float, metric: registry.Metric
+) -> tuple[str, list[str]]:
     """The interval as text, and what is to be said of it."""
     found = intervals.of_mean(values)
     said = []
@@ -104,16 +111,15 @@ def _interval(values: Sequence[float], mean: float, digits: str) -> tuple[str, l
     if left_out:
         kinds = {"infinite": found.num_infinite, "nan": found.num_nan}
         which = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        of_rest = measures.write(found.mean, digits)
         said.append(
             f"of {len(values)} numbers {which}; the interval is of the other {found.num_finite}, "
-            f"whose mean is {of_rest}"
+            f"whose mean is {metric.write(found.mean)}"
         )
     elif not math.isclose(found.mean, mean, rel_tol=_SAME_MEAN, abs_tol=1e-9):
         return "", ["no interval, since it is not the mean of the images' numbers"]
     if math.isnan(found.low):
         return "", [*said, "no interval from fewer than two numbers"]
-    return f"{measures.write(found.low, digits)} to {measures.write(found.high, digits)}", said
+    return f"{metric.write(found.low)} to {metric.write(found.high)}", said
 
 
 def _best(results: Results, metric: str) -> set[str]:
@@ -122,11 +128,11 @@ def _best(results: Results, metric: str) -> set[str]:
     None either where a mean is not finite: one image that equals its reference makes the PSNR of
     all infinite, and says nothing of the others.
     """
-    measure = measures.measure(metric)
+    known = registry.find(metric)
     found = {m: row[metric] for m, row in results.means.items() if metric in row}
-    if measure.best is None or len(found) < 2 or not all(map(math.isfinite, found.values())):
+    if known.best is None or len(found) < 2 or not all(map(math.isfinite, found.values())):
         return set()
-    badness = {method: measure.badness(value) for method, value in found.items()}
+    badness = {method: known.badness(value) for method, value in found.items()}
     return {method for method, value in badness.items() if value == min(badness.values())}
 
 
@@ -135,7 +141,7 @@ def differences(results: Results, main: str) -> dict[str, Any] | None:
     own = {
         metric: values
         for metric, values in scores_of(results, main).items()
-        if metric not in measures.OF_THE_RUN
+        if is_of_images(metric)
     }
     others = [
         method
@@ -148,32 +154,33 @@ def differences(results: Results, main: str) -> dict[str, Any] | None:
     for method in others:
         theirs = results.of_images[method]
         cells = [
-            _difference(metric, values, theirs[metric]) if metric in theirs else None
+            _difference(registry.find(metric), values, theirs[metric]) if metric in theirs else None
             for metric, values in own.items()
         ]
         rows.append({"method": method, "cells": cells})
-    return {"columns": [measures.measure(metric) for metric in own], "rows": rows}
+    return {"columns": [registry.find(metric) for metric in own], "rows": rows}
 
 
-def _difference(metric: str, values: Sequence[float], others: Sequence[float]) -> dict[str, str]:
-    measure = measures.measure(metric)
+def _difference(
+    metric: registry.Metric, values: Sequence[float], others: Sequence[float]
+) -> dict[str, str]:
     found = intervals.of_difference(values, others)
     low, high = found.interval.low, found.interval.high
     cell = {
-        "mean": measures.write(found.interval.mean, measure.digits, signed=True),
+        "mean": metric.write(found.interval.mean, signed=True),
         "interval": "",
         "verdict": "",
         "count": f"higher in {found.num_higher} of {len(values)}",
         "left_out": "",
     }
     if not math.isnan(low):
-        ends = (measures.write(x, measure.digits, signed=True) for x in (low, high))
+        ends = (metric.write(x, signed=True) for x in (low, high))
         cell["interval"] = " to ".join(ends)
-    if measure.best is not None and math.isinf(measure.best):
-        wins = found.num_higher if measure.best > 0 else found.num_lower
+    if metric.is_higher_better is not None:
+        wins = found.num_higher if metric.is_higher_better else found.num_lower
         cell["count"] = f"better in {wins} of {len(values)}"
         if not math.isnan(low):
-            gain = (low, high) if measure.best > 0 else (-high, -low)
+            gain = (low, high) if metric.is_higher_better else (-high, -low)
             cell["verdict"] = "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "not decided"
     if found.interval.num_finite < len(values):
         cell["left_out"] = f"mean of {found.interval.num_finite} finite ones"
@@ -187,14 +194,14 @@ def paper_rows(number: str) -> dict[str, Any]:
       ValueError: for a table that is not known.
     """
     table = paper.table(number)
-    metrics = measures.in_order({metric for row in table.rows.values() for metric in row})
+    metrics = registry.in_order({metric for row in table.rows.values() for metric in row})
     return {
         "number": number,
         "task": table.task,
         "link": paper.LINK,
         "name": paper.NAME,
         "protocol": table.protocol,
-        "columns": [measures.measure(metric) for metric in metrics],
+        "columns": [registry.find(metric) for metric in metrics],
         "rows": [
             {"method": method, "cells": [printed.get(metric, "") for metric in metrics]}
             for method, printed in table.rows.items()

@@ -15,7 +15,7 @@ import jax
 import sr3_jax
 from sr3_jax.config import Config, to_json
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+_PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 _GIT_SECONDS = 20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from etils import epath
 from jaxtyping import Float, UInt, UInt8
 
 from sr3_jax.data import index_file, storage
-from sr3_jax.evaluation import pretrained
+from sr3_jax.evaluation.pretrained import common
 
 _BATCH_SIZE = 64
 _NUM_FEATURES = 2048
@@ -39,8 +40,34 @@ class Statistics(NamedTuple):
     weights: str
 
 
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """FID and Inception score of each method's images and of the references; see `fid_and_is`."""
+    common.libraries()  # torch comes first: images may be read by what loads TensorFlow
+    found = common.Measured(inputs.rows)
+    given = inputs.fid_reference
+    with tempfile.TemporaryDirectory() as folder:
+        kept = given if isinstance(given, str) else f"{folder}/references.npz"
+        if kept is not given or (inputs.make_fid_reference and not storage.exists(kept)):
+            # Once, for all methods.
+            images = inputs.reference if given is None else given
+            images = inputs.make_fid_reference() if inputs.make_fid_reference else images
+            with common.bar("statistics of FID's references") as bar:
+                write_statistics(images, kept, weights=weights, progress=bar.update)
+        for name, images in inputs.rows.items():
+            # Of the references with themselves it is 0.
+            target = None if given is None and name == "reference" else kept
+            with common.bar(f"FID of {name}", len(images)) as bar:
+                scores = fid_and_is(images, target, weights=weights, progress=bar.update)
+            found.means[name] = {key: scores[key] for key in ("fid", "is") if key in scores}
+            how = "; ".join(f"{key}: {value}" for key, value in scores["protocol"].items())
+            found.protocol.append(f"FID and IS of {name}: {how}.")
+            if "warning" in scores:
+                found.protocol.append(f"FID and IS of {name} are {scores['warning']}.")
+    return found
+
+
 def fid_and_is(
-    images: pretrained.Images,
+    images: common.Images,
     reference: Iterable[UInt[np.ndarray, "_h _w 3"]] | epath.PathLike | None = None,
     *,
     weights: epath.PathLike | None = None,
@@ -68,7 +95,7 @@ def fid_and_is(
       OSError: the weights could not be downloaded.
       ValueError: too few images, or a file or image that cannot be used.
     """
-    torch, fidelity = pretrained.libraries()
+    torch, fidelity = common.libraries()
     if len(images) < _NUM_SPLITS:
         raise ValueError(
             f"the Inception score is a mean over {_NUM_SPLITS} splits of the images, and there are "
@@ -142,14 +169,14 @@ def write_statistics(
 
 def _inception(layers: list[str], weights: epath.PathLike | None) -> tuple[Any, str]:
     """The network with outputs `layers`, on the device; and its weights' name."""
-    _, fidelity = pretrained.libraries()
+    _, fidelity = common.libraries()
     with contextlib.ExitStack() as stack:
-        path = None if weights is None else stack.enter_context(pretrained.local_copy(weights))
-        stack.enter_context(pretrained.naming_weights("Inception V3", weights))
+        path = None if weights is None else stack.enter_context(common.local_copy(weights))
+        stack.enter_context(common.naming_weights("Inception V3", weights))
         network = fidelity.FeatureExtractorInceptionV3(
             "inception-v3-compat", layers, feature_extractor_weights_path=path
         )
-    network.to(pretrained.device())
+    network.to(common.device())
     url = fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3
     return network, os.path.basename(url if weights is None else os.fspath(weights))
 
@@ -170,12 +197,10 @@ def _features(
     network: Any, images: Iterable[np.ndarray], progress: Callable[[], None]
 ) -> Iterator[tuple[Float[np.ndarray, "_n _c"], ...]]:
     """For each batch what the network's layers give."""
-    device = pretrained.device()
-    for batch in _batches(pretrained.checked(images)):
-        with pretrained.exact():
-            features = tuple(
-                layer.cpu().numpy() for layer in network(pretrained.tensor(batch, device))
-            )
+    device = common.device()
+    for batch in _batches(common.checked(images)):
+        with common.exact():
+            features = tuple(layer.cpu().numpy() for layer in network(common.tensor(batch, device)))
         yield features
         for _ in batch:
             progress()
@@ -246,7 +271,7 @@ def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
 
 
 def _distance(one: Statistics, other: Statistics) -> float:
-    _, fidelity = pretrained.libraries()
+    _, fidelity = common.libraries()
     statistics = ({"mu": of.mu, "sigma": of.sigma} for of in (one, other))
     result = fidelity.metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
     return result[fidelity.KEY_METRIC_FID]

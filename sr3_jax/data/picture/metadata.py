@@ -1,29 +1,30 @@
-"""What belongs to a picture beside its pixels, of each format of files."""
+"""Metadata of each file format: colour profile, EXIF, XMP, IPTC, density and more."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sr3_jax.data.picture import cmyk, containers, tiff
-from sr3_jax.data.picture.content import GEO_TAGS, Density, Metadata
-from sr3_jax.data.picture.tiff_reading import Inspected, profile
+from sr3_jax.data.picture import containers, pillow, tiff, tiff_reading
+from sr3_jax.data.picture.picture import GEO_TAGS, Density, Metadata
 
 if TYPE_CHECKING:
     import pyvips
     from PIL import GifImagePlugin, Image, JpegImagePlugin
 
-_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])")
+# In XMP, either as an attribute or as an element.
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>)\s*)([1-8])")
 
-# Chunks of PNG that hold for a larger picture as well: its time, and its colours.
-_PNG_KEPT = (b"tEXt", b"zTXt", b"iTXt", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"cICP")
+# Chunks of PNG that hold for a larger picture as well: its texts, its time and its colours.
+_PNG_KEPT = (*containers.PNG_TEXTS, b"tIME", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 _WEBP_READ = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"EXIF", b"XMP ")
 
 _PHOTOSHOP = 34377  # a tag of TIFF, as are the following
 _TIFF_READ = frozenset(
-    # How the pixels are stored, and what is read by other functions.
+    # How the pixels are stored, and what other functions read.
     [254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284]
     + [292, 293, 296, 297, 317, 320, 322, 323, 324, 325, 332, 338, 339, 340, 341, 347, 512, 513]
     + [514, 515, 519, 520, 521, 529, 530, 531, 532, tiff.XMP, tiff.IPTC, tiff.ICC_PROFILE]
@@ -33,8 +34,11 @@ _SRGB_LIKE = {1, 2, 6, 13}  # primaries and transfer functions of video that are
 
 
 @dataclasses.dataclass
-class Belongings:
-    """See `content.Picture`; `icc_profile` may be of other pixels than the picture's."""
+class FileMetadata:
+    """The metadata of a file, with the attributes of `Picture`.
+
+    Unlike the picture's, `icc_profile` may be a profile of other pixels.
+    """
 
     icc_profile: bytes | None = None
     exif: bytes | None = None
@@ -43,39 +47,38 @@ class Belongings:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def read_exif(self, data: bytes | None, keep: frozenset[int] | None = None) -> None:
-        """Takes what `tiff.clean_exif` leaves."""
+        """Keeps what `tiff.clean_exif` leaves of EXIF."""
         try:
             self.exif = tiff.clean_exif(data, keep) if data else None
         except ValueError:
             self.notes.append("its EXIF, which is damaged")
 
     def convert_cmyk(self) -> None:
-        """Says what became of CMYK, whose profile is no longer that of the picture."""
-        by = "its profile" if cmyk.transform(self.icc_profile) else "a plain formula"
+        """Drops the profile of CMYK, and notes how the colours were converted."""
+        by = "its profile" if pillow.cmyk_transform(self.icc_profile) else "a plain formula"
         self.notes.append(f"its CMYK colours, which became 8-bit sRGB by {by}")
         self.icc_profile = None
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """How a picture is stored, 1 to 8 as in EXIF, by EXIF or else by XMP; 1 where none says it."""
-    found = None
-    if exif:
-        try:
-            file = tiff.Tiff(exif.removeprefix(tiff.EXIF_PREFIX))
-            tags, _ = file.directory(file.first)
-            found = file.numbers(tags.get(tiff.ORIENTATION), 0)[0]
-        except (struct.error, LookupError, ValueError):
-            pass  # the belongings tell it
+    """Returns how a picture is stored, 1 to 8 as in EXIF.
+
+    EXIF decides, or XMP where it says nothing, or else it is 1.
+    """
+    file, tags = _exif_tags(exif)
+    try:
+        found = file.numbers(tags[tiff.ORIENTATION])[0] if tags else 0
+    except (struct.error, LookupError, ValueError):
+        found = 0
     if not found and xmp and (match := _XMP_ORIENTATION.search(xmp)):
-        found = int(match[1])
+        found = int(match[2])
     return int(found) if found in range(1, 9) else 1
 
 
-def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
-    """Reads what belongs to a JPEG file that was opened."""
+def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> FileMetadata:
+    """Reads the metadata of an opened JPEG file."""
     info = image.info
-    kept = Belongings(icc_profile=info.get("icc_profile"))
-    kept.read_exif(info.get("exif"))
+    kept = _of_info(info)
     resources = info.get("photoshop", {})
     comments = []
     segments = set()
@@ -92,9 +95,9 @@ def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
         kept.notes.append("Photoshop's resources other than IPTC")
     if segments:
         kept.notes.append(f"JPEG segments {', '.join(sorted(segments))}")
-    kept.metadata = Metadata(
-        density=_jpeg_density(info) or exif_density(info.get("exif")),
-        xmp=_xmp(info.get("xmp")),
+    kept.metadata = dataclasses.replace(
+        kept.metadata,
+        density=_jfif_density(info) or kept.metadata.density,
         iptc=resources.get(containers.IPTC),
         comments=tuple(comments),
     )
@@ -103,23 +106,25 @@ def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> Belongings:
     return kept
 
 
-def of_png(data: bytes) -> Belongings:
-    """Reads what belongs to a PNG file."""
-    kept = Belongings(is_lossless=True)
+def of_png(data: bytes) -> FileMetadata:
+    """Reads the metadata of a PNG file."""
+    kept = FileMetadata(is_lossless=True)
     exif, xmp = containers.png_exif_and_xmp(data)
     kept.read_exif(exif)
     density, iptc, chunks, others, damaged = None, None, [], set(), set()
     for kind, begin, end in containers.png_chunks(data):
         if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
             continue
-        chunk = (kind, data[begin:end])
+        content = data[begin:end]
+        chunk = (kind, content)
         name = containers.png_keyword(chunk) or kind.decode("latin-1")
         try:
             raw = containers.png_raw_profile(chunk)
             if kind == b"iCCP":
-                kept.icc_profile = containers.png_profile(chunk[1])
+                kept.icc_profile = containers.unpacked(content.partition(b"\0")[2][1:])
             elif kind == b"pHYs":
-                density = containers.png_density(chunk[1])
+                x, y, is_metre = struct.unpack(">IIB", content)
+                density = Density(x / 100, y / 100, "cm") if is_metre else Density(x, y, "")
             elif raw and raw[0] == "iptc":
                 iptc = containers.iptc_of_photoshop(raw[1])
             elif raw and raw[0] not in containers.RAW_EXIF or kind not in _PNG_KEPT:
@@ -132,30 +137,31 @@ def of_png(data: bytes) -> Belongings:
         kept.notes.append(f"PNG chunks {', '.join(sorted(others))}")
     if damaged:
         kept.notes.append(f"damaged PNG chunks {', '.join(sorted(damaged))}")
-    kept.metadata = Metadata(density=density, xmp=_xmp(xmp), iptc=iptc, png_chunks=tuple(chunks))
+    kept.metadata = Metadata(density, _upright_xmp(xmp), iptc, png_chunks=tuple(chunks))
     return kept
 
 
-def of_webp(chunks: dict[bytes, bytes]) -> Belongings:
-    """Reads what belongs to a WebP file, by the type of its chunks."""
-    kept = Belongings(icc_profile=chunks.get(b"ICCP"), is_lossless=b"VP8L" in chunks)
-    exif = chunks.get(b"EXIF")
-    kept.read_exif(exif)
+def of_webp(chunks: Mapping[bytes, bytes]) -> FileMetadata:
+    """Reads the metadata of a WebP file, from the content of its chunks by type."""
+    names = {"icc_profile": b"ICCP", "exif": b"EXIF", "xmp": b"XMP "}
+    kept = _of_info({name: chunks.get(kind) for name, kind in names.items()})
+    kept.is_lossless = b"VP8L" in chunks
     if others := sorted(kind.decode("latin-1") for kind in chunks if kind not in _WEBP_READ):
         kept.notes.append(f"WebP chunks {', '.join(others)}")
-    kept.metadata = Metadata(density=exif_density(exif), xmp=_xmp(chunks.get(b"XMP ")))
     return kept
 
 
-def of_tiff(data: bytes, found: Inspected) -> Belongings:
-    """Reads what belongs to a TIFF file that was inspected."""
+def of_tiff(data: bytes, found: tiff_reading.Inspected) -> FileMetadata:
+    """Reads the metadata of an inspected TIFF file."""
     file, tags = found.file, found.tags
-    kept = Belongings(icc_profile=profile(found), is_lossless=found.is_lossless)
+    kept = FileMetadata(tiff_reading.profile(found), is_lossless=found.is_lossless)
     kept.read_exif(data, tiff.DESCRIPTIVE)
-    content = {tag: file.content(tags[tag]) for tag in (tiff.XMP, tiff.IPTC) if tag in tags}
-    iptc = content.get(tiff.IPTC)
-    if iptc is None and _PHOTOSHOP in tags:
-        iptc = containers.iptc_of_photoshop(file.content(tags[_PHOTOSHOP]))
+    xmp, iptc, resources = (
+        file.content(tags[tag]) if tag in tags else None
+        for tag in (tiff.XMP, tiff.IPTC, _PHOTOSHOP)
+    )
+    if iptc is None and resources:
+        iptc = containers.iptc_of_photoshop(resources)
     geo = tuple(file.value(tags[tag]) for tag in GEO_TAGS if tag in tags)
     if geo and found.orientation != 1:
         kept.notes.append("its georeference, which is of the picture before it was turned")
@@ -164,38 +170,34 @@ def of_tiff(data: bytes, found: Inspected) -> Belongings:
         kept.notes.append("smaller versions or masks in the file")
     if others := sorted(tags.keys() - _TIFF_READ):
         kept.notes.append(f"TIFF tags {', '.join(map(str, others))}")
-    kept.metadata = Metadata(
-        density=_tiff_density(file, tags), xmp=_xmp(content.get(tiff.XMP)), iptc=iptc, geo=geo
-    )
+    kept.metadata = Metadata(_tiff_density(file, tags), _upright_xmp(xmp), iptc, geo=geo)
     if found.is_cmyk:
         kept.convert_cmyk()
     return kept
 
 
-def of_bmp(image: Image.Image) -> Belongings:
-    """Reads what belongs to a BMP file that was opened."""
-    kept = Belongings(is_lossless=True)
+def of_bmp(image: Image.Image) -> FileMetadata:
+    """Reads the metadata of an opened BMP file."""
     x, y = (round(dpi * containers.BMP_INCHES) for dpi in image.info.get("dpi", (0, 0)))
-    if x and y:
-        kept.metadata = Metadata(density=Density(x / 100, y / 100, "cm"))
-    return kept
+    density = Density(x / 100, y / 100, "cm") if x and y else None
+    return FileMetadata(is_lossless=True, metadata=Metadata(density))
 
 
-def of_gif(image: GifImagePlugin.GifImageFile) -> Belongings:
-    """Reads what belongs to a GIF file that was opened."""
+def of_gif(image: GifImagePlugin.GifImageFile) -> FileMetadata:
+    """Reads the metadata of an opened GIF file."""
     comment = image.info.get("comment")
-    return Belongings(is_lossless=True, metadata=Metadata(comments=(comment,) if comment else ()))
+    return FileMetadata(is_lossless=True, metadata=Metadata(comments=(comment,) if comment else ()))
 
 
-def of_avif(image: Image.Image, by_vips: pyvips.Image) -> Belongings:
-    """Reads what belongs to an AVIF file that was opened by Pillow and by libvips."""
+def of_avif(image: Image.Image, by_vips: pyvips.Image) -> FileMetadata:
+    """Reads the metadata of an AVIF file that Pillow and libvips have opened."""
     # Pillow writes EXIF anew with the orientation of the file, and loses letters in it.
     has_exif = by_vips.get_typeof("exif-data")
     return _of_info(image.info | {"exif": by_vips.get("exif-data") if has_exif else None})
 
 
-def of_heic(file: Any) -> Belongings:
-    """Reads what belongs to a HEIC file: a `pillow_heif.HeifFile`."""
+def of_heic(file: Any) -> FileMetadata:
+    """Reads the metadata of a HEIC file: a `pillow_heif.HeifFile`."""
     info = file.info
     kept = _of_info(info)
     if info.get("depth_images") or info.get("aux"):
@@ -207,38 +209,47 @@ def of_heic(file: Any) -> Belongings:
     return kept
 
 
-def _of_info(info: dict[str, Any]) -> Belongings:
-    kept = Belongings(icc_profile=info.get("icc_profile"))
-    kept.read_exif(info.get("exif"))
-    kept.metadata = Metadata(density=exif_density(info.get("exif")), xmp=_xmp(info.get("xmp")))
-    return kept
-
-
-def _xmp(packet: bytes | None) -> bytes | None:
-    return containers.upright_xmp(packet) if packet else None
-
-
-def _jpeg_density(info: dict[str, Any]) -> Density | None:
-    """Of JFIF; 1:1 without a unit says nothing."""
-    unit, numbers = info.get("jfif_unit", 0), info.get("jfif_density", (1, 1))
-    if 0 in numbers or unit not in (1, 2):
-        return None
-    return Density(*map(float, numbers), ("inch", "cm")[unit - 1])
-
-
 def exif_density(exif: bytes | None) -> Density | None:
-    """What EXIF says of the density; None where it says nothing, or is damaged."""
+    """Returns the density that EXIF states; None if it states none, or is damaged."""
     try:
-        file = tiff.Tiff((exif or b"").removeprefix(tiff.EXIF_PREFIX))
-        return _tiff_density(file, file.directory(file.first)[0])
+        return _tiff_density(*_exif_tags(exif))
     except (struct.error, LookupError, ValueError):
         return None
 
 
-def _tiff_density(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> Density | None:
-    fractions = [
-        file.numbers(tags.get(tag), 0, 0) for tag in (tiff.X_RESOLUTION, tiff.Y_RESOLUTION)
-    ]
+def _of_info(info: Mapping[str, Any]) -> FileMetadata:
+    """Reads what has a name of Pillow's."""
+    exif = info.get("exif")
+    kept = FileMetadata(info.get("icc_profile"))
+    kept.read_exif(exif)
+    kept.metadata = Metadata(exif_density(exif), _upright_xmp(info.get("xmp")))
+    return kept
+
+
+def _upright_xmp(packet: bytes | None) -> bytes | None:
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", packet) if packet else None
+
+
+def _exif_tags(exif: bytes | None) -> tuple[tiff.Tiff | None, dict[int, tiff.Entry]]:
+    """Returns the first directory of EXIF; empty if there is none, or it is damaged."""
+    try:
+        file = tiff.Tiff((exif or b"").removeprefix(tiff.EXIF_PREFIX))
+        return file, file.directory(file.first)[0]
+    except (struct.error, LookupError, ValueError):
+        return None, {}
+
+
+def _jfif_density(info: Mapping[str, Any]) -> Density | None:
+    unit, numbers = info.get("jfif_unit", 0), info.get("jfif_density", (1, 1))
+    if 0 in numbers or unit not in (1, 2):  # 1:1 without a unit says nothing
+        return None
+    return Density(*map(float, numbers), ("inch", "cm")[unit - 1])
+
+
+def _tiff_density(file: tiff.Tiff | None, tags: Mapping[int, tiff.Entry]) -> Density | None:
+    if not {tiff.X_RESOLUTION, tiff.Y_RESOLUTION} <= tags.keys():
+        return None
+    fractions = [file.numbers(tags[tag]) for tag in (tiff.X_RESOLUTION, tiff.Y_RESOLUTION)]
     if not all(len(fraction) == 2 and all(fraction) for fraction in fractions):
         return None
     x, y = (above / below for above, below in fractions)

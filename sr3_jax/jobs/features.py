@@ -1,10 +1,11 @@
-"""What pretrained networks say of a job's images, and the report of those made from nothing."""
+"""Measures a job's images with pretrained networks; the report of images made from nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +14,20 @@ from etils import epath
 
 from sr3_jax.config import Config, image_sets
 from sr3_jax.data import folders, storage
-from sr3_jax.evaluation import evaluator, judged, pretrained, provenance, report, scoring, tables
+from sr3_jax.evaluation import evaluator, scoring
+from sr3_jax.evaluation.pretrained import common, process
+from sr3_jax.evaluation.report import page, provenance, tables
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import shared
+from sr3_jax.metrics import registry
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
+class Wanted:
     """What to measure of images made from nothing.
 
     Attributes:
-      config: its sections `evaluation`, and `data` of the last stage; see `judge`.
+      config: its sections `evaluation`, and `data` of the last stage; see `measure`.
       paper_tables: whose figures stand beside.
     """
 
@@ -31,14 +35,32 @@ class Measure:
     paper_tables: tuple[str, ...] = ()
 
 
-def judge(
+def check_installed(options: Sequence[str], key: str = "evaluation.feature_metrics") -> None:
+    """Checks that what pretrained networks need is installed, without importing it.
+
+    Args:
+      options: of `registry.options()`.
+      key: of the config, which asks for them.
+
+    Raises:
+      ImportError: naming the library that is not there.
+    """
+    for metric in registry.of("network"):
+        if metric.option in options and importlib.util.find_spec(metric.package) is None:
+            raise ImportError(
+                f"config.{key} asks for {metric.option!r}, which needs {metric.package}: "
+                "pip install -e '.[eval]', or leave it out"
+            )
+
+
+def measure(
     config: Config,
     workdir: epath.Path,
-    methods: Mapping[str, pretrained.Images],
-    reference: pretrained.Images | None,
+    methods: Mapping[str, common.Images],
+    reference: common.Images | None,
     labels: Sequence[int] = (),
-) -> judged.Judged:
-    """What the networks of `config.evaluation.feature_metrics` say, if any.
+) -> common.Measured:
+    """Measures what `config.evaluation.feature_metrics` asks for, if anything.
 
     Args:
       config: its sections `evaluation`, and `data` for statistics of the training images.
@@ -49,7 +71,7 @@ def judge(
     """
     wanted, given = config.evaluation, config.evaluation.fid_reference
     if not wanted.feature_metrics:
-        return judged.Judged({}, {}, [])
+        return common.Measured()
     of_fid: dict[str, Any] = {}
     if given == "train":
         # Taken once and kept: for ImageNet that takes hours.
@@ -63,30 +85,27 @@ def judge(
         of_fid = {"fid_reference": given}
     elif given:
         of_fid = {"fid_reference": scoring.Read(folders.folder(given))}
-    return judged.judge(
-        methods=methods,
-        reference=reference,
-        labels=labels,
-        metrics=wanted.feature_metrics,
-        weights=wanted.weights,
-        **of_fid,
-    )
+    inputs = common.Inputs(methods, reference, labels, **of_fid)
+    return process.measure(wanted.feature_metrics, inputs, wanted.weights)
 
 
-def check_generated(measure: Measure, num_images: int) -> None:
-    """Whether FID can be measured of so many images made from nothing, before they are made.
+def check_generated(wanted: Wanted, num_images: int) -> None:
+    """Checks that so many images made from nothing can be measured, before they are made.
 
     Raises:
       FileNotFoundError: what to compare with is missing, or the weights are.
-      ValueError: another metric, nothing to compare with, or too few images.
+      ImportError: see `check_installed`.
+      ValueError: a metric that needs references or labels, nothing to compare with, or too few
+        images.
     """
-    config, wanted = measure.config, measure.config.evaluation
-    given = wanted.fid_reference
-    if wanted.feature_metrics != ("fid",):
+    config, options = wanted.config, wanted.config.evaluation
+    given, possible = options.fid_reference, registry.options(without=("reference", "labels"))
+    if not set(options.feature_metrics) <= set(possible):
         raise ValueError(
-            f"config.evaluation.feature_metrics = {wanted.feature_metrics}: of images that were "
-            "made from nothing only ('fid',) can be measured"
+            f"config.evaluation.feature_metrics = {options.feature_metrics}: of images that were "
+            f"made from nothing only {possible} can be measured"
         )
+    check_installed(options.feature_metrics)
     if not given:
         raise ValueError(
             "config.evaluation.fid_reference is empty; give `train`, a folder of images, or an "
@@ -94,36 +113,40 @@ def check_generated(measure: Measure, num_images: int) -> None:
         )
     if num_images < 10:
         raise ValueError(
-            f"num_images = {num_images}: FID and IS need at least 10, the paper 50,000"
+            f"num_images = {num_images}: FID and IS need at least 10 (the paper took 50,000); give "
+            "more with --num_images, or with --config.evaluation.num_images for a single network"
         )
-    for path in (given if given != "train" else "", wanted.weights["fid"]):
-        if path and not storage.exists(path):
-            raise FileNotFoundError(f"{path} of config.evaluation does not exist")
+    for key in ("fid_reference", "inception_weights"):
+        path = getattr(options, key)
+        if path not in ("", "train") and not storage.exists(path):
+            raise FileNotFoundError(
+                f"config.evaluation.{key} = {path!r} does not exist; give the path of one that does"
+            )
     if given == "train":
         image_sets.training_source(config)
-    for number in measure.paper_tables:
+    for number in wanted.paper_tables:
         tables.paper_rows(number)
 
 
 def report_generated(
-    measure: Measure,
+    wanted: Wanted,
     stages: Sequence[cascade.Stage],
-    images: pretrained.Images,
+    images: common.Images,
     output: epath.Path,
 ) -> None:
     """Measures FID and the Inception score of a cascade's images, and writes what they are.
 
     `report.md` has them beside the paper's, `metrics.json` the numbers; the table is printed.
     """
-    said = judge(measure.config, epath.Path(stages[-1].workdir), {"ours": images}, None)
-    means = {"ours": {**said.means["ours"], "n": len(images)}}
+    found = measure(wanted.config, epath.Path(stages[-1].workdir), {"ours": images}, None)
+    means = {"ours": {**found.means["ours"], "n": len(images)}}
     lines = [f"# {len(images)} images of {stages[-1].image_size} pixels", evaluator.table(means)]
-    for number in measure.paper_tables:
-        found = tables.paper_rows(number)
-        rows = {row["method"]: row["cells"] for row in found["rows"]}
-        headings = [column.heading for column in found["columns"]]
+    for number in wanted.paper_tables:
+        table = tables.paper_rows(number)
+        rows = {row["method"]: row["cells"] for row in table["rows"]}
+        headings = [column.heading for column in table["columns"]]
         lines += [
-            f"## The paper's Table {number}: {found['task']}",
+            f"## The paper's Table {number}: {table['task']}",
             "\n".join(
                 [
                     f"| method | {' | '.join(headings)} |",
@@ -131,7 +154,7 @@ def report_generated(
                     *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
                 ]
             ),
-            "\n".join(f"- {statement}" for statement in found["protocol"]),
+            "\n".join(f"- {statement}" for statement in table["protocol"]),
         ]
     how = [
         f"Stage {i}: {stage.workdir}, step {stage.step}, {stage.image_size} pixels, "
@@ -142,8 +165,8 @@ def report_generated(
     lines += [
         "## How ours were made and measured",
         "\n".join(
-            f"- {report.markdown_safe(line)}"
-            for line in (*how, *said.protocol, *(f"{k}: {v}" for k, v in made.items()))
+            f"- {page.markdown_safe(line)}"
+            for line in (*how, *found.protocol, *(f"{k}: {v}" for k, v in made.items()))
         ),
     ]
     storage.write_whole(output / "report.md", ("\n\n".join(lines) + "\n").encode())

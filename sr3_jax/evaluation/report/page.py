@@ -16,8 +16,9 @@ from jaxtyping import UInt8
 
 from sr3_jax.data import storage
 from sr3_jax.data.picture import to_8_bits, write_image
-from sr3_jax.evaluation import gallery, histograms, intervals, measures, tables
-from sr3_jax.evaluation.tables import Results
+from sr3_jax.evaluation.report import gallery, histograms, intervals, tables
+from sr3_jax.evaluation.report.tables import Results
+from sr3_jax.metrics import registry
 
 _COLOURS = 8
 _MARKDOWN_PICTURES = 2 * gallery.NUM_EXTREMES + gallery.NUM_MIDDLE
@@ -66,7 +67,7 @@ def write(
         "methods": list(results.means),
         "num_images": len(results.names),
         "level": f"{intervals.LEVEL:.0%}",
-        "columns": [measures.measure(m) for m in tables.metric_names(results)],
+        "columns": [registry.find(m) for m in tables.metric_names(results)],
         "rows": rows,
         "table_notes": table_notes,
         "differences": tables.differences(results, main),
@@ -121,7 +122,7 @@ def _environment() -> Any:
         raise ImportError("the report needs jinja2: pip install 'jinja2>=3.1'") from error
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sr3_jax.evaluation"),
+        loader=jinja2.PackageLoader("sr3_jax.evaluation.report"),
         autoescape=lambda name: name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -136,7 +137,7 @@ def _histograms(results: Results) -> list[dict[str, Any]]:
     """A panel for each metric that images have."""
     metrics = {metric for by_metric in results.of_images.values() for metric in by_metric}
     found = []
-    for metric in measures.in_order(metrics - set(measures.OF_THE_RUN)):
+    for metric in filter(tables.is_of_images, registry.in_order(metrics)):
         values = {
             method: results.of_images[method][metric]
             for method in results.means
@@ -144,7 +145,7 @@ def _histograms(results: Results) -> list[dict[str, Any]]:
         }
         panel = histograms.panel(values)
         if panel is not None:
-            found.append({"measure": measures.measure(metric), "panel": panel})
+            found.append({"measure": registry.find(metric), "panel": panel})
     return found
 
 
@@ -192,9 +193,9 @@ def _row(
         piece = None if scale is None else gallery.cut(image, patch, scale)
         patches.append(piece)
         numbers = {
-            measures.measure(m): measures.write(v[choice.index], measures.measure(m).digits)
+            registry.find(m): registry.find(m).write(v[choice.index])
             for m, v in tables.scores_of(results, column).items()
-            if m not in measures.OF_THE_RUN
+            if tables.is_of_images(m)
         }
         cells.append(
             {

@@ -14,15 +14,28 @@ from etils import epath
 from jaxtyping import Bool, Float, Int, UInt8
 
 from sr3_jax.data import picture
-from sr3_jax.evaluation import pretrained
+from sr3_jax.evaluation.pretrained import common
 
 _SIZE = 224
 _NUM_CLASSES = 1000
 _BATCH_SIZE = 16
 
 
+def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
+    """Top-1 and top-5 accuracy on each method's images and on the references; see `resnet50`."""
+    found = common.Measured()
+    for name, images in inputs.rows.items():
+        with common.bar(f"ResNet-50 of {name}", len(images)) as bar:
+            accuracy = resnet50(images, inputs.labels, weights=weights, progress=bar.update)
+        found.add(name, **accuracy)
+    found.protocol.append(
+        "ResNet-50: keras.applications, on the images as they are, 224x224, in 8 bits."
+    )
+    return found
+
+
 def resnet50(
-    images: pretrained.Images,
+    images: common.Images,
     labels: Sequence[int],
     *,
     weights: epath.PathLike | None = None,
@@ -51,8 +64,8 @@ def resnet50(
     _check_labels(labels, len(images))
     keras = _keras()
     with contextlib.ExitStack() as stack:
-        path = None if weights is None else stack.enter_context(pretrained.local_copy(weights))
-        stack.enter_context(pretrained.naming_weights("ResNet-50", weights))
+        path = None if weights is None else stack.enter_context(common.local_copy(weights))
+        stack.enter_context(common.naming_weights("ResNet-50", weights))
         # Scores before the softmax, which would make classes equal that are not.
         network = keras.applications.ResNet50(
             weights="imagenet" if path is None else path, classifier_activation=None
@@ -101,7 +114,7 @@ def _check_labels(labels: Sequence[int], num_images: int) -> None:
 
 
 def _batches(
-    images: pretrained.Images,
+    images: common.Images,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "_n 224 224 3"]]]:
     """Each batch and its first image's number; all of one size, so that one program does."""
     for start in range(0, len(images), _BATCH_SIZE):

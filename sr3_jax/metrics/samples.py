@@ -1,4 +1,4 @@
-"""How good samples are, as draws of what an image could have been: no pretrained network."""
+"""Metrics of several samples of each image: the energy score and their diversity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Float64, UInt
 
 from sr3_jax import images as image_ops
 
@@ -48,6 +48,20 @@ def energy_score(
         apart = np.mean([_distance(one, two) for one, two in itertools.combinations(drawn, 2)])
         scores[min(truth.shape[1:3])] = float((wrong - apart / 2) / (truth.std() + 1e-6))
     return scores
+
+
+def mean_energy_score(
+    samples: UInt[Array | np.ndarray, "k b h w c"],
+    reference: UInt[Array | np.ndarray, "b h w c"],
+) -> float:
+    """The mean of `energy_score` over the levels of the pyramid; lower is better."""
+    return float(np.mean([*energy_score(samples, reference).values()]))
+
+
+def diversity(samples: UInt[np.ndarray, "k b h w c"]) -> Float64[np.ndarray, " b"]:
+    """The standard deviation between samples in levels of 255, averaged over pixels."""
+    deviation = samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3))
+    return deviation * 255 / np.iinfo(samples.dtype).max
 
 
 def _laplacian(images: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"]]:

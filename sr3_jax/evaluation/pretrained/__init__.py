@@ -1,0 +1,1 @@
+"""Metrics of pretrained networks: FID, Inception score, LPIPS, ResNet-50."""

@@ -1,0 +1,1 @@
+"""The report of an evaluation: its tables, drawings and pictures."""

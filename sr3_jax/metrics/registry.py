@@ -1,0 +1,313 @@
+"""Every metric as one object, in the order of tables.
+
+A metric is computed by a function in a file of its own, which is named here and imported when it is
+first called: so a config is checked against the names, and a report written, without jax or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["image", "samples", "trial", "network", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number by which images are scored.
+
+    Attributes:
+      name: its key in metrics.json, images.json and trials.jsonl.
+      title: heading of its column, without the unit.
+      of: what it is a number of, which decides when it is measured and how it is called.
+        `image`: compute(images [b h w 3], ...) -> [b], of every output.
+        `samples`: compute(samples [k b h w 3], ...) -> [b], where an input has several outputs.
+        `trial`: compute(samples [k b h w 3], ...) -> number, while schedules are tuned.
+        `network`: compute(pretrained.common.Inputs, ...) -> pretrained.common.Measured, in a
+        process of its own, where `config.evaluation.feature_metrics` has its `option`.
+        `run`: not computed from images.
+      function: what computes it, as "module:function"; metrics of one option share one.
+      needs: names of further arguments, of `reference`, `low_resolution`, `luminance` and `border`;
+        for networks of `reference`, `fid_reference` and `labels`, which are among the inputs.
+      best: the value that nothing beats: infinite, or a number; None if no direction is better.
+      unit: of the number.
+      digits: how the number is written, a format specification.
+      meaning: a sentence for the report.
+      option: value of `config.evaluation.feature_metrics` that asks for it.
+      weights: key of `config.evaluation` with the file of the network's weights.
+      package: what has to be installed besides, as it is imported.
+    """
+
+    name: str
+    title: str
+    of: Kind = "image"
+    function: str = ""
+    needs: tuple[str, ...] = ()
+    best: float | None = None
+    unit: str = ""
+    digits: str = ".4g"
+    meaning: str = ""
+    option: str = ""
+    weights: str = ""
+    package: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def is_higher_better(self) -> bool | None:
+        """None where neither direction is better."""
+        return None if self.best is None or math.isfinite(self.best) else self.best > 0
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better; empty if none is."""
+        if self.best is None:
+            return ""
+        return {math.inf: "↑", -math.inf: "↓"}.get(self.best, f"→ {self.best:g}")
+
+    def badness(self, value: float) -> float:
+        """Orders values: the lower, the better. nan for nan.
+
+        Raises:
+          ValueError: no direction is better.
+        """
+        if self.best is None:
+            raise ValueError(f"of {self.heading!r}, neither more nor less is better")
+        if self.is_higher_better is None:
+            return abs(value - self.best)
+        return -value if self.is_higher_better else value
+
+    def compute(self, scored: Any, given: Mapping[str, Any]) -> Any:
+        """Computes it; see `of`.
+
+        Args:
+          scored: the images, samples or inputs.
+          given: what the metric may need, by name.
+        """
+        function = pkgutil.resolve_name(self.function)
+        return function(scored, **{name: given[name] for name in self.needs})
+
+    def write(self, value: float, *, signed: bool = False) -> str:
+        """The number as people read it."""
+        return write(value, self.digits, signed=signed)
+
+
+_FULL_REFERENCE = "sr3_jax.metrics.full_reference"
+_PRETRAINED = "sr3_jax.evaluation.pretrained"
+_INCEPTION = {
+    "of": "network",
+    "function": f"{_PRETRAINED}.inception:measure",
+    "needs": ("fid_reference",),
+    "option": "fid",
+    "weights": "inception_weights",
+    "package": "torch_fidelity",
+}
+_RESNET50 = {
+    "of": "network",
+    "function": f"{_PRETRAINED}.resnet50:measure",
+    "needs": ("labels",),
+    "best": math.inf,
+    "digits": ".3f",
+    "option": "resnet50",
+    "weights": "resnet50_weights",
+    "package": "keras",
+}
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "energy",
+            "energy score",
+            "trial",
+            "sr3_jax.metrics.samples:mean_energy_score",
+            ("reference",),
+            -math.inf,
+        ),
+        Metric(
+            "psnr",
+            "PSNR",
+            "image",
+            f"{_FULL_REFERENCE}:psnr",
+            ("reference", "luminance", "border"),
+            math.inf,
+            "dB",
+            ".2f",
+            "Peak signal-to-noise ratio: the mean square error to the reference in decibels. "
+            "Rewards the mean of all plausible images, and so blur; infinite for an image equal "
+            "to it.",
+        ),
+        Metric(
+            "ssim",
+            "SSIM",
+            "image",
+            f"{_FULL_REFERENCE}:ssim",
+            ("reference", "luminance", "border"),
+            math.inf,
+            digits=".3f",
+            meaning="Structural similarity to the reference in small windows, at most 1. Rewards "
+            "blur, too.",
+        ),
+        Metric(
+            "consistency",
+            "consistency",
+            "image",
+            f"{_FULL_REFERENCE}:consistency",
+            ("low_resolution",),
+            -math.inf,
+            digits=".2f",
+            meaning="Mean square error between the input and the output made small again, on "
+            "values in [0, 1] and times 1e5. 0 is an output that the input could have come from.",
+        ),
+        Metric(
+            "gradient_energy",
+            "gradient energy",
+            "image",
+            f"{_FULL_REFERENCE}:gradient_energy",
+            ("reference",),
+            1.0,
+            digits=".3f",
+            meaning="Energy of the output's gradients over that of the reference's: less than 1 "
+            "is blurred, more is noisy or sharpened. Noise counts as much as texture.",
+        ),
+        Metric(
+            "lpips",
+            "LPIPS",
+            "network",
+            f"{_PRETRAINED}.lpips:measure",
+            ("reference",),
+            -math.inf,
+            digits=".3f",
+            meaning="Distance to the reference in the features of a trained network; nearer to "
+            "what people see than PSNR.",
+            option="lpips",
+            weights="lpips_weights",
+            package="torch_fidelity",
+        ),
+        Metric(
+            "fid",
+            "FID",
+            best=-math.inf,
+            digits=".2f",
+            meaning="Fréchet distance between the Inception features of all outputs and of real "
+            "images. Of the set, not of an image, and larger for fewer images: compare equal "
+            "numbers of them only.",
+            **_INCEPTION,
+        ),
+        Metric(
+            "is",
+            "IS",
+            best=math.inf,
+            digits=".1f",
+            meaning="Inception score: how surely each output is of some class, and how many "
+            "classes there are. Of the set; it knows no reference.",
+            **_INCEPTION,
+        ),
+        Metric(
+            "top_1",
+            "top-1",
+            meaning="Share of outputs whose class a ResNet-50, trained on real images, names "
+            "first.",
+            **_RESNET50,
+        ),
+        Metric(
+            "top_5",
+            "top-5",
+            meaning="Share of outputs whose class is among the five that a ResNet-50 names first.",
+            **_RESNET50,
+        ),
+        Metric(
+            "diversity",
+            "diversity",
+            "samples",
+            "sr3_jax.metrics.samples:diversity",
+            digits=".3g",
+            meaning="How far several outputs for one input lie apart: their standard deviation, "
+            "in levels of 255, averaged over pixels. More is not better by itself: 0 is a method "
+            "that always gives the same answer.",
+        ),
+        Metric("n", "n", "run", digits=".0f", meaning="Number of images."),
+        Metric(
+            "seconds_per_image",
+            "seconds per image",
+            "run",
+            digits=".3g",
+            meaning="Time to make an image, on the hardware named below; without compilation.",
+        ),
+    )
+}
+# What older files call them.
+_FORMER_NAMES = {"detail": "gradient_energy"}
+
+
+def of(kind: Kind) -> list[Metric]:
+    """The metrics of a kind, in the order of tables."""
+    return [metric for metric in METRICS.values() if metric.of == kind]
+
+
+def options(without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Values of `config.evaluation.feature_metrics`; those that need nothing of `without`."""
+    found = {m.option for m in of("network") if not set(without) & set(m.needs)}
+    return tuple(sorted(found))
+
+
+def tunable() -> tuple[str, ...]:
+    """Values of `config.tuning.metric`: what has a direction, of images without labels."""
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if metric.is_higher_better is not None and "labels" not in metric.needs
+    )
+
+
+def find(name: str) -> Metric:
+    """The metric of a name; one that is not known has its name as title, and no direction.
+
+    Of several samples of each image there are METRIC_best and METRIC_std (`evaluator.Evaluation`).
+    """
+    base, _, kind = name.rpartition("_")
+    if base in METRICS and kind == "best":
+        title = f"{METRICS[base].heading}, best sample"
+        meaning = "Of each image's best sample."
+        return dataclasses.replace(METRICS[base], title=title, unit="", meaning=meaning)
+    if base in METRICS and kind == "std":
+        meaning = "Standard deviation between samples of the mean over images."
+        title = f"{METRICS[base].heading}, ± samples"
+        return Metric(name, title, digits=METRICS[base].digits, meaning=meaning)
+    return METRICS.get(name, Metric(name, name))
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Metrics as they stand in tables: those known first, `n` and times last."""
+    counted = {metric.name for metric in of("run")}
+    known = [name for name in METRICS if name in names - counted]
+    return [*known, *sorted(names - METRICS.keys()), *(n for n in METRICS if n in names & counted)]
+
+
+def current(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers by metric from a file of results, under the names that metrics have today."""
+    found = {}
+    for name, value in numbers.items():
+        base, separator, kind = name.partition("_")
+        found[_FORMER_NAMES.get(base, base) + separator + kind] = value
+    return found
+
+
+def write(value: float, digits: str, *, signed: bool = False) -> str:
+    """A number as people read it: a true minus, no negative zero, ∞, and nan as it is.
+
+    One that these digits would make 0 has one of its own: a difference that is plain is not 0.
+    """
+    if math.isinf(value):
+        return "−∞" if value < 0 else "+∞" if signed else "∞"
+    sign = "+" if signed else ""
+    text = format(float(value), f"{sign}z{digits}")
+    if value and float(text) == 0:
+        text = format(float(value), f"{sign}.1g")
+    return text.replace("-", "−")

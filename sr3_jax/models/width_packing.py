@@ -1,0 +1,247 @@
+"""Width packing: neighbouring pixels of a row lie side by side in the channels.
+
+A TPU keeps the channels of an image in registers of 128 lanes and multiplies 128 of them at once.
+An image of 16 channels fills an eighth of both, and an eighth of every byte that is moved. Packed
+by 8 it has 128 channels and an eighth of the width, in the same order in memory:
+
+    image[b, h, w, c] == packed[b, h, w // factor, (w % factor) * channels + c]
+
+A convolution over it has a kernel of 128 x 128 channels, most of them zeros, and takes an eighth of
+the time all the same. A `PackedImage` carries its factor, so that layers need not know it. Packed
+by 1 it is the image itself, and each operation is the plain one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sr3_jax.models import convolution
+
+Resample = Literal["none", "up", "down"]
+# A number for each channel, of each example or of all.
+PerChannel = Float[Array, "b c"] | Float[Array, " c"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedImage:
+    """An image whose pixels may be packed and whose channels may lie in several arrays.
+
+    Every operation does what it would do to the plain image.
+
+    Attributes:
+      parts: arrays `[b, h, w / factor, factor * c_i]` that stand for their concatenation along the
+        channels. It is never made: skip connections are not copied.
+      factor: number of neighbouring pixels that lie side by side.
+      factors: `(width, factor)` for each width to be packed; other widths are packed by 1.
+    """
+
+    parts: tuple[Any, ...]  # jax also makes pytrees of other things than arrays
+    factor: int = dataclasses.field(default=1, metadata=dict(static=True))
+    factors: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata=dict(static=True))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The number of channels of each part."""
+        return tuple(part.shape[-1] // self.factor for part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape `(b, h, w, c)` of the plain image."""
+        b, h, w, _ = self.parts[0].shape
+        return b, h, w * self.factor, sum(self.channels)
+
+    def packed_by(self, factor: int) -> PackedImage:
+        """Returns the image packed by another factor, a divisor of its width."""
+        parts = tuple(_repack(part, self.factor, factor) for part in self.parts)
+        return dataclasses.replace(self, parts=parts, factor=factor)
+
+    def to_array(self) -> Float[Array, "b h w c"]:
+        """Returns the plain image."""
+        return jnp.concatenate(self.packed_by(1).parts, axis=-1)
+
+    def beside(self, other: PackedImage) -> PackedImage:
+        """Concatenates the channels with those of `other`, of the same size and factor."""
+        return dataclasses.replace(self, parts=(*self.parts, *other.parts))
+
+    def map(self, function: Callable[..., Array], *others: PackedImage | PerChannel) -> PackedImage:
+        """Applies an elementwise function.
+
+        Args:
+          function: takes a part of this image, and of each of the others what broadcasts to it.
+          others: images of the same size and parts, or numbers for each channel.
+        """
+        arguments = [o.parts if isinstance(o, PackedImage) else self._spread(o) for o in others]
+        return dataclasses.replace(self, parts=tuple(map(function, self.parts, *arguments)))
+
+    def __add__(self, other: PackedImage | PerChannel) -> PackedImage:
+        return self.map(jnp.add, other)
+
+    def __mul__(self, factor: float) -> PackedImage:
+        return self.map(lambda part: part * factor)
+
+    def astype(self, dtype: DTypeLike) -> PackedImage:
+        """Returns the image in another type."""
+        return self.map(lambda part: part.astype(dtype))
+
+    def mean(self) -> Float[Array, "b c"]:
+        """Returns the mean over the pixels of each channel, in float32."""
+
+        def at_once(*parts: Array) -> list[Array]:
+            return [jnp.mean(part, axis=(1, 2), dtype=jnp.float32) for part in parts]
+
+        def by_rows(*parts: Array) -> list[Array]:
+            rows = [jnp.mean(part, axis=2, dtype=jnp.float32) for part in parts]
+            return [jnp.mean(row, axis=1) for row in rows]
+
+        # On GPUs several sums over rows share a kernel. Several sums over whole small images do
+        # not: each would read what is summed up from memory, in float32 (docs/gpu.md).
+        means = jax.lax.platform_dependent(*self.parts, cuda=by_rows, rocm=by_rows, default=at_once)
+        if self.factor > 1:
+            means = [mean.reshape(mean.shape[0], self.factor, -1).mean(axis=1) for mean in means]
+        return jnp.concatenate(means, axis=-1)
+
+    def divide_by_rms(self, epsilon: float) -> PackedImage:
+        """Divides each pixel by `sqrt(m + epsilon)`, where m is its channels' mean square."""
+        pixels = [part.reshape(*part.shape[:-1], self.factor, -1) for part in self.parts]
+        squares = sum(jnp.sum(jnp.square(each), axis=-1, keepdims=True) for each in pixels)
+        inverse = jax.lax.rsqrt(squares / self.shape[-1] + epsilon)
+        parts = (
+            (each * inverse).reshape(part.shape)
+            for each, part in zip(pixels, self.parts, strict=True)
+        )
+        return dataclasses.replace(self, parts=tuple(parts))
+
+    def convolve(
+        self, kernels: Sequence[Float[Array, "3 3 _ d"]] | Sequence[Float[Array, "_ d"]]
+    ) -> PackedImage:
+        """Convolves with stride 1 and zero padding.
+
+        Args:
+          kernels: one for each part: 3x3, or matrices for a 1x1 convolution.
+        """
+
+        def one(part: Array, kernel: Array) -> Array:
+            if kernel.ndim == 4:
+                return convolution.convolve(part, _pack_kernel(kernel, self.factor))
+            # As a convolution: TPUs run it without a change of layout.
+            return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
+
+        out = functools.reduce(jnp.add, map(one, self.parts, kernels))
+        return dataclasses.replace(self, parts=(out,))
+
+    def resample(self, how: Resample) -> PackedImage:
+        """Halves by the mean of 2x2 pixels, or doubles by repeating each.
+
+        The result is packed by the factor of its width.
+        """
+        if how == "none":
+            return self
+        width = self.shape[2] * 2 if how == "up" else self.shape[2] // 2
+        factor = dict(self.factors).get(width, 1)
+        resample = _double if how == "up" else _halve
+        parts = tuple(resample(part, self.factor, factor) for part in self.parts)
+        return dataclasses.replace(self, parts=parts, factor=factor)
+
+    def _spread(self, values: PerChannel) -> list[Float[Array, "*b _"]]:
+        """Splits numbers for each channel by the parts, to broadcast over the pixels."""
+        values = values[:, None, None] if values.ndim == 2 else values
+        split = jnp.split(values, list(itertools.accumulate(self.channels))[:-1], axis=-1)
+        return [jnp.tile(part, self.factor) for part in split] if self.factor > 1 else split
+
+
+def pack(
+    image: Float[Array, "b h w c"], level_channels: Sequence[int], packed_channels: int
+) -> PackedImage:
+    """Packs the image that enters a U-Net.
+
+    Args:
+      image: the plain image.
+      level_channels: channels of each level; level i works at 1/2^i of the image's width.
+      packed_channels: the number of channels that each level is to have at least, packed.
+    """
+    widths = [image.shape[2] // 2**level for level in range(len(level_channels))]
+    factors = tuple(
+        (width, least_factor(channels, width, packed_channels))
+        for channels, width in zip(level_channels, widths, strict=True)
+    )
+    return PackedImage((image,), factors=factors).packed_by(factors[0][1])
+
+
+def least_factor(channels: int, width: int, packed_channels: int) -> int:
+    """Returns the least power of two that packs `channels` to `packed_channels`.
+
+    It is less where only a smaller power divides the width.
+    """
+    factor = 1
+    while channels * factor < packed_channels and width % (2 * factor) == 0:
+        factor *= 2
+    return factor
+
+
+def _repack(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, "b h _ _"]:
+    if old == new:
+        return image
+    b, h, w, c = image.shape
+    return image.reshape(b, h, w * old // new, c // old * new)
+
+
+def _halve(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, "b h2 _ _"]:
+    """Halves an image packed by `old`; the result is packed by `new`, as that of `_double`."""
+    b, h, w, c = image.shape
+    if old > 1:
+        # By a product: to move channels about would cost several passes on a TPU.
+        image = _times_neighbours(image, old // 2, jnp.full((2, 1), 0.5))
+        image = jnp.mean(image.reshape(b, h // 2, 2, w, c // 2), axis=2)
+        return _repack(image, old // 2, new)
+    return _repack(jnp.mean(image.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4)), old, new)
+
+
+def _double(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, "b h2 _ _"]:
+    b, h, w, c = image.shape
+    if max(old, new) > 1:
+        image = _times_neighbours(image, old, jnp.ones((1, 2)))
+        rows = jnp.broadcast_to(image[:, :, None], (b, h, 2, w, 2 * c))
+        return _repack(rows.reshape(b, 2 * h, w, 2 * c), 2 * old, new)
+    doubled = jnp.broadcast_to(image[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return doubled.reshape(b, 2 * h, 2 * w, c)
+
+
+def _times_neighbours(
+    image: Float[Array, "b h w _"], groups: int, matrix: Float[Array, "m n"]
+) -> Float[Array, "b h w _"]:
+    """Replaces each m neighbours in the packed channels by n, their products with `matrix`."""
+    pixel = jnp.eye(image.shape[-1] // (groups * matrix.shape[0]))
+    matrix = jnp.kron(jnp.eye(groups), jnp.kron(matrix, pixel)).astype(image.dtype)
+    return convolution.plain(image, matrix[None, None], jax.lax.Precision.HIGHEST)
+
+
+def _pack_kernel(kernel: Float[Array, "3 3 c d"], factor: int) -> Float[Array, "3 3 _ _"]:
+    """The 3x3 kernel that does to packed images what `kernel` does to plain ones."""
+    if factor == 1:
+        return kernel
+    _, _, c, d = kernel.shape
+    # Output pixel j of a group sees pixels j - 1, j, j + 1, of which the first may lie in the
+    # group before and the last in the one after.
+    where = np.zeros((3, 3, factor, factor), np.float32)
+    for j in range(factor):
+        for k in range(3):
+            group, i = divmod(j + k - 1, factor)
+            where[k, group + 1, i, j] = 1.0
+    packed = jnp.einsum("hkcd,kgij->hgicjd", kernel, jnp.asarray(where, kernel.dtype))
+    return packed.reshape(3, 3, factor * c, factor * d)
+
+
+def _pack_matrix(matrix: Float[Array, "c d"], factor: int) -> Float[Array, "_ _"]:
+    """The matrix that does to the channels of packed images what `matrix` does to plain ones."""
+    return matrix if factor == 1 else jnp.kron(jnp.eye(factor, dtype=matrix.dtype), matrix)
