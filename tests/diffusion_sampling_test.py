@@ -22,7 +22,7 @@ DIM = 4
 
 
 def _conditional(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of y_0 given x, for a random joint Gaussian of (x, y_0)."""
+    """Returns mean and covariance of y_0 given x, for a random joint Gaussian of (x, y_0)."""
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(2 + DIM, 2 + DIM)) * 0.5
     joint = factor @ factor.T + 0.02 * np.eye(2 + DIM)
@@ -53,7 +53,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("variance", ["upper", "posterior"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
-    """Mean within 4 standard errors plus 2 % of the spread for T finite steps, covariance 5 %.
+    """The mean may be off by 4 standard errors plus 2 % of the spread, the covariance by 5 %.
 
     20,000 samples: a covariance's standard error is about 1 % of the variances.
     """
@@ -73,7 +73,7 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
 
 
 def test_ancestral_sampling_is_algorithm_2():
-    """Step by step as printed in the paper (Eq. 11), with the same noise."""
+    """The steps are those of the paper (Eq. 11), with the same noise."""
     schedule = diffusion.linear(200, 1e-4, 8e-2)
     estimate = lambda y_t, gamma: 0.5 * jnp.tanh(y_t)  # noqa: E731
     key = jax.random.key(1)
@@ -105,7 +105,7 @@ STEPS = sampler_benchmark.STEPS
 
 
 def _rows_of_the_docs():
-    """Of the table in docs/sampling.md: (sampler, schedule) to (mean, variance) by steps."""
+    """Reads the table of docs/sampling.md: (sampler, schedule) to (mean, variance) by steps."""
     text = (pathlib.Path(__file__).parent.parent / "docs" / "sampling.md").read_text()
     rows = {}
     for line in text.splitlines():
@@ -129,7 +129,7 @@ def test_errors_in_few_steps_are_those_of_the_docs():
 
 @pytest.mark.parametrize("name", ["ancestral", "dpmpp_2m, eta 1", "heun"])
 def test_propagated_moments_are_those_of_samples(name):
-    """Within five standard errors of what 40,000 samples have."""
+    """The tolerance is five standard errors of 40,000 samples."""
     sampler = SAMPLERS[name](sampler_benchmark.SCHEDULES["log_snr"](7))
     keys = jax.random.split(jax.random.key(0), 40_000)
     drawn = jax.jit(
@@ -192,7 +192,7 @@ def test_ddim_with_all_noise_is_ancestral_sampling_with_the_posterior():
 
 
 def test_samplers_of_as_many_calls_share_a_program():
-    """Of one kind: what is compiled for one schedule runs with another."""
+    """The program of one schedule runs with another."""
     keys = jax.random.split(jax.random.key(0), 2)
     run = jax.jit(lambda sampler: diffusion.sample(denoise, sampler, keys, (DIM,)))
     for make in (diffusion.karras, diffusion.uniform_log_snr):
@@ -233,7 +233,7 @@ def test_a_loop_over_part_of_the_rows_goes_on_where_another_ended(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_network_call_a_step(name):
-    """The scan's body calls the denoiser once, and is run T times; of Heun's 2 T - 1."""
+    """The scan's body calls the denoiser once, and runs T times; for Heun's 2 T - 1 times."""
     calls = []
 
     def counting(y_t, gamma):

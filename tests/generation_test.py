@@ -1,4 +1,4 @@
-"""Cascades, as a job that can be stopped and shared, and what of them cannot be."""
+"""Generation by cascades: stopped, resumed and shared jobs, and refused cascades."""
 
 import csv
 import dataclasses
@@ -44,7 +44,7 @@ def _config(size, low, classes, **changes):
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """Three networks that chain: the first and the last are told one of three classes."""
+    """Makes three networks that chain; the first and the last are class-conditional."""
     root = epath.Path(tmp_path_factory.mktemp("cascade"))
     for size, low, classes in ((8, 0, 3), (16, 8, 0), (32, 16, 3)):
         small_run.write_workdir(root / str(size), _config(size, low, classes), noise=0.1)
@@ -61,7 +61,7 @@ def _read(output, size=SIZES[-1]):
 
 
 def _assert_same(one, other):
-    """All stages' images, but for the rounding of another batch's arithmetic."""
+    """Asserts that all stages' images are equal, up to the rounding of other batch sizes."""
     for size in SIZES:
         a, b = _read(one, size), _read(other, size)
         assert a.keys() == b.keys() and a
