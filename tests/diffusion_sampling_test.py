@@ -1,6 +1,6 @@
-"""Samplers against the one case that is known exactly.
+"""Samplers against a case with a closed form.
 
-Where (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[y_0 | y_t, x] is linear in
+If (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[y_0 | y_t, x] is linear in
 y_t: with C_t = gamma S + (1 - gamma) I, it is m + sqrt(gamma) S C_t^-1 (y_t - sqrt(gamma) m).
 A correct sampler with this denoiser must reproduce m and S.
 """
@@ -142,7 +142,7 @@ def test_propagated_moments_are_those_of_samples(name):
 
 
 def mixture(y_t, gamma):
-    """E[y_0 | y_t] for y_0 = -0.6 or 0.6 plus noise: not linear in y_t."""
+    """Returns E[y_0 | y_t] for y_0 = -0.6 or 0.6 plus noise, which is not linear in y_t."""
     gamma = gamma.reshape(-1, 1)
     centres = jnp.array([-0.6, 0.6])
     variance = gamma * 0.15**2 + 1 - gamma
@@ -154,7 +154,7 @@ def mixture(y_t, gamma):
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, order):
-    """Against SciPy's solver, from y_T to the state before the last step; dx/dr = (x - y_0) / r.
+    """SciPy solves dx/dr = (x - y_0) / r from y_T to the state before the last step.
 
     Halving the steps' length divides the error by 2 to the power of the order.
     """

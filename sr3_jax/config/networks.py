@@ -41,7 +41,7 @@ def model(config: Config) -> models.UNet | models.SRCNN:
 
 
 def denoiser(config: Config) -> models.Denoiser:
-    """The network with what it predicts, its preconditioning, guidance and source noise."""
+    """Makes the denoiser: the network, its prediction type, preconditioning and guidance."""
     c = config.model
     return models.Denoiser(
         model(config),

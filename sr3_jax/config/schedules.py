@@ -9,7 +9,7 @@ from sr3_jax.config.sections import Config
 
 
 def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
-    """The noise that the network is trained on; None for a baseline, which takes no y_t.
+    """Makes the noise schedule of training; None for a baseline, which takes no y_t.
 
     Raises:
       ValueError: the schedule does not end in noise.
@@ -62,7 +62,7 @@ def sampling_schedule(
 
 
 def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
-    """The sampler on `sampling_schedule`; of a baseline, the one of a single call."""
+    """Makes the sampler on `sampling_schedule`; for a baseline, the one of a single call."""
     noise = sampling_schedule(config, num_steps)
     if noise is None:
         return diffusion.one_call()

@@ -63,7 +63,7 @@ class Sampler:
 
     @property
     def num_calls(self) -> int:
-        """How often the network is called."""
+        """Number of function evaluations (NFE), that is, of calls of the network."""
         return self.gamma.shape[0]
 
 
@@ -179,7 +179,7 @@ def heun(schedule: NoiseSchedule) -> Sampler:
 
 
 def one_call() -> Sampler:
-    """One call at gamma = 0, whose y_0 is the result: for regressions, which look at no y_t."""
+    """Makes the sampler of one call, whose y_0 is the result, for baselines, which take no y_t."""
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     return Sampler(
         gamma=zero,

@@ -51,7 +51,7 @@ class Stage:
         return kind.from_config(self.config, checkpoints, self.step)
 
     def fingerprint(self) -> resumable.Fingerprint:
-        """Everything that decides what it makes of an input, but for seed and label."""
+        """Returns everything that its result for an input depends on, except seed and label."""
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
         return resumable.Fingerprint(

@@ -82,7 +82,7 @@ class SuperResolver(trained.TrainedNetwork):
         factor: int | float | None = None,
         label: trained.Label | None = None,
     ) -> Made:
-        """Super-resolves an image, or images of one size.
+        """Upscales an image, or images of one size.
 
         Args:
           images: RGB of 8 or 16 bits, of any size.

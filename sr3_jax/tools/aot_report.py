@@ -79,7 +79,7 @@ class Report:
       flops_per_core: of the compiled program; a packed convolution's zeros and what is recomputed
         are among them.
       model_flops_per_core: of the network as written (`models.count_flops`).
-      num_calls: of the denoiser for a batch, by `config.sampling`; None of training.
+      nfe: number of calls of the denoiser for a batch, by `config.sampling`; None for training.
       share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
       collectives: number, and bytes of the results, of each kind of collective.
       parts: for each part of the network, `seconds`, `arithmetic_seconds` among them, and
