@@ -172,7 +172,7 @@ def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, 
         schedule = diffusion.karras(num_steps, 0.05, 10.0, 7.0, max_terminal_noise_level=0.1)
         sampler = SAMPLERS[name](schedule)
         state = first = diffusion.begin(sampler, keys, (1,))
-        for row in range(sampler.num_calls - 1):
+        for row in range(sampler.nfe - 1):
             state = advance(sampler[row], state, keys)
         gamma = np.asarray(schedule.gamma, np.float64)
         begin = np.asarray(first.y_t, np.float64).reshape(-1) / np.sqrt(gamma[-1])
@@ -225,7 +225,7 @@ def test_a_loop_over_part_of_the_rows_goes_on_where_another_ended(name):
     )
     rows = jax.tree.map(jnp.asarray, sampler)
     state = diffusion.begin(sampler, keys, (DIM,))
-    for first, last in ((0, 7), (7, 8), (8, sampler.num_calls)):
+    for first, last in ((0, 7), (7, 8), (8, sampler.nfe)):
         state = run(first, last, state)
     whole = diffusion.sample(denoise, sampler, keys, (DIM,))
     np.testing.assert_allclose(state.y_t, whole, atol=1e-6)

@@ -165,7 +165,7 @@ def test_other_samplers(resolver, images, sampler):
     other = SuperResolver.from_params(config, resolver.params)
     calls = []
     made = other.upscale(images[:1], progress=lambda: calls.append(1))
-    assert len(calls) == other.num_calls() == (5 if sampler == "heun" else 3)
+    assert len(calls) == other.nfe() == (5 if sampler == "heun" else 3)
     assert (made != resolver.upscale(images[:1], steps=3)).mean() > 0.3
 
 

@@ -62,7 +62,7 @@ class Sampler:
         return int(self.time[0]) + 1
 
     @property
-    def num_calls(self) -> int:
+    def nfe(self) -> int:
         """Number of function evaluations (NFE), that is, of calls of the network."""
         return self.gamma.shape[0]
 

@@ -70,7 +70,7 @@ class SuperResolver(trained.TrainedNetwork):
     ) -> int:
         """Returns the number of times that `upscale` calls `progress` for images of `shape`."""
         size = self._network_size(shape[1:3], factor)
-        return self.refiner.num_batches(shape[0], size) * self.num_calls(steps)
+        return self.refiner.num_batches(shape[0], size) * self.nfe(steps)
 
     def upscale(
         self,

@@ -104,7 +104,7 @@ class Report:
     estimated_step_seconds: float | None = None
     estimated_steps_per_second: float | None = None
     estimated_days_for_1m_steps: float | None = None
-    num_calls: int | None = None
+    nfe: int | None = None
     share_of_peak: float | None = None
     cycle_seconds: float | None = None
     quick: bool = False
@@ -144,7 +144,7 @@ def compile_report(
         layout=layout.name,
         num_cores=len(devices),
         batch_size=config.train.batch_size,
-        num_calls=None if is_training else schedules.sampler(config).num_calls,
+        nfe=None if is_training else schedules.sampler(config).nfe,
         quick=quick,
         compiler=devices[0].client.platform_version.splitlines()[-1],
     )
@@ -248,9 +248,9 @@ def render(report: Report) -> str:
             f"  time of a {kind}            {report.estimated_step_seconds:8.4f} s   "
             f"{report.estimated_steps_per_second:.2f} {kind}s/s"
         )
-        if report.num_calls:
-            total = f"{report.estimated_step_seconds * report.num_calls:8.2f} s   {_CALLS}"
-            lines.append(f"  of {report.num_calls:5d} calls            {total}")
+        if report.nfe:
+            total = f"{report.estimated_step_seconds * report.nfe:8.2f} s   {_CALLS}"
+            lines.append(f"  of {report.nfe:5d} calls            {total}")
         if report.cycle_seconds:
             lines.append(
                 f"  kernels by their cycles   {report.cycle_seconds:8.4f} s   without collectives"
