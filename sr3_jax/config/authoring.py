@@ -1,21 +1,30 @@
 """Building blocks of the files in `configs/`: defaults, base configs, variants, cascades.
 
-def get_config(variant=""):
-config = authoring.default()
-config.data.image_size = 128
-return authoring.variant(config, variant)
+    def get_config(variant=""):
+        config = authoring.default()
+        config.data.image_size = 128
+        return authoring.variant(config, variant)
+
+The command line names variants as `--config=FILE:VARIANT`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from sr3_jax.config import locating, reading
+from sr3_jax.config import locating
+from sr3_jax.config.sections import Config
 
 
 def default() -> config_dict.ConfigDict:
     """Returns all options with the paper's values, locked, so that a wrong key is an error."""
-    return reading.default_dict()
+    values = {
+        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
+        for name, value in dataclasses.asdict(Config()).items()
+    }
+    return config_dict.ConfigDict(values).lock()
 
 
 def based_on(name: str) -> config_dict.ConfigDict:
@@ -76,8 +85,7 @@ def stage(workdir: str, **sampling: object) -> config_dict.ConfigDict:
     config.workdir = workdir
     config.checkpoint = ""  # `latest`, `best` or a step; empty: that of the run's config
     config.sampling = {
-        key: config_dict.placeholder(type(value))
-        for key, value in reading.default_dict().sampling.items()
+        key: config_dict.placeholder(type(value)) for key, value in default().sampling.items()
     }
     config.sampling.update(sampling)
     return config

@@ -16,15 +16,6 @@ from sr3_jax.config.training_sections import Data
 Check = Callable[[Config], Iterable[str]]
 
 
-def default_dict() -> config_dict.ConfigDict:
-    """Returns all options with their defaults, locked; files in `configs/` and flags change it."""
-    values = {
-        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
-        for name, value in dataclasses.asdict(Config()).items()
-    }
-    return config_dict.ConfigDict(values).lock()
-
-
 def read(
     values: config_dict.ConfigDict | Mapping[str, Any] | Config, check: Check | None = None
 ) -> Config:

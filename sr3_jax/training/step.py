@@ -116,11 +116,11 @@ def jit_train_step(
     train_step: TrainStep, layout: parallel.Layout, state: TrainState
 ) -> jax.stages.Wrapped:
     """`train_step` as one program for a state (of arrays or of shapes) and batches so laid out."""
-    lies = state_shardings(layout, state)
+    shardings = state_shardings(layout, state)
     return jax.jit(
         train_step,
-        in_shardings=(lies, layout.rows),
-        out_shardings=(lies, layout.whole),
+        in_shardings=(shardings, layout.rows),
+        out_shardings=(shardings, layout.whole),
         donate_argnums=0,
     )
 
