@@ -54,7 +54,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
-    # What can be known is known now, not after days.
+    # Faults are found now, not after days of training.
     schedules.sampler(config)
     features.check_installed(config.evaluation.feature_metrics)
     init = functools.partial(
@@ -93,8 +93,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     program = training_step.jit_train_step(train_step, layout, state)
     logging.info(
-        "compiling the training step and the validation: as a rule one to five minutes, and "
-        "seconds where they were compiled before"
+        "compiling the training step and the validation, which usually takes one to five minutes, "
+        "or seconds if they were compiled before"
     )
     start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
@@ -171,17 +171,17 @@ def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> N
     if free is not None and needed > free:
         millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
         raise ValueError(
-            f"the state of training (parameters, average, Adam) of this network of {millions:.0f}M "
-            f"parameters takes {needed / 1e9:.3g} GB of memory, of which {free / 1e9:.3g} GB are "
-            "free. Lower config.model.channels or config.model.multipliers, or split the state "
-            "over more devices by config.parallel.layout=zero1"
+            f"the training state (parameters, average, Adam) of this network of {millions:.0f}M "
+            f"parameters takes {needed / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free. "
+            "Lower config.model.channels or config.model.multipliers, or split the state over more "
+            "devices by config.parallel.layout=zero1"
         )
 
 
 def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
-    """Checks that what a compiled training step allocates fits beside the state, which is there.
+    """Checks that the temporary arrays of a compiled training step fit beside the state.
 
-    Compilers for TPUs and GPUs do so themselves.
+    It checks CPUs alone, since the compilers for TPUs and GPUs refuse programs that do not fit.
 
     Raises:
       ValueError: it does not fit.
@@ -193,7 +193,7 @@ def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> N
     needed = found.temp_size_in_bytes * len(mesh.local_devices)
     if needed > free:
         raise ValueError(
-            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, of which "
+            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, but "
             f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
             "config.train.accumulate_steps, set config.model.remat, or use more devices"
         )
@@ -217,7 +217,7 @@ def _first_state(
 
 
 def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
-    """Means over the held-out images, with noise that never changes; compiled at once."""
+    """Returns a compiled function: parameters to mean losses of held-out images, at fixed noise."""
     of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
