@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -31,7 +31,6 @@ _RECOMPUTED = frozenset(
     + ("convert_element_type", "copy")
 )
 LayoutName = Literal["replicated", "zero1", "fsdp"]
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +170,3 @@ def _add_and_split(leaf: Array, axis: int) -> Array:
         return jax.lax.psum(leaf, BATCH_AXES)
     shares = jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=axis, tiled=True)
     return jax.lax.psum(shares, REPLICA_AXIS)
-
-
-def constrain(tree: T, shardings: Any) -> T:
-    """Constrains the shardings of a tree's arrays; for use within jit."""
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)

@@ -66,7 +66,7 @@ def make_train_step(
         batch = augment(batch, state.step, config)
         if layout:
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
-            batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
+            batch = batch | jax.lax.with_sharding_constraint(pixels, layout.images)
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
         loss, gradients = gradient(denoiser.cast_params(state.params), batch, total)
         gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
