@@ -1,9 +1,9 @@
-"""How every command of this package begins and ends: flags, Ctrl-C, exit statuses.
+"""Start and end of every command of this package: flags, Ctrl-C, exit statuses.
 
-Exit status: 0 done; 1 failed; 2 wrong use; 75 start the same command again and it goes on; 130
-Ctrl-C. A command that fails says why in one line on stderr; `--verbosity=1` shows the traceback.
+Exit status: 0 done; 1 failed; 2 wrong use; 75 the same command resumes the job; 130 Ctrl-C. A
+command that fails prints the reason in one line on stderr; `--verbosity=1` shows the traceback.
 
-This module imports nothing but the standard library, so that it is there before what takes seconds.
+This module imports the standard library alone, so that it handles Ctrl-C during slow imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NoReturn
 
 FAILED, WRONG_USE, START_AGAIN, INTERRUPTED = 1, 2, 75, 130
 
-# Errors of what the user gave. Every other error is a failure.
+# Errors in the user's input. Every other error is a failure.
 _WRONG_USE_ERRORS = (
     ValueError,
     ImportError,
@@ -30,12 +30,12 @@ _WRONG_USE_ERRORS = (
     NotADirectoryError,
     IsADirectoryError,
 )
-# Their messages are made for users; those of others begin with the name of the exception.
-_TOLD_ERRORS = (ValueError, ImportError, OSError, RuntimeError)
-_LONGEST_LINE = 2000  # characters; a device that is out of memory says much more
+# Errors whose messages are written for users; other messages are prefixed with the error's type.
+_EXPLAINED_ERRORS = (ValueError, ImportError, OSError, RuntimeError)
+_LONGEST_LINE = 2000  # characters; messages of a device that is out of memory are longer
 
-# Ctrl-C is first answered by an exception, so that files are closed and helpers ended. Where Python
-# does not get to raise it, as within a compiler, the process ends after this time.
+# Ctrl-C first raises an exception, so that files are closed and workers ended. If Python cannot
+# raise it, as within a compiler, the process ends after this time.
 _GRACE_SECONDS = 2.0
 
 
@@ -46,8 +46,8 @@ def run(
     """Runs a command: parses its flags, calls `main`, and ends the process.
 
     Args:
-      main: gets the program's name, and arguments that are no flags. Returns the exit status, None
-        for 0. Its exceptions end the process as `ending` says.
+      main: takes the program's name in a list; returns the exit status, None for 0. `ending` gives
+        the status and the message of its exceptions.
       parse: parses flags; None for `parse_flags`.
     """
     _interrupts.take()
@@ -66,11 +66,11 @@ def run(
     except Exception as error:
         leave(*ending(error))
     finally:
-        _interrupts.at_once = True  # a traceback of the interpreter's own end helps nobody
+        _interrupts.at_once = True  # no traceback from the shutdown of the interpreter
 
 
 def take_interrupts() -> None:
-    """Has Ctrl-C end the process with one line and status 130, while a command is being imported.
+    """Makes Ctrl-C end the process with one line and status 130, also during imports.
 
     Does nothing after the first call, or outside the main thread.
     """
@@ -79,9 +79,9 @@ def take_interrupts() -> None:
 
 @contextlib.contextmanager
 def nothing_to_lose() -> Iterator[None]:
-    """A context in which Ctrl-C ends the process at once, as while modules are imported.
+    """Returns a context in which Ctrl-C ends the process at once, for imports.
 
-    An exception there may be swallowed by what is imported, or taken for its fault.
+    Imported modules may swallow an exception, or take it for their own fault.
     """
     before, _interrupts.at_once = _interrupts.at_once, True
     yield
@@ -89,7 +89,7 @@ def nothing_to_lose() -> Iterator[None]:
 
 
 def leave(status: int, message: str = "") -> NoReturn:
-    """Ends the process by SystemExit, with a line on stderr."""
+    """Raises SystemExit, after a line on stderr."""
     say(message)
     sys.exit(status)
 
@@ -104,14 +104,14 @@ def show(text: str) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """Prints a line to stderr, if any, and goes on where that cannot be written."""
+    """Prints a line, if any, to stderr; ignores errors of writing."""
     if message:
         with contextlib.suppress(OSError):
             print(message, file=sys.stderr, flush=True)
 
 
 def ending(error: Exception) -> tuple[int, str]:
-    """The exit status for an exception, and the line that tells it; logs the traceback as debug."""
+    """Returns exit status and message for an exception; logs the traceback as debug."""
     from absl import flags, logging
 
     logging.debug("traceback", exc_info=error)
@@ -121,7 +121,7 @@ def ending(error: Exception) -> tuple[int, str]:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         text = f"out of memory: {text}" if text else "out of memory"
-    elif not (isinstance(error, _TOLD_ERRORS) and text):
+    elif not (isinstance(error, _EXPLAINED_ERRORS) and text):
         text = f"{type(error).__name__}: {text} (--verbosity=1 shows where)"
     if len(text) > _LONGEST_LINE:
         text = f"{text[:_LONGEST_LINE]} ... (--verbosity=1 shows all)"
@@ -129,41 +129,41 @@ def ending(error: Exception) -> tuple[int, str]:
 
 
 def asks_for_help(argv: list[str]) -> bool:
-    """Whether a command line asks for help instead of work."""
+    """Returns whether a command line has a flag for help."""
     return any(arg in ("-h", "-help", "--help", "--helpfull") for arg in argv[1:])
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; errors become one line of status 2, with the nearest key of a config.
+    """Parses flags; returns the arguments that are none.
 
     Raises:
-      flags.Error: of absl, for a flag that is not defined, or has a value that cannot be.
-      ValueError: the config or one of its keys cannot be read.
+      flags.Error: a flag is not defined, or its value is invalid.
+      ValueError: the config or one of its keys cannot be read; names the nearest key.
     """
     from absl import flags
 
     if "config" in flags.FLAGS:
-        # Also in `sys.argv`, where ml_collections looks for flags of keys.
+        # ml_collections looks for the flags of keys in `sys.argv`.
         sys.argv[1:] = argv[1:] = _with_config_file(argv[1:])
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
-        sys.exit(0)  # of --help, where absl has 1
+        sys.exit(0)  # for --help, where absl exits with 1
     except flags.Error:
         raise
     except Exception as error:
-        raise ValueError(_of_config(error)) from error
+        raise ValueError(_config_message(error)) from error
     try:
-        # A config file that cannot be loaded is noticed when its value is first used.
+        # A config file that cannot be loaded raises when its value is first used.
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()
     except Exception as error:
-        raise ValueError(_of_config(error)) from error
+        raise ValueError(_config_message(error)) from error
     return rest
 
 
 def _with_config_file(arguments: list[str]) -> list[str]:
-    """Puts the file of a config in place of its name: `--config=quickstart`."""
+    """Replaces the name of a config, as in `--config=quickstart`, by its file."""
     from sr3_jax.config import locating
 
     changed = list(arguments)
@@ -179,8 +179,9 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     return changed
 
 
-def _of_config(error: Exception) -> str:
-    # Errors of ml_collections quote those that they arose from.
+def _config_message(error: Exception) -> str:
+    """Returns a message for an error of reading a config file or its flags."""
+    # Errors of ml_collections quote their causes.
     message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
     message = " ".join(message.split())
     for introduction in ("earlier failure to load: ", "Attempted [Relative path]: "):
@@ -200,10 +201,10 @@ def _of_config(error: Exception) -> str:
 
 
 class _Interrupts:
-    """What Ctrl-C does to a command.
+    """Handling of Ctrl-C.
 
-    Python calls handlers in the main thread, between two of its own instructions, which may be
-    minutes away while a program compiles. So a thread learns of the signal, too.
+    Python runs signal handlers in the main thread between two instructions, which may be minutes
+    apart while a program compiles. So a second thread receives the signal, too.
     """
 
     LINE = (
@@ -219,7 +220,7 @@ class _Interrupts:
         if self._is_taken or threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            return  # as nohup and background jobs have it
+            return  # nohup or a background job
         self._is_taken = True
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -228,9 +229,9 @@ class _Interrupts:
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
-        """In the main thread, unless a `parallel.StopSignal` has put another in its place."""
+        """Raises KeyboardInterrupt; `parallel.StopSignal` replaces this handler for a time."""
         if self.at_once:
-            time.sleep(_GRACE_SECONDS)  # the other thread ends the process, and says so once
+            time.sleep(_GRACE_SECONDS)  # the other thread ends the process
         self._raised.set()
         raise KeyboardInterrupt
 
@@ -245,7 +246,7 @@ class _Interrupts:
             if count == 2:
                 time.sleep(_GRACE_SECONDS)
                 self._end()
-            # Where another handler is in place, it is waited for.
+            # Another handler, if set, has all the time it needs.
             is_ours = signal.getsignal(signal.SIGINT) == self._handle
             if is_ours and not self._raised.wait(_GRACE_SECONDS):
                 self._end()

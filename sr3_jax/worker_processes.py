@@ -1,4 +1,4 @@
-"""Processes that work for this one, end when it ends, and leave Ctrl-C to it."""
+"""A pool of worker processes that end with this one and ignore Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from typing import Any
 def pool(
     count: int, begin: Callable[..., object] | None = None, arguments: tuple[Any, ...] = ()
 ) -> Iterator[futures.ProcessPoolExecutor]:
-    """A context with so many processes of their own.
+    """Yields an executor with worker processes.
 
-    They are not forked, since threads of this process would not come along, and what is loaded
-    here would. Where this process is killed, they end as well. Where the context ends by an
-    exception, they are ended at once, and what they were asked for is dropped.
+    The workers are spawned: forked ones would lack the threads of this process. They end when this
+    process is killed. If the context ends by an exception, workers and tasks are cancelled at once.
 
     Args:
-      count: how many, at most.
-      begin: called in each of them first.
+      count: largest number of workers.
+      begin: called in each worker first.
       arguments: of `begin`.
     """
     before = {child.pid for child in multiprocessing.active_children()}
@@ -42,10 +41,10 @@ def pool(
 
 
 class _Executor(futures.ProcessPoolExecutor):
-    """Starts processes that ignore Ctrl-C, which a terminal sends to all processes of a command."""
+    """Starts workers that ignore Ctrl-C, which a terminal sends to all processes of a command."""
 
     def submit(self, *args: Any, **kwargs: Any) -> futures.Future:
-        """Also starts a process, where one is missing; it inherits which signals are blocked."""
+        """Submits a task. This may start a worker, which inherits the blocked signals."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The compiler's report on a TPU topology, without a TPU."""
+"""Reports of the TPU's compiler on a topology, without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -62,15 +62,15 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     # The levels of 32 and 64 channels are packed, and zeros are multiplied too.
     assert 1.2 * flops < report["flops_per_core"] < 8 * flops
     assert report["hbm_bytes_per_core"] > report["hbm_parts"]["activations and other temporaries"]
-    # Our own sum over the operations is the compiler's, to what it counts otherwise.
+    # Our own sum over the operations agrees with the compiler's.
     parts = report["parts"].values()
     assert sum(part["seconds"] for part in parts) == pytest.approx(seconds, rel=0.1)
     arithmetic = sum(part["arithmetic_seconds"] for part in parts)
     assert arithmetic * 61.5e12 == pytest.approx(report["flops_per_core"], rel=0.05)
     assert {"up_0", "up_1_resample", "middle"} <= set(report["parts"])
-    # Two kinds: kernels are gathered, gradients summed. Sampling sends nothing.
+    # Training gathers kernels and sums gradients; sampling has no collectives.
     assert bool(report["collectives"]) == (mode == "train")
-    # No activation changes places.
+    # No activation is moved between devices.
     assert not {"all-to-all", "collective-permute"} & set(report["collectives"])
 
 
@@ -108,7 +108,7 @@ def test_a_quick_report_differs_in_code_and_cycles_alone(tmp_path):
 
 @needs_libtpu
 def test_few_images_are_not_cut_into_strips():
-    """As the compiler for newer TPUs would, left alone: strips' edges are bytes to copy."""
+    """By default, the compiler for newer TPUs cuts images into strips and copies their edges."""
     device = topology.tpu_devices("v5e:2x2")[0]
     where = SingleDeviceSharding(device)
 
@@ -136,7 +136,7 @@ def test_an_option_that_is_no_more_is_left_out_and_said(monkeypatch, caplog):
 
 @needs_libtpu
 def test_operations_are_counted_where_an_accelerator_is_the_default():
-    """Its plugin counts none of a program that is not compiled, which ended a training on GPUs."""
+    """Plugins of accelerators give no cost analysis of a program that is not compiled."""
     model = models.UNet(channels=8, multipliers=(1, 2), num_blocks=1)
     expected = models.count_flops(model, 16)
     accelerator = topology.tpu_devices("v3:2x2")[0]
@@ -148,7 +148,7 @@ def test_operations_are_counted_where_an_accelerator_is_the_default():
 
 @needs_libtpu
 def test_two_slices_split_the_state_within_each():
-    """Between slices there is only a data-centre network."""
+    """Slices are connected by a data-centre network only."""
     mesh = parallel.make_mesh(topology.tpu_devices("v3:2x2*2"), spatial=2)
     assert dict(mesh.shape) == {"replica": 2, "data": 4, "model": 1, "spatial": 2}
     for of_slice in mesh.devices:
@@ -170,7 +170,7 @@ CHIPS = {
 @needs_libtpu
 @pytest.mark.parametrize("chip", CHIPS)
 def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
-    """Of each host as it is, and of one that has all chips of the slice."""
+    """Tries the chips of each host, and those of one host that has all chips of the slice."""
     for axes in CHIPS[chip]:
         topology.tpu_devices(f"{chip}:2x2x1" if len(axes) > 3 else f"{chip}:2x2")  # sets libtpu up
         how = {"chips_per_host_bounds": (*map(int, axes.split("x")), 1)[:3]}
@@ -211,7 +211,7 @@ def test_a_topology_that_does_not_exist_is_named():
 
 
 def test_bytes_are_counted_with_what_tiles_are_padded_by():
-    """Two images between the channels and the tile's four rows: half of each tile is padding."""
+    """A tile of four rows holds two images: half of it is padding."""
     text = """
 ENTRY %main (a: bf16[2,8,8,100]) -> bf16[2,8,8,100] {
   %a = bf16[2,8,8,100]{3,0,2,1:T(4,128)(2,1)} parameter(0)

@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md, held against the imports of the code."""
+"""The floors of docs/architecture.md are those of the imports."""
 
 import ast
 import pathlib
@@ -40,7 +40,7 @@ def _module(path: pathlib.Path) -> str:
 
 
 def _imports(path: pathlib.Path, *, type_checking: bool = False) -> set[str]:
-    """Full names of what a file imports, wherever in it; modules, or members of modules."""
+    """Returns the full names of the modules, or members of modules, that a file imports."""
     found = set()
 
     def visit(node: ast.AST) -> None:
@@ -63,7 +63,7 @@ MODULES = {_module(path) for path in FILES}
 
 
 def _own(names: set[str]) -> set[str]:
-    """Modules of the package among imported names (`sr3_jax.models.UNet` -> `sr3_jax.models`)."""
+    """Returns the package's modules of imported names (`sr3_jax.models.UNet`: its module)."""
     own = set()
     for name in names:
         while name and name not in MODULES:
@@ -143,7 +143,7 @@ def test_diffusion_needs_only_jax():
 
 
 def test_imports_without_tensorflow():
-    """In a Python where TensorFlow cannot be found, on a machine without it (see main_test too)."""
+    """Imports work where TensorFlow is not installed (see main_test, too)."""
     code = """
         import sys
 

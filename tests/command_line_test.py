@@ -1,4 +1,4 @@
-"""How commands end: status and line, whatever happens and whenever Ctrl-C comes.
+"""Exit status and message of commands, for any error and Ctrl-C at any time.
 
 Small programs around `sr3_jax.command_line`, which start in a moment.
 """
@@ -65,10 +65,10 @@ def test_flags():
         said = process.communicate()[1].splitlines()
         assert process.returncode == status and said == ([] if line is None else [line])
     process = start("raise ValueError('wrong')", "", "--verbosity=1")
-    assert "Traceback" in process.communicate()[1]  # for who asks
+    assert "Traceback" in process.communicate()[1]
 
 
-# What a program does when Ctrl-C comes, and how often it comes; what it writes to stdout then.
+# The body of a program, code before it, the number of Ctrl-Cs, and the output after the first.
 _READY = "print('ready', flush=True)"
 _WAIT = f"{_READY}; time.sleep(60)"
 _CASES = {
@@ -134,7 +134,7 @@ def test_sigterm_ends_what_has_nothing_to_save_as_any_program():
 
 
 def test_every_tool_ends_in_this_way():
-    """But for those that are run by an interpreter that lacks this package."""
+    """Exceptions are tools that run in an interpreter without this package."""
     tools = pathlib.Path(small_run.ROOT, "sr3_jax", "tools")
     alone = {"export_example.py", "diffusers_peer.py"}
     commands = {p.name: p.read_text() for p in tools.glob("*.py") if "__main__" in p.read_text()}

@@ -46,7 +46,7 @@ TABLE_A1 = {
 
 
 def _config(name: str, variant: str = ""):
-    """As a config file has it, to be changed."""
+    """Returns a config as its file makes it, to be changed."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     return get_config(variant) if variant else get_config()
 
@@ -98,7 +98,7 @@ def test_table_a1(name):
 
 
 def test_models_that_cascades_begin_with():
-    """Improved DDPM says about 270M parameters; DDPM's, with a level more and our resampling."""
+    """Improved DDPM reports about 270M parameters; faces use DDPM's network with one more level."""
     by_class, faces = _config("imagenet_64_base"), _config("ffhq_64_base")
     counts = [models.count_parameters(networks.model(read(c)), 64) / 1e6 for c in (by_class, faces)]
     assert counts == pytest.approx([270, 86.5], rel=0.03)
@@ -121,7 +121,7 @@ def test_models_that_cascades_begin_with():
 
 @pytest.mark.parametrize("name", CASCADES)
 def test_cascades_are_of_configs_that_chain(name, tmp_path):
-    """Of networks that their stages' workdirs are called after."""
+    """The name of a stage's workdir is that of its network's config."""
     stages = []
     for section in cascades.read(_config(name)).stages:
         trained = section.workdir.rpartition("/")[2]
@@ -130,7 +130,7 @@ def test_cascades_are_of_configs_that_chain(name, tmp_path):
         else:
             config = _config(trained, "cascade" if stages else "")
         config = with_sampling(read(config), section.sampling)
-        # Every stage but the first forgives blurred input.
+        # Every stage but the first is trained on blurred sources.
         assert (config.train.blur_probability > 0) == bool(stages)
         stages.append(cascade.Stage(section.workdir, config, 1))
     cascade.check(stages)
@@ -153,7 +153,7 @@ def test_variants_that_cannot_be():
         networks.model(read(config))
     config = _config("imagenet_64_256", "regression")
     config.model.num_classes = 3
-    with pytest.raises(ValueError, match="num_classes = 3, but a regression is not told"):
+    with pytest.raises(ValueError, match="num_classes = 3, but a regression takes no class"):
         networks.model(read(config))
     config = _config("imagenet_64_256", "regression")
     config.model.prediction, config.train.loss_weight = "v", "sigmoid"
@@ -208,7 +208,7 @@ def test_a_config_survives_json(name, tmp_path):
 
 
 def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
-    """One without what came later, as the first version wrote it."""
+    """A config.json of the first version, which lacks later keys, is read."""
     later = ["method", "tuning", "model.norm", "model.num_classes", "model.lanes"]
     later += ["data.dtype", "data.white_level", "train.source_noise", "train.label_dropout"]
     later += [
@@ -249,7 +249,7 @@ def test_what_decides_which_network_it_is_may_not_change():
 
 
 def _wrong_values(kind, what):
-    """Values that a field of this declaration must refuse."""
+    """Returns values that a field with this declaration must refuse."""
     is_tuple = typing.get_origin(kind) is tuple
     of_item = typing.get_args(kind)[0] if is_tuple else kind
     wrong = {bool: ["yes", 1], int: [1.5, "3", True], float: ["3", True], str: [3, None]}[of_item]
@@ -268,7 +268,7 @@ def _wrong_values(kind, what):
 
 @pytest.mark.parametrize("name", ["", *SECTIONS])
 def test_every_field_refuses_what_is_out_of_its_range(name):
-    """With the key, the value and the range; and takes what is in range."""
+    """Messages name key, value and range; values within the range are accepted."""
     section = type(SECTIONS[name]) if name else Config
     for field, (kind, default, what) in fields.declared(section).items():
         key = f"config.{name}.{field}" if name else f"config.{field}"
@@ -284,7 +284,7 @@ def test_every_field_refuses_what_is_out_of_its_range(name):
 
 
 def test_the_page_of_options_is_of_this_code():
-    """Made by `python -m sr3_jax.tools.config_page > docs/config.md`."""
+    """Run `python -m sr3_jax.tools.config_page > docs/config.md` after a change of options."""
     assert (small_run.ROOT / "docs" / "config.md").read_text() == config_page.page()
 
 

@@ -1,6 +1,6 @@
-"""Samplers against the one case that is known exactly.
+"""Samplers against a case with a closed form.
 
-Where (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[y_0 | y_t, x] is linear in
+If (x, y_0) is jointly Gaussian, so is p(y_0 | x) = N(m, S), and E[y_0 | y_t, x] is linear in
 y_t: with C_t = gamma S + (1 - gamma) I, it is m + sqrt(gamma) S C_t^-1 (y_t - sqrt(gamma) m).
 A correct sampler with this denoiser must reproduce m and S.
 """
@@ -22,7 +22,7 @@ DIM = 4
 
 
 def _conditional(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of y_0 given x, for a random joint Gaussian of (x, y_0)."""
+    """Returns mean and covariance of y_0 given x, for a random joint Gaussian of (x, y_0)."""
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(2 + DIM, 2 + DIM)) * 0.5
     joint = factor @ factor.T + 0.02 * np.eye(2 + DIM)
@@ -53,7 +53,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("variance", ["upper", "posterior"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
-    """Mean within 4 standard errors plus 2 % of the spread for T finite steps, covariance 5 %.
+    """The mean may be off by 4 standard errors plus 2 % of the spread, the covariance by 5 %.
 
     20,000 samples: a covariance's standard error is about 1 % of the variances.
     """
@@ -73,7 +73,7 @@ def test_ancestral_sampling_reproduces_the_conditional_gaussian(name, variance):
 
 
 def test_ancestral_sampling_is_algorithm_2():
-    """Step by step as printed in the paper (Eq. 11), with the same noise."""
+    """The steps are those of the paper (Eq. 11), with the same noise."""
     schedule = diffusion.linear(200, 1e-4, 8e-2)
     estimate = lambda y_t, gamma: 0.5 * jnp.tanh(y_t)  # noqa: E731
     key = jax.random.key(1)
@@ -105,7 +105,7 @@ STEPS = sampler_benchmark.STEPS
 
 
 def _rows_of_the_docs():
-    """Of the table in docs/sampling.md: (sampler, schedule) to (mean, variance) by steps."""
+    """Reads the table of docs/sampling.md: (sampler, schedule) to (mean, variance) by steps."""
     text = (pathlib.Path(__file__).parent.parent / "docs" / "sampling.md").read_text()
     rows = {}
     for line in text.splitlines():
@@ -129,7 +129,7 @@ def test_errors_in_few_steps_are_those_of_the_docs():
 
 @pytest.mark.parametrize("name", ["ancestral", "dpmpp_2m, eta 1", "heun"])
 def test_propagated_moments_are_those_of_samples(name):
-    """Within five standard errors of what 40,000 samples have."""
+    """The tolerance is five standard errors of 40,000 samples."""
     sampler = SAMPLERS[name](sampler_benchmark.SCHEDULES["log_snr"](7))
     keys = jax.random.split(jax.random.key(0), 40_000)
     drawn = jax.jit(
@@ -142,7 +142,7 @@ def test_propagated_moments_are_those_of_samples(name):
 
 
 def mixture(y_t, gamma):
-    """E[y_0 | y_t] for y_0 = -0.6 or 0.6 plus noise: not linear in y_t."""
+    """Returns E[y_0 | y_t] for y_0 = -0.6 or 0.6 plus noise, which is not linear in y_t."""
     gamma = gamma.reshape(-1, 1)
     centres = jnp.array([-0.6, 0.6])
     variance = gamma * 0.15**2 + 1 - gamma
@@ -154,7 +154,7 @@ def mixture(y_t, gamma):
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, order):
-    """Against SciPy's solver, from y_T to the state before the last step; dx/dr = (x - y_0) / r.
+    """SciPy solves dx/dr = (x - y_0) / r from y_T to the state before the last step.
 
     Halving the steps' length divides the error by 2 to the power of the order.
     """
@@ -172,7 +172,7 @@ def test_deterministic_samplers_solve_the_probability_flow_to_their_order(name, 
         schedule = diffusion.karras(num_steps, 0.05, 10.0, 7.0, max_terminal_noise_level=0.1)
         sampler = SAMPLERS[name](schedule)
         state = first = diffusion.begin(sampler, keys, (1,))
-        for row in range(sampler.num_calls - 1):
+        for row in range(sampler.nfe - 1):
             state = advance(sampler[row], state, keys)
         gamma = np.asarray(schedule.gamma, np.float64)
         begin = np.asarray(first.y_t, np.float64).reshape(-1) / np.sqrt(gamma[-1])
@@ -192,7 +192,7 @@ def test_ddim_with_all_noise_is_ancestral_sampling_with_the_posterior():
 
 
 def test_samplers_of_as_many_calls_share_a_program():
-    """Of one kind: what is compiled for one schedule runs with another."""
+    """The program of one schedule runs with another."""
     keys = jax.random.split(jax.random.key(0), 2)
     run = jax.jit(lambda sampler: diffusion.sample(denoise, sampler, keys, (DIM,)))
     for make in (diffusion.karras, diffusion.uniform_log_snr):
@@ -225,7 +225,7 @@ def test_a_loop_over_part_of_the_rows_goes_on_where_another_ended(name):
     )
     rows = jax.tree.map(jnp.asarray, sampler)
     state = diffusion.begin(sampler, keys, (DIM,))
-    for first, last in ((0, 7), (7, 8), (8, sampler.num_calls)):
+    for first, last in ((0, 7), (7, 8), (8, sampler.nfe)):
         state = run(first, last, state)
     whole = diffusion.sample(denoise, sampler, keys, (DIM,))
     np.testing.assert_allclose(state.y_t, whole, atol=1e-6)
@@ -233,7 +233,7 @@ def test_a_loop_over_part_of_the_rows_goes_on_where_another_ended(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_network_call_a_step(name):
-    """The scan's body calls the denoiser once, and is run T times; of Heun's 2 T - 1."""
+    """The scan's body calls the denoiser once, and runs T times; for Heun's 2 T - 1 times."""
     calls = []
 
     def counting(y_t, gamma):

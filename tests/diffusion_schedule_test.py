@@ -17,7 +17,7 @@ ALL = {
 
 @pytest.mark.parametrize("name", ALL)
 def test_forward_steps_compose_to_gamma(name):
-    """Variance and signal carried step by step through q(y_t | y_{t-1}) are those of gamma_t."""
+    """Signal and variance after all steps of q(y_t | y_{t-1}) are those of gamma_t."""
     schedule = ALL[name]
     signal, variance = 1.0, 0.0
     for t in range(1, schedule.num_steps + 1):

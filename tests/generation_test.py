@@ -1,4 +1,4 @@
-"""Cascades, as a job that can be stopped and shared, and what of them cannot be."""
+"""Generation by cascades: stopped, resumed and shared jobs, and refused cascades."""
 
 import csv
 import dataclasses
@@ -44,7 +44,7 @@ def _config(size, low, classes, **changes):
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """Three networks that chain: the first and the last are told one of three classes."""
+    """Makes three networks that chain; the first and the last are class-conditional."""
     root = epath.Path(tmp_path_factory.mktemp("cascade"))
     for size, low, classes in ((8, 0, 3), (16, 8, 0), (32, 16, 3)):
         small_run.write_workdir(root / str(size), _config(size, low, classes), noise=0.1)
@@ -61,7 +61,7 @@ def _read(output, size=SIZES[-1]):
 
 
 def _assert_same(one, other):
-    """All stages' images, but for the rounding of another batch's arithmetic."""
+    """Asserts that all stages' images are equal, up to the rounding of other batch sizes."""
     for size in SIZES:
         a, b = _read(one, size), _read(other, size)
         assert a.keys() == b.keys() and a
@@ -213,8 +213,8 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     fails([base, base], "stage 2, .*8, makes images from nothing")
     fails([base, middle], "label 3 is none of the classes 0 to 2", (1, 3))
     plain = cascade.Stage("plain", _config(8, 0, 0), 1)
-    fails([plain, middle], "stage 1, plain, knows no classes.*label 1", (1,))
-    fails([plain, middle, last], "32 is told classes, but stage 1, plain, makes images of none")
+    fails([plain, middle], "stage 1, plain, is unconditional.*label 1", (1,))
+    fails([plain, middle, last], "32 needs a class label, but stage 1, plain, makes images without")
     many = cascade.Stage("many", _config(8, 0, 5), 1)
     fails([many, middle, last], "different numbers of classes: many 5, .*32 3")
 
@@ -225,7 +225,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     other = _config(8, 0, 3, **{"model.channels": 16})
     with pytest.raises(ValueError, match="/8: .*config.model.channels was 8 and is now 16"):
         cascade.open_stage(workdirs / "8", config=other)
-    with pytest.raises(ValueError, match="guidance = 2.0, but the network knows no classes"):
+    with pytest.raises(ValueError, match="guidance = 2.0, but the network is unconditional"):
         cascade.open_stage(workdirs / "16", guidance=2.0)
     with pytest.raises(ValueError, match=r"source_noise = 0.5 is not within \[0, 0.3\]"):
         cascade.open_stage(workdirs / "16", source_noise=0.5)

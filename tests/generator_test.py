@@ -1,4 +1,4 @@
-"""Images from nothing: labels, guidance, noise in sources, and real digits learnt."""
+"""Generation: labels, guidance, noise in sources, and a training on real digits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +49,7 @@ def _signed(images):
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.0])
 def test_guidance_moves_classes_away_from_what_all_have_in_common(guidance):
-    """Of normal images of one width, guided ones are normal about the mean that is moved."""
+    """Guided samples of normal images are normal with a shifted mean."""
     denoiser = models.Denoiser(Gaussian(), guidance=guidance)
     network = _network(generator.Generator, denoiser, knows_no_class=True)
     labels = np.arange(64) % 2
@@ -97,7 +97,7 @@ def test_a_source_gets_as_much_noise_as_the_network_is_told():
 
 
 def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
-    """Half a minute of real digits; a classifier of real ones says what is drawn."""
+    """Trains half a minute on real digits; a classifier of real digits judges the samples."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed; launch/test.sh does it")
     from configs import digits_8
     from launch import digits

@@ -1,4 +1,4 @@
-"""What upscaling is bounded by: programs, memory, factors; whatever pictures come."""
+"""Bounds of upscaling for any pictures: number of programs, memory, factors."""
 
 import gc
 import weakref
@@ -52,7 +52,7 @@ def refine(refiner, sampler, image, seed=0):
 
 
 def test_whatever_sizes_come_few_programs_are_compiled():
-    """Any sizes, depths and numbers of images, strips among them; the last is as if alone."""
+    """Images of any size, depth and number, strips among them, share few programs."""
     denoiser, traced = make_network()
     refiner, sampler = make_refiner(denoiser, {})
     lengths = (1, 3, 7, 20)  # of a quarter, a half and a whole tile, and to be cut
@@ -151,7 +151,7 @@ def test_what_memory_cannot_hold_is_refused_beforehand(resolver):
 
 @pytest.mark.parametrize("attention", [True, False])
 def test_memory_is_estimated_well(attention):
-    """The network's, against what the compiler says that its program takes."""
+    """The estimate is compared with the compiler's figure for the network's program."""
     model = models.UNet(16, (1, 2), 1, bottleneck_attention=attention)
     params = models.parameter_shapes(model, 64)
     refiner, _ = make_refiner(

@@ -38,7 +38,7 @@ def images():
 
 
 def _close(a, b):
-    """Equal up to the rounding of another batch's arithmetic, which may move a level by one."""
+    """Asserts equality up to one level, since rounding differs between batch sizes."""
     assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
     assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
@@ -51,7 +51,7 @@ def test_shape_and_reproducibility(resolver, images):
 
 
 def test_an_image_does_not_depend_on_its_batch(resolver, images):
-    """Six images go as a batch of four and two alone; with its own seed each is the same alone."""
+    """Six images are a batch of four and one of two; with its seed, each is the same alone."""
     seeds = [11, 12, 13, 14, 15, 16]
     together = resolver.upscale(images, seed=seeds)
     _close(together[::-1], resolver.upscale(images[::-1], seed=seeds[::-1]))
@@ -60,14 +60,14 @@ def test_an_image_does_not_depend_on_its_batch(resolver, images):
 
 
 def test_any_size(resolver):
-    """Sizes that the network's stride does not divide, and larger than a tile."""
+    """Some sizes are not divisible by the network's stride, and some are larger than a tile."""
     for height, width in ((3, 5), (1, 1), (9, 21)):
         image = np.full((1, height, width, 3), 90, np.uint8)
         assert resolver.upscale(image).shape == (1, 4 * height, 4 * width, 3)
 
 
 def test_sizes_share_programs_and_steps_do_too(resolver):
-    """Nothing is compiled anew for a size near to one before, 16 bits, or other steps."""
+    """Similar sizes, 16 bits and other numbers of steps compile nothing."""
     image = lambda h, w: np.random.default_rng(h).integers(0, 256, (h, w, 3), dtype=np.uint8)  # noqa: E731
     for size in ((9, 20), (5, 7)):
         resolver.upscale(image(*size))
@@ -79,7 +79,7 @@ def test_sizes_share_programs_and_steps_do_too(resolver):
 
 
 def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
-    """And with as many tiles at once as there are devices, or all of them."""
+    """It is also the same with other numbers of tiles at once."""
     image = np.random.default_rng(1).integers(0, 256, (1, 20, 26, 3), dtype=np.uint8)
     results = []
     for devices, batch_size in ((1, 1), (4, 4), (4, 16)):
@@ -101,7 +101,7 @@ def test_an_image_that_is_cut_is_the_same_on_any_number_of_devices(resolver):
 
 
 def test_an_image_whose_height_devices_share_is_the_same(resolver, images, monkeypatch):
-    """Each of four devices has a strip of it, and asks its neighbours for edges."""
+    """Each of four devices has a strip of the image, and receives edges from its neighbours."""
     seen = []
     run = programs.Programs.network
 
@@ -130,14 +130,14 @@ def test_an_image_whose_height_devices_share_is_the_same(resolver, images, monke
 
 
 def test_16_bits_stay_16_bits(resolver, images):
-    """The same picture in finer levels, up to the rounding of the input's."""
+    """Results are the same up to the rounding to 8 bits."""
     deep = resolver.upscale(images.astype(np.uint16) * 257)
     assert deep.dtype == np.uint16 and len(np.unique(deep)) > 256
     assert np.abs(deep / 257 - resolver.upscale(images)).max() <= 1.0
 
 
 def test_other_factors(resolver, images):
-    """By resizing before or after the network, so that an image stays where it was."""
+    """Resizing before or after the network does not shift the image."""
     for factor, size in ((8, 64), (2.5, 20), (1.3, 10)):
         assert resolver.upscale(images[0], factor=factor).shape == (size, size, 3)
     ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
@@ -165,7 +165,7 @@ def test_other_samplers(resolver, images, sampler):
     other = SuperResolver.from_params(config, resolver.params)
     calls = []
     made = other.upscale(images[:1], progress=lambda: calls.append(1))
-    assert len(calls) == other.num_calls() == (5 if sampler == "heun" else 3)
+    assert len(calls) == other.nfe() == (5 if sampler == "heun" else 3)
     assert (made != resolver.upscale(images[:1], steps=3)).mean() > 0.3
 
 
@@ -177,7 +177,7 @@ def test_progress_counts_every_step(resolver, images):
 
 
 def test_no_image_is_sampled_twice(images):
-    """Fewer images than devices, and numbers that devices cannot share evenly."""
+    """Some batches are smaller than the number of devices, or not divisible by it."""
     sizes = []
 
     class Recorder(small_run.Network):
@@ -239,7 +239,7 @@ def folder(tmp_path, images):
 
 
 def _upscale(resolver, source, output, **options):
-    """Records by input."""
+    """Returns the records by input."""
     inputs = find_inputs(source)
     records = list(upscale_files.upscale_files(resolver, inputs, output, UpscaleOptions(**options)))
     assert len(records) == len(inputs)
@@ -317,7 +317,7 @@ def test_what_a_picture_carries_comes_out_again(resolver, images, tmp_path):
 
 
 def test_several_samples_and_the_way_there(resolver, images, tmp_path):
-    """The mean of the samples, where they differ, and a GIF that ends in the first of them."""
+    """Writes the mean of the samples, their deviation, and a GIF that ends in the first."""
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     records = _upscale(
         resolver, tmp_path / "a.png", tmp_path / "out", num_samples=3, steps=6, animate=True

@@ -10,17 +10,17 @@ _KERNEL = jax.random.normal(jax.random.key(0), (5, 5, 6, 3)) / 10
 
 
 def local_network(x, y_t, gamma):
-    """Looks two pixels far, and treats what is outside the tile as zero."""
+    """Convolves with a kernel of five pixels; pixels outside the tile count as zero."""
     both = jnp.concatenate([x, y_t], axis=-1)
     dims = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(both, _KERNEL, (1, 1), "SAME", dimension_numbers=dims)
 
 
 def denoise(network, x, y_t, tile_size, overlap, size=3, stride=4):
-    """Of an image, by as many tiles at once as `size` says."""
+    """Returns the blended estimate of an image, with `size` tiles at once."""
     grid = tiling.make_grid(x.shape[1:3], tile_size, overlap, stride)
     assert grid.is_cut and grid.canvas == x.shape[1:3]
-    # What is beyond the image must not matter.
+    # Values beyond the image must not matter.
     rest = (0, 3 * grid.room - x.size)
     x, y_t = (jnp.pad(a.reshape(-1), rest, constant_values=np.nan) for a in (x, y_t))
     total = jnp.zeros(3 * grid.room)
@@ -35,7 +35,7 @@ def denoise(network, x, y_t, tile_size, overlap, size=3, stride=4):
 @pytest.mark.parametrize("size", [1, 3, 16])
 @pytest.mark.parametrize("shape", [(40, 56), (16, 100), (36, 33), (20, 16)])
 def test_estimates_that_do_not_depend_on_the_tile_come_back_exactly(shape, size):
-    """Weights add up to 1 everywhere, whatever the sizes: an estimate of x itself returns x."""
+    """Weights add up to 1 everywhere, so an estimate that is a function of the pixel is kept."""
     x = jax.random.normal(jax.random.key(1), (1, *shape, 3))
     y_t = jax.random.normal(jax.random.key(2), x.shape)
     made = denoise(lambda x, y_t, gamma: x + 2 * y_t, x, y_t, 16, 4, size)
@@ -43,7 +43,7 @@ def test_estimates_that_do_not_depend_on_the_tile_come_back_exactly(shape, size)
 
 
 def test_every_pixel_is_blended_from_the_tiles_that_hold_it():
-    """With one constant for each tile, values change gradually and stay between the constants."""
+    """With one constant for each tile, values change gradually between the constants."""
 
     def network(x, y_t, gamma):
         return jnp.broadcast_to(jnp.mean(y_t, (1, 2, 3), keepdims=True), y_t.shape)
@@ -80,7 +80,7 @@ def test_small_images_are_not_cut():
 
 @pytest.mark.parametrize("tile_size, stride", [(16, 4), (32, 8), (128, 1), (24, 8)])
 def test_whatever_sizes_come_the_network_sees_few(tile_size, stride):
-    """Nine shapes at most, and of arrays two sizes between powers of two, hardly too large."""
+    """Few shapes of tiles, and two sizes of arrays for each power of two, little padding."""
     tiles, rooms = set(), set()
     for size in np.random.default_rng(0).integers(1, 40 * tile_size, (3000, 2)).tolist():
         size = tuple(size) if sum(size) % 2 else (size[0], 1 + size[1] % tile_size)
@@ -113,7 +113,7 @@ def test_impossible_overlap(overlap):
 
 
 def test_a_seam_would_be_seen():
-    """Tiles of random pixels show none, unless each tile is a little brighter than the last."""
+    """Tiles of random pixels have no seams, unless each is a little brighter than the last."""
     grid = tiling.make_grid((100, 140), 32, 8, 4)
     image = np.random.default_rng(0).integers(40, 60, (1, 100, 140, 3))
     plain = upscale_benchmark.find_seams(image.astype(np.uint8), grid)

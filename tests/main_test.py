@@ -1,4 +1,4 @@
-"""The command line: what wrong use is answered with, and that right use works end to end."""
+"""The command line: errors for wrong use, and every mode end to end."""
 
 import os
 import subprocess
@@ -93,7 +93,7 @@ def test_a_config_file_that_sets_an_unknown_key(tmp_path):
 
 
 def test_train_evaluate_and_upscale(tmp_path):
-    """The training on a machine without TensorFlow."""
+    """Trains where TensorFlow is not installed."""
     workdir = f"--workdir={tmp_path / 'run'}"
     absent = tmp_path / "absent" / "tensorflow.py"
     absent.parent.mkdir()

@@ -99,7 +99,7 @@ def test_a_regression_is_a_denoiser_of_one_call():
     denoise = lambda y_t, gamma: denoiser({}, x, y_t, gamma)  # noqa: E731
     made = diffusion.sample(denoise, diffusion.one_call(), keys, x.shape[1:], clip=False)
     np.testing.assert_allclose(made, x + 0.2 * jnp.sin(x), atol=1e-6)
-    assert calls == [x.shape] and diffusion.one_call().num_calls == 1
+    assert calls == [x.shape] and diffusion.one_call().nfe == 1
 
 
 def test_kernels_are_computed_with_in_the_networks_type_and_vectors_in_float32():

@@ -1,4 +1,4 @@
-"""Devices: what is said of them, their peak rates, and accelerators that jax did not open."""
+"""Devices: their description, their peak rates, and accelerators that jax did not open."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ LIBTPU = small_run.ROOT / ".venv" / "tpu_compiler"
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Adds a device to the machine's bus, where jax may look for what it likes."""
+    """Returns a function that adds a device to the PCI bus; jax may choose any platform."""
     monkeypatch.setattr(devices, "_PCI", tmp_path)
     monkeypatch.setattr(devices, "_TPU_PLUGINS", ())
     monkeypatch.setattr(devices, "_GPU_PLUGINS", ())
@@ -60,7 +60,7 @@ def test_a_gpu_without_its_package_stops_a_program(machine, monkeypatch):
 
 @pytest.mark.skipif(not LIBTPU.exists(), reason="libtpu is not installed (launch/test.sh)")
 def test_a_tpu_that_cannot_be_opened_ends_the_command(tmp_path):
-    """By the real libtpu, on a machine without a TPU."""
+    """Runs the real libtpu on a machine without a TPU."""
     save(read(small_run.config()), tmp_path / "config.json")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
     environment["PYTHONPATH"] = str(LIBTPU)
@@ -102,9 +102,9 @@ def test_a_tpu_that_cannot_be_opened_ends_the_command(tmp_path):
     ],
 )
 def test_peaks_are_of_the_very_device(kind, teraflops):
-    """Kinds as drivers print them; many contain the name of another."""
-    found = peak._of(kind, peak._BF16_PEAK)
-    assert found == (teraflops and pytest.approx(teraflops * 1e12))
+    """Device kinds as drivers print them; many contain the name of another."""
+    found = peak._rates(kind)
+    assert (found and found.flops) == (teraflops and pytest.approx(teraflops * 1e12))
 
 
 def test_compiled_programs_are_kept_where_the_next_start_finds_them(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Layouts change where a training step's arrays lie, and nothing that it computes."""
+"""Layouts change the sharding of a training step's arrays, and no result."""
 
 import functools
 
@@ -41,13 +41,13 @@ def batch(seed):
 
 @functools.cache
 def first_state():
-    """As numpy arrays: steps donate theirs."""
+    """Returns the initial state as numpy arrays, since steps donate theirs."""
     init = functools.partial(init_state, MODEL, OPTIMIZER, 0, SIZE)
     return jax.tree.map(np.array, jax.jit(init)())
 
 
 def train(layout, accumulate_steps=1, num_steps=3):
-    """The state after a few steps, and the losses."""
+    """Returns the state after a few steps, and the losses."""
     state = first_state()
     options = small_run.options(seed=3, accumulate_steps=accumulate_steps)
     step = make_train_step(DENOISER, SCHEDULE, OPTIMIZER, options, layout)
@@ -89,7 +89,7 @@ def test_zero1_keeps_a_share_of_everything_on_each_device():
     for tree in (state.params, state.ema_params, state.opt_state):
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
-        # What does not divide (3 output channels, scalars) stays whole.
+        # Arrays that no axis divides (3 output channels, scalars) are replicated.
         assert held < 1.1 * whole / devices
 
 
@@ -140,7 +140,7 @@ def test_unknown_layouts_and_groups_that_cannot_be_are_named():
 
 
 def test_fsdp_keeps_no_gathered_parameter_for_the_gradient():
-    """Those that the gradient needs are gathered a second time."""
+    """The backward pass gathers the kernels a second time."""
 
     def gathers(name):
         layout = parallel.Layout(parallel.make_mesh(), name)

@@ -1,4 +1,4 @@
-"""Kills, damage and full disks: what they may cost is time, never the run."""
+"""Kills, damaged files and full disks: a run loses time, and nothing else."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ def start(workdir, *flags):
 
 
 def wait_for_progress(process, workdir, beyond):
-    """Returns once there is a checkpoint later than step `beyond`; fails where the run ended."""
+    """Waits for a checkpoint after step `beyond`; fails if the run ends before."""
     deadline = time.monotonic() + 300
     while max(steps_in(workdir), default=0) <= beyond:
         said = (workdir / "stderr.txt").read_text()[-3000:]
@@ -61,7 +61,7 @@ def wait_for_progress(process, workdir, beyond):
 
 
 def test_kills_leave_no_trace(tmp_path):
-    """SIGKILL at random moments, then the same command; the end is that of an undisturbed run."""
+    """After SIGKILLs at random moments, the same command ends as an undisturbed run does."""
     rng = random.Random(0)
     killed = tmp_path / "killed"
     killed.mkdir()
@@ -138,7 +138,7 @@ def fill_the_disk():
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
-    """Where the system lets no file grow past a size, as a full disk would not."""
+    """A limit on the size of files stands for a full disk."""
     flags, said = [*FLAGS, f"--workdir={tmp_path}"], tmp_path / "said.txt"
     status = forked_run.run([*flags, "--config.train.num_steps=4"], said)
     assert status == 0, said.read_text()[-3000:]
@@ -179,7 +179,7 @@ def files_of(folder):
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     two_checkpoints, tmp_path, damage, caplog
 ):
-    """Whichever file is hurt: the numbers are those of a whole checkpoint, and it is said."""
+    """Whichever file is damaged, a whole checkpoint is restored, and a warning is logged."""
     fell_back = []
     for i, name in enumerate(files_of(two_checkpoints)):
         folder = tmp_path / str(i)
@@ -204,7 +204,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
 
 def test_a_flipped_byte_never_restores_other_numbers(two_checkpoints, tmp_path, caplog):
-    """In three places of each file; what is read is whole, or the one before, and that is said."""
+    """Flips a bit in three places of each file; the checkpoint read is whole, or the previous."""
     folder, rng, fell_back = tmp_path / "checkpoints", random.Random(0), {}
     shutil.copytree(two_checkpoints, folder)
     for name in files_of(folder):
@@ -217,7 +217,7 @@ def test_a_flipped_byte_never_restores_other_numbers(two_checkpoints, tmp_path, 
             with caplog.at_level(logging.WARNING):
                 checkpointer = Checkpointer(folder, read_only=True)
                 step, state = checkpointer.restore(small_state(0))
-                # By the loss: of step 2, or of step 1 where the other is not there.
+                # Step 2 has the lower loss; step 1 is the best if step 2 is hidden.
                 assert checkpointer.find("best") == checkpointer.steps[-1]
                 checkpointer.close()
             assert_leaves_equal(state, small_state(step))
@@ -225,7 +225,7 @@ def test_a_flipped_byte_never_restores_other_numbers(two_checkpoints, tmp_path, 
                 fell_back[name] = caplog.text
                 assert f"{folder / '2'} is damaged" in caplog.text
         (folder / name).write_bytes(whole)
-    # Of the numbers of the kernel, which fill a file, nothing but the digest knows.
+    # Only the digest reveals a change of the kernel's numbers.
     largest = max(files_of(folder), key=lambda name: (folder / name).stat().st_size)
     assert "ema_params/kernel: not the numbers that were written" in fell_back[largest]
 
@@ -234,8 +234,8 @@ def test_digests_are_of_the_numbers_and_their_places_alone(two_checkpoints, tmp_
     expected = digests.of(small_state(1))
     for layout in (parallel.Layout(parallel.make_mesh(model=2)), None):
         state = small_state(1)
-        lies = layout.kept(state) if layout else jax.devices()[2]
-        assert digests.of(jax.device_put(state, lies)) == expected
+        shardings = layout.kept(state) if layout else jax.devices()[2]
+        assert digests.of(jax.device_put(state, shardings)) == expected
     kernel = small_state(1)["ema_params"]["kernel"]
     for changed in (
         kernel.at[3, 5].multiply(-1),
@@ -252,7 +252,7 @@ def test_digests_are_of_the_numbers_and_their_places_alone(two_checkpoints, tmp_
         checkpointer.close()
         return digest
 
-    # A moved one is the same, also without the file, as older versions wrote none; others are not.
+    # A moved checkpoint has the same digest, also without the file, as older versions wrote it.
     moved = tmp_path / "moved"
     shutil.copytree(two_checkpoints, moved)
     shutil.rmtree(moved / "1" / digests.FOLDER)
@@ -267,7 +267,7 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(two_checkpoint
     checkpointer = Checkpointer(folder)
     with pytest.raises(CheckpointError, match="step 3: ema_params/bias has .* not fin"):
         checkpointer.save(3, state, {})
-    # A loss that is not finite, of weights that are, is no damage.
+    # A loss that is not finite, with finite weights, is no damage.
     checkpointer.save(3, small_state(3), {"validation_loss": float("nan")})
     checkpointer.close()
     checkpointer = Checkpointer(folder)
@@ -290,7 +290,7 @@ def assert_leaves_equal(a, b):
 
 
 def data_files(folder):
-    """Those that hold the arrays."""
+    """Returns the files that hold the arrays."""
     return [name for name in files_of(folder) if "d" in name.parts]
 
 

@@ -1,4 +1,4 @@
-"""Whole training runs: what they leave, and that an interruption leaves no trace."""
+"""Whole training runs: their files, and refused configs."""
 
 import io
 import json
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "sr3_jax.main"]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a run that nothing interrupted."""
+    """Returns the workdir of a finished run."""
     path = epath.Path(tmp_path_factory.mktemp("run"))
     jobs.train(read(small_run.config()), path)
     return path
@@ -117,7 +117,7 @@ def _files(folder) -> dict[str, bytes]:
 
 
 def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
-    """Whether shapes, the meaning of equal shapes, or what comes after training is refused."""
+    """Configs are refused for shapes, for the meaning of equal shapes, or for later jobs."""
     before = _files(workdir)
     for key, value, message in [
         ("model.channels", 16, "channels was 8 and is now 16"),
@@ -157,7 +157,7 @@ def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(workdir, tmp_path):
-    """Where no config.json lies beside the checkpoints that would show it."""
+    """There is no config.json beside these checkpoints."""
     alone = epath.Path(tmp_path)
     (tmp_path / "checkpoints").symlink_to(str(workdir / "checkpoints"))
     config = small_run.config()
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(workdir, tmp_path):
 
 
 def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
-    """The other branches of the config: they run, and the state stays float32."""
+    """Other options run, too, and the state stays float32."""
     config = small_run.config()
     images = epath.Path(tmp_path / "images")
     images.mkdir()
@@ -187,7 +187,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     config.diffusion.schedule = "cosine"
     config.sampling.variance = "posterior"
     workdir = epath.Path(tmp_path / "run")
-    # Of a run that ended before its first checkpoint, which binds nobody.
+    # The config of a run that ended before its first checkpoint; it may change.
     save(read(small_run.config()), workdir / "config.json")
     jobs.train(read(config), workdir)
     assert run_file.load(workdir / "config.json") == read(config)

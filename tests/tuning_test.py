@@ -55,7 +55,7 @@ def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir)
     assert found["metrics"]["energy"] <= best["metrics"]["energy"] * (1 + config.tuning.tolerance)
     resolver = SuperResolver.from_workdir(workdir)
     expected = schedules.sampler(with_sampling(config, found["sampling"]))
-    assert resolver.num_calls() == found["calls"] == expected.num_calls
+    assert resolver.nfe() == found["calls"] == expected.nfe
     np.testing.assert_array_equal(
         resolver.make_sampler(found["sampling"]["num_steps"]).gamma, expected.gamma
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: written by training, read by all that uses a trained network."""
+"""Checkpoints: training writes them; evaluation and inference read them."""
 
 from sr3_jax.checkpoints.checkpointer import Checkpointer, CheckpointError, Which
 from sr3_jax.checkpoints.orbax_parts import quiet_orbax

@@ -22,8 +22,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.01  # while a checkpoint is written
 
 
-def _badness(metrics: Mapping[str, float]) -> float:
-    """By which the best checkpoint is the least: the regression baseline's by its PSNR."""
+def _value_to_minimise(metrics: Mapping[str, float]) -> float:
+    """Returns the value that the best checkpoint minimises; for baselines, minus the PSNR."""
     if "validation_psnr" in metrics:
         return -metrics["validation_psnr"]
     return metrics["validation_loss"]
@@ -38,12 +38,11 @@ class _MismatchError(ValueError):
 
 
 class Checkpointer:
-    """Saves and restores states under `DIRECTORY/<step>`.
+    """Saves and restores training states under `DIRECTORY/STEP`.
 
-    A checkpoint appears under its final name only once it is whole, so that a run killed while
-    it writes leaves the one before as the latest. Beside the arrays lie their digests, which are
-    checked on reading. Where the latest has been damaged since, the one before is read instead,
-    with a warning.
+    A checkpoint gets its final name once it is complete, so a run that is killed while it writes
+    leaves the previous one as the latest. Digests of the arrays are stored with them and checked
+    on reading. If the latest checkpoint is damaged, the previous one is read, with a warning.
     """
 
     def __init__(
@@ -54,20 +53,20 @@ class Checkpointer:
         keep_best: bool = True,
         read_only: bool = False,
     ) -> None:
-        """Opens (and, unless it is only read, makes) the directory.
+        """Opens the directory, and makes it unless `read_only`.
 
         Args:
-          directory: where checkpoints lie; local or in a bucket.
-          keep_last: how many of the newest to keep.
-          keep_best: also keep the one of the highest `validation_psnr`, or of those that have
-            none the lowest `validation_loss`.
-          read_only: leave the directory as it is; a run may be writing into it.
+          directory: local, or in a bucket.
+          keep_last: number of the newest checkpoints to keep.
+          keep_best: also keep the checkpoint of the highest `validation_psnr`; where that is not
+            measured, of the lowest `validation_loss`.
+          read_only: change nothing in the directory; a run may be writing into it.
         """
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=_badness,
+                    get_metric_fn=_value_to_minimise,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -84,7 +83,7 @@ class Checkpointer:
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                best_fn=_badness,
+                best_fn=_value_to_minimise,
                 best_mode="min",
                 step_name_format=self._names,
                 read_only=read_only,
@@ -96,20 +95,20 @@ class Checkpointer:
 
     @property
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order."""
+        """The steps that have a checkpoint, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: object, metrics: Mapping[str, float]) -> None:
-        """Starts to write `state`; returns once it may be changed. `step` must be new.
+        """Starts to write a checkpoint; returns once the buffers of `state` may be changed.
 
         Args:
-          step: number of updates that made `state`.
+          step: number of updates that made `state`; no checkpoint of it may exist.
           state: a pytree of arrays.
-          metrics: numbers that describe it; `keep_best` says which decide.
+          metrics: validation metrics; `keep_best` says which of them select the best checkpoint.
 
         Raises:
-          CheckpointError: where this one, or the one before, cannot be written, or numbers in it
-            are not finite.
+          CheckpointError: this checkpoint or the previous one cannot be written, or `state` has
+            numbers that are not finite.
         """
         found = digests.of(state)
         _check_finite(found, f"the state after step {step}")
@@ -117,7 +116,7 @@ class Checkpointer:
         record = digests.Record({name: digest.text for name, digest in found.items()}, numbers)
         with self._name_failure():
             self._wait()
-            # They would count as the latest, and their numbers are needed again.
+            # A damaged checkpoint would count as the latest, and its step is written again.
             for damaged in sorted(self._damaged & set(self.steps)):
                 self._manager.delete(damaged)
             self._damaged.clear()
@@ -131,24 +130,25 @@ class Checkpointer:
                     **{digests.FOLDER: ocp.args.JsonSave(record.to_json())},
                 ),
                 metrics=numbers or None,
-                force=True,  # what is asked for is never skipped
+                force=True,  # never skip a step
             )
 
     def restore(self, like: T, which: Which = "latest") -> tuple[int, T]:
-        """Restores a checkpoint whole.
+        """Restores a whole checkpoint.
 
         Args:
-          like: a pytree of arrays or `jax.ShapeDtypeStruct`; their shardings place the result.
+          like: a pytree of arrays or `jax.ShapeDtypeStruct` that gives structure, shapes and
+            shardings of the result.
           which: `latest`, `best`, or a step.
 
         Returns:
           The step and the state.
 
         Raises:
-          FileNotFoundError: where there is no such checkpoint.
-          ValueError: where its shapes are not those of `like`.
-          CheckpointError: where it (for `latest`: every one) is damaged, or numbers in it are not
-            finite.
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: its shapes are not those of `like`.
+          CheckpointError: it is damaged (for `latest`: all checkpoints are), or has numbers that
+            are not finite.
         """
 
         def read(step: int) -> T:
@@ -158,10 +158,10 @@ class Checkpointer:
         return self._read(like, which, read)
 
     def restore_part(self, like: T, which: Which = "latest") -> tuple[int, T]:
-        """Restores only those of a checkpoint's top-level fields that the mapping `like` has.
+        """Restores only the top-level fields of a checkpoint that the mapping `like` has.
 
-        The rest (an optimizer's state is twice the size of the parameters) is never read.
-        Raises as `restore`.
+        Nothing else is read. (Adam's moments are twice the size of the parameters.) Raises as
+        `restore`.
         """
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
 
@@ -177,12 +177,12 @@ class Checkpointer:
         return self._read(like, which, read)
 
     def wait(self) -> None:
-        """Returns once every checkpoint is on disk; raises CheckpointError where one is not."""
+        """Waits until every checkpoint is on disk; raises CheckpointError if a write failed."""
         with self._name_failure():
             self._wait()
 
     def check(self) -> None:
-        """Raises CheckpointError where a checkpoint could not be written; does not wait."""
+        """Raises CheckpointError if a write has failed; does not wait."""
         with self._name_failure():
             if self._error is not None:
                 raise self._error
@@ -191,7 +191,7 @@ class Checkpointer:
         self._error = error
 
     def _wait(self) -> None:
-        # Orbax's own wait would take ten minutes where the write of one process has failed.
+        # Orbax's own wait takes ten minutes if the write of one process has failed.
         while self._manager.is_saving_in_progress():
             self.check()
             time.sleep(_POLL_SECONDS)
@@ -199,11 +199,11 @@ class Checkpointer:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the directory."""
+        """Waits for pending writes and closes the directory."""
         self._manager.close()
 
     def _read(self, like: T, which: Which, read: Callable[[int], T]) -> tuple[int, T]:
-        """Reads a checkpoint; where the latest is asked for, the latest that can be read."""
+        """Reads a checkpoint; for `latest`, the latest one that is not damaged."""
         first = self.find(which)
         reasons = {}
         for step in reversed(self.steps) if which == "latest" else (first,):
@@ -217,7 +217,7 @@ class Checkpointer:
             # Damaged files make Orbax and TensorStore raise a dozen kinds of exceptions.
             except Exception as error:
                 reason = str(error).partition("\n")[0][:500] or type(error).__name__
-            # A step that one process cannot read is read by none.
+            # All processes skip a step that one of them cannot read.
             if parallel.of_all_processes(np.asarray([not reason])).all():
                 found = digests.of(state)
                 reason = self._difference(record, found, step)
@@ -235,7 +235,7 @@ class Checkpointer:
     def _difference(
         self, record: digests.Record | None, found: Mapping[str, digests.Digest], step: int
     ) -> str:
-        """What was not read as it was written; empty for nothing."""
+        """Returns which arrays differ from those that were written; empty if none."""
         if record is None:
             folder = self.directory / str(step)
             logging.info("checkpoint %s is of an older version, without digests to check", folder)
@@ -244,10 +244,10 @@ class Checkpointer:
         return f"{', '.join(wrong[:3])}: not the numbers that were written" if wrong else ""
 
     def digest(self, like: object, step: int) -> str:
-        """Tells networks apart: a digest of those arrays of a checkpoint that `like` has.
+        """Returns a digest of the arrays of a checkpoint that `like` has, to identify a network.
 
-        Nothing but the arrays decides about it. Reads none of them, unless the checkpoint is of a
-        version that wrote no digests. Arguments and errors as of `restore_part`.
+        It depends on the arrays alone. The arrays are read only if the checkpoint is of an older
+        version that stored no digests. Arguments and errors are those of `restore_part`.
         """
         self.check_shapes(like, step)
         record = digests.read(self.directory / str(step))
@@ -258,17 +258,17 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _name_failure(self) -> Iterator[None]:
+        """Turns an error of writing into a CheckpointError, but not one of devices or processes."""
         try:
             yield
         except CheckpointError:
             raise
         except Exception as error:
             cause: BaseException | None = error
-            seen = set()  # the same error may come a second time, with itself for a reason
+            seen = set()  # an error that is raised twice may be its own cause
             while cause is not None and id(cause) not in seen:
                 seen.add(id(cause))
                 if isinstance(cause, jax.errors.JaxRuntimeError):
-                    # Of the devices or of other processes, not of the file system.
                     raise cause from None
                 cause = cause.__cause__ or cause.__context__
             reason = str(error).partition("\n")[0][:500]
@@ -280,10 +280,10 @@ class Checkpointer:
             ) from error
 
     def find(self, which: Which) -> int:
-        """The step of a checkpoint.
+        """Returns the step of a checkpoint.
 
         Raises:
-          FileNotFoundError: there is none, or not that one.
+          FileNotFoundError: there is no checkpoint, or not the one asked for.
         """
         steps = self.steps
         if not steps:
@@ -295,7 +295,7 @@ class Checkpointer:
         if which == "best":
             best = self._manager.best_step()
             if best is None:
-                logging.warning("no checkpoint has a validation_loss; taking the latest")
+                logging.warning("no checkpoint has a validation_loss; using the latest")
             return steps[-1] if best is None else best
         if which not in steps:
             raise FileNotFoundError(
@@ -307,7 +307,10 @@ class Checkpointer:
         return self.directory / str(step) / "default"
 
     def check_shapes(self, like: object, step: int) -> None:
-        """Raises ValueError where the checkpoint's arrays are not those of `like`; reads none."""
+        """Raises ValueError if the shapes in the checkpoint are not those of `like`.
+
+        Reads no arrays.
+        """
         with ocp.PyTreeCheckpointer() as reader:
             found = _shapes(reader.metadata(self._path(step)).item_metadata.tree)
         for name, shape in _shapes(like).items():

@@ -1,7 +1,7 @@
-"""Digests of arrays: they show rot in a checkpoint, and tell networks apart.
+"""Digests of arrays, which reveal damaged checkpoints and identify networks.
 
-They are of the arrays on the devices, however split, and so cover all that happens on the way to a
-disk and back. Each process hashes what its devices hold.
+A digest is computed from an array on the devices, under any sharding, so it covers the whole way
+to a disk and back. Each process hashes the shards of its devices.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from jaxtyping import UInt64
 
 from sr3_jax import parallel
 
-FOLDER = "digests"  # in a checkpoint's; Orbax writes it when it writes the arrays
+FOLDER = "digests"  # within a checkpoint; Orbax writes it together with the arrays
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by the size of a number in bytes
-_BLOCK = 2**16  # numbers that are hashed at once, so that they stay in the processor's cache
+_BLOCK = 2**16  # numbers that are hashed at once; they fit into the processor's cache
 
 
 class Digest(NamedTuple):
-    """Of an array.
+    """The digest of an array.
 
     Attributes:
-      text: 16 hexadecimal digits: the sum modulo 2^64 of a hash of each number and its place. A
-        change of one number always changes them; another change is missed with a probability of
-        2^-64. They do not protect against changes made on purpose.
-      is_finite: whether all its numbers are.
+      text: 16 hexadecimal digits: the sum modulo 2^64 of a hash of each number with its index.
+        A change of one number always changes it; other changes are missed with probability
+        2^-64. It does not protect against deliberate changes.
+      is_finite: whether all numbers of the array are finite.
     """
 
     text: str
@@ -40,18 +40,21 @@ class Digest(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is written beside a checkpoint: the digest of each array, and the metrics again."""
+    """The digest of each array of a checkpoint, and a copy of its metrics."""
 
     arrays: Mapping[str, str]
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object that holds a digest of itself."""
+        """Returns a JSON object that includes a digest of its own content."""
         return {**self._asdict(), "sha256": combine(self._asdict())}
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Arrays (or their shapes) by a name that is the same for objects and for dictionaries."""
+    """Returns the arrays of a tree (or their shapes) by name.
+
+    The names are the same whether the tree is made of dataclasses or of dictionaries.
+    """
     return {
         "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path): (
             leaf
@@ -62,7 +65,10 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def of(tree: Any) -> dict[str, Digest]:
-    """The digest of each array. Processes that hold an array together have to ask together."""
+    """Returns the digest of each array, by name.
+
+    All processes that hold shards of an array must call it together.
+    """
     arrays = {
         name: array if isinstance(array, jax.Array) else jax.numpy.asarray(array)
         for name, array in named(tree).items()
@@ -82,15 +88,15 @@ def of(tree: Any) -> dict[str, Digest]:
 
 
 def combine(parts: Mapping[str, Any]) -> str:
-    """One digest of several, whatever their order."""
+    """Returns one digest of several, which does not depend on their order."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read(checkpoint: epath.Path) -> Record | None:
-    """What was written beside a checkpoint, given its folder; None for one of an older version.
+    """Reads the record of a checkpoint's folder; None if an older version wrote the checkpoint.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the record is damaged.
       OSError: it cannot be read.
     """
     if not (checkpoint / FOLDER).exists():
@@ -108,9 +114,9 @@ def read(checkpoint: epath.Path) -> Record | None:
 
 
 def _own_share(array: jax.Array) -> tuple[int, bool]:
-    """Of the parts that this process holds: the sum of hashes, and whether all is finite.
+    """Returns the sum of hashes over this process's shards, and whether all numbers are finite.
 
-    A part that several devices hold counts once.
+    A shard that several devices hold counts once.
     """
     total, is_finite = 0, True
     shape = array.shape or (1,)
@@ -118,7 +124,7 @@ def _own_share(array: jax.Array) -> tuple[int, bool]:
     for shard in array.addressable_shards:
         if shard.replica_id or not shard.data.size:
             continue
-        # The place of each number in the whole array is that of its row and that within the row.
+        # The flat index in the whole array is the sum of the row's and the one within the row.
         slices = shard.index or (slice(None),)
         *outer, inner = (
             np.arange(*part.indices(size), dtype=np.uint64) * stride
@@ -137,7 +143,7 @@ def _own_share(array: jax.Array) -> tuple[int, bool]:
 
 
 def _mix(words: UInt64[np.ndarray, "r c"]) -> UInt64[np.ndarray, "r c"]:
-    """A bijection in which all bits decide about each other (the end of MurmurHash3)."""
+    """Mixes the bits of each word by a bijection (the finaliser of MurmurHash3)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         words = (words ^ (words >> np.uint64(33))) * np.uint64(factor)
     return words ^ (words >> np.uint64(33))

@@ -1,4 +1,4 @@
-"""Changes to Orbax's behaviour: which steps it sees, how errors are told, and what it logs."""
+"""Changes to Orbax's behaviour: the steps it lists, how it reports errors, and its log."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sr3_jax.checkpoints import digests
 
 
 class SoundSteps(ocp.path.step.NameFormat):
-    """Orbax's folder names, without those whose metrics or digests are damaged.
+    """Orbax's names of step folders, without steps whose metrics or digests are damaged.
 
-    It reads the metrics of all steps as it opens a directory, and would not open it. Metrics that
-    are not what was written would make another checkpoint the best.
+    Orbax reads the metrics of all steps when it opens a directory, and fails if one is unreadable.
+    Altered metrics would select another checkpoint as the best.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class SoundSteps(ocp.path.step.NameFormat):
 
 
 def _check_metrics(folder: epath.Path) -> None:
-    """Raises ValueError where a checkpoint's metrics or digests are not what was written."""
+    """Raises ValueError if a checkpoint's metrics or digests are not what was written."""
     path, record = folder / "metrics" / "metrics", digests.read(folder)
     try:
         metrics = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    # As texts: NaN is a metric, too, and differs from itself.
+    # Compared as texts, since NaN differs from itself.
     if record and json.dumps(metrics, sort_keys=True) != json.dumps(record.metrics, sort_keys=True):
         raise ValueError(f"{path} is not what was written")
 
 
 class _Write:
-    """An `orbax.checkpoint.future.Future` of a write; notes an error when it comes."""
+    """An `orbax.checkpoint.future.Future` of a write, which reports its error to `note`."""
 
     def __init__(self, future: Any, note: Callable[[BaseException], None]) -> None:
         self._future, self._note = future, note
@@ -73,9 +73,9 @@ class _Write:
 
 
 def handler(note: Callable[[BaseException], None]) -> ocp.StandardCheckpointHandler:
-    """Returns Orbax's handler of arrays, which tells `note` at once of a write that has failed.
+    """Returns Orbax's handler of arrays, which passes the error of a failed write to `note`.
 
-    Orbax itself raises the error once all processes are done, and those wait for this one.
+    Orbax itself raises the error after all processes are done, and they wait for this one.
     """
     made = ocp.StandardCheckpointHandler()
     save = made.async_save
@@ -89,21 +89,21 @@ def handler(note: Callable[[BaseException], None]) -> ocp.StandardCheckpointHand
 
 
 def quiet_orbax() -> None:
-    """Orbax tells its inner life on the info level, dozens of lines for each checkpoint.
+    """Drops Orbax's log below the level of warnings: dozens of lines for each checkpoint.
 
-    Of its warnings, those go that are about what `Checkpointer` means to do.
+    Warnings about what `Checkpointer` does on purpose are dropped, too.
     """
-    meant = (
+    intended = (
         "CheckpointManagerOptions.read_only=True",
         "Given directory is read only",
-        "Metadata file does not exist",  # asked for the shapes of an item, which has none
-        "Requested `tracked_metric`",  # saved in haste, without validation
+        "Metadata file does not exist",  # the shapes are read of an item without metadata
+        "Requested `tracked_metric`",  # saved at a preemption, without validation
     )
 
     def keep(record: std_logging.LogRecord) -> bool:
         if "orbax" not in record.pathname:
             return True
-        is_meant = record.getMessage().startswith(meant)
-        return record.levelno >= std_logging.WARNING and not is_meant
+        is_intended = record.getMessage().startswith(intended)
+        return record.levelno >= std_logging.WARNING and not is_intended
 
     logging.get_absl_handler().addFilter(keep)

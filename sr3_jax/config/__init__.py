@@ -1,17 +1,16 @@
-"""What a run is: every option, read and checked once, and what is made of them.
+"""The config of a run: every option, read and checked once, and the objects made from it.
 
-    config = read(get_config())          # of a file in configs/, as flags have changed it
+    config = read(get_config())          # of a file in configs/, changed by flags
     config = load("runs/faces/config.json")
 
-Everything below takes a `Config`, which is immutable and whose values can work. `schedules`,
-`networks`, `layouts` and `image_sets` make of it what trains and samples; they are imported by
+Everything below takes a `Config`, which is immutable and checked. `schedules`, `networks`,
+`layouts` and `image_sets` make the objects that train and sample from it; they are imported by
 name, since Flax and Optax take half a second.
 """
 
 from sr3_jax.config.reading import (
     Check,
     changed,
-    default_dict,
     in_words,
     read,
     sampling_recipe,
@@ -19,36 +18,21 @@ from sr3_jax.config.reading import (
     with_sampling,
 )
 from sr3_jax.config.run_file import changed_keys, check_same_network, load, save
-from sr3_jax.config.sections import BASELINES, SECTIONS, Config
-from sr3_jax.config.training_sections import (
-    Checkpoint,
-    Data,
-    Diffusion,
-    Model,
-    Parallel,
-    Train,
-)
-from sr3_jax.config.use_sections import SAMPLERS, Evaluation, Sampling, Tuning
+from sr3_jax.config.sections import SECTIONS, Config
+from sr3_jax.config.training_sections import Train
+from sr3_jax.config.use_sections import SAMPLERS, Evaluation, Sampling
 
 __all__ = [
-    "BASELINES",
     "SAMPLERS",
     "SECTIONS",
     "Check",
-    "Checkpoint",
     "Config",
-    "Data",
-    "Diffusion",
     "Evaluation",
-    "Model",
-    "Parallel",
     "Sampling",
     "Train",
-    "Tuning",
     "changed",
     "changed_keys",
     "check_same_network",
-    "default_dict",
     "in_words",
     "load",
     "read",

@@ -1,28 +1,37 @@
-"""What the files in `configs/` are made of: defaults, a config to start from, variants, stages.
+"""Building blocks of the files in `configs/`: defaults, base configs, variants, cascades.
 
-def get_config(variant=""):
-config = authoring.default()
-config.data.image_size = 128
-return authoring.variant(config, variant)
+    def get_config(variant=""):
+        config = authoring.default()
+        config.data.image_size = 128
+        return authoring.variant(config, variant)
+
+The command line names variants as `--config=FILE:VARIANT`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import config_dict
 
-from sr3_jax.config import locating, reading
+from sr3_jax.config import locating
+from sr3_jax.config.sections import Config
 
 
 def default() -> config_dict.ConfigDict:
-    """Returns every option with the paper's value; locked, so that a wrong key is an error."""
-    return reading.default_dict()
+    """Returns all options with the paper's values, locked, so that a wrong key is an error."""
+    values = {
+        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
+        for name, value in dataclasses.asdict(Config()).items()
+    }
+    return config_dict.ConfigDict(values).lock()
 
 
 def based_on(name: str) -> config_dict.ConfigDict:
     """Returns the config of another file, to be changed.
 
     Args:
-      name: of a file in `configs/`, as `quickstart`; or its path.
+      name: name of a file in `configs/`, such as `quickstart`; or its path.
     """
     return locating.load(name).get_config()
 
@@ -30,22 +39,22 @@ def based_on(name: str) -> config_dict.ConfigDict:
 def variant(
     config: config_dict.ConfigDict, names: str, learning_rate: float = 1e-5
 ) -> config_dict.ConfigDict:
-    """The config of another method, or with what a table of the paper measures.
+    """Changes a config of SR3 to a baseline, a protocol of the paper, or a stage of a cascade.
 
-    Baselines are trained as the paper does: by the squared error, keeping the checkpoint of the
-    highest held-out PSNR.
+    Baselines are trained as in the paper: with the squared error, and the checkpoint of the highest
+    held-out PSNR is used.
 
     Args:
-      config: of SR3, which is changed.
-      names: empty, or some of `regression` or `srcnn`, `table_2` or `table_3`, and `cascade` (a
-        stage after the first, whose sources are blurred), with commas.
-      learning_rate: of the regression baseline; the paper's is 1e-5.
+      config: a config of SR3; changed in place.
+      names: empty, or names with commas: `regression` or `srcnn`; `table_2` or `table_3`, whose
+        metrics are measured; `cascade`, a stage after the first, whose sources are blurred.
+      learning_rate: learning rate of the regression baseline; the paper's is 1e-5.
     """
     for name in filter(None, names.split(",")):
         if name in ("regression", "srcnn", "cascade") and not config.data.low_resolution:
             raise ValueError(
-                f"the variant {name} is of networks with a low resolution, and this config makes "
-                "images from nothing"
+                f"the variant {name} needs a low resolution, and this config makes images from "
+                "nothing (config.data.low_resolution = 0); leave the variant out"
             )
         if name in ("regression", "srcnn"):
             config.method = name
@@ -65,53 +74,51 @@ def variant(
 
 
 def stage(workdir: str, **sampling: object) -> config_dict.ConfigDict:
-    """A stage of a cascade: where its network was trained, and how it samples here.
+    """Returns the section of a stage of a cascade.
 
     Args:
-      workdir: of the training run.
-      **sampling: keys of `sampling` in place of the run's; each can also be set on the command
+      workdir: workdir of the training run of its network.
+      **sampling: keys of `sampling` that replace the run's; each can also be set on the command
         line, as --config.stage_1.sampling.num_steps=50.
     """
     config = config_dict.ConfigDict()
     config.workdir = workdir
-    config.checkpoint = ""  # `latest`, `best` or a step; empty: as the run's config says
+    config.checkpoint = ""  # `latest`, `best` or a step; empty: that of the run's config
     config.sampling = {
-        key: config_dict.placeholder(type(value))
-        for key, value in reading.default_dict().sampling.items()
+        key: config_dict.placeholder(type(value)) for key, value in default().sampling.items()
     }
     config.sampling.update(sampling)
     return config
 
 
 def cascade(output: str, *stages: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """The config of a cascade, for --mode=generate: its stages in their order.
+    """Returns the config of a cascade, for --mode=generate.
 
     Args:
-      output: folder of the images, if --output names none.
-      *stages: see `stage`.
+      output: folder of the images; --output overrides it.
+      *stages: the stages in order; see `stage`.
     """
     config = config_dict.ConfigDict({"output": output})
     for number, section in enumerate(stages, 1):
         config[f"stage_{number}"] = section
     config.evaluation = evaluation = config_dict.ConfigDict()
-    # Of the last stage's images: `fid`, with the Inception score.
+    # Metrics of the last stage's images; `config.cascades.Measures` says what each key means.
     evaluation.feature_metrics = ()
-    # `train`: the last stage's training images; or a folder, or an .npz file of statistics.
     evaluation.fid_reference = ""
-    evaluation.inception_weights = ""  # empty: torch-fidelity downloads them
-    evaluation.paper_tables = ()  # whose figures stand beside: `4`, `5`
+    evaluation.inception_weights = ""
+    evaluation.paper_tables = ()
     config.lock()
     return config
 
 
 def _measure_table(config: config_dict.ConfigDict, name: str) -> None:
-    """What Table 2 and Table 3 of the paper measure."""
+    """Sets the evaluation to the protocol of Table 2 or Table 3 of the paper."""
     sizes = (config.data.low_resolution, config.data.image_size)
     wanted = {"table_2": [(64, 256)], "table_3": [(64, 256), (56, 224)]}[name]
     if sizes not in wanted:
         raise ValueError(
-            f"{name} of the paper is of networks {' or '.join(f'{a} to {b}' for a, b in wanted)}, "
-            f"and this config is {sizes[0]} to {sizes[1]}; use a config of ImageNet"
+            f"{name} of the paper is for {' or '.join(f'{a} to {b}' for a, b in wanted)}, and this "
+            f"config is {sizes[0]} to {sizes[1]}; use a config of ImageNet"
         )
     c = config.evaluation
     if name == "table_2":
@@ -119,4 +126,5 @@ def _measure_table(config: config_dict.ConfigDict, name: str) -> None:
     else:
         c.paper_table, c.feature_metrics = "3", ("resnet50",)
         c.image_size, c.num_images = 224, 1000
-        c.network_input = 64 if sizes == (64, 256) else 0  # arXiv's protocol; the journal's
+        # arXiv's protocol for networks of 64 to 256; the journal's for those of 56 to 224.
+        c.network_input = 64 if sizes == (64, 256) else 0

@@ -1,4 +1,4 @@
-"""The config of a cascade: where its networks were trained, how each samples, what is measured."""
+"""The config of a cascade: its stages, and the metrics of the last one's images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sr3_jax.metrics import registry
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Where a stage comes from, and how it samples.
+    """The trained network of a stage, and its sampling.
 
     Attributes:
-      workdir: of its training run.
-      checkpoint: `latest`, `best` or a step; None for what its run's config says.
-      sampling: keys of `config.sampling` in place of its run's.
+      workdir: workdir of its training run.
+      checkpoint: `latest`, `best` or a step; None for that of its run's config.
+      sampling: keys of `config.sampling` that replace those of its run.
     """
 
     workdir: str
@@ -29,7 +29,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Measures(fields.Section):
-    """What is measured of the last stage's images."""
+    """Metrics of the last stage's images."""
 
     feature_metrics: tuple[str, ...] = fields.option(
         (),
@@ -51,7 +51,7 @@ class Measures(fields.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """All of a cascade; `output` is the folder of its images if the command names none."""
+    """The config of a cascade; `output` is the folder of its images if the command names none."""
 
     output: str
     stages: tuple[Stage, ...]
@@ -59,26 +59,26 @@ class Cascade:
 
 
 def is_cascade(config: config_dict.ConfigDict) -> bool:
-    """Whether a config from a file is of a cascade, not of a network."""
+    """Returns whether a config from a file is of a cascade instead of a single network."""
     return "stage_1" in config
 
 
 def read(config: config_dict.ConfigDict) -> Cascade:
-    """A cascade from its config file, with flags.
+    """Returns a cascade from its config file, changed by flags.
 
     Raises:
-      ValueError: naming every fault.
+      ValueError: some values are invalid; names all of them.
     """
     if not is_cascade(config):
         raise ValueError(
-            "the config has no section stage_1, so it is of a network and not of a cascade; use "
-            "one as configs/cascade_ffhq_1024.py, or --workdir alone for a single network"
+            "the config has no section stage_1, so it is of a network and not of a cascade; use a "
+            "config such as configs/cascade_ffhq_1024.py, or --workdir alone for a single network"
         )
     stages, faults = [], []
     while (name := f"stage_{len(stages) + 1}") in config:
         given = config[name].to_dict()
         if not given["workdir"]:
-            faults.append(f"config.{name}.workdir is empty; give the workdir of its training")
+            faults.append(f"config.{name}.workdir is empty; give the workdir of its training run")
         which = given["checkpoint"] or None
         if which is not None and which.isdigit():
             which = int(which)

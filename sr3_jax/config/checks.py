@@ -1,4 +1,4 @@
-"""What options of several fields must have to do with each other."""
+"""Checks of options that depend on each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sr3_jax.config.sections import Config
 
 
 def faults(config: Config) -> Iterator[str]:
-    """A message for each pair or group of values that cannot work together, with the fix."""
+    """Yields a message, with the fix, for each group of values that cannot work together."""
     yield from _method(config)
     if config.method != "srcnn":
         yield from _network(config)
@@ -21,13 +21,13 @@ def _method(config: Config) -> Iterator[str]:
     method, noise = config.method, config.train.source_noise
     if config.predicts_image and not config.has_source:
         yield (
-            f"config.data.low_resolution = 0, but a {method} makes its image of that; only "
-            "config.method = 'sr3' works without"
+            f"config.data.low_resolution = 0, but a {method} makes its image from the low "
+            "resolution; only config.method = 'sr3' works without one"
         )
     if config.predicts_image and config.model.num_classes:
         yield (
-            f"config.model.num_classes = {config.model.num_classes}, but a {method} is not told "
-            "classes; use 0"
+            f"config.model.num_classes = {config.model.num_classes}, but a {method} takes no "
+            "class labels; use 0"
         )
     if config.predicts_image:
         for key, value, paper in (
@@ -57,7 +57,7 @@ def _network(config: Config) -> Iterator[str]:
     if config.sampling.tile_size % stride:
         yield (
             f"config.sampling.tile_size = {config.sampling.tile_size} is not a multiple of "
-            f"{stride}, the deepest stride of config.model.multipliers; use one"
+            f"{stride}, the deepest stride of config.model.multipliers; use a multiple"
         )
     sizes = [size // 2**i for i in range(len(config.model.multipliers))]
     for resolution in config.model.attention_resolutions:
@@ -65,7 +65,7 @@ def _network(config: Config) -> Iterator[str]:
             yield (
                 f"config.model.attention_resolutions has {resolution}, but the levels of "
                 f"config.data.image_size = {size} with {len(sizes)} config.model.multipliers work "
-                f"at {sizes}; use some of those"
+                f"at {sizes}; use some of these"
             )
 
 
@@ -79,7 +79,8 @@ def _data(config: Config) -> Iterator[str]:
     elif evaluation.image_size % config.factor:
         yield (
             f"config.evaluation.image_size = {evaluation.image_size} is not a multiple of "
-            f"{config.factor}, the ratio of config.data.image_size and low_resolution; use one"
+            f"{config.factor}, the ratio of config.data.image_size and low_resolution; use a "
+            "multiple"
         )
     if evaluation.downsampling != "pillow" and (data.eval_source or data.source) == "folder_pairs":
         yield (
@@ -123,14 +124,14 @@ def _sampling(config: Config) -> Iterator[str]:
         )
     if sampling.guidance != 1 and not classes:
         yield (
-            f"config.sampling.guidance = {sampling.guidance}, but the network knows no classes "
+            f"config.sampling.guidance = {sampling.guidance}, but the network is unconditional "
             "(config.model.num_classes = 0); use 1"
         )
     elif sampling.guidance != 1 and not train.label_dropout:
         yield (
             f"config.sampling.guidance = {sampling.guidance}, but the network was trained with "
-            "config.train.label_dropout = 0, so that it does not know what images are like "
-            "whatever their class; use 1, or train with 0.1"
+            "config.train.label_dropout = 0, so that it has no unconditional prediction; use 1, or "
+            "train with 0.1"
         )
     if sampling.source_noise > train.source_noise:
         yield (

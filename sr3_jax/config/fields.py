@@ -1,4 +1,4 @@
-"""How a field of a config is declared, and how a value is checked against its declaration."""
+"""Declarations of the fields of a config, and checks of values against them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Value = Scalar | tuple[Scalar, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a field may hold.
+    """The declaration of a field: its meaning and its range.
 
     Attributes:
       meaning: a sentence for docs/config.md.
-      choices: the allowed values; of a tuple, those of its items. Empty: any.
-      at_least: lower bound, included; of a tuple, that of its items. None: none.
+      choices: the allowed values; for a tuple, of its items. Empty: any value.
+      at_least: lower bound, included; for a tuple, of its items. None: no bound.
       above: lower bound, excluded.
       at_most: upper bound, included.
       below: upper bound, excluded.
-      lengths: allowed numbers of items of a tuple. None: any.
-      increases: the items of a tuple may not decrease.
-      may_change: whether a run may go on, be evaluated or upscale with another value. False for
-        what decides which network it is.
+      lengths: allowed numbers of items of a tuple. None: any number.
+      increases: whether the items of a tuple must not decrease.
+      may_change: whether a run may be resumed, evaluated or used with another value. False for
+        options that determine the network.
     """
 
     meaning: str
@@ -45,7 +45,7 @@ class Declared:
     may_change: bool = True
 
     def range(self) -> str:
-        """The allowed values in words: `one of l1, l2`, `at least 1`, `above 0 and below 1`."""
+        """Describes the range: `one of l1, l2`, `at least 1`, `above 0 and below 1`."""
         if self.choices:
             return f"one of {', '.join(repr(c) if c == '' else str(c) for c in self.choices)}"
         bounds = {
@@ -61,7 +61,7 @@ class Declared:
         )
 
     def nearest(self, value: Scalar) -> Scalar | None:
-        """The allowed value next to one that is not; None where that is no help."""
+        """Returns the allowed value nearest to one that is not allowed; None if none is near."""
         if self.choices:
             close = difflib.get_close_matches(str(value), [str(c) for c in self.choices], 1, 0.5)
             return next((c for c in self.choices if [str(c)] == close), None)
@@ -74,7 +74,7 @@ class Declared:
         return None
 
     def allows(self, value: Scalar) -> bool:
-        """Whether a value of the right type is within the range."""
+        """Returns whether a value of the right type is within the range."""
         if self.choices:
             return value in self.choices
         if isinstance(value, str):
@@ -89,12 +89,12 @@ class Declared:
 
 
 def option(default: Value, meaning: str, **declared: Any) -> Any:
-    """A field of a section with its default; see `Declared` for the keywords."""
+    """Declares a field of a section with its default; see `Declared` for the keywords."""
     return dataclasses.field(default=default, metadata={"declared": Declared(meaning, **declared)})
 
 
 class Section:
-    """A dataclass of `option` fields, which cannot be made with values out of range."""
+    """A dataclass of `option` fields that refuses values out of range."""
 
     def __post_init__(self) -> None:
         for name, (kind, _, what) in declared(type(self)).items():
@@ -104,7 +104,7 @@ class Section:
 
 
 def declared(section: type) -> dict[str, tuple[Any, Value, Declared]]:
-    """The type, the default and the declaration of each field of a section, by name."""
+    """Returns type, default and declaration of each field of a section, by name."""
     hints = typing.get_type_hints(section)
     return {
         field.name: (hints[field.name], field.default, field.metadata["declared"])
@@ -114,16 +114,16 @@ def declared(section: type) -> dict[str, tuple[Any, Value, Declared]]:
 
 
 def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
-    """A section from plain values, and the faults of those that cannot be.
+    """Makes a section from plain values, and lists faulty values.
 
     Args:
       section: a frozen dataclass of `option` fields.
-      values: by field name. Lists stand for tuples, whole numbers for floats.
-      prefix: of the keys in messages, as `config.train.`.
+      values: values by field name. Lists become tuples, whole numbers floats.
+      prefix: prefix of the keys in messages, such as `config.train.`.
 
     Returns:
-      The section, with defaults where a value is missing or faulty, and a message for each fault
-      with key, value, range and, where there is one, the nearest allowed value.
+      The section, with defaults for missing and faulty values, and a message for each fault: key,
+      value, range and, if there is one, the nearest allowed value.
     """
     fields, faults, good = declared(section), [], {}
     for name in values.keys() - fields.keys():
@@ -140,7 +140,7 @@ def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, li
 
 
 def _value(kind: Any, given: Any, what: Declared) -> tuple[Any, list[str]]:
-    """The value as its type has it, and what is wrong with it."""
+    """Returns the value in its declared type, and its faults."""
     if typing.get_origin(kind) is not tuple:
         value = _scalar(kind, given)
         if value is None:
@@ -152,7 +152,7 @@ def _value(kind: Any, given: Any, what: Declared) -> tuple[Any, list[str]]:
     items = [_scalar(of_item, item) for item in given]
     if None in items:
         return None, [f" has an item of the wrong type; each is {_NAMES[of_item]}"]
-    # One fault for all items of the same one.
+    # One message for all items out of range.
     outside = [item for item in items if not what.allows(item)]
     wrong = [f": {item!r}{_out_of_range(item, what)}" for item in outside[:1]]
     if what.lengths is not None and len(items) not in what.lengths:
@@ -172,7 +172,7 @@ def _out_of_range(value: Scalar, what: Declared) -> str:
 
 
 def _scalar(kind: Any, given: Any) -> Any:
-    """The value in its field's type; None where it is of another."""
+    """Converts a value to its field's type; None if it has another type."""
     if kind is bool or isinstance(given, bool):
         return given if kind is bool and isinstance(given, bool) else None
     if kind is str:

@@ -1,4 +1,4 @@
-"""How a training is shared among devices, by its config."""
+"""The layout of a training on devices, from its config."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sr3_jax.config.sections import Config
 
 
 def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
-    """The layout of training on all devices, or on those given.
+    """Returns the layout of training on all devices, or on those given.
 
     Raises:
-      ValueError: the batch, or the height of an image, cannot be shared among so many.
+      ValueError: the number of devices does not divide the batch, or the height of an image.
     """
     c = config.parallel
     devices = jax.devices() if devices is None else devices
@@ -36,6 +36,6 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
 
 
 def _fewest_for_an_image(rows: int, devices: int) -> int:
-    """1; where there are more devices than images, the fewest that can share one's height."""
+    """Returns the fewest devices that share an image: 1 unless there are fewer images."""
     divisors = (n for n in range(1, devices + 1) if devices % n == 0)
     return 1 if rows >= devices else next(n for n in divisors if rows % (devices // n) == 0)

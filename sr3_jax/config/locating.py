@@ -1,4 +1,4 @@
-"""Finds a config file by its path, or by the name of one that comes with the package."""
+"""Finds config files by path, or by the name of one that comes with the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 import types
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-# Those that users edit, beside the package in the repository; those of an installed package.
+# The repository's configs, which users edit; and those of an installed package.
 _FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
 
 
@@ -17,11 +17,11 @@ def locate(given: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the file of a config.
 
     Args:
-      given: a path; or a name, as `imagenet_64_256`, which is looked for in `configs/` of the
+      given: a path; or a name, such as `imagenet_64_256`, which is searched in `configs/` of the
         working directory, of the repository, and of the installed package.
 
     Raises:
-      FileNotFoundError: there is none; names those that there are.
+      FileNotFoundError: there is no such file; lists the configs of the package.
     """
     path = pathlib.Path(given).expanduser()
     if path.is_file():

@@ -13,7 +13,7 @@ TPU_LANES = 128  # of a register; the channels that fill it
 
 
 def model(config: Config) -> models.UNet | models.SRCNN:
-    """The network of `config.method` and `config.model`, for `config.data.image_size`."""
+    """Makes the network of `config.method` and `config.model`, for `config.data.image_size`."""
     c = config.model
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[c.dtype]
     if config.method == "srcnn":
@@ -41,7 +41,7 @@ def model(config: Config) -> models.UNet | models.SRCNN:
 
 
 def denoiser(config: Config) -> models.Denoiser:
-    """The network with what it predicts, its preconditioning, guidance and source noise."""
+    """Makes the denoiser: the network, its prediction type, preconditioning and guidance."""
     c = config.model
     return models.Denoiser(
         model(config),
@@ -53,9 +53,9 @@ def denoiser(config: Config) -> models.Denoiser:
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """Linear warm-up, then constant, then (where asked for) linear to zero."""
+    """Returns the learning rate by step: linear warm-up, constant, optional linear decay to 0."""
     c = config.train
-    # Counted from 1: the first update already moves.
+    # Counted from 1, so that the rate of the first update is above 0.
     parts = [
         lambda step: c.learning_rate * jnp.minimum(1.0, (step + 1) / max(c.num_warmup_steps, 1))
     ]
@@ -66,7 +66,7 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam on the clipped gradient."""
+    """Makes the optimizer: Adam on the clipped gradient."""
     c = config.train
     return optax.chain(
         optax.clip_by_global_norm(c.clip_norm),

@@ -1,4 +1,4 @@
-"""From a file in `configs/`, its flags, or a run's config.json, to a `Config` that is checked."""
+"""Makes a checked `Config` of a file in `configs/` with flags, or of a run's config.json."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ from sr3_jax.config.sections import SECTIONS, Config
 from sr3_jax.config.training_sections import Data
 
 Check = Callable[[Config], Iterable[str]]
-
-
-def default_dict() -> config_dict.ConfigDict:
-    """All options with their defaults, for files in `configs/` and flags to change; locked."""
-    values = {
-        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
-        for name, value in dataclasses.asdict(Config()).items()
-    }
-    return config_dict.ConfigDict(values).lock()
 
 
 def read(
@@ -65,12 +56,12 @@ def read(
 
 
 def _with_data_of_tfds(data: Data) -> Data:
-    """Returns the section with the data sets of `tfds_train` and `tfds_eval` where none are given.
+    """Returns the section with the data sets of `tfds_train` and `tfds_eval` if none are given.
 
-    So config.json says what was trained on.
+    So config.json records the data of the training.
     """
     changes = {}
-    # Any other source is a choice of the user, whose path is missing.
+    # With any other source the user has chosen one, and forgot its path.
     if data.tfds_train and not data.path and data.source in ("folder", "tfds"):
         changes = {"source": "tfds", "path": data.tfds_train}
     if data.tfds_eval and not (data.eval_path or data.eval_source):
@@ -80,7 +71,7 @@ def _with_data_of_tfds(data: Data) -> Data:
 
 
 def in_words(faults: list[str]) -> str:
-    """One message for all faults."""
+    """Returns one message for all faults."""
     if len(faults) == 1:
         return faults[0]
     return f"the config has {len(faults)} faults: " + "; ".join(
@@ -89,19 +80,19 @@ def in_words(faults: list[str]) -> str:
 
 
 def with_sampling(config: Config, sampling: Mapping[str, Any]) -> Config:
-    """The config with other values of its section `sampling`.
+    """Returns the config with other values in its section `sampling`.
 
     Raises:
-      ValueError: for unknown keys, and values that cannot be.
+      ValueError: a key is unknown, or a value is invalid.
     """
     return changed(config, {f"sampling.{key}": value for key, value in sampling.items()})
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
-    """The config with other values, by keys such as `train.batch_size`.
+    """Returns the config with other values, by keys such as `train.batch_size`.
 
     Raises:
-      ValueError: for unknown keys, and values that cannot be.
+      ValueError: a key is unknown, or a value is invalid.
     """
     whole = plain(config)
     for key, value in values.items():
@@ -111,17 +102,17 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def sampling_recipe(config: Config) -> dict[str, Any]:
-    """All of `config.sampling` that decides the result for an input; JSON."""
+    """Returns the keys of `config.sampling` that affect results, as plain values."""
     recipe = plain(config)["sampling"]
     recipe.pop("batch_size")
     return recipe
 
 
 def to_json(config: Config) -> str:
-    """The config as JSON, which `read` takes after `json.loads`."""
+    """Returns the config as JSON; `read` takes the result of `json.loads`."""
     return json.dumps(plain(config), indent=2)
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The config as nested dicts of what JSON can hold."""
+    """Returns the config as nested dicts of JSON's types."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -15,7 +15,7 @@ from sr3_jax.data import storage
 
 Half = Literal["train", "eval"]
 
-# Of the metrics of pretrained networks: the package that each needs.
+# The package that each metric of pretrained networks needs.
 _PACKAGES = {"fid": "torch_fidelity", "lpips": "torch_fidelity", "resnet50": "keras"}
 
 _IMAGENET_TARS = (
@@ -24,11 +24,11 @@ _IMAGENET_TARS = (
 
 
 def faults(config: Config, *, trains: bool) -> Iterator[str]:
-    """Yields a message for each thing that is not there, with the key and the fix.
+    """Yields a message, with the key and the fix, for everything that is missing.
 
     Args:
-      config: of the run.
-      trains: whether the training images are needed, besides the held-out ones.
+      config: the config of the run.
+      trains: whether training images are needed, besides the held-out ones.
     """
     data = config.data
     has_own = bool(data.eval_path or data.eval_source)
@@ -111,17 +111,17 @@ def _tfds(config: Config, key: str, path: str) -> Iterator[str]:
 
 
 def _three_ways(data_set: str) -> str:
-    """Returns how images can be given, each as a command, or as flags to add to one."""
+    """Returns the three ways to give images, as commands or as flags."""
     name, _, split = data_set.rpartition(":")
     name, split = (name, split) if name else ("NAME", "SPLIT")
     given = f"--config.data.path={name}:{split}"
     tars = _IMAGENET_TARS if name == "imagenet2012" else "--config.data.path=IMAGES.tar"
     return (
         'Images can be given in three ways. By TFDS: python -c "import tensorflow_datasets as '
-        f"tfds; tfds.builder('{name}', file_format='array_record').download_and_prepare()\" (of "
-        "data that is fetched by hand with download_config=tfds.download.DownloadConfig("
-        f"manual_dir='FOLDER')), then --config.data.source=tfds {given}, and "
-        "--config.data.tfds_dir or TFDS_DATA_DIR where they lie elsewhere. By tars: "
+        f"tfds; tfds.builder('{name}', file_format='array_record').download_and_prepare()\" (with "
+        "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER') for data that you "
+        f"downloaded yourself), then --config.data.source=tfds {given}, and "
+        "--config.data.tfds_dir or TFDS_DATA_DIR for another folder than TFDS's. By tars: "
         "--config.data.source=tar "
         f"{tars}. By folders: --config.data.source=folder --config.data.path=IMAGES "
         "--config.data.eval_path=HELD_OUT_IMAGES. docs/data.md"

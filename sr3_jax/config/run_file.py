@@ -1,4 +1,4 @@
-"""A run's config as a file, what two configs differ in, and what a run may change."""
+"""The files config.json and inference.json of a run, and comparison of two configs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sr3_jax.data import storage
 # Sections that every version has written.
 _ALWAYS = ("data", "model", "diffusion", "sampling", "train", "checkpoint", "evaluation")
 
-# In a workdir: keys of `config.sampling` that sampling uses instead; by --mode=tune_schedule.
+# In a workdir: keys of `config.sampling` that override the config; --mode=tune_schedule writes it.
 INFERENCE = "inference.json"
 
 
@@ -26,7 +26,7 @@ def save(config: Config, path: epath.PathLike) -> None:
 
 
 def load(path: epath.PathLike) -> Config:
-    """Reads what `save` wrote, also by older versions.
+    """Reads a run's config.json, also of older versions.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -48,19 +48,19 @@ def load(path: epath.PathLike) -> Config:
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a config of a training run: {' '.join(str(error).split())}. Restore it "
-            "from a copy, or remove it and give the command of the training, which writes it anew"
+            "from a copy, or remove it and start the training again, which writes it anew"
         ) from error
 
 
 def tuned(workdir: epath.PathLike, config: Config) -> dict[str, Any]:
-    """Keys of `config.sampling` that `--mode=tune_schedule` found to be best; empty where none.
+    """Returns the best keys of `config.sampling` by `--mode=tune_schedule`; empty if not tuned.
 
     Args:
-      workdir: of the run, where `inference.json` is if schedules were tuned.
-      config: of the run.
+      workdir: workdir of the run, which has `inference.json` if schedules were tuned.
+      config: config of the run.
 
     Raises:
-      ValueError: the file is damaged, or has keys or values that cannot be.
+      ValueError: the file is damaged, or has unknown keys or invalid values.
     """
     path = epath.Path(workdir) / INFERENCE
     if not path.exists():
@@ -73,23 +73,22 @@ def tuned(workdir: epath.PathLike, config: Config) -> dict[str, Any]:
         reading.with_sampling(config, sampling)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} does not hold what --mode=tune_schedule writes ({error}); make it anew, or "
-            "remove it to sample as the config says"
+            f"{path} is not a file of --mode=tune_schedule ({error}); run that again, or remove "
+            "the file to sample as the config says"
         ) from error
     return sampling
 
 
 def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys in which two configs differ, as `section.key`, with the old and the new value."""
+    """Returns the keys in which two configs differ, as `section.key`, with old and new value."""
     pairs = zip(_flat(reading.plain(old)), _flat(reading.plain(new)), strict=True)
     return {key: (a, b) for (key, a), (_, b) in pairs if a != b}
 
 
 def may_change() -> list[str]:
-    """Keys that may differ between a training and what goes on from it.
+    """Returns the keys that may change when a run is resumed, evaluated or used for upscaling.
 
-    That is: the same training, its evaluation, and upscaling. All other keys decide what the
-    network's numbers mean, or what they were trained for.
+    All other keys determine what the parameters mean, or what they were trained for.
     """
     sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}
     return [
@@ -101,15 +100,15 @@ def may_change() -> list[str]:
 
 
 def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
-    """Checks that checkpoints that were trained under one config mean the same under another.
+    """Checks that the checkpoints of one config can be used with another.
 
     Args:
-      old: the config they were trained under.
-      new: the config under which they are to be used.
-      path: the file of the old one, for the message.
+      old: the config of the training.
+      new: the config of their use.
+      path: the file of the old config, for the message.
 
     Raises:
-      ValueError: naming the keys that differ, with both values.
+      ValueError: keys that may not change differ; names them with both values.
     """
     allowed = set(may_change())
     differing = [

@@ -9,7 +9,7 @@ from sr3_jax.config.sections import Config
 
 
 def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
-    """The noise that the network is trained on; None for a baseline, which takes no y_t.
+    """Makes the noise schedule of training; None for a baseline, which takes no y_t.
 
     Raises:
       ValueError: the schedule does not end in noise.
@@ -31,21 +31,21 @@ def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
 def sampling_schedule(
     config: Config, num_steps: int | None = None
 ) -> diffusion.NoiseSchedule | None:
-    """The noise that sampling goes through; None for a baseline.
+    """Makes the noise schedule of sampling; None for a baseline.
 
     Args:
-      config: of the run.
-      num_steps: instead of `config.sampling.num_steps`.
+      config: config of the run.
+      num_steps: replaces `config.sampling.num_steps`.
 
     Raises:
-      ValueError: for a schedule that does not end in noise, or has more steps than it can; and for
-        a number of steps of a baseline, which makes its image in one call.
+      ValueError: the schedule does not end in noise, or has too many steps; or steps are given for
+        a baseline, which takes one call.
     """
     if config.predicts_image:
         if num_steps not in (None, 1):
             raise ValueError(
-                f"{num_steps} steps of config.method = {config.method!r}, which gives its "
-                "image at once; leave the number out"
+                f"{num_steps} steps with config.method = {config.method!r}, which makes its image "
+                "in one call; leave the number out"
             )
         return None
     c = config.sampling
@@ -62,7 +62,7 @@ def sampling_schedule(
 
 
 def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
-    """The sampler on `sampling_schedule`; of a baseline, the one of a single call."""
+    """Makes the sampler on `sampling_schedule`; for a baseline, the one of a single call."""
     noise = sampling_schedule(config, num_steps)
     if noise is None:
         return diffusion.one_call()
@@ -77,7 +77,7 @@ def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
 
 
 def sampler_name(config: Config) -> str:
-    """The sampler with its option, for people to read: `ancestral (variance upper)`."""
+    """Returns the sampler with its option for reports: `ancestral (variance upper)`."""
     c = config.sampling
     option = {
         "ancestral": f" (variance {c.variance})",
@@ -88,13 +88,13 @@ def sampler_name(config: Config) -> str:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError where a schedule of training or sampling cannot be made."""
+    """Raises ValueError if a schedule of training or sampling cannot be made."""
     training_schedule(config)
     sampler(config)
 
 
 def _of_section(name: str, make, *args):
-    """Runs `make`; the message of a ValueError gets the section."""
+    """Calls `make`, and adds the section to the message of a ValueError."""
     try:
         return make(*args)
     except ValueError as error:

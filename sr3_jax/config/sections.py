@@ -1,4 +1,4 @@
-"""Every option of a run: a frozen dataclass of one for each section.
+"""The config of a run, with a frozen dataclass for each section.
 
 `docs/config.md` and the help of the commands are made from the fields.
 """
@@ -15,7 +15,7 @@ BASELINES = ("regression", "srcnn")
 
 @dataclasses.dataclass(frozen=True)
 class Config(Section):
-    """All of a run."""
+    """The options of a run."""
 
     seed: int = option(
         0,
@@ -50,17 +50,17 @@ class Config(Section):
 
     @property
     def has_source(self) -> bool:
-        """Whether images are made from a low resolution."""
+        """Whether the network is conditioned on a low resolution."""
         return self.data.low_resolution > 0
 
     @property
     def factor(self) -> int:
-        """By how much the low resolution is smaller; 1 without a source."""
+        """Ratio of the image size and the low resolution; 1 without a source."""
         return self.data.image_size // self.data.low_resolution if self.has_source else 1
 
     @property
     def stride(self) -> int:
-        """Pixels of the image for one of the deepest level."""
+        """Pixels of the image for one pixel of the deepest level."""
         return 2 ** (len(self.model.multipliers) - 1)
 
     @property
@@ -70,7 +70,7 @@ class Config(Section):
 
     @property
     def num_samples(self) -> int:
-        """Samples of each held-out image; baselines have one."""
+        """Number of samples of each held-out image; 1 for baselines."""
         return 1 if self.predicts_image else self.evaluation.num_samples
 
     @property
@@ -81,17 +81,17 @@ class Config(Section):
 
     @property
     def knows_no_class(self) -> bool:
-        """Whether a class-conditional network was trained to do without a label, too."""
+        """Whether a class-conditional network also takes the null label."""
         return bool(self.model.num_classes and self.train.label_dropout)
 
     @property
     def tuning_metric(self) -> str:
-        """What `--mode=tune_schedule` optimises."""
+        """The metric that `--mode=tune_schedule` optimises."""
         return self.tuning.metric or ("fid" if self.evaluation.inception_weights else "energy")
 
     @property
     def tile_size(self) -> int:
-        """Size of tiles, in pixels; without a source there is nothing to cut."""
+        """Size of tiles in pixels; without a source, the size of the image."""
         return (self.has_source and self.sampling.tile_size) or self.data.image_size
 
 

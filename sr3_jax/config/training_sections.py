@@ -12,7 +12,7 @@ SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
 
 @dataclasses.dataclass(frozen=True)
 class Data(Section):
-    """Where images are, and how pairs of low and high resolution are made from them."""
+    """The images, and how they are cut and paired with low resolutions."""
 
     source: str = option(
         "folder",
@@ -277,7 +277,7 @@ class Train(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Parallel(Section):
-    """How training is shared among devices."""
+    """The layout of training on devices."""
 
     layout: str = option(
         "zero1",
@@ -298,7 +298,7 @@ class Parallel(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Section):
-    """When training saves, and what is kept."""
+    """The interval of checkpoints, and which of them are kept."""
 
     every_steps: int = option(5_000, "Steps between checkpoints.", at_least=1)
     keep_last: int = option(3, "Number of the newest checkpoints that are kept.", at_least=1)

@@ -12,7 +12,7 @@ SAMPLERS = ("ancestral", "ddim", "dpmpp_2m", "heun")
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How images are drawn."""
+    """The sampler and its noise schedule, and the size of batches and tiles."""
 
     sampler: str = option(
         "ancestral",
@@ -90,7 +90,7 @@ class Sampling(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Section):
-    """What is measured on held-out images, and how."""
+    """The metrics of held-out images, and their protocol."""
 
     checkpoint: str = option(
         "latest",

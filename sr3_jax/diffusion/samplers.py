@@ -18,7 +18,7 @@ from sr3_jax.diffusion import process
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
 Variance = Literal["upper", "posterior"]
-# `[calls]`, or of one row `[]`. Not checked, as jax puts other things there while it compiles.
+# Arrays `[calls]`, or `[]` in one row. Unchecked, since jax puts other objects there in tracing.
 _Floats = Any
 _Ints = Any
 
@@ -38,8 +38,8 @@ class Sampler:
       gamma: share of signal variance in y, an input of the denoiser.
       time: t of the state that the row makes, T - 1 to 0; equal where a step takes several calls.
       state, estimate, previous_state, previous_estimate, noise: weights, see above.
-      is_stochastic: whether any weight of z is above 0; drawing it costs time.
-      looks_back: whether any row uses what the row before saw.
+      is_stochastic: whether any weight of z is above 0; drawing z costs time.
+      looks_back: whether any row uses y' or y_0'.
     """
 
     gamma: _Floats
@@ -53,25 +53,25 @@ class Sampler:
     looks_back: bool = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, index: object) -> Sampler:
-        """The row of an index, which may be traced, or rows of a slice."""
+        """Returns the row of an index, which may be traced, or the rows of a slice."""
         return jax.tree.map(lambda weights: weights[index, ...], self)
 
     @property
     def num_steps(self) -> int:
-        """T of the schedule; of arrays that are concrete."""
+        """T of the schedule; its arrays must be concrete."""
         return int(self.time[0]) + 1
 
     @property
-    def num_calls(self) -> int:
-        """How often the network is called."""
+    def nfe(self) -> int:
+        """Number of function evaluations (NFE), that is, of calls of the network."""
         return self.gamma.shape[0]
 
 
 def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
-    """Iterative refinement (Algorithm 2 of SR3): draws from p(y_{t-1} | y_t), step by step.
+    """Makes iterative refinement (Algorithm 2 of SR3), which draws from p(y_{t-1} | y_t).
 
-    The mean is that of q(y_{t-1} | y_0, y_t) given the estimate of y_0; where nothing clips the
-    estimate, that is Eq. 11 of SR3. One call a step.
+    The mean is that of q(y_{t-1} | y_0, y_t) at the estimate of y_0; without clipping that is
+    Eq. 11 of SR3. It takes one call a step.
 
     Args:
       schedule: its T is the number of refinement steps.
@@ -79,7 +79,7 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
         q(y_{t-1} | y_0, y_t).
 
     Raises:
-      ValueError: for an unknown variance.
+      ValueError: the variance is unknown.
     """
     if variance not in get_args(Variance):
         raise ValueError(f"variance = {variance!r} is unknown; use 'upper' or 'posterior'")
@@ -91,16 +91,16 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
 
 
 def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
-    """DDIM (Song, Meng and Ermon 2021, Eq. 12 and 16). One call a step.
+    """Makes DDIM (Song, Meng and Ermon 2021, Eq. 12 and 16), with one call a step.
 
     Args:
-      schedule: the noise that it goes through.
-      eta: share of the posterior's standard deviation that is drawn anew: 0 is deterministic
-        (Euler's method for the probability flow), 1 is ancestral sampling with the posterior's
-        variance.
+      schedule: the noise schedule of inference.
+      eta: standard deviation of the noise that each step draws, as a share of the posterior's: 0
+        is deterministic (Euler's method for the probability-flow ODE), 1 is ancestral sampling
+        with the posterior's variance.
 
     Raises:
-      ValueError: for eta outside [0, 1].
+      ValueError: eta is outside [0, 1].
     """
     _check_eta(eta)
     alpha, sigma = _alpha_sigma(schedule)
@@ -112,18 +112,18 @@ def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
 
 
 def dpmpp_2m(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
-    """DPM-Solver++(2M) (Lu et al. 2022, section 4.2), of second order in one call a step.
+    """Makes DPM-Solver++(2M) (Lu et al. 2022, section 4.2), of second order with one call a step.
 
-    It looks back on the estimate of the step before; the first step, and the last one to gamma = 1,
-    are of first order.
+    It uses the estimate of the previous step. The first step and the last one, to gamma = 1, are
+    of first order.
 
     Args:
-      schedule: the noise that it goes through.
-      eta: 0 solves the probability flow's ODE; 1 the reverse SDE, which is SDE-DPM-Solver++(2M)
-        (their section 5); between, the noise's rate is eta^2 times the SDE's.
+      schedule: the noise schedule of inference.
+      eta: 0 solves the probability-flow ODE; 1 the reverse SDE, which is SDE-DPM-Solver++(2M)
+        (their section 5); in between, the noise's rate is eta^2 times the SDE's.
 
     Raises:
-      ValueError: for eta outside [0, 1].
+      ValueError: eta is outside [0, 1].
     """
     _check_eta(eta)
     alpha, sigma = _alpha_sigma(schedule)
@@ -145,11 +145,11 @@ def dpmpp_2m(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
 
 
 def heun(schedule: NoiseSchedule) -> Sampler:
-    """Heun's method for the probability flow (Karras et al. 2022, Algorithm 1, without churn).
+    """Makes Heun's method for the probability-flow ODE (Karras et al. 2022, Algorithm 1, no churn).
 
-    Of second order, in two calls a step and one for the last, 2 T - 1 in all: the first call makes
-    Euler's step, the second takes the mean of the slopes at both of its ends, in y / sqrt(gamma)
-    over the noise-to-signal ratio.
+    It is of second order, with two calls a step and one for the last, 2 T - 1 in all. The first
+    call makes Euler's step; the second averages the slopes at both ends, in y / sqrt(gamma) over
+    the noise-to-signal ratio.
     """
     alpha, sigma = _alpha_sigma(schedule)
     ratio = sigma / alpha
@@ -179,7 +179,7 @@ def heun(schedule: NoiseSchedule) -> Sampler:
 
 
 def one_call() -> Sampler:
-    """One call at gamma = 0, whose y_0 is the result: for regressions, which look at no y_t."""
+    """Makes the sampler of one call, whose y_0 is the result, for baselines, which take no y_t."""
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     return Sampler(
         gamma=zero,
@@ -195,7 +195,7 @@ def one_call() -> Sampler:
 
 
 def _one_call_a_step(schedule: NoiseSchedule, **weights: Float[np.ndarray, " T"]) -> Sampler:
-    """From weights in the order t = 1..T."""
+    """Makes a sampler from weights in the order t = 1..T."""
     at = np.arange(schedule.num_steps, 0, -1)
     zero = np.zeros(schedule.num_steps)
     weights = {"previous_state": zero, "previous_estimate": zero} | weights
@@ -208,7 +208,7 @@ def _sampler(
     time: Int[np.ndarray, " calls"],
     **weights: Float[np.ndarray, " calls"],
 ) -> Sampler:
-    """Rows that call the network at t = `at` and lead to t = `time`."""
+    """Makes a sampler whose rows call the network at t = `at` and lead to t = `time`."""
     weights = {name: np.asarray(w, np.float32) for name, w in weights.items()}
     return Sampler(
         gamma=np.asarray(schedule.gamma, np.float32)[at],
@@ -223,7 +223,7 @@ def _sampler(
 def _alpha_sigma(
     schedule: NoiseSchedule,
 ) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, " knots"]]:
-    """Shares of signal and noise in y_t, in float64: sqrt(gamma) and sqrt(1 - gamma)."""
+    """Returns sqrt(gamma) and sqrt(1 - gamma), the shares of signal and noise, in float64."""
     gamma = np.asarray(schedule.gamma, np.float64)
     return np.sqrt(gamma), np.sqrt(np.asarray(schedule.one_minus_gamma, np.float64))
 

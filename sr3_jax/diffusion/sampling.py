@@ -40,7 +40,7 @@ def sample(
     *,
     clip: bool = True,
 ) -> Float[Array, "b ..."]:
-    """Draws y_0, calling the network `sampler.num_calls` times.
+    """Draws y_0, calling the network `sampler.nfe` times.
 
     Args:
       denoise: estimates y_0 from `y_t` and gamma; any function of those shapes.

@@ -1,11 +1,11 @@
-"""Noise schedules, and the one place where SR3's noise symbols are defined.
+"""Noise schedules, and the definitions of SR3's noise symbols.
 
 Time runs over t = 1..T; index 0 of every array is the clean image. With the paper's symbols:
 
-* `beta[t]` in (0, 1), the variance added at step t, and `alpha[t] = 1 - beta[t]`;
-* `gamma[t] = prod_{i<=t} alpha[i]`, the share of the signal's variance left, `gamma[0] = 1`;
+* `beta[t]` in (0, 1) is the variance added at step t, and `alpha[t] = 1 - beta[t]`;
+* `gamma[t] = prod_{i<=t} alpha[i]` is the share of signal variance left; `gamma[0] = 1`;
 * "noise level" is `sqrt(gamma)`. It falls from 1 (clean) to about 0 (pure noise). Other code
-  bases give both words other meanings (VDM's gamma is minus the log signal-to-noise ratio).
+  bases use both words otherwise (VDM's gamma is minus the log signal-to-noise ratio).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-# Above this sqrt(gamma_T) the last forward step still shows the image, so that starting the
-# reverse process from N(0, I) starts it off the path it was trained on.
+# Above this sqrt(gamma_T), y_T still shows the image, so the reverse process, which starts from
+# N(0, I), would start outside the distribution that the network was trained on.
 MAX_TERMINAL_NOISE_LEVEL = 0.05
 
 
@@ -26,9 +26,9 @@ MAX_TERMINAL_NOISE_LEVEL = 0.05
 class NoiseSchedule:
     """A discrete variance-preserving noise schedule; immutable and a pytree.
 
-    Make one with the functions of this module, which check it. The arrays are kept apart, each
-    rounded once from float64, because in float32 `1 - gamma` near t = 1 has lost most of its digits
-    (1 - gamma_1 is 1e-6 in SR3). Each has T + 1 entries, t = 0..T.
+    The functions of this module make and check schedules. Each array is rounded once from float64,
+    because computing `1 - gamma` in float32 would lose most digits near t = 1 (1 - gamma_1 is 1e-6
+    in SR3). Each has T + 1 entries, t = 0..T.
 
     Attributes (`[T + 1]` each):
       beta: variance of each forward step; `beta[0] = 0`.
@@ -56,16 +56,16 @@ def from_betas(
     *,
     max_terminal_noise_level: float = MAX_TERMINAL_NOISE_LEVEL,
 ) -> NoiseSchedule:
-    """Builds a checked schedule from the variances of its steps.
+    """Makes a schedule from the variances of its steps.
 
     Args:
       beta: beta_1..beta_T, each in (0, 1).
-      max_terminal_noise_level: largest sqrt(gamma_T) accepted. Pass 1.0 to study a schedule
-        that does not end in noise; sampling with it starts from the wrong distribution.
+      max_terminal_noise_level: largest sqrt(gamma_T) accepted. 1.0 accepts schedules that do not
+        end in noise; sampling with them starts from the wrong distribution.
 
     Raises:
-      ValueError: for an empty schedule, a beta outside (0, 1) or NaN, a gamma that does not
-        fall, or one that ends too far from pure noise.
+      ValueError: the schedule is empty, a beta is outside (0, 1) or NaN, gamma does not fall at
+        each step, or it ends too far from pure noise.
     """
     beta = np.asarray(beta, np.float64)
     if beta.ndim != 1 or beta.size == 0:
@@ -91,7 +91,7 @@ def from_betas(
         )
     terminal = float(np.sqrt(gamma[-1]))
     if terminal > max_terminal_noise_level:
-        # Each beta may grow by the factor that brings log gamma_T to the limit's.
+        # log gamma_T is about proportional to the betas.
         factor = 2 * np.log(max_terminal_noise_level) / log_gamma[-1]
         raise ValueError(
             f"the schedule's T = {beta.size} steps end at noise level sqrt(gamma_T) = "
@@ -113,14 +113,14 @@ def _from_gammas(gamma: Float[np.ndarray, " knots"], **limits: float) -> NoiseSc
 def linear(
     num_steps: int = 2000, beta_start: float = 1e-6, beta_end: float = 1e-2, **limits: float
 ) -> NoiseSchedule:
-    """beta_t linear in t; the defaults are SR3's training schedule (gamma_T = 4.4e-5)."""
+    """Makes beta_t linear in t; the defaults are SR3's training schedule (gamma_T = 4.4e-5)."""
     return from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)), **limits)
 
 
 def quadratic(
     num_steps: int = 2000, beta_start: float = 1e-6, beta_end: float = 2e-2, **limits: float
 ) -> NoiseSchedule:
-    """sqrt(beta_t) linear in t: more steps at low noise than `linear`."""
+    """Makes sqrt(beta_t) linear in t: more steps at low noise than `linear`."""
     root = np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps))
     return from_betas(root**2, **limits)
 
@@ -128,16 +128,16 @@ def quadratic(
 def cosine(
     num_steps: int = 2000, offset: float = 0.008, max_beta: float = 0.999, **limits: float
 ) -> NoiseSchedule:
-    """The cosine schedule (Nichol and Dhariwal 2021, Eq. 17), betas capped at `max_beta`."""
+    """Makes the cosine schedule (Nichol and Dhariwal 2021, Eq. 17), betas capped at `max_beta`."""
     t = np.arange(_checked(num_steps) + 1) / num_steps
     gamma = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1.0 - gamma[1:] / gamma[:-1], max_beta), **limits)
 
 
 def uniform_gamma(num_steps: int = 2000, gamma_end: float = 1e-4, **limits: float) -> NoiseSchedule:
-    """gamma_t evenly spaced from 1 to `gamma_end`, so that training gammas are uniform.
+    """Spaces gamma_t evenly from 1 to `gamma_end`, so that training gammas are uniform.
 
-    `gamma_end` must be above 0, which no finite number of proper steps reaches.
+    `gamma_end` must be above 0, since beta_T would be 1 otherwise.
     """
     if not 0 < gamma_end < 1:
         raise ValueError(f"gamma_end = {gamma_end} is outside (0, 1); use a value such as 1e-4")
@@ -151,11 +151,11 @@ def karras(
     rho: float = 7.0,
     **limits: float,
 ) -> NoiseSchedule:
-    """Noise-to-signal ratios sigma = sqrt(1/gamma - 1) as in Eq. 5 of Karras et al. (2022).
+    """Makes noise-to-signal ratios sigma = sqrt(1/gamma - 1) by Eq. 5 of Karras et al. (2022).
 
-    sigma^(1/rho) falls linearly from `sigma_max` at T to `sigma_min` at 1. An inference schedule:
-    for any number of steps it ends at the same, least sufficient noise (20 is a noise level of
-    0.05), above which a network's errors are amplified most and its estimates tell least.
+    sigma^(1/rho) falls linearly in t, from `sigma_max` at T to `sigma_min` at 1. This is a schedule
+    for inference: it starts at the same noise for any number of steps. A sigma of 20 (a noise level
+    of 0.05) suffices; above it, errors of the network are amplified most.
     """
     _check_sigmas(sigma_min, sigma_max)
     grid = _from_to(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_steps)
@@ -165,11 +165,11 @@ def karras(
 def uniform_log_snr(
     num_steps: int = 100, sigma_min: float = 0.02, sigma_max: float = 20.0, **limits: float
 ) -> NoiseSchedule:
-    """log(gamma_t / (1 - gamma_t)) evenly spaced from T to 1: the limit of `karras` in rho.
+    """Spaces log(gamma_t / (1 - gamma_t)) evenly: the limit of `karras` for large rho.
 
     Args:
       num_steps: T.
-      sigma_min: sqrt(1/gamma_1 - 1); the last step leads from there to the clean image.
+      sigma_min: sqrt(1/gamma_1 - 1); the last step goes from there to the clean image.
       sigma_max: sqrt(1/gamma_T - 1).
       **limits: passed to `from_betas`.
     """
@@ -181,10 +181,9 @@ def uniform_log_snr(
 def uniform_noise_level(
     num_steps: int = 100, sigma_max: float = 20.0, **limits: float
 ) -> NoiseSchedule:
-    """sqrt(gamma_t) evenly spaced from 1 down to the noise level of `sigma_max`.
+    """Spaces sqrt(gamma_t) evenly from 1 down to the noise level of `sigma_max`.
 
-    Few of its steps are at little noise: with 20 of them, the last begins at a noise-to-signal
-    ratio of 0.32.
+    It has few steps at low noise: of 20 steps, the last starts at a noise-to-signal ratio of 0.32.
     """
     if not sigma_max > 0:
         raise ValueError(f"sigma_max = {sigma_max}; it must be above 0, such as 20")
@@ -194,7 +193,7 @@ def uniform_noise_level(
 
 
 def _from_to(low: float, high: float, num_steps: int) -> Float[np.ndarray, " T"]:
-    """Evenly spaced; a single step begins at `high`."""
+    """Returns evenly spaced values; a single one is `high`."""
     return np.linspace(low, high, num_steps) if _checked(num_steps) > 1 else np.array([high])
 
 
@@ -206,18 +205,18 @@ def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
 
 
 def respace(schedule: NoiseSchedule, num_steps: int, **limits: float) -> NoiseSchedule:
-    """A schedule of fewer steps through evenly spaced times of `schedule`.
+    """Makes a schedule of fewer steps, at evenly spaced times of `schedule`.
 
-    It ends at the same gamma_T, so it is usable wherever `schedule` is; the network, being
-    trained on continuous gamma, needs no retraining.
+    It ends at the same gamma_T. The network needs no retraining, since it was trained on
+    continuous gamma.
 
     Args:
       schedule: the schedule to thin out; its arrays must be concrete.
-      num_steps: number of steps wanted, 1 <= num_steps <= schedule.num_steps.
+      num_steps: number of steps, from 1 to `schedule.num_steps`.
       **limits: passed to `from_betas`.
 
     Raises:
-      ValueError: where more steps are asked for than the schedule has.
+      ValueError: `num_steps` is larger than `schedule.num_steps`.
     """
     if _checked(num_steps) > schedule.num_steps:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Cascades: a generator, then super-resolvers that take what the one before made."""
+"""Cascades: a generator followed by super-resolvers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Network = generator.Generator | super_resolver.SuperResolver
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A trained network of a cascade, of which nothing is loaded yet.
+    """A trained network of a cascade; its parameters are not loaded yet.
 
     Attributes:
-      workdir: of its training run.
-      config: of that run, with `sampling` as it is to be.
-      step: of its checkpoint.
+      workdir: workdir of its training run.
+      config: config of that run, with the `sampling` of this stage.
+      step: step of its checkpoint.
     """
 
     workdir: str
@@ -36,22 +36,22 @@ class Stage:
 
     @property
     def image_size(self) -> int:
-        """Height and width of what it makes, in pixels."""
+        """Height and width of its images in pixels."""
         return self.config.data.image_size
 
     @property
     def num_classes(self) -> int:
-        """That it is told of; 0: none."""
+        """Number of class labels; 0 if unconditional."""
         return self.config.model.num_classes
 
     def load(self) -> Network:
-        """Loads its weights onto the devices."""
+        """Loads the network onto the devices."""
         kind = super_resolver.SuperResolver if self.config.has_source else generator.Generator
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         return kind.from_config(self.config, checkpoints, self.step)
 
     def fingerprint(self) -> resumable.Fingerprint:
-        """Everything that decides what it makes of an input, but for seed and label."""
+        """Returns everything that its result for an input depends on, except seed and label."""
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
         return resumable.Fingerprint(
@@ -67,17 +67,18 @@ def open_stage(
     config: Config | None = None,
     **sampling: Any,
 ) -> Stage:
-    """Finds a network, and checks that its checkpoint is whole and fits its config.
+    """Opens a trained network, and checks that its checkpoint is whole and fits its config.
 
     Args:
-      workdir: of its training run.
+      workdir: workdir of its training run.
       which: see `TrainedNetwork.from_workdir`.
-      config: instead of the workdir's.
-      **sampling: keys of `config.sampling`, before those of `inference.json` and of the config.
+      config: replaces the workdir's config.
+      **sampling: keys of `config.sampling`; they override `inference.json`, which overrides the
+        config.
 
     Raises:
-      FileNotFoundError: there is no config or no such checkpoint.
-      ValueError: the checkpoint is of another network, or the sampling cannot be.
+      FileNotFoundError: there is no config, or no such checkpoint.
+      ValueError: the checkpoint is of another network, or a key of `sampling` is invalid.
     """
     workdir = epath.Path(workdir).expanduser()
     try:
@@ -93,14 +94,14 @@ def open_stage(
 
 
 def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
-    """Whether stages make up a cascade.
+    """Checks that stages form a cascade.
 
     Args:
-      stages: in their order.
-      labels: that images are to have.
+      stages: the stages in order.
+      labels: class labels of the images.
 
     Raises:
-      ValueError: naming the stage that does not fit to the one before it, or to the labels.
+      ValueError: a stage does not fit the previous one, or the labels; names the stage.
     """
     if not stages:
         raise ValueError("a cascade needs at least one stage")
@@ -128,19 +129,19 @@ def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
                 f"stage {number}, {stage.workdir}, makes {stage.image_size} pixels of {low}, and "
                 "so no larger ones"
             )
-    told = {stage.workdir: stage.num_classes for stage in stages if stage.num_classes}
-    if len({*told.values()}) > 1:
-        counts = ", ".join(f"{workdir} {count}" for workdir, count in told.items())
-        raise ValueError(f"the stages know different numbers of classes: {counts}")
+    conditional = {stage.workdir: stage.num_classes for stage in stages if stage.num_classes}
+    if len({*conditional.values()}) > 1:
+        counts = ", ".join(f"{workdir} {count}" for workdir, count in conditional.items())
+        raise ValueError(f"the stages have different numbers of classes: {counts}")
     if labels and not first.num_classes:
         raise ValueError(
-            f"stage 1, {first.workdir}, knows no classes, so images cannot have label "
-            f"{labels[0]}; leave it out, or train with config.model.num_classes"
+            f"stage 1, {first.workdir}, is unconditional, so images cannot have label {labels[0]}; "
+            "leave it out, or train with config.model.num_classes"
         )
-    if told and not first.num_classes:
+    if conditional and not first.num_classes:
         raise ValueError(
-            f"{next(iter(told))} is told classes, but stage 1, {first.workdir}, makes images of "
-            "none in particular"
+            f"{next(iter(conditional))} needs a class label, but stage 1, {first.workdir}, makes "
+            "images without one; train stage 1 with config.model.num_classes"
         )
     if wrong := [label for label in labels if not 0 <= label < first.num_classes]:
         raise ValueError(
@@ -152,16 +153,16 @@ def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
 def labels_of(
     stages: Sequence[Stage], labels: Sequence[int], numbers: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"] | None:
-    """Of images by their numbers: those given in turn, or else all classes; None without any."""
-    known = stages[0].num_classes
-    if not known:
+    """Returns the labels of images: those given (or all classes) in turn; None if unconditional."""
+    num_classes = stages[0].num_classes
+    if not num_classes:
         return None
-    labels = np.asarray(labels or range(known), np.int32)
+    labels = np.asarray(labels or range(num_classes), np.int32)
     return labels[numbers % len(labels)]
 
 
 def keys_of(seed: int, stage: int, numbers: Int[np.ndarray, " n"]) -> Key[jax.Array, " n"]:
-    """Of the noise of images in a stage: of their number alone, whoever makes them."""
+    """Returns the key of each image's noise in a stage; it depends on the image's number alone."""
     key = jax.random.fold_in(jax.random.key(seed), stage)
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
 
@@ -173,13 +174,13 @@ def start(
     labels: Int[np.ndarray, " n"] | None,
     progress: trained.Progress | None = None,
 ) -> Iterator[Callable[[], UInt8[np.ndarray, "n size size 3"]]]:
-    """A stage at work: for each batch, once it is under way, a function that waits for it.
+    """Runs a stage; yields for each batch, once dispatched, a function that waits for its images.
 
     Args:
-      network: of the stage.
-      inputs: what the stage before made; None of the first.
-      keys: of the images' noise.
-      labels: of the images; not looked at by a network that is told none.
+      network: the network of the stage.
+      inputs: images of the previous stage; None for the first stage.
+      keys: keys of the images' noise.
+      labels: class labels of the images; ignored by an unconditional network.
       progress: called after each step of each batch.
     """
     labels = labels if network.num_classes else None
@@ -191,23 +192,23 @@ def start(
 
 
 class Cascade:
-    """Draws images by several networks, each of which takes what the one before made.
+    """Draws images by several networks, each of which upscales the images of the previous one.
 
         cascade = Cascade.from_workdirs("runs/base", "runs/16_32", "runs/32_64")
         small, middle, large = cascade.generate(8, seed=1)
 
-    The networks are loaded one after the other, so that memory is needed for one at a time. For
-    many images, and so that it can be stopped: `--mode=generate`.
+    The networks are loaded one after the other, so memory holds one at a time. For many images,
+    `--mode=generate` is a job that can be stopped and resumed.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        """Takes the stages (`open_stage`); raises ValueError where they do not fit together."""
+        """Makes a cascade of stages (`open_stage`); raises ValueError as `check`."""
         check(stages)
         self.stages = list(stages)
 
     @classmethod
     def from_workdirs(cls, *workdirs: epath.PathLike) -> Cascade:
-        """Of training runs in their order; each samples as its `inference.json` or config says."""
+        """Makes a cascade of training runs; each samples by its `inference.json` or config."""
         return cls([open_stage(workdir) for workdir in workdirs])
 
     def generate(
@@ -221,16 +222,16 @@ class Cascade:
         """Draws images.
 
         Args:
-          num_images: how many.
-          seed: image k depends on it, on k and its label alone.
-          label: a class of all, or several that images have in turn; without, all there are.
+          num_images: number of images.
+          seed: image k depends on the seed, on k and on its label alone.
+          label: the class of all images, or several classes in turn; default: all classes.
           progress: called after each network call.
 
         Returns:
-          What each stage made, the last one's the largest.
+          The images of each stage, in order.
 
         Raises:
-          ValueError: for a label that the networks do not know.
+          ValueError: a label is not a class of the networks.
         """
         if num_images < 1:
             raise ValueError(f"num_images = {num_images}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""Images from nothing: `Generator`, of networks without a source."""
+"""`Generator`: draws images from noise alone, by a network without a source."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sr3_jax.inference import trained
 
 
 class Generator(trained.TrainedNetwork):
-    """Draws images from what a network without a source has learnt: the first of a cascade.
+    """Draws images by a network without a source, such as the first of a cascade.
 
         generator = Generator.from_workdir("runs/digits")
         threes = generator.generate(16, label=3)  # uint8 [16, size, size, 3]
 
-    `SuperResolver` takes what it makes to larger sizes.
+    A `SuperResolver` can upscale its images.
     """
 
     _makes_from_source = False
 
     @property
     def image_size(self) -> int:
-        """Height and width of what it makes, in pixels."""
+        """Height and width of its images in pixels."""
         return self._sampling.tile_size
 
     def generate(
@@ -38,15 +38,16 @@ class Generator(trained.TrainedNetwork):
         """Draws images.
 
         Args:
-          num_images: how many.
-          steps: of sampling; None for the config's.
-          seed: one number for all, of which image i takes the i-th stream, or one number or key
-            for each. An image depends on that and on its label alone, not on its batch.
+          num_images: number of images.
+          steps: number of sampling steps; None for the config's.
+          seed: one number, from which image i takes the i-th stream; or one number or key for each
+            image. An image depends on its stream and label alone, not on its batch.
           progress: called after each step of each batch.
-          label: of networks that know classes: that of all images, or of each; None for none.
+          label: class label of all images, or of each, for class-conditional networks; None for
+            none.
 
         Raises:
-          ValueError: for a label that the network does not know, or steps the schedule cannot do.
+          ValueError: a label is not a class of the network, or the schedule cannot have `steps`.
         """
         if num_images < 1:
             raise ValueError(f"num_images = {num_images}; it must be at least 1")
@@ -62,12 +63,12 @@ class Generator(trained.TrainedNetwork):
         label: trained.Label | None = None,
         progress: trained.Progress | None = None,
     ) -> Iterator[Callable[[], UInt8[np.ndarray, "n height width 3"]]]:
-        """As `generate`, for jobs that do something else while devices sample.
+        """Starts to draw images, as `generate`, for jobs that do other work meanwhile.
 
         Yields:
-          For each batch, when it is under way, a function that waits for its images.
+          For each batch, once it is dispatched, a function that waits for its images.
         """
-        # Only their size counts.
+        # Only the size of these images is used.
         blank = np.zeros((num_images, self.image_size, self.image_size, 3), np.uint8)
         for results in self._batches(blank, steps, seed, label=label, progress=progress):
             yield results[-1]

@@ -1,4 +1,4 @@
-"""Images as levels, on their way in and out of networks; and one key for each."""
+"""8-bit and 16-bit images on the host: checks, value ranges, sizes; and a key for each image."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from sr3_jax.inference import resampling
 
 Levels = UInt8[np.ndarray, "n _height _width c"] | UInt16[np.ndarray, "n _height _width c"]
 
-# By how much images may grow: beyond, a bicubic picture of hardly anything, or of one pixel.
+# Limits of the factor: beyond, results are almost bicubic alone, or of a single pixel.
 MIN_FACTOR, MAX_FACTOR = 1 / 16, 64
 
 
 def check_images(images: np.ndarray) -> np.ndarray:
-    """Raises ValueError for what is no batch of images."""
+    """Returns the images as an array; raises ValueError if they are no batch of RGB images."""
     images = np.asarray(images)
     is_levels = images.dtype in (np.uint8, np.uint16)
     if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
             f"images are {images.dtype} of shape {images.shape}; upscale takes uint8 or uint16 RGB "
             "of shape [n, height, width, 3], or a single image of [height, width, 3]"
-            f"{_how_to_mend(images)}"
+            f"{_conversion(images)}"
         )
     return images
 
 
 def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Array, " n"]:
-    """One key for each image; see `SuperResolver.upscale`. Keys stay what they are."""
+    """Returns one key for each image (see `SuperResolver.upscale`); keys are returned as given."""
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
     if np.ndim(seed) == 0:
@@ -43,8 +43,8 @@ def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Arr
     return jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
 
 
-def _how_to_mend(images: np.ndarray) -> str:
-    """What makes RGB images of the arrays that people have; empty where that is not known."""
+def _conversion(images: np.ndarray) -> str:
+    """Returns an expression that converts common arrays to RGB images; empty for others."""
     if images.dtype not in (np.uint8, np.uint16):
         return ". Values of 0 to 1: np.round(255 * images).astype(np.uint8)"
     if images.ndim == 2:
@@ -56,36 +56,36 @@ def _how_to_mend(images: np.ndarray) -> str:
 
 
 def check_factor(factor: int | float) -> None:
-    """Raises ValueError for a factor that no image is made larger by."""
-    if not MIN_FACTOR <= factor <= MAX_FACTOR:  # nor is nan
+    """Raises ValueError for a factor outside its limits."""
+    if not MIN_FACTOR <= factor <= MAX_FACTOR:  # refuses nan, too
         raise ValueError(
             f"factor = {factor:g}; it must be from 1/{1 / MIN_FACTOR:g} to {MAX_FACTOR:g}"
         )
 
 
 def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
-    """Height and width of what an image becomes, in whole pixels.
+    """Returns height and width of the upscaled image in pixels.
 
     Raises:
-      ValueError: for a factor outside the limits (`check_factor`).
+      ValueError: the factor is outside its limits (`check_factor`).
     """
     check_factor(factor)
     return tuple(max(1, round(n * factor)) for n in size)
 
 
 def to_signed(images: Levels) -> Float[np.ndarray, "n height width c"]:
-    """As `images.to_signed`, on the host."""
+    """Converts levels to signed, as `images.to_signed`, on the host."""
     return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max / 2) - np.float32(1)
 
 
 def to_levels(images: Float[np.ndarray, "n height width c"], dtype: DTypeLike) -> Levels:
-    """As `images.to_levels`, on the host."""
+    """Converts signed to levels, as `images.to_levels`, on the host."""
     largest = np.iinfo(dtype).max
     return ((images + 1) * np.float32(largest / 2)).round().clip(0, largest).astype(dtype)
 
 
 def resized(images: Levels, scale: int | float, size: tuple[int, int]) -> Levels:
-    """`resampling.resize` of levels, to levels; of scale 1 they are only cut."""
+    """Resizes levels by `resampling.resize`; at scale 1 it only cuts them to `size`."""
     if scale == 1:
         return images[:, : size[0], : size[1]]
     return to_levels(resampling.resize(to_signed(images), scale, size), images.dtype)

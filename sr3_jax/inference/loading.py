@@ -1,4 +1,4 @@
-"""Weights from checkpoints onto the devices of this process."""
+"""Restores the averaged parameters of a checkpoint, and identifies them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sr3_jax.training.state import Params
 
 
 def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tuple[int, Params]:
-    """The averaged weights of a checkpoint, whole on each device, and its step."""
+    """Returns the step of a checkpoint and its averaged parameters, replicated on the devices."""
+    which = config.evaluation.checkpoint if which is None else which
     with _opened(config, checkpoints) as (checkpointer, like):
-        which = config.evaluation.checkpoint if which is None else which
         step, restored = checkpointer.restore_part(like, which)
     return step, restored["ema_params"]
 
 
 def find(config: Config, checkpoints: epath.Path, which: Which | None) -> int:
-    """Returns the step of the checkpoint that `restore` takes, so that a job can hold on to it.
+    """Returns the step of the checkpoint that `restore` would read, to fix it for a whole job.
 
-    Of the latest the weights are read, since the one before is taken where it is damaged.
+    For `latest` the parameters are read, since a damaged checkpoint is skipped.
 
     Raises:
-      FileNotFoundError: there is none, or not that one.
-      ValueError: it is of another network.
-      CheckpointError: none can be read.
+      FileNotFoundError: there is no checkpoint, or not the one asked for.
+      ValueError: the checkpoint is of another network.
+      CheckpointError: no checkpoint can be read.
     """
+    which = config.evaluation.checkpoint if which is None else which
     with _opened(config, checkpoints) as (checkpointer, like):
-        which = config.evaluation.checkpoint if which is None else which
         if which == "latest":
             return checkpointer.restore_part(like, which)[0]
         step = checkpointer.find(which)
@@ -43,14 +43,14 @@ def find(config: Config, checkpoints: epath.Path, which: Which | None) -> int:
 
 
 def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
-    """Identifies the averaged weights of a checkpoint, wherever it lies.
+    """Returns a digest of the averaged parameters of a checkpoint, which identifies the network.
 
-    Equal for equal weights, so that a moved workdir is the same network, and one that was trained
-    anew is not. Reads no weights but those of checkpoints of older versions.
+    A moved workdir keeps its digest; a network that is trained again gets another. The parameters
+    are read only of checkpoints of older versions.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      ValueError: it is of another network.
+      ValueError: the checkpoint is of another network.
       CheckpointError: it is damaged.
     """
     with _opened(config, checkpoints) as (checkpointer, like):
@@ -59,7 +59,7 @@ def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
 
 @contextlib.contextmanager
 def _opened(config: Config, checkpoints: epath.Path) -> Iterator[tuple[Checkpointer, Any]]:
-    """Its checkpoints, and where the averaged weights are to go: whole on each device."""
+    """Yields the checkpoints, and shapes and shardings of the averaged parameters."""
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
     trained_with = checkpoints.parent / "config.json"

@@ -1,4 +1,4 @@
-"""What else there is to see of an upscaled picture: where it is a guess, and how it came to be."""
+"""Pictures of uncertainty, and animations of the refinement."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sr3_jax.data import storage
 
-# From sure to guessed; between them colours are mixed. Lightness rises throughout.
+# A colour map of increasing lightness, interpolated between these colours.
 _COLOURS = np.array(
     [(0, 0, 10), (60, 15, 110), (150, 40, 110), (225, 90, 50), (250, 175, 40), (252, 253, 200)]
 )
-_LEGEND = 28  # pixels
-_LONGEST = 640  # side of an animation; larger ones are shown smaller
-_MILLISECONDS, _LAST_MILLISECONDS = 80, 2500  # that a frame is shown
+_LEGEND = 28  # height of the legend in pixels
+_LONGEST = 640  # longest side of an animation in pixels; larger frames are reduced
+_MILLISECONDS, _LAST_MILLISECONDS = 80, 2500  # durations of a frame
 
 
 def deviation(
     samples: UInt8[np.ndarray, "k h w 3"] | UInt16[np.ndarray, "k h w 3"],
 ) -> Float[np.ndarray, "h w"]:
-    """Standard deviation between samples (with k - 1), mean over colours; the range is [0, 1]."""
+    """Returns the standard deviation of k samples in [0, 1] (with k - 1), mean over colours."""
     largest = np.iinfo(samples.dtype).max
     return (samples.astype(np.float32) / largest).std(0, ddof=1).mean(-1)
 
 
 def uncertainty(deviation: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w 3"]:
-    """A picture of a deviation, with its scale below: black is sure, light is a guess.
+    """Draws a deviation with its scale below: black is certain, light is uncertain.
 
-    The scale ends at the 99.5th percentile, and at 1 % at least: noise of a level is not drawn
-    as if it meant something.
+    The scale ends at the 99.5th percentile, but at 1 % at least, so that rounding noise stays dark.
     """
     top = max(0.01, float(np.percentile(deviation, 99.5)))
     share = np.clip(deviation / top, 0, 1)
@@ -51,7 +50,7 @@ def write_animation(
     frames: list[UInt8[np.ndarray, "h w 3"]] | list[UInt16[np.ndarray, "h w 3"]],
     path: epath.PathLike,
 ) -> None:
-    """Writes a GIF, whole or not at all, in which the last frame stays for a while."""
+    """Writes a GIF, whole or not at all; the last frame is shown longer."""
     shown = []
     for frame in frames:
         if frame.dtype == np.uint16:
@@ -59,7 +58,7 @@ def write_animation(
         image = Image.fromarray(frame)
         image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BOX)
         shown.append(image)
-    # The colours of the result, to which all else leads.
+    # All frames use the colours of the result.
     palette = shown[-1].quantize(256, dither=Image.Dither.NONE)
     shown = [image.quantize(palette=palette) for image in shown]
     durations = [_MILLISECONDS] * (len(shown) - 1) + [_LAST_MILLISECONDS]

@@ -194,7 +194,7 @@ class Refiner:
         )
         state = run.begin(shape, sampler, keys)
         finish, ticks = functools.partial(self._finish, images, grid), collections.deque()
-        for call in range(sampler.num_calls):
+        for call in range(sampler.nfe):
             if call in stops:
                 # A copy, since the next step takes the array's memory.
                 yield functools.partial(finish, np.array(state.y_t))

@@ -1,7 +1,8 @@
-"""Resizing images, and moving them to what they should shrink to, by one sparse matrix an axis.
+"""Bicubic resizing, and projection onto the images of a given downsampling.
 
-On the host and in numpy, so that no size is compiled for: pictures of users come in any. Training
-resizes batches of one size on the devices (`images.resize_bicubic`); both give the same.
+Each axis is multiplied by a sparse matrix, on the host, since users' images come in any size and
+every new size would be compiled on the devices. Training resizes on the devices
+(`images.resize_bicubic`), with the same result.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from sr3_jax.data import degrade
 
 Images = Float[np.ndarray | Array, "b _h _w c"]
 
-_TURNS = 10  # of projection and clipping; more change less than rounding to bytes
-_CLOSE = 1e-5  # of a range of 2: a third of a level of 16 bits
+_NUM_ITERATIONS = 10  # of projection and clipping; more change less than rounding to 8 bits
+_TOLERANCE = 1e-5  # in the range [-1, 1]: a third of a level of 16 bits
 
 
 def resize(
     images: Float[np.ndarray, "b h w c"], scale: int | float, size: tuple[int, int]
 ) -> Float[np.ndarray, "b h2 w2 c"]:
-    """Resizes by bicubic (Keys, a = -0.5), with anti-aliasing where it shrinks.
+    """Resizes by bicubic (Keys, a = -0.5), anti-aliased when shrinking.
 
     Args:
       images: float32.
-      scale: of both axes, exactly; an axis of n pixels becomes round(n * scale).
-      size: height and width of the result, which is cut, or repeats the last row and column.
+      scale: exact scale of both axes; an axis of n pixels becomes round(n * scale).
+      size: height and width of the result, to which it is cut, or padded by its last row and
+        column.
     """
     for axis in (1, 2):
         images = _apply(_matrix(size[axis - 1], images.shape[axis], scale), images, axis)
@@ -40,15 +42,14 @@ def resize(
 
 
 def make_consistent(images: Images, low: Images) -> Images:
-    """Returns the images nearest to these that shrink to `low`, but for clipping.
+    """Returns the nearest images whose downsampling is `low`, up to clipping.
 
-    Projection onto the images that are consistent moves each by the pseudo-inverse of downsampling,
-    D^T (D D^T)^-1, times what it is off by, which leaves its details alone. As it can leave
-    [-1, 1], projection and clipping take turns, and clipping comes last.
+    The projection adds D^T (D D^T)^-1 (low - D image), with D the downsampling; it keeps details.
+    Since it can leave [-1, 1], projection and clipping alternate, and clipping comes last.
 
     Args:
-      images: `[b, h * factor, w * factor, c]`, signed; numpy, or traced by jax, which then is
-        given dense matrices.
+      images: `[b, h * factor, w * factor, c]`, signed; numpy, or traced by jax, which gets dense
+        matrices.
       low: `[b, h, w, c]`, signed.
     """
     factor = images.shape[1] // low.shape[1]
@@ -56,30 +57,31 @@ def make_consistent(images: Images, low: Images) -> Images:
     traced = isinstance(images, jax.Array)
     solve = [(_inverse if traced else _solver)(n, factor) for n in low.shape[1:3]]
 
-    def away(images: Images) -> Images:
-        """What the downsampled images lack."""
+    def residual(images: Images) -> Images:
         for axis in (1, 2):
             images = _apply(down[axis - 1], images, axis)
         return low - images
 
-    def move(images: Images, off: Images) -> Images:
+    def project(images: Images, off: Images) -> Images:
         for axis in (1, 2):
             off = _apply(down[axis - 1].T, solve[axis - 1](off, axis), axis)
         return (images + off).clip(-1.0, 1.0)
 
     if traced:
-        return jax.lax.fori_loop(0, _TURNS, lambda _, made: move(made, away(made)), images)
-    for _ in range(_TURNS):
-        off = away(images)
-        images = move(images, off)
-        if np.abs(off).max() < _CLOSE:
+        return jax.lax.fori_loop(
+            0, _NUM_ITERATIONS, lambda _, made: project(made, residual(made)), images
+        )
+    for _ in range(_NUM_ITERATIONS):
+        off = residual(images)
+        images = project(images, off)
+        if np.abs(off).max() < _TOLERANCE:
             break
     return images
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(count: int, size: int, scale: int | float) -> scipy.sparse.csr_array:
-    """Resizing of one axis, `[count, size]`; rows beyond the resized axis repeat its last."""
+    """Returns the matrix `[count, size]` that resizes an axis; extra rows repeat the last one."""
     weights = degrade.bicubic_weights(size, max(round(size * scale), 1), 1 / scale)
     return weights[np.minimum(np.arange(count), weights.shape[0] - 1)]
 
@@ -95,7 +97,7 @@ def _apply(matrix: scipy.sparse.sparray, images: Images, axis: int) -> Images:
 def _flat(
     apply: Callable[[np.ndarray], np.ndarray], images: np.ndarray, axis: int
 ) -> Float[np.ndarray, "b _h _w c"]:
-    """Applies what takes the columns of a matrix to an axis."""
+    """Applies a function of the columns of a matrix along an axis."""
     moved = np.moveaxis(images, axis, 0)
     made = apply(moved.reshape(len(moved), -1)).astype(np.float32, copy=False)
     return np.moveaxis(made.reshape(-1, *moved.shape[1:]), 0, axis)
@@ -108,12 +110,12 @@ def _gram(size: int, factor: int) -> scipy.sparse.csc_array:
 
 @functools.lru_cache(maxsize=16)
 def _solver(size: int, factor: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Multiplies an axis by (D D^T)^-1, D being the downsampling to `size`."""
+    """Returns multiplication of an axis by (D D^T)^-1, with D the downsampling to `size`."""
     solve = scipy.sparse.linalg.splu(_gram(size, factor)).solve
     return functools.partial(_flat, lambda columns: solve(columns.astype(np.float64)))
 
 
 def _inverse(size: int, factor: int) -> Callable[[Array, int], Array]:
-    """As `_solver`, of arrays of jax."""
+    """Returns the same as `_solver`, for jax arrays."""
     inverse = scipy.sparse.csr_array(np.linalg.inv(_gram(size, factor).toarray()))
     return functools.partial(_apply, inverse.astype(np.float32))

@@ -16,9 +16,9 @@ from sr3_jax import parallel
 from sr3_jax.data import storage
 from sr3_jax.inference import inputs, levels, trained, upscale_files
 
-_MOST_PIXELS = (2**31 - 1) // 3  # of an array: places of its values are int32
+_MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
-# One image or several, and what becomes of them.
+# One image or several, and the results.
 Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
 Made = (
     UInt8[np.ndarray, "*n new_height new_width 3"] | UInt16[np.ndarray, "*n new_height new_width 3"]
@@ -27,12 +27,12 @@ Made = (
 
 @dataclasses.dataclass(frozen=True)
 class Upscaled:
-    """What one call made.
+    """The result of `SuperResolver.sample`.
 
     Attributes:
       images: `[n, h * factor, w * factor, 3]`, of the input's type.
-      refinement: `[k, n, h * factor, w * factor, 3]`, y_T to y_0; empty where not asked.
-      seconds: spent sampling, compilation not counted.
+      refinement: `[k, n, h * factor, w * factor, 3]`, y_T to y_0; empty without snapshots.
+      seconds: time of sampling, without compilation.
     """
 
     images: (
@@ -52,11 +52,11 @@ class SuperResolver(trained.TrainedNetwork):
         resolver = SuperResolver.from_workdir("runs/quickstart")
         large = resolver.upscale(small)  # uint8 or uint16 [height, width, 3], or [n, ...]
         large = resolver.upscale(small, steps=20, seed=1)
-        samples = resolver.sample_many(small, 8)  # what else it could have been
+        samples = resolver.sample_many(small, 8)  # several samples of the posterior
 
     Few programs are compiled, whatever the sizes of images and the number of steps (see
     `inference.programs`). The devices share each batch, and the tiles of an image larger than
-    `tile_size`. Of several processes, each has images and devices of its own.
+    `tile_size`. Each of several processes upscales its own images on its own devices.
     """
 
     _makes_from_source = True
@@ -68,9 +68,9 @@ class SuperResolver(trained.TrainedNetwork):
         *,
         factor: int | float | None = None,
     ) -> int:
-        """How often `upscale` will call its `progress` for images of `shape`."""
+        """Returns the number of times that `upscale` calls `progress` for images of `shape`."""
         size = self._network_size(shape[1:3], factor)
-        return self.refiner.num_batches(shape[0], size) * self.num_calls(steps)
+        return self.refiner.num_batches(shape[0], size) * self.nfe(steps)
 
     def upscale(
         self,
@@ -82,26 +82,27 @@ class SuperResolver(trained.TrainedNetwork):
         factor: int | float | None = None,
         label: trained.Label | None = None,
     ) -> Made:
-        """Super-resolves an image, or images of one size.
+        """Upscales an image, or images of one size.
 
         Args:
-          images: RGB, of 8 or 16 bits, of any size.
-          steps: refinement steps; None for the config's.
-          seed: one number for all, of which image i takes the i-th stream, or one number for
-            each image. An image's result depends on its pixels, its seed and
-            `sampling.tile_size`, not on the batch it is in.
+          images: RGB of 8 or 16 bits, of any size.
+          steps: number of refinement steps; None for the config's.
+          seed: one number, from which image i takes the i-th stream; or one number for each
+            image. A result depends on the pixels of its image, its stream and
+            `sampling.tile_size`, not on its batch.
           progress: called after each refinement step of each batch.
-          factor: by how much images grow; None for what the network was trained for. For a larger
-            one, images are first resized by bicubic, and the network makes the rest; for a smaller
-            one, its results are resized, which loses nothing of the images.
-          label: of networks that know classes: that of all images, or of each; None for none.
+          factor: ratio of output to input size; None for the factor of training. For a larger
+            factor, images are first resized by bicubic; for a smaller one, the network's results
+            are resized, which keeps all details of the input.
+          label: class label of all images, or of each, for class-conditional networks; None for
+            none.
 
         Returns:
           RGB of the same type, `factor` times as high and wide.
 
         Raises:
-          ValueError: for images of another type or shape, steps the schedule cannot do, a factor
-            outside 1/16 to 64, or a network that gives values that are not finite.
+          ValueError: the images have another type or shape, the schedule cannot have `steps`, the
+            factor is outside 1/16 to 64, or the network returns numbers that are not finite.
         """
         images = np.asarray(images)
         if images.ndim == 3:
@@ -120,11 +121,11 @@ class SuperResolver(trained.TrainedNetwork):
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
     ) -> Iterator[Callable[[], tuple[Made, list[Made]]]]:
-        """As `upscale`, of several images, for jobs that do something else while devices refine.
+        """Starts to upscale images, as `upscale`, for jobs that do other work meanwhile.
 
         Yields:
-          For each batch, when it is under way, a function that waits for its results and (see
-          `sample`) snapshots of the way to them, the result not among them.
+          For each batch, once it is dispatched, a function that waits for its results and for
+          snapshots of the refinement (see `sample`), without the results.
         """
         images = levels.check_images(images)
         size = images.shape[1:3]
@@ -147,7 +148,7 @@ class SuperResolver(trained.TrainedNetwork):
             yield fetch
 
     def _network_size(self, size: tuple[int, int], factor: int | float | None) -> tuple[int, int]:
-        """Height and width of the network's input, for those of the image."""
+        """Returns height and width of the network's input, given those of the image."""
         if factor is None or factor <= self.factor:
             return size
         return tuple(-(-n // self.factor) for n in levels.output_size(size, factor))
@@ -160,19 +161,19 @@ class SuperResolver(trained.TrainedNetwork):
         num_samples: int = 1,
         num_snapshots: int = 0,
     ) -> None:
-        """Refuses an image that memory is too small for, before it is decoded.
+        """Checks that free memory suffices for an image, before it is decoded.
 
-        By an estimate, within about a factor of two. It knows only what is free now.
+        The estimate is right within about a factor of two.
 
         Args:
           size: height and width of the image.
           factor: see `upscale`.
-          num_samples: of the image.
+          num_samples: number of samples of the image.
           num_snapshots: see `sample`.
 
         Raises:
-          ValueError: says how much is needed, how much is free, and what to change; or the factor
-            is outside the limits.
+          ValueError: memory is too small (names the needed and the free size, and the fix), or the
+            factor is outside its limits.
         """
         factor = self.factor if factor is None else factor
         wanted = levels.output_size(size, factor)
@@ -196,7 +197,7 @@ class SuperResolver(trained.TrainedNetwork):
         on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
         device = jax.local_devices()[0]
         if device.platform == "cpu":
-            # Its devices share one memory.
+            # All CPU devices share one memory.
             on_host += on_device * self.refiner.share(num_samples, within)[0]
             on_device = 0
         for needed, free, where in (
@@ -224,21 +225,21 @@ class SuperResolver(trained.TrainedNetwork):
         """Upscales one picture file as `--mode=upscale` does: alpha, profile and depth are kept.
 
         Args:
-          path: of the picture; local or a URL.
-          output: the folder for the result, of the same name.
+          path: the picture, local or a URL.
+          output: the folder of the result, which has the same name.
           steps: see `upscale`.
-          seed: of all noise; that of the picture also depends on its name.
+          seed: seed of the noise, which also depends on the name of the picture.
           factor: see `upscale`.
           num_samples: see `inference.inputs.UpscaleOptions`.
           animate: see `inference.inputs.UpscaleOptions`.
-          overwrite: replace files that are there, but never the picture itself.
+          overwrite: replace existing files, but never the picture itself.
 
         Returns:
-          The path of what was written.
+          The path of the result.
 
         Raises:
           FileNotFoundError: there is no such file.
-          FileExistsError: a file would be replaced.
+          FileExistsError: the result exists already.
           ValueError: the picture cannot be read, upscaled or written, or would replace itself.
         """
         if epath.Path(path).is_dir():
@@ -249,7 +250,7 @@ class SuperResolver(trained.TrainedNetwork):
             if storage.is_same_file(path, made):
                 raise ValueError(f"{made} is the picture itself; give another folder than {output}")
             if made.exists() and not overwrite:
-                raise FileExistsError(f"{made} is there already; overwrite=True replaces it")
+                raise FileExistsError(f"{made} exists already; overwrite=True replaces it")
         (record,) = upscale_files.upscale_files(self, inputs.find_inputs(path), output, options)
         if record.error:
             raise ValueError(f"{path}: {record.error}")
@@ -266,10 +267,10 @@ class SuperResolver(trained.TrainedNetwork):
         UInt8[np.ndarray, "k new_height new_width 3"]
         | UInt16[np.ndarray, "k new_height new_width 3"]
     ):
-        """Several results for one image, with noise of their own: what else it could have been.
+        """Draws several samples for one image.
 
-        Their mean is nearer to the truth in PSNR than each, and blurred; their deviation
-        (`inference.pictures.deviation`) says where a result is a guess.
+        Their mean has a higher PSNR than each sample, but is blurred; their standard deviation
+        (`inference.pictures.deviation`) shows where results are uncertain.
 
         Returns:
           `[num_samples, height * factor, width * factor, 3]`.
@@ -288,9 +289,9 @@ class SuperResolver(trained.TrainedNetwork):
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
     ) -> Upscaled:
-        """As `upscale`; also returns `num_snapshots` of y_t from noise to image, and the time.
+        """Upscales images; also returns `num_snapshots` of y_t from noise to image, and the time.
 
-        Snapshots are evenly spaced in network calls; the last is the result.
+        Snapshots are evenly spaced in network calls; the last one is the result.
         """
         parts, snapshots = [], []
         begin = time.perf_counter() - self.refiner.programs.compile_seconds

@@ -1,14 +1,13 @@
-"""Cutting images into what a network takes, and blending its estimates at every refinement step.
+"""Tiling: images are cut into tiles, whose estimates are blended at every refinement step.
 
-A network sees five sizes: squares of `tile_size`, of half of it and of a quarter, and rectangles
-of `tile_size` by half. An axis of an image that is no longer is filled up to the next of them by a
-mirror image; a longer one is cut into overlapping tiles. So few programs are compiled, and memory
-for activations is that of a few tiles. Because the tiles' estimates are blended before each step,
-not their results after the last, all tiles refine one image, with one noise, and no seam can form
-between diverging ones.
+The network sees five sizes: squares of `tile_size`, of a half and of a quarter of it, and
+rectangles of `tile_size` by half. An axis of an image that is at most `tile_size` is padded to the
+next of them by reflection; a longer one is cut into overlapping tiles. So few programs are
+compiled, and activations take the memory of a few tiles. Estimates are blended before each step,
+not results after the last one: all tiles refine one image with one noise, so that no seams form.
 
-Images lie flat in arrays, row after row, without anything between: an array for n pixels holds
-every image of at most n, and a tile is parts of some rows, whose places are arguments of programs.
+Images are flat arrays, row after row: an array of n pixels holds every image of at most n, and a
+tile is a part of some rows, whose positions are arguments of the programs.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-_PARTS = (1, 2, 4)  # of `tile_size`, that a side of what the network sees may be
+_PARTS = (1, 2, 4)  # sides of tiles are `tile_size` divided by one of these
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """How images of one size are cut; all in pixels of the output.
+    """The tiles of images of one size, in pixels of the output.
 
     Attributes:
       size: height and width of the image.
-      canvas: the same, axes filled up that are not cut.
-      tile: height and width of what the network sees.
-      starts: upper left corners of the tiles; one of an image that is not cut.
+      canvas: height and width of the padded image.
+      tile: height and width of a tile.
+      starts: upper left corners of the tiles; a single one for an image that is not cut.
     """
 
     size: tuple[int, int]
@@ -49,21 +48,21 @@ class Grid:
 
     @property
     def room(self) -> int:
-        """Pixels of the array that holds the canvas; of images that are cut few different ones."""
+        """Pixels of the array that holds the canvas; rounded up for images that are cut."""
         pixels = self.canvas[0] * self.canvas[1]
         if not self.is_cut:
             return pixels
-        coarse = 1 << max(0, (pixels - 1).bit_length() - 2)  # two between powers of two
+        coarse = 1 << max(0, (pixels - 1).bit_length() - 2)  # two sizes for each power of two
         return -(-pixels // coarse) * coarse
 
 
 class Windows(NamedTuple):
-    """Where some tiles lie in a flat image, and how they are blended.
+    """Positions of k tiles in a flat image, and the weights that blend them.
 
     Attributes:
-      rows: of each row of a tile, the pixel of the image with which it begins.
-      row_weights, column_weights: of estimates. Their products add up to 1 at each pixel of the
-        image; of tiles that only fill up a group they are 0.
+      rows: index of the first pixel of each row of each tile.
+      row_weights, column_weights: weights of estimates. Their products add up to 1 at each pixel
+        of the image; they are 0 for tiles that only fill up a group.
     """
 
     rows: Int[np.ndarray, "k th"]
@@ -72,16 +71,16 @@ class Windows(NamedTuple):
 
 
 def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) -> Grid:
-    """Cuts images of `size`.
+    """Returns the tiles of images of `size`.
 
     Args:
       size: height and width.
-      tile_size: longest side of a tile, a multiple of `stride`; an axis no longer is not cut.
-      overlap: how far neighbours overlap at least; below `tile_size`.
-      stride: sizes that the network takes are multiples of it.
+      tile_size: longest side of a tile, a multiple of `stride`; shorter axes are not cut.
+      overlap: least overlap of neighbours; below `tile_size`.
+      stride: the sides of tiles are multiples of it.
 
     Raises:
-      ValueError: for an impossible overlap.
+      ValueError: the overlap is out of range.
     """
     if not 0 <= overlap < tile_size:
         raise ValueError(f"overlap = {overlap} must be in [0, tile_size = {tile_size})")
@@ -99,15 +98,15 @@ def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) 
 
 
 def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows]:
-    """The tiles of a grid in groups, which the network sees at once.
+    """Returns the tiles of a grid in groups; the network processes a group at once.
 
-    Weights of an estimate rise linearly over the overlap, before they are made to add up to 1.
+    The weights rise linearly over the overlap, and are normalised to a sum of 1 at each pixel.
 
     Args:
-      grid: how the image is cut.
+      grid: the tiles.
       overlap: see `make_grid`.
-      sizes: of the groups, together as many tiles as there are, or more; the last group is filled
-        up by tiles of weight 0.
+      sizes: numbers of tiles of the groups; where their sum is larger than the number of tiles, the
+        last group is filled up with tiles of weight 0.
     """
     width = grid.canvas[1]
     along_rows, along_columns = (
@@ -129,7 +128,7 @@ def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows
 def cut(
     image: Float[Array, " values"], windows: Windows, channels: int = 3
 ) -> Float[Array, "k th tw c"]:
-    """The tiles of a flat image."""
+    """Returns the tiles of a flat image."""
     shape = (*windows.rows.shape, windows.column_weights.shape[1], channels)
 
     def part(start: Int[Array, ""]) -> Array:
@@ -141,9 +140,9 @@ def cut(
 def add(
     image: Float[Array, " values"], tiles: Float[Array, "k th tw c"], windows: Windows
 ) -> Float[Array, " values"]:
-    """A flat image and, by their weights, tiles of it."""
+    """Adds weighted tiles to a flat image."""
     channels = tiles.shape[-1]
-    # Whole parts of rows.
+    # Each update is a row of a tile.
     places = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
     )
@@ -154,7 +153,7 @@ def add(
         starts = windows.rows[k][:, None] * channels
         return jax.lax.scatter_add(image, starts, parts.reshape(len(parts), -1), places)
 
-    # Tiles in their order, so that sums are the same on each device and in each run.
+    # One tile after the other, so that sums are the same on each device and in each run.
     windows = jax.tree.map(jnp.asarray, windows)
     return jax.lax.fori_loop(0, len(tiles), add_tile, image)
 
@@ -162,7 +161,7 @@ def add(
 def _weights(
     side: int, starts: Collection[int], overlap: int
 ) -> dict[int, Float[np.ndarray, " {side}"]]:
-    """Of one axis, by where a tile begins: the weights of its pixels."""
+    """Returns the weights of a tile's pixels along one axis, by the start of the tile."""
     edge = np.minimum(np.arange(side) + 1, side - np.arange(side))
     ramp = np.minimum(edge, overlap + 1)
     total = np.zeros(max(starts) + side)

@@ -182,9 +182,9 @@ class TrainedNetwork:
         """Number of classes; 0 if unconditional."""
         return self.refiner.denoiser.network.num_classes
 
-    def num_calls(self, steps: int | None = None) -> int:
-        """Network calls for one image: `steps`, but of Heun's method more."""
-        return self._sampler(steps).num_calls
+    def nfe(self, steps: int | None = None) -> int:
+        """Returns the number of function evaluations of an image: the calls of the network."""
+        return self._sampler(steps).nfe
 
     def _batches(
         self,
@@ -236,7 +236,7 @@ class TrainedNetwork:
 
     def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
         """After how many calls to look, the end apart."""
-        calls = self.num_calls(steps)
+        calls = self.nfe(steps)
         if num_snapshots == 1 or num_snapshots < 0 or num_snapshots > calls + 1:
             raise ValueError(
                 f"num_snapshots = {num_snapshots}: use 0, or 2 (first and last) to {calls + 1} "

@@ -35,7 +35,7 @@ class Resolver(Protocol):
     factor: int
     white_level: int
     check_fits: Callable[..., None]
-    num_calls: Callable[..., int]
+    nfe: Callable[..., int]
     num_refinements: Callable[..., int]
     start: Callable[..., Iterator[Callable[[], tuple[np.ndarray, list[np.ndarray]]]]]
 
@@ -197,7 +197,7 @@ class _Job:
             (one.record.seed + k * _NEXT_SAMPLE) % 2**32 for one in group for k in range(count)
         ]
         calls = resolver.num_refinements(pixels.shape, options.steps, factor=options.factor)
-        frames = min(_MOST_FRAMES, resolver.num_calls(options.steps) + 1) if options.animate else 0
+        frames = min(_MOST_FRAMES, resolver.nfe(options.steps) + 1) if options.animate else 0
         begin, begun, error = time.perf_counter(), [], None
         try:
             begun = list(

@@ -95,7 +95,7 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
             _images_of(images, evaluation, name),
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
-            protocol=_protocol(config, pipeline, resolver.num_calls()),
+            protocol=_protocol(config, pipeline, resolver.nfe()),
             checkpoint_step=resolver.checkpoint_step,
             files=[outputs.file_of(int(number)) for number in evaluation.index],
         )
@@ -183,7 +183,7 @@ def _method(
 ) -> evaluator.Method:
     """The network; while it works the bar moves. Of the first batch it draws the strip."""
     num_samples, side = config.num_samples, config.evaluation.network_input
-    steps = resolver.num_calls()
+    steps = resolver.nfe()
     times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
 
     def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:

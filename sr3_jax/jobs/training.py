@@ -1,4 +1,4 @@
-"""Training, which ends with an evaluation."""
+"""Training, followed by an evaluation."""
 
 from __future__ import annotations
 
@@ -27,35 +27,34 @@ from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 
-if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+if TYPE_CHECKING:  # the import takes seconds
     from sr3_jax.data.pipeline import Pipeline
 
 _NUM_LOGGED_SAMPLES = 4
 
 
 def train(config: Config, workdir: epath.Path) -> None:
-    """Trains, or goes on training, in `workdir`, and evaluates.
+    """Trains or resumes in `workdir`, and evaluates.
 
-    Leaves `config.json`, `checkpoints/`, TensorBoard's event files, and `evaluation/`. A training
-    that is refused leaves the workdir as it was.
+    Writes `config.json`, `checkpoints/`, TensorBoard's event files and `evaluation/`. If the
+    config is refused, the workdir stays as it was.
 
     Raises:
-      ValueError: the config cannot work, or would change what the checkpoints there mean.
-      HeldError: another training is at work in the workdir.
+      ValueError: the config cannot work, or its network is not that of the checkpoints.
+      HeldError: another training runs in the workdir.
     """
     with shared.holding(workdir, "training"):
         _train(config, workdir)
 
 
 def _train(config: Config, workdir: epath.Path) -> None:
-    """Trains; see `train`."""
     shared.check_same_config(config)
     denoiser, schedule = networks.denoiser(config), schedules.training_schedule(config)
     model = denoiser.network
     optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
-    # What can be known is known now, not after days.
+    # Faults are found now, not after days of training.
     schedules.sampler(config)
     features.check_installed(config.evaluation.feature_metrics)
     init = functools.partial(
@@ -63,7 +62,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     like = _like(init, layout)
     _check_memory(like, mesh)
-    _check_goes_on(config, workdir)
+    _check_can_resume(config, workdir)
     shared.list_images(config, workdir, training=True)
     pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
     shared.check_same_images(pipeline)
@@ -73,10 +72,10 @@ def _train(config: Config, workdir: epath.Path) -> None:
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
     )
-    shared.check_shared(checkpointer.directory)  # which may be a link to another disk
+    shared.check_shared(checkpointer.directory)  # it may be a link to another disk
     state = _first_state(init, like, checkpointer)
     if int(state.step) >= config.train.num_steps:
-        # Compiling the steps of a large network, of which none is left, takes minutes.
+        # The run is complete; compiling its steps would take minutes.
         checkpointer.close()
         _keep_config(config, workdir)
         evaluate(config, workdir)
@@ -94,8 +93,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     program = training_step.jit_train_step(train_step, layout, state)
     logging.info(
-        "compiling the training step and the validation: as a rule one to five minutes, and "
-        "seconds where they were compiled before"
+        "compiling the training step and the validation, which usually takes one to five minutes, "
+        "or seconds if they were compiled before"
     )
     start = time.perf_counter()
     compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
@@ -122,8 +121,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     evaluate(config, workdir)
 
 
-def _check_goes_on(config: Config, workdir: epath.Path) -> None:
-    """Whether the checkpoints that are there can be trained on; says what changed since."""
+def _check_can_resume(config: Config, workdir: epath.Path) -> None:
+    """Checks that the config can resume the run in `workdir`, if any; logs changed keys."""
     path, checkpoints = workdir / "config.json", workdir / "checkpoints"
     has_any = checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())
     if not has_any or not path.exists():
@@ -136,7 +135,7 @@ def _check_goes_on(config: Config, workdir: epath.Path) -> None:
 
 
 def _keep_config(config: Config, workdir: epath.Path) -> None:
-    """Writes config.json. Only once nothing is refused any more: a finished run needs its own."""
+    """Writes config.json; only after all checks, since a finished run needs its own."""
     if jax.process_index() == 0:
         run_file.save(config, workdir / "config.json")
 
@@ -154,12 +153,12 @@ def _like(
 
 
 def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> None:
-    """Checks that parameters, their average and Adam's moments fit, before minutes of compilation.
+    """Checks that the training state fits into memory, before minutes of compilation.
 
     Activations come on top; the compiler reports them.
 
     Raises:
-      ValueError: they do not fit.
+      ValueError: it does not fit.
     """
     needed = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -167,22 +166,22 @@ def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> N
     )
     device = mesh.local_devices[0]
     if device.platform == "cpu":
-        needed *= len(mesh.local_devices)  # which share the memory of the machine
+        needed *= len(mesh.local_devices)  # they share the memory of the machine
     free = parallel.free_bytes(device)
     if free is not None and needed > free:
         millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
         raise ValueError(
-            f"the state of training (parameters, average, Adam) of this network of {millions:.0f}M "
-            f"parameters takes {needed / 1e9:.3g} GB of memory, of which {free / 1e9:.3g} GB are "
-            "free. Lower config.model.channels or config.model.multipliers, or split the state "
-            "over more devices by config.parallel.layout=zero1"
+            f"the training state (parameters, average, Adam) of this network of {millions:.0f}M "
+            f"parameters takes {needed / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free. "
+            "Lower config.model.channels or config.model.multipliers, or split the state over more "
+            "devices by config.parallel.layout=zero1"
         )
 
 
 def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
-    """Checks that what a compiled training step allocates fits beside the state, which is there.
+    """Checks that the temporary arrays of a compiled training step fit beside the state.
 
-    Compilers for TPUs and GPUs do so themselves.
+    It checks CPUs alone, since the compilers for TPUs and GPUs refuse programs that do not fit.
 
     Raises:
       ValueError: it does not fit.
@@ -194,7 +193,7 @@ def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> N
     needed = found.temp_size_in_bytes * len(mesh.local_devices)
     if needed > free:
         raise ValueError(
-            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, of which "
+            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, but "
             f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
             "config.train.accumulate_steps, set config.model.remat, or use more devices"
         )
@@ -205,11 +204,11 @@ def _first_state(
     like: training_state.TrainState,
     checkpointer: Checkpointer,
 ) -> training_state.TrainState:
-    """Returns the newest checkpoint's state, or a fresh one, laid out on the devices."""
+    """Returns the latest checkpoint's state, or a fresh one, sharded over the devices."""
     if not checkpointer.steps:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         fresh = jax.jit(init, out_shardings=shardings).lower().compile()
-        # Devices may pass each other random numbers, and wait for the slowest compiler.
+        # Initialisation may use collectives, which time out while another process compiles.
         parallel.wait_for_all()
         return fresh()
     step, state = checkpointer.restore(like)
@@ -218,7 +217,7 @@ def _first_state(
 
 
 def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
-    """Means over the held-out images, with noise that never changes; compiled at once."""
+    """Returns a compiled function: parameters to mean losses of held-out images, at fixed noise."""
     of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
@@ -245,7 +244,7 @@ def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Valid
 
 
 def _check_labels(images: Pipeline, batch: Mapping[str, np.ndarray], num_classes: int) -> None:
-    """Raises ValueError for an image whose class the network cannot be told."""
+    """Raises ValueError for an image without a class, or with one that the network lacks."""
     if not num_classes:
         return
     wrong = (batch["label"] < 0) | (batch["label"] >= num_classes)
@@ -261,9 +260,9 @@ def _check_labels(images: Pipeline, batch: Mapping[str, np.ndarray], num_classes
 def _logged_samples(
     config: Config, workdir: epath.Path, mesh: jax.sharding.Mesh
 ) -> Callable[..., np.ndarray | None]:
-    """Draws for the log, on process 0: the first held-out images, or some from nothing.
+    """Returns a function that draws samples for the log, on process 0.
 
-    Compiled at the first call.
+    They are of the first held-out images, or from noise alone. The first call compiles.
     """
     count = _NUM_LOGGED_SAMPLES
     pipeline = image_sets.evaluation_pipeline(

@@ -1,8 +1,8 @@
-"""The only place that knows about devices: the mesh, layouts on it, peak rates."""
+"""Devices and processes: mesh, shardings, compilation, free memory, peak rates."""
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
 from sr3_jax.parallel.devices import check_accelerator, describe
-from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss, constrain
+from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss
 from sr3_jax.parallel.memory import free_bytes, free_host_bytes
 from sr3_jax.parallel.mesh import (
     SPATIAL_AXIS,
@@ -39,7 +39,6 @@ __all__ = [
     "check_batch_size",
     "clock_hz",
     "compile_for",
-    "constrain",
     "describe",
     "free_bytes",
     "free_host_bytes",

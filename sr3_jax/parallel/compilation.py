@@ -1,4 +1,4 @@
-"""Compiling a program with what its devices' compiler has to be told about this network."""
+"""Compiler options that suit this network, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from absl import logging
 
-# From v4 on, a TPU's compiler cuts fewer than eight images into strips and makes a batch of them,
-# and each convolution then copies strips' edges: twice the bytes and more (docs/tpu.md).
+# From v4 on, a TPU's compiler cuts batches of fewer than eight images into strips, and each
+# convolution copies the strips' edges: at least twice the bytes (docs/tpu.md).
 _TPU_OPTIONS = {
     "xla_tpu_run_space_to_batch": False,
     "xla_tpu_run_space_to_batch_on_new_platforms": False,
@@ -20,31 +20,30 @@ _TPU_OPTIONS = {
 def compile_for(
     device: jax.Device, program: jax.stages.Lowered, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
-    """`program.compile()`, with the options that suit convolutions on few images.
+    """Compiles a program with the options that suit convolutions on few images.
 
     Args:
-      device: one of those that `program` is for.
-      program: as `jax.jit(...).lower(...)` returns.
-      options: of the compiler, besides.
+      device: one of the devices that `program` is lowered for.
+      program: the result of `jax.jit(...).lower(...)`.
+      options: further options of the compiler.
     """
-    plain = dict(options or {})
-    if device.platform != "tpu":
-        return program.compile(plain or None)
-    try:
-        return program.compile(_TPU_OPTIONS | plain)
-    except jax.errors.JaxRuntimeError as error:
-        # They belong to a version of libtpu, and may go as they came.
-        if "No such compile option" not in str(error):
-            raise
-        logging.warning("this libtpu does not know an option; programs may be slower: %s", error)
-        return program.compile(plain or None)
+    options = dict(options or {})
+    if device.platform == "tpu":
+        try:
+            return program.compile(_TPU_OPTIONS | options)
+        except jax.errors.JaxRuntimeError as error:
+            # Versions of libtpu know different options.
+            if "No such compile option" not in str(error):
+                raise
+            logging.warning("this libtpu lacks an option, so programs may be slower: %s", error)
+    return program.compile(options or None)
 
 
 def keep_compiled(workdir: str | os.PathLike[str] = "") -> None:
-    """Keeps compiled programs, so that the next start need not compile them again.
+    """Sets the folder of jax's compilation cache, so that the next start does not compile again.
 
-    They are kept where jax was told to (`JAX_COMPILATION_CACHE_DIR`); else, of a run in a bucket,
-    in `WORKDIR/compiled`, where another machine finds them after a preemption; else in
+    The folder is `JAX_COMPILATION_CACHE_DIR` if set; else, for a workdir in a bucket,
+    `WORKDIR/compiled`, where another machine finds it after a preemption; else
     `~/.cache/sr3_jax`.
     """
     if jax.config.jax_compilation_cache_dir:

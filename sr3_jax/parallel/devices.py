@@ -1,4 +1,4 @@
-"""Which devices a program has, and whether it lacks those that the machine has."""
+"""Devices of a program, and a check that it uses the machine's accelerator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _GOOGLE, _NVIDIA = "0x1ae0", "0x10de"
 _STORAGE, _NETWORK = "0x01", "0x02"  # classes of other devices that Google's machines have
 _GPU_CLASSES = ("0x03", "0x12")
 
-# Packages by which jax drives them.
+# jax's packages for each kind of accelerator.
 _TPU_PLUGINS = ("libtpu",)
 _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_cuda12_pjrt", "jax_cuda13_pjrt")
 
 
 def describe() -> str:
-    """Returns one line about devices, processes, memory and versions."""
+    """Returns one line that describes devices, free memory, processes and versions."""
     kinds = collections.Counter(device.device_kind for device in jax.local_devices())
     each = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     free = memory.free_bytes(jax.local_devices()[0])
@@ -39,13 +39,13 @@ def describe() -> str:
 
 
 def check_accelerator() -> None:
-    """Stops a program that would run on the CPU where an accelerator was meant to be used.
+    """Checks that jax does not run on the CPU of a machine that has an accelerator.
 
-    Does nothing where `JAX_PLATFORMS` says what to use: then jax itself fails without it.
+    Does nothing if `JAX_PLATFORMS` is set: jax then checks its platform itself.
 
     Raises:
-      RuntimeError: the machine has TPU chips or an NVIDIA GPU, or the package for one is installed,
-        and jax came up on the CPU; says why, and what to do.
+      RuntimeError: the machine has TPU chips or an NVIDIA GPU, or jax's package for one is
+        installed, but jax came up on the CPU; the message gives the reason and the fix.
     """
     if jax.config.jax_platforms or jax.default_backend() != "cpu":
         return
@@ -82,20 +82,22 @@ def _why_not(backend: str) -> str:
 
 
 def _tpu_chips() -> str:
-    """TPU chips on the PCI bus."""
+    """Describes the TPU chips on the PCI bus; empty if there are none."""
     return _on_bus(_GOOGLE, lambda kind: not kind.startswith((_STORAGE, _NETWORK)))
 
 
 def _gpus() -> str:
-    """NVIDIA GPUs: device files of its driver, which containers have too, or on the PCI bus."""
-    files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))
+    """Describes the NVIDIA GPUs by the driver's device files, or on the PCI bus; may be empty.
+
+    Containers have the device files, too.
+    """
     if _are_gpus_hidden():
         return ""
+    files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))
     return ", ".join(files) or _on_bus(_NVIDIA, lambda kind: kind.startswith(_GPU_CLASSES))
 
 
 def _are_gpus_hidden() -> bool:
-    """Whether the user has hidden them on purpose."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 

@@ -1,10 +1,10 @@
-"""Which array lies where: what each device of a mesh holds of a training step."""
+"""Sharding of the arrays of a training step over a mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -21,36 +21,35 @@ from sr3_jax.parallel.mesh import (
     split_batch,
 )
 
-# loss(params, rows, *rest) -> number, and its value and gradient with respect to params
+# loss(params, rows, *rest) -> number; Gradient returns that number and its gradient in params.
 Loss = Callable[..., Array]
 Gradient = Callable[..., tuple[Array, Any]]
-# What is not kept for the gradient under `fsdp`: gathered parameters, and what a kernel may become
-# before it is used, each of which costs nothing to make again.
-_MADE_AGAIN = frozenset(
+# Operations that `fsdp` repeats in the backward pass, so that no gathered parameter is kept: the
+# gathering, and cheap changes of a kernel before it is used.
+_RECOMPUTED = frozenset(
     ("all_gather", "split", "slice", "reshape", "squeeze", "transpose", "broadcast_in_dim")
     + ("convert_element_type", "copy")
 )
 LayoutName = Literal["replicated", "zero1", "fsdp"]
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How what is kept between steps, and what a step computes with, lie on a mesh.
+    """Shardings of the training state, and of parameters and batches within a step.
 
-    | name | float32 parameters, average, optimizer state | parameters in a step |
+    | name | float32 parameters, moving average, optimizer state | parameters within a step |
     |---|---|---|
-    | `replicated` | whole on every device | whole |
-    | `zero1` | split over `data` | gathered once, in the network's type |
-    | `fsdp` | split over `data` | gathered where they are used, and again for the gradient |
+    | `replicated` | replicated | replicated |
+    | `zero1` | sharded over `data` | gathered once, in the network's type |
+    | `fsdp` | sharded over `data` | gathered at each use, in both passes |
 
-    (Stages 1 and 3 of ZeRO, Rajbhandari et al. 2020; gradients are reduce-scattered in both.) In
-    each of them a batch is split over `replica` and `data`, the height of its images over
-    `spatial`, and the output channels of parameters over `model`; each axis may have one device.
+    (`zero1` and `fsdp` are stages 1 and 3 of ZeRO, Rajbhandari et al. 2020; both reduce-scatter
+    gradients.) Every layout splits a batch over `replica` and `data`, the height of its images
+    over `spatial`, and the output channels of parameters over `model`; an axis may have one device.
 
     Attributes:
       mesh: the devices (`make_mesh`).
-      name: see above. Arrays that no axis divides stay whole.
+      name: see above. Arrays whose axes do not divide are replicated.
     """
 
     mesh: Mesh
@@ -58,37 +57,37 @@ class Layout:
 
     @property
     def whole(self) -> NamedSharding:
-        """Every device holds all of it."""
+        """The replicated sharding: every device holds the whole array."""
         return replicated(self.mesh)
 
     @property
     def rows(self) -> NamedSharding:
-        """Batches: the leading axis over `replica` and `data`."""
+        """The sharding of batches: the leading axis over `replica` and `data`."""
         return split_batch(self.mesh)
 
     @property
     def images(self) -> NamedSharding:
-        """Images `[b, h, w, c]` on the devices: rows as `rows`, height over `spatial`."""
+        """The sharding of images `[b, h, w, c]`: batch as `rows`, height over `spatial`."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES, SPATIAL_AXIS))
 
     def kept(self, tree: Any) -> Any:
-        """The sharding, between steps, of each array of `tree`, as a tree like it."""
+        """Returns the sharding between steps of each array of `tree`, as a tree like it."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), tree)
 
     def share(self, loss: Loss, differentiate: Callable[[Loss], Gradient]) -> Gradient:
-        """The gradient of `loss`, with each device working on its rows, summed over all.
+        """Returns the gradient of `loss`, computed by each device on its rows and summed.
 
-        Said explicitly, so that micro-batches are summed on each device before devices are, and
-        each device asks for its share of the sums alone.
+        It is written with collectives, so that each device sums its micro-batches before the sum
+        over devices, and receives only its share of that sum.
 
         Args:
-          loss: `loss(params, rows, *rest) -> number`, a sum over the rows. It finds parameters
-            whole.
-          differentiate: makes `gradient(params, rows, *rest) -> (number, tree like params)` of it.
+          loss: `loss(params, rows, *rest) -> number`, a sum over the rows, of whole parameters.
+          differentiate: turns a loss into `gradient(params, rows, *rest) -> (number, tree like
+            params)`.
 
         Returns:
-          Such a gradient, of parameters as they are kept, of the rows of all devices, and of the
-          rest; the tree that it returns is laid out as parameters are.
+          Such a gradient, of sharded parameters (`kept`), the rows of all devices, and `rest`; its
+          tree is sharded as the parameters are.
         """
         if num_batch_parts(self.mesh) == 1:
             return differentiate(loss)
@@ -98,7 +97,7 @@ class Layout:
 
             def of_device(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
                 if self.name == "fsdp":
-                    # The transpose of a gathering is a sum of which each device keeps its share.
+                    # The transpose of all_gather is psum_scatter: sums over `data` are done.
                     gradient = differentiate(_gathering(loss, axes))
                     number, sums = gradient(params, rows, *rest)
                     sums = jax.tree.map(_add_unsplit, sums, axes)
@@ -126,10 +125,9 @@ class Layout:
         if model > 1 and len(shape) > 1 and shape[-1] % model == 0:
             spec[-1] = MODEL_AXIS
         if self.name != "replicated" and data > 1 and shape:
-            # The last axis is the lanes of a TPU's registers, which a slice would leave empty;
-            # it is split only where no other can be.
-            *others, lanes = range(len(shape))
-            for axis in (*sorted(others, key=lambda axis: -shape[axis]), lanes):
+            # The last axis fills the lanes of a TPU's registers, so it is split last.
+            *others, last = range(len(shape))
+            for axis in (*sorted(others, key=lambda axis: -shape[axis]), last):
                 if spec[axis] is None and shape[axis] % data == 0:
                     spec[axis] = DATA_AXIS
                     break
@@ -137,7 +135,7 @@ class Layout:
 
 
 def _data_axis(spec: PartitionSpec) -> int:
-    """Which axis of an array is split over `data`; -1: none."""
+    """Returns the axis that is split over `data`; -1 if none is."""
     return spec.index(DATA_AXIS) if DATA_AXIS in spec else -1
 
 
@@ -152,13 +150,13 @@ def _gather(leaf: Array, axis: int) -> Array:
 
 
 def _gathering(loss: Loss, axes: Any) -> Loss:
-    """`loss` of split parameters, which keeps no whole ones between forward and backward pass."""
+    """Returns the loss of sharded parameters, which keeps no whole ones for the backward pass."""
 
     def gather_and_lose(params: Any, *rest: Any) -> Array:
         return loss(jax.tree.map(_gather, params, axes), *rest)
 
     def keep(primitive: Any, *_: Any, **__: Any) -> bool:
-        return primitive.name not in _MADE_AGAIN
+        return primitive.name not in _RECOMPUTED
 
     return jax.checkpoint(gather_and_lose, policy=keep)
 
@@ -172,8 +170,3 @@ def _add_and_split(leaf: Array, axis: int) -> Array:
         return jax.lax.psum(leaf, BATCH_AXES)
     shares = jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=axis, tiled=True)
     return jax.lax.psum(shares, REPLICA_AXIS)
-
-
-def constrain(tree: T, shardings: Any) -> T:
-    """Inside jit: asks the compiler to lay out `tree` as `shardings` say."""
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)

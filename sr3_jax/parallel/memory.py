@@ -1,4 +1,4 @@
-"""Memory that is left, to refuse what cannot fit before it is begun."""
+"""Free memory of devices and of the host."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: jax.Device) -> int | None:
-    """Bytes that programs on a device may still take; of a CPU, those of the machine.
-
-    None where the device does not tell.
-    """
+    """Returns the free bytes of a device (of the host for a CPU); None where unknown."""
     if device.platform == "cpu":
         return free_host_bytes()
     stats = device.memory_stats() or {}
@@ -23,10 +20,7 @@ def free_bytes(device: jax.Device) -> int | None:
 
 
 def free_host_bytes() -> int | None:
-    """Bytes that this process may still take: of the machine, or of its container if fewer.
-
-    None where the system (not Linux) does not tell.
-    """
+    """Returns the free bytes of the machine, or of its container if fewer; None if not Linux."""
     found = [_of_machine(), _of_container()]
     return min((free for free in found if free is not None), default=None)
 
@@ -41,7 +35,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """As cgroups of version 2 have it; files that can be read again do not count as used."""
+    """Returns the free bytes of a cgroup (version 2); reclaimable file caches count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())  # or `max`
         used = int((_CGROUP / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""The device mesh, and how a batch gets onto it."""
+"""The device mesh, and shardings and transfers of whole arrays and batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SPATIAL_AXIS = "spatial"
 BATCH_AXES = (REPLICA_AXIS, DATA_AXIS)
 _AXES = (*BATCH_AXES, MODEL_AXIS, SPATIAL_AXIS)
 
-# The state of the paper's largest network is 10 GB, of which a share of 32 is no burden; shares of
-# fewer than four input channels cost a TPU more to gather (docs/tpu.md).
+# Split 32 ways, the 10 GB state of the paper's largest network is small on each device; a finer
+# split leaves fewer than four input channels a device, which TPUs gather slowly (docs/tpu.md).
 _MAX_SHARDS = 32
 
 
@@ -30,21 +30,21 @@ def make_mesh(
     spatial: int = 1,
     shards: int | None = None,
 ) -> Mesh:
-    """A mesh of all devices (or of those given): axes `replica`, `data`, `model`, `spatial`.
+    """Makes a mesh with the axes `replica`, `data`, `model` and `spatial`.
 
-    A batch is split over `replica` and `data`, what is kept between steps over `data` alone.
-    Devices of several TPU slices, which only a data-centre network connects, are put together
-    along `replica`: the other axes stay within a slice.
+    A batch is split over `replica` and `data`, the training state over `data` alone. TPU slices,
+    which only a data-centre network connects, are joined along `replica`: the other axes stay
+    within a slice.
 
     Args:
-      devices: default all, of all processes.
-      model: devices that share the channels of one network.
-      spatial: devices that share the height of one image.
-      shards: length of `data`; default the largest power of two that there are devices for, which
-        is what divides numbers of channels, and at most 32.
+      devices: default: all devices of all processes.
+      model: number of devices that share the channels of one network.
+      spatial: number of devices that share the height of one image.
+      shards: length of `data`; default: the largest power of two that the devices allow, at most
+        32. (Powers of two divide the numbers of channels.)
 
     Raises:
-      ValueError: where the devices (of a slice) cannot be grouped so, or a group would lie in two
+      ValueError: the devices (of a slice) cannot be grouped so, or a group would span two
         processes, which read different images.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -74,40 +74,40 @@ def make_mesh(
 
 
 def usable(wanted: int, present: int) -> int:
-    """Returns how many devices to use of those that are present, at most `wanted`.
+    """Returns the number of devices to use of those present, at most `wanted`.
 
-    All of them, or a power of two: TPU chips that lie in a grid have no mesh of 3, 5 or 7.
+    It is all of them, or a power of two: a grid of TPU chips has no mesh of 3, 5 or 7.
     """
     return present if wanted >= present else 1 << (wanted.bit_length() - 1)
 
 
 def num_batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Returns the number of parts that a batch is split into."""
     return mesh.shape[REPLICA_AXIS] * mesh.shape[DATA_AXIS]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding under which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The leading (batch) axis is split over `replica` and `data`."""
+    """Returns the sharding of a batch: its leading axis over `replica` and `data`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays that are split over the mesh whole onto each of its devices."""
+    """Gathers sharded arrays, so that each device of the mesh holds them whole."""
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def on_this_process(tree: Any) -> Any:
-    """Of arrays that are whole on each device of all processes: one device's, of this process."""
+    """Returns this process's copy, on one device, of arrays that are replicated everywhere."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
-    """Raises ValueError, naming the option `name`, where devices cannot share the batch."""
+    """Raises ValueError, naming the option `name`, if the devices do not divide the batch."""
     devices = num_batch_parts(mesh)
     if batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
@@ -118,7 +118,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch to global arrays split as `split_batch` says."""
+    """Makes global arrays, sharded by `split_batch`, from this process's rows of a batch."""
     sharding = split_batch(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()

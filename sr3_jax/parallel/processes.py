@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, agree to stop, and share what each has found."""
+"""Several processes: joining, agreeing to stop, waiting for each other, exchanging arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int32
 
-# A process that says nothing for so long is taken for dead, and the others end.
+# After this silence of one process the others take it for dead and end.
 _HEARTBEAT_SECONDS = 60
 # Compiling the largest networks takes ten minutes on a slow host.
 _BARRIER_SECONDS = 3600
@@ -28,22 +28,22 @@ def join(
     *,
     stop_together: bool = True,
 ) -> None:
-    """Makes this process one of several. Comes before anything that asks for devices.
+    """Joins this process to the others of its job; must run before anything asks for devices.
 
-    Without arguments it is found out where jax can (TPU pods, Slurm, Open MPI, Kubernetes); a
-    machine that is part of nothing runs alone.
+    Without arguments jax detects the cluster (TPU pods, Slurm, Open MPI, Kubernetes); a machine
+    outside any cluster runs alone.
 
     Args:
       coordinator: `HOST:PORT` of process 0, the same for all.
-      num_processes: how many there are; 1: alone, and nothing is looked for.
-      index: which one this is, from 0.
-      stop_together: whether jax takes SIGTERM, so that all can agree on a step; see `StopSignal`.
-        Where nobody asks it, a SIGTERM would be lost.
+      num_processes: number of processes; 1: this one runs alone, and no cluster is looked for.
+      index: index of this process, from 0.
+      stop_together: whether jax handles SIGTERM, so that all processes agree on a step to stop at
+        (`StopSignal`). A job that never asks a `StopSignal` would lose the SIGTERM.
 
     Raises:
-      ValueError: where only some of the arguments are given, or one cannot be, or the others
-        cannot be found.
-      RuntimeError: where those that are named cannot be reached.
+      ValueError: only some of the arguments are given, one is out of range, or the other
+        processes cannot be found.
+      RuntimeError: the coordinator cannot be reached.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -59,7 +59,7 @@ def join(
             f"--num_processes={num_processes}"
         )
     if missing and "1" in map(os.environ.get, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
-        return  # a job's only task, to which jax would give one of its GPUs
+        return  # the only task of its job; jax would give it one GPU only
     jax.config.update("jax_enable_preemption_service", stop_together)
     try:
         jax.distributed.initialize(
@@ -69,8 +69,8 @@ def join(
         if not missing:
             raise
         if isinstance(error, ValueError) and "coordinator_address" in str(error):
-            return  # jax knows no cluster that this machine is part of
-        # A metadata server or a cluster's interface that does not answer, for one.
+            return  # this machine is in no cluster that jax knows
+        # For example, the metadata server does not answer.
         raise ValueError(
             "this machine seems to be one of several, but the others cannot be found "
             f"({type(error).__name__}: {error}); give --coordinator, --num_processes and "
@@ -79,16 +79,16 @@ def join(
 
 
 def is_one_of_several() -> bool:
-    """Whether `join` has found others (or a cluster of this process alone)."""
+    """Returns whether `join` has found a cluster (perhaps of this process alone)."""
     return jax.distributed.is_initialized()
 
 
 class StoppedError(RuntimeError):
-    """A signal ended a job, which the same command goes on with.
+    """A signal ended a job; the same command resumes it.
 
     Attributes:
       signal: the signal.
-      alone: whether the other processes of the job go on.
+      alone: whether the other processes of the job continue.
     """
 
     def __init__(self, number: signal.Signals, message: str, *, alone: bool = False) -> None:
@@ -97,21 +97,21 @@ class StoppedError(RuntimeError):
 
 
 class StopSignal:
-    """Whether a signal has asked the job to stop; a context within which signals only ask.
+    """A context in which SIGTERM (a preemption) and Ctrl-C are noted instead of ending the process.
 
-    SIGTERM announces a preemption, and Ctrl-C is the user; a second Ctrl-C ends at once. Several
-    processes agree: where any of them gets a SIGTERM, all are asked, at the same point.
+    A second Ctrl-C raises KeyboardInterrupt. Several processes stop together: if any of them gets
+    a SIGTERM, all see it at the same step.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
-        """Of a job whose processes stop together, or, `alone`, of one whose processes need not."""
+        """Makes the context; `alone`: this process stops by itself, without asking the others."""
         self._alone = alone
         self._signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        # Of several processes, jax has taken SIGTERM to tell the others. Python lets signals be
-        # taken by the main thread alone.
+        # With several processes jax handles SIGTERM, to inform the others. Python sets signal
+        # handlers in the main thread only.
         main = threading.current_thread() is threading.main_thread()
         if (self._alone or jax.process_count() == 1) and main:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,7 +124,10 @@ class StopSignal:
         self._before.clear()
 
     def asked(self, step: int) -> signal.Signals | None:
-        """The signal that asked, or None; all processes ask after every step, unless alone."""
+        """Returns the signal that has come, or None.
+
+        All processes must call it after every step, unless `alone`.
+        """
         if (
             not self._alone
             and jax.process_count() > 1
@@ -141,27 +144,27 @@ class StopSignal:
 
 
 def wait_for_all() -> None:
-    """Returns once every process is here, which may take minutes where one has to compile.
+    """Waits until every process calls it, for up to an hour, since compiling may take minutes.
 
-    Sums over the devices of several processes give up sooner: on CPUs after 30 seconds.
+    (Collectives time out sooner: on CPUs after 30 seconds.)
     """
     if jax.process_count() == 1:
         return
-    from orbax.checkpoint import multihost  # late: a second of imports that samplers do without
+    from orbax.checkpoint import multihost  # late: the import takes a second
 
     key = f"sr3_jax/{next(_barriers)}"
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=_BARRIER_SECONDS * 1000)
 
 
 def of_all_processes(tree: Any) -> Any:
-    """Puts the rows of numpy arrays of all processes, as many of each, one after the other."""
+    """Concatenates the rows of numpy arrays of all processes, each of which has as many rows."""
     if jax.process_count() == 1:
         return tree
 
     wait_for_all()
 
     def gather(rows: np.ndarray) -> np.ndarray:
-        # As bytes: on its way through jax a float64 would become a float32.
+        # As bytes, since jax would turn float64 into float32.
         flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
         everyone = multihost_utils.process_allgather(flat.view(np.uint8), tiled=True)
         return np.asarray(everyone).view(rows.dtype).reshape(-1, *rows.shape[1:])
@@ -170,7 +173,7 @@ def of_all_processes(tree: Any) -> Any:
 
 
 def union(numbers: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " m"]:
-    """The distinct numbers of all processes, sorted; each may have as many as it likes."""
+    """Returns the sorted distinct numbers of all processes, which may differ in how many."""
     counts = of_all_processes(np.array([len(numbers)], np.int32))
     if not counts.any():
         return numbers

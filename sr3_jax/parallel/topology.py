@@ -1,4 +1,4 @@
-"""Devices that are not there, TPUs or a GPU, to compile for with the real compiler."""
+"""Descriptions of absent TPUs and GPUs, for which the real compilers compile programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-# A host of each chip, which libtpu wants to be told of where it cannot ask the machine.
+# The accelerator type of one host of each chip, which libtpu requires on other machines.
 _ACCELERATOR = {
     "v2": "v2-8",
     "v3": "v3-8",
@@ -19,7 +19,7 @@ _ACCELERATOR = {
     "v6e": "v6e-4",
 }
 
-# What the GPU's compiler asks of a device: figures that the CUDA driver gives for it, and the
+# Properties of a device that XLA's GPU compiler requires: the CUDA driver's figures, and the
 # bandwidth of the maker's data sheet.
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024
@@ -92,14 +92,14 @@ _GPUS = {
 
 
 def devices(topology: str) -> Sequence[jax.Device]:
-    """The devices of a topology: programs can be compiled for them, not run.
+    """Returns the devices of a topology; programs can be compiled for them, but not run.
 
     Args:
       topology: a GPU, `h100`, `a100` or `rtx4090`; or TPUs, see `tpu_devices`.
 
     Raises:
-      ValueError: for a topology that is not known.
-      RuntimeError: where there is no compiler for it.
+      ValueError: the topology is unknown.
+      RuntimeError: its compiler is not installed.
     """
     if topology not in _GPUS:
         return tpu_devices(topology)
@@ -115,20 +115,20 @@ def devices(topology: str) -> Sequence[jax.Device]:
 
 
 def gpu_memory(topology: str) -> int | None:
-    """Bytes of memory of a GPU of `devices`; None for TPUs, whose compiler knows what fits."""
+    """Returns the bytes of memory of a GPU; None for TPUs, whose compiler checks what fits."""
     return _GPUS[topology]["memory"] if topology in _GPUS else None
 
 
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """The devices of a TPU topology: programs can be compiled for them, not run.
+    """Returns the devices of a TPU topology; programs can be compiled for them, but not run.
 
     Args:
-      topology: a chip and how many along each axis, as `v3:8x8` (128 cores), `v4:2x2x4`; with
-        `*2` after it, two such slices.
+      topology: a chip and the number along each axis, such as `v3:8x8` (128 cores) or `v4:2x2x4`;
+        `*2` after it means two such slices.
 
     Raises:
-      ValueError: for a topology that the compiler does not know.
-      RuntimeError: where there is no compiler: `pip install libtpu`.
+      ValueError: the compiler does not know the topology.
+      RuntimeError: the compiler is not installed: `pip install libtpu`.
     """
     slice_topology, star, num_slices = topology.partition("*")
     chip = slice_topology.partition(":")[0]
@@ -138,18 +138,18 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
             "and its axes, as v3:8x8 (or v3:8x8*2 for two slices), or one of "
             f"{', '.join(_GPUS)}"
         )
-    # Asked of a metadata server otherwise, which only exists beside a TPU.
+    # Otherwise libtpu asks a metadata server, which machines without TPUs lack.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", _ACCELERATOR[chip])
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
-    # No TPU is touched, so processes need not take turns.
+    # No TPU is used, so processes need not take turns.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        # A v4 chip's two cores work as one device, as they do wherever there are such chips.
+        # The two cores of a v4 chip are one device, as on real ones.
         options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
         if set(slice_topology.partition(":")[2].split("x")) == {"1"}:
-            options["chips_per_host_bounds"] = (1, 1, 1)  # Colab's v5e-1; hosts have four otherwise
+            options["chips_per_host_bounds"] = (1, 1, 1)  # Colab's v5e-1; other hosts have four
         if star:
             options["num_slices"] = int(num_slices)
         found = topologies.get_topology_desc(

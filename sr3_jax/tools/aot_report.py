@@ -1,4 +1,4 @@
-"""What the compiler of a TPU or a GPU makes of a config: `python -m sr3_jax.tools.aot_report`.
+"""Reports of the TPU's or GPU's compiler on a config: `python -m sr3_jax.tools.aot_report`.
 
     python -m sr3_jax.tools.aot_report --config=configs/imagenet_64_256.py --topology=v3:8x8
 
@@ -30,8 +30,8 @@ from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
 from sr3_jax.tools import programs, roofline
 
-# XLA times Triton's kernels for matrix products to choose one. Without a GPU it cannot, and some do
-# not compile, so that cuBLAS takes all of them.
+# XLA chooses among Triton's kernels for matrix products by timing them. It cannot do so without a
+# GPU, and some do not compile, so cuBLAS computes all products.
 _GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 # jax takes this share of a GPU's memory by default.
 _GPU_SHARE = 0.75
@@ -62,30 +62,30 @@ _QUICK_OPTIONS = {"xla_jf_convolution_performance_target": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A program on one core of a topology; bytes and operations of that core.
+    """A report on a program; bytes and operations are those of one core of the topology.
 
     Attributes:
-      hbm_parts: unpadded sizes of what stays between steps, and padded ones of what does not.
-      estimated_step_seconds: the compiler's estimate: of each operation the longer of its
-        arithmetic at the peak and its bytes at the memory's full speed; None where it gives none.
-      cycle_seconds: the sum of what the compiler's cost model says that each kernel takes, by the
-        clock; collectives are not in it. More than the estimate, since no kernel reaches the
-        peak. None of a quick report.
-      compiler: what it says of its version.
-      kernels: how many a GPU launches; None of TPUs.
-      float32_images: number and bytes of the images that kernels write in float32; of a GPU.
-      bytes_by_kind: bytes that each opcode moves, and each call of a library; of a GPU.
+      hbm_parts: unpadded sizes of arrays that stay between steps, padded sizes of the others.
+      estimated_step_seconds: the compiler's estimate: the sum over operations of the longer of
+        arithmetic at the peak and bytes at the memory's bandwidth; None if it gives none.
+      cycle_seconds: the sum of the kernels' cycles by the compiler's cost model, without
+        collectives. It exceeds the estimate, since no kernel reaches the peak. None for a quick
+        report.
+      compiler: its version.
+      kernels: number of kernels that a GPU launches; None for TPUs.
+      float32_images: number and bytes of the images that a GPU's kernels write in float32.
+      bytes_by_kind: bytes that each opcode, and each call of a library, moves on a GPU.
       quick: whether kernels were emitted in the first way, not the best one.
       flops_per_core: of the compiled program; a packed convolution's zeros and what is recomputed
         are among them.
       model_flops_per_core: of the network as written (`models.count_flops`).
-      num_calls: of the denoiser for a batch, by `config.sampling`; None of training.
+      nfe: number of calls of the denoiser for a batch, by `config.sampling`; None for training.
       share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
-      collectives: for each kind, how many and the bytes that come out of them.
-      parts: of each part of the network, by our own sum over the program's operations
-        (`roofline`): `seconds`, `arithmetic_seconds` among them, `num_bytes`.
-      message: what the compiler said where the program does not fit.
-      advice: what to change then.
+      collectives: number, and bytes of the results, of each kind of collective.
+      parts: for each part of the network, `seconds`, `arithmetic_seconds` among them, and
+        `num_bytes`, by our own sum over the program's operations (`roofline`).
+      message: the compiler's message if the program does not fit.
+      advice: options that make it fit.
     """
 
     config: str
@@ -104,7 +104,7 @@ class Report:
     estimated_step_seconds: float | None = None
     estimated_steps_per_second: float | None = None
     estimated_days_for_1m_steps: float | None = None
-    num_calls: int | None = None
+    nfe: int | None = None
     share_of_peak: float | None = None
     cycle_seconds: float | None = None
     quick: bool = False
@@ -125,11 +125,11 @@ def compile_report(
     hlo_path: str | None = None,
     quick: bool = False,
 ) -> Report:
-    """Compiles `config`'s program for `topology` and describes it; does not raise if it is too big.
+    """Compiles `config`'s program for `topology` and reports on it, also if it does not fit.
 
     Raises:
-      ValueError: for a config or a topology that cannot be.
-      RuntimeError: where the compiler is missing.
+      ValueError: the config or the topology is invalid.
+      RuntimeError: the compiler is not installed.
     """
     devices = topologies.devices(topology)
     layout, is_gpu = layouts.layout(config, devices), devices[0].platform == "gpu"
@@ -144,7 +144,7 @@ def compile_report(
         layout=layout.name,
         num_cores=len(devices),
         batch_size=config.train.batch_size,
-        num_calls=None if is_training else schedules.sampler(config).num_calls,
+        nfe=None if is_training else schedules.sampler(config).nfe,
         quick=quick,
         compiler=devices[0].client.platform_version.splitlines()[-1],
     )
@@ -202,9 +202,9 @@ def largest_batch(
     hlo_path: str | None = None,
     quick: bool = False,
 ) -> Report:
-    """The report of the largest batch that fits, found by doubling or halving that of `config`.
+    """Returns the report of the largest batch that fits, by doubling or halving that of `config`.
 
-    Returns the report of one image for each group of devices where not even that fits.
+    If not even one image for each group of devices fits, the report says so.
     """
     groups = parallel.num_batch_parts(layouts.layout(config, topologies.devices(topology)).mesh)
     parts = groups * config.train.accumulate_steps
@@ -226,7 +226,7 @@ def largest_batch(
 
 
 def render(report: Report) -> str:
-    """The report as text for a terminal."""
+    """Returns the report as text for a terminal."""
     kind = "step" if report.mode == "train" else "call"
     lines = [
         f"{report.config} on {report.topology} ({report.num_cores} cores), {report.mode}, batch "
@@ -248,9 +248,9 @@ def render(report: Report) -> str:
             f"  time of a {kind}            {report.estimated_step_seconds:8.4f} s   "
             f"{report.estimated_steps_per_second:.2f} {kind}s/s"
         )
-        if report.num_calls:
-            total = f"{report.estimated_step_seconds * report.num_calls:8.2f} s   {_CALLS}"
-            lines.append(f"  of {report.num_calls:5d} calls            {total}")
+        if report.nfe:
+            total = f"{report.estimated_step_seconds * report.nfe:8.2f} s   {_CALLS}"
+            lines.append(f"  of {report.nfe:5d} calls            {total}")
         if report.cycle_seconds:
             lines.append(
                 f"  kernels by their cycles   {report.cycle_seconds:8.4f} s   without collectives"
@@ -283,7 +283,7 @@ def render(report: Report) -> str:
 
 
 def _used_bytes(memory: Any) -> int:
-    """Returns the memory of a device that a program takes, by its `memory_analysis`."""
+    """Returns the bytes of a device's memory that a program takes, by its `memory_analysis`."""
     kinds = ("argument", "output", "temp", "generated_code")
     return sum(getattr(memory, f"{k}_size_in_bytes") for k in kinds) - memory.alias_size_in_bytes
 
@@ -297,10 +297,10 @@ def _costs(
     """Returns a report's fields about arithmetic, bytes and time, of one core.
 
     Args:
-      cost: the compiler's own analysis; None of GPUs, whose operations are added up instead.
+      cost: the compiler's analysis; None for GPUs, where the operations are summed instead.
       found: the operations of the program.
-      model_flops: of the network as written.
-      devices: of the topology.
+      model_flops: operations of the network as written.
+      devices: devices of the topology.
     """
     if cost is None:
         cost = {
@@ -309,7 +309,8 @@ def _costs(
         }
     seconds = cost.get("optimal_seconds", -1.0)
     seconds = seconds if seconds > 0 else None
-    peak = _peak_of_core(devices)
+    peak, bandwidth = _peak_of_core(devices), parallel.memory_bandwidth(devices[0])
+    shares = roofline.by_part(found, peak, bandwidth) if peak and bandwidth else {}
     return {
         "flops_per_core": cost["flops"],
         "model_flops_per_core": model_flops,
@@ -318,7 +319,7 @@ def _costs(
         "estimated_steps_per_second": seconds and 1.0 / seconds,
         "estimated_days_for_1m_steps": seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
         "share_of_peak": seconds and peak and model_flops / seconds / peak,
-        "parts": _parts(found, peak, parallel.memory_bandwidth(devices[0])),
+        "parts": {name: dataclasses.asdict(share) for name, share in shares.items()},
     }
 
 
@@ -332,40 +333,31 @@ def _gpu_facts(found: list[roofline.Operation]) -> dict[str, Any]:
     }
 
 
-def _peak_of_core(devices) -> float | None:
-    """Of one of `devices`: where a chip's two cores are devices of their own, half the chip's."""
+def _peak_of_core(devices: Sequence[jax.Device]) -> float | None:
+    """Returns the peak of one device; half the chip's if its two cores are devices."""
     peak = parallel.peak_flops(devices[0])
     halved = len(devices) > 1 and len({tuple(d.coords) for d in devices}) < len(devices)
-    # The table counts v2 and v3 by core, as jax does wherever there are such chips.
+    # For v2 and v3, `peak_flops` is of a core.
     if peak and halved and not re.search(r"v[23]", devices[0].device_kind):
         return peak / 2
     return peak
 
 
-def _parts(
-    found: list[roofline.Operation], peak: float | None, bandwidth: float | None
-) -> dict[str, dict[str, float]]:
-    if not (peak and bandwidth):
-        return {}
-    shares = roofline.by_part(found, peak, bandwidth)
-    return {name: dataclasses.asdict(share) for name, share in shares.items()}
-
-
 def _cycle_seconds(hlo: str, device: Any) -> float | None:
-    """Of one run of each operation that the compiled text counts cycles of."""
+    """Returns the seconds of all kernels, by the cycles in the compiled program's text."""
     cycles = sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', hlo))
     return cycles / clock if (clock := parallel.clock_hz(device)) and cycles else None
 
 
 def _used_hbm(message: str) -> int | None:
-    """What the compiler says it would have needed."""
+    """Returns the memory that a program needs, by the compiler's error."""
     found = re.search(r"\(([\d.]+)([KMG])\) exceeds available HBM", message)
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return int(float(found[1]) * units[found[2]]) if found else None
 
 
 def _advice(config: Config, layout: parallel.Layout) -> str:
-    """What to change where a program does not fit, the cheapest first."""
+    """Returns options that make a program fit, the cheapest first."""
     rows = config.train.batch_size // config.train.accumulate_steps
     ideas = []
     if layout.name == "replicated":

@@ -1,11 +1,11 @@
-"""The compiler's reports of all configs on all topologies, as the table of docs/tpu.md.
+"""Makes the tables of docs/tpu.md and docs/generation.md from the compiler's reports.
 
     python -m sr3_jax.tools.aot_table --reports=docs/tpu --document=docs/tpu.md
 
-compiles what `--reports` has no file of yet (two to ten minutes each on two cores), each program
-in a process of its own, with aot_report's `--quick`, and then writes the table into the document,
-between its two marks; and that of whole cascades into `--cascades`.
-It can be stopped at any time and goes on with what is missing; remove a file to have it made again.
+compiles every program that has no file in `--reports` yet (two to ten minutes each on two cores),
+in a process of its own, by aot_report with `--quick`. It then writes the table of all configs and
+topologies into `--document`, between two marks, and the table of whole cascades into `--cascades`.
+Stopped and started again, it compiles what is missing; remove a file to compile it again.
 `--only=REGEX` restricts what is compiled, `--render_only` compiles nothing.
 """
 
@@ -27,11 +27,9 @@ from sr3_jax.config import cascades
 from sr3_jax.data import storage
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
-_DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "Where the table stands.")
-_CASCADES = flags.DEFINE_string(
-    "cascades", "docs/generation.md", "Where the table of cascades stands."
-)
-_ONLY = flags.DEFINE_string("only", "", "Compile only what has this in its name.")
+_DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "File of the table.")
+_CASCADES = flags.DEFINE_string("cascades", "docs/generation.md", "File of the table of cascades.")
+_ONLY = flags.DEFINE_string("only", "", "Compile only programs whose name has this.")
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
 
 _CONFIGS = (
@@ -42,58 +40,52 @@ _CONFIGS = (
     "ffhq_256_1024",
 )
 _BASES = ("ffhq_64_base", "imagenet_64_base")
-# Stages of cascades, in their order; also on one host, as who makes a few pictures has it.
+# Stages of cascades in order; compiled for one host, too, on which a few pictures are made.
 _STAGES = (*_BASES, "imagenet_64_256", "ffhq_256_1024")
-# Configs of the same programs as another: told apart by their pictures alone.
+# Configs that differ in their images alone, and so have the same programs.
 SAME_PROGRAMS = {"imagenet_64_256": "ffhq_64_256"}
 _BATCH_OF_THE_PAPER = ("v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 _ONE_HOST = "v3:2x2"
 _STEPS_OF_THE_PAPER = 1_000_000
 _BEGIN, _END = "<!-- aot_table: begin -->\n", "<!-- aot_table: end -->\n"
-# Of whom, and on what: rows of the table of cascades.
+# Rows of the table of cascades.
 _WHOLE_CASCADES = ("cascade_ffhq_1024", "cascade_imagenet_256")
 _SETTINGS = ("v3-8x8-sample", "v3-2x2-sample", "v3-2x2-sample_one")
 
 
 def programs() -> Iterator[tuple[str, list[str]]]:
-    """Each program's name and the flags of its report, the most asked for first."""
-    for topology in _BATCH_OF_THE_PAPER[:1]:
-        yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
+    """Yields each program's name and the flags of its report, in the order of the table."""
+    pod, *others = _BATCH_OF_THE_PAPER
+    yield from (_program(config, pod, "train") for config in _CONFIGS)
     for config in _CONFIGS:
-        search = ["--largest_batch", "--config.train.batch_size=32"]
-        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), *search]
-    for config in _CONFIGS:
-        # Four images a core: with two, a TPU pads each of them to two (docs/tpu.md).
-        sample = ["--mode=sample", "--config.train.batch_size=512"]
-        yield _name(config, "v3:8x8", "sample"), [*_flags(config, "v3:8x8"), *sample]
+        yield _program(config, _ONE_HOST, "train", 32, "--largest_batch")
+    # Four images a core: with two, a TPU pads each of them to two (docs/tpu.md).
+    yield from (_program(config, pod, "sample", 512) for config in _CONFIGS)
     for config in _BASES:
-        yield _name(config, "v3:8x8", "train"), _flags(config, "v3:8x8")
-        # A fitting batch: the largest is not what anyone would wait for.
-        few = ["--config.train.batch_size=128"]
-        yield _name(config, _ONE_HOST, "train"), [*_flags(config, _ONE_HOST), *few]
-        sample = ["--mode=sample", "--config.train.batch_size=512"]
-        yield _name(config, "v3:8x8", "sample"), [*_flags(config, "v3:8x8"), *sample]
-    for config in _STAGES:
-        sample = ["--mode=sample", "--config.train.batch_size=32"]
-        yield _name(config, _ONE_HOST, "sample"), [*_flags(config, _ONE_HOST), *sample]
+        yield _program(config, pod, "train")
+        # A batch that fits; the largest one would be too slow for training.
+        yield _program(config, _ONE_HOST, "train", 128)
+        yield _program(config, pod, "sample", 512)
+    yield from (_program(config, _ONE_HOST, "sample", 32) for config in _STAGES)
     # A single picture on eight cores, which share its height.
-    alone = ["--mode=sample", "--config.train.batch_size=1"]
-    for config in _STAGES:
-        yield _name(config, _ONE_HOST, "sample_one"), [*_flags(config, _ONE_HOST), *alone]
-    for topology in _BATCH_OF_THE_PAPER[1:]:
-        yield from ((_name(c, topology, "train"), _flags(c, topology)) for c in _CONFIGS)
+    yield from (_program(config, _ONE_HOST, "sample_one", 1) for config in _STAGES)
+    for topology in others:
+        yield from (_program(config, topology, "train") for config in _CONFIGS)
 
 
-def _name(config: str, topology: str, mode: str) -> str:
-    return f"{config}-{topology.replace(':', '-')}-{mode}"
-
-
-def _flags(config: str, topology: str) -> list[str]:
-    return [f"--config=configs/{config}.py", f"--topology={topology}", "--quick"]
+def _program(
+    config: str, topology: str, kind: str, batch_size: int | None = None, *more: str
+) -> tuple[str, list[str]]:
+    arguments = [f"--config=configs/{config}.py", f"--topology={topology}", "--quick"]
+    if kind != "train":
+        arguments.append("--mode=sample")
+    if batch_size:
+        arguments.append(f"--config.train.batch_size={batch_size}")
+    return f"{config}-{topology.replace(':', '-')}-{kind}", [*arguments, *more]
 
 
 def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The reports as a Markdown table, in the order of `programs`; what is missing is left out."""
+    """Returns the reports as a Markdown table, in the order of `programs`; some may be missing."""
     lines = [
         "| config | topology (cores) | program | batch | memory per core | step | steps/s "
         "| share of peak | days for 1M steps | bytes moved per core |",
@@ -116,7 +108,7 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
             cells[-1] += " **does not fit**"
             cells += [""] * 5
         else:
-            # Where the compiler gives no estimate, a star says that this is roofline's sum.
+            # A star marks roofline's sum, where the compiler gives no estimate.
             star = " *" if seconds is None else ""
             seconds = _seconds(row)
             days = seconds * _STEPS_OF_THE_PAPER / 86_400
@@ -132,15 +124,15 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _seconds(row: Mapping[str, Any]) -> float:
-    """Of a step: the compiler's estimate, or else roofline's sum."""
+    """Returns the seconds of a step: the compiler's estimate, or else roofline's sum."""
     parts = row["parts"].values()
     return row["estimated_step_seconds"] or sum(part["seconds"] for part in parts)
 
 
 def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """What cascades take from nothing to the last pixel, by the steps of their configs.
+    """Returns the times of whole cascades as a Markdown table, by the steps of their configs.
 
-    Without guidance, what comes in and goes out, and the loading of networks.
+    Guidance, transfers of images and the loading of networks are not included.
     """
     lines = [
         "| cascade | cores | images at once | steps times a step's time | in all | an image |",
@@ -168,10 +160,10 @@ def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write_table(document: pathlib.Path, text: str) -> None:
-    """Replaces what stands between the marks of `document`.
+    """Replaces the text between the marks of `document`.
 
     Raises:
-      ValueError: where it has no marks.
+      ValueError: it has no marks.
     """
     old = document.read_text()
     if _BEGIN not in old or _END not in old:
@@ -184,7 +176,7 @@ def write_table(document: pathlib.Path, text: str) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Compiles what is missing, and writes the table."""
+    """Compiles the missing programs, and writes the tables."""
     folder = pathlib.Path(_REPORTS.value)
     missing = [
         (name, arguments)

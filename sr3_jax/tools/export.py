@@ -255,7 +255,7 @@ def _describe(
         "method": plan.config.method,
         "sampler": None if plan.config.predicts_image else schedules.sampler_name(plan.config),
         "steps": plan.sampler.num_steps,
-        "network_calls": plan.sampler.num_calls,
+        "network_calls": plan.sampler.nfe,
         "consistent": plan.config.sampling.consistent,
         "checkpoint_step": checkpoint_step,
         "arguments": "the weights in the order below, images uint8 [b, *low_resolution, 3], seeds "

@@ -73,7 +73,7 @@ def measure(
         rows[f"factor {factor:g}: result resized"] = _score(made, truth, low)
         made = resolver.upscale(small, steps, list(seeds))
         rows[f"factor {factor:g}: input resized before"] = _score(made, truth, low)
-    return {"images": len(low), "calls": resolver.num_calls(steps), "rows": rows} | worth
+    return {"images": len(low), "calls": resolver.nfe(steps), "rows": rows} | worth
 
 
 def report(result: dict[str, Any]) -> str:

@@ -26,8 +26,8 @@ def train(config: Config, layout: parallel.Layout) -> Program:
         training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
     )
     shapes = jax.eval_shape(init)
-    lies = training_state.state_shardings(layout, shapes)
-    state = jax.tree.map(_placed, shapes, lies)
+    shardings = training_state.state_shardings(layout, shapes)
+    state = jax.tree.map(_placed, shapes, shardings)
     step = training_step.make_train_step(
         denoiser,
         schedules.training_schedule(config),

@@ -1,8 +1,8 @@
-"""Where the time of a compiled TPU program goes, read from its text.
+"""The roofline estimate of a compiled program by part of the network, from its HLO text.
 
-The compiler's estimate of a program is a sum over its operations: of each, the longer of its
-arithmetic at the peak and its bytes at the memory's full speed. This does the same sum by itself,
-padding included, to say which part of the network it belongs to.
+The compiler's estimate is a sum over the operations of the longer of their arithmetic at the peak
+and their bytes at the memory's bandwidth. This module computes that sum for each part of the
+network, with the padding of tiles.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator
 
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
 BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
-# Which move nothing, or (`-done`) end what was counted where it began.
+# Opcodes that move nothing. (Those that end in `-done` are counted where they start.)
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
 _WIDEST_KERNEL = 3
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _LAYOUT = re.compile(r"([\d,]+):T\(([\d,]+)\)")
+_FUSED = r"calls=%?([\w.\-]+)"
 _LEVEL = re.compile(
     r"/(?:((?:down|up)_\d+)_(?:block|attention)|((?:down|up)_\d+_resample)|(middle))"
 )
@@ -32,11 +33,11 @@ class Operation:
     """One operation of a program.
 
     Attributes:
-      name: in the program's text.
+      name: its name in the program's text.
       kind: XLA's opcode.
-      source: what it was made from, as jax names it (`jit(train_step)/UNet/up_0_block_1/...`).
-      flops: of its convolutions and matrix products; what falls on padding is not counted.
-      num_bytes: read and written, with what the arrays' tiles are padded by.
+      source: jax's name of its origin (`jit(train_step)/UNet/up_0_block_1/...`).
+      flops: operations of its convolutions and matrix products, without those on padding.
+      num_bytes: bytes read and written, with the padding of the arrays' tiles.
       written: shape of the result, as in the program's text.
     """
 
@@ -50,7 +51,7 @@ class Operation:
 
 @dataclasses.dataclass
 class Share:
-    """Of a part of a program: seconds, those of them that arithmetic needs, and bytes moved."""
+    """The seconds of a part of a program, the seconds of its arithmetic alone, and its bytes."""
 
     seconds: float = 0.0
     arithmetic_seconds: float = 0.0
@@ -70,8 +71,11 @@ class _Instruction:
         return found[1] if found else ""
 
 
+_Computations = dict[str, list[_Instruction]]
+
+
 def operations(hlo: str) -> list[Operation]:
-    """The operations of an optimised program's text, those in a loop's body once."""
+    """Returns the operations of an optimised program's text; those in a loop's body once."""
     computations = dict(_computations(hlo))
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     if entry is None:
@@ -82,7 +86,7 @@ def operations(hlo: str) -> list[Operation]:
 def float32_images(found: Iterable[Operation]) -> list[int]:
     """Returns the bytes of each float32 image that operations write.
 
-    An image has four axes, of which the second and third are of one length, over a kernel's.
+    An image has four axes; the second and third are equal, and longer than those of a kernel.
     """
     sizes = []
     for dtype, dimensions, _ in (array for o in found for array in _ARRAY.findall(o.written)):
@@ -93,7 +97,7 @@ def float32_images(found: Iterable[Operation]) -> list[int]:
 
 
 def by_kind(found: Iterable[Operation]) -> dict[str, int]:
-    """Returns the bytes that each opcode moves, the most first; calls of libraries by name."""
+    """Returns the bytes that each opcode moves, in falling order; library calls by name."""
     kinds: collections.Counter[str] = collections.Counter()
     for operation in found:
         is_library = operation.kind == "custom-call"
@@ -105,7 +109,7 @@ def by_kind(found: Iterable[Operation]) -> dict[str, int]:
 def by_part(
     found: Iterable[Operation], peak_flops: float, bytes_per_second: float
 ) -> dict[str, Share]:
-    """Sums over the parts of the U-Net, collectives, and all else; the longest first."""
+    """Sums times and bytes for each part of the U-Net, for collectives and the rest; sorted."""
     parts: dict[str, Share] = collections.defaultdict(Share)
     for operation in found:
         share = parts[_part(operation)]
@@ -148,7 +152,7 @@ def _operands(arguments: str) -> tuple[str, ...]:
     return ()
 
 
-def _operations(computation: str, computations) -> Iterator[Operation]:
+def _operations(computation: str, computations: _Computations) -> Iterator[Operation]:
     shapes = {found.name: found.shape for found in computations[computation]}
     for found in computations[computation]:
         if found.opcode in _FREE or found.opcode.endswith("-done"):
@@ -157,30 +161,22 @@ def _operations(computation: str, computations) -> Iterator[Operation]:
             yield from _operations(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"), computations)
             continue
         read = [_size(shapes.get(name, "")) for name in found.operands]
-        flops = 0.0
-        if found.opcode == "fusion":
-            body = found.attribute(r"calls=%?([\w.\-]+)")
-            flops = _flops(body, computations)
-            for index, size in _slices(computations[body]):
-                read[index] = size
-        elif found.opcode == "convolution":
-            flops = _convolution_flops(found, shapes)
-        elif found.opcode == "dot":
-            flops = _product_flops(found, shapes)
-        elif found.opcode == "custom-call":
-            flops = _library_flops(found, shapes)
-        elif found.opcode == "dynamic-slice":
-            read = [_size(found.shape)]
         written = _size(found.shape)
-        if found.opcode == "dynamic-update-slice":  # in place
+        if found.opcode == "fusion":
+            for index, size in _slices(computations[found.attribute(_FUSED)]):
+                read[index] = size
+        elif found.opcode == "dynamic-slice":
+            read = [written]
+        elif found.opcode == "dynamic-update-slice":  # in place
             read, written = read[1:2], read[1]
         source = found.attribute(r'op_name="([^"]*)"')
+        flops = _flops(found, shapes, computations)
         moved = sum(read) + written
         yield Operation(found.name, found.opcode, source, flops, moved, found.shape)
 
 
 def _slices(body: list[_Instruction]) -> Iterator[tuple[int, int]]:
-    """Of parameters of which a fusion reads slices only: their index, and the slices' bytes."""
+    """Yields index and bytes of those parameters of a fusion of which it reads slices only."""
     for parameter in body:
         if parameter.opcode != "parameter":
             continue
@@ -190,17 +186,18 @@ def _slices(body: list[_Instruction]) -> Iterator[tuple[int, int]]:
             yield index, sum(_size(found.shape) for found in users)
 
 
-def _flops(computation: str, computations) -> float:
-    shapes = {found.name: found.shape for found in computations[computation]}
-    total = 0.0
-    for found in computations[computation]:
-        if found.opcode == "fusion":
-            total += _flops(found.attribute(r"calls=%?([\w.\-]+)"), computations)
-        elif found.opcode == "convolution":  # on TPUs, matrix products are too
-            total += _convolution_flops(found, shapes)
-        elif found.opcode == "dot":
-            total += _product_flops(found, shapes)
-    return total
+def _flops(found: _Instruction, shapes: dict[str, str], computations: _Computations) -> float:
+    """Returns the operations of the convolutions and matrix products of an instruction."""
+    if found.opcode == "fusion":
+        body = computations[found.attribute(_FUSED)]
+        within = {inner.name: inner.shape for inner in body}
+        return sum(_flops(inner, within, computations) for inner in body)
+    count = {
+        "convolution": _convolution_flops,  # on TPUs, matrix products are convolutions, too
+        "dot": _product_flops,
+        "custom-call": _library_flops,
+    }.get(found.opcode)
+    return count(found, shapes) if count else 0.0
 
 
 def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:
@@ -214,10 +211,7 @@ def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:
 
 
 def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
-    """Returns the operations of a call of a GPU's library: cuDNN's or cuBLAS's.
-
-    Those of a convolution on the zeros around the image are counted, too.
-    """
+    """Returns the operations of a call of cuDNN or cuBLAS, with those on padding."""
     target = found.attribute(r'custom_call_target="([^"]*)"')
     if target.startswith("__cublas$"):
         return _product_flops(found, shapes)
@@ -225,8 +219,8 @@ def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
         return 0.0
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", found.line)
     first, second = (_dimensions(shapes[name]) for name in found.operands[:2])
-    # Operands: forward, image and kernel; backward to the image, cotangent and kernel; backward to
-    # the kernel, image and cotangent.
+    # Operands are image and kernel in the forward pass, cotangent and kernel for the gradient of
+    # the image, image and cotangent for that of the kernel.
     kernel, result = {
         "__cudnn$convBackwardInput": (second, first),
         "__cudnn$convBackwardFilter": (_dimensions(found.shape), second),
@@ -235,7 +229,7 @@ def _library_flops(found: _Instruction, shapes: dict[str, str]) -> float:
 
 
 def _convolution_flops(found: _Instruction, shapes: dict[str, str]) -> float:
-    """Two for each product of an element of the image with one of the kernel."""
+    """Returns two operations for each product of an element of the image and of the kernel."""
     image, kernel, out = (
         _dimensions(shape) for shape in (*(shapes[name] for name in found.operands), found.shape)
     )
@@ -267,7 +261,7 @@ def _dimensions(shape: str) -> list[int]:
 
 
 def _size(shape: str) -> int:
-    """Bytes of an array or of all of a tuple, padded to whole tiles."""
+    """Returns the bytes of an array, or of all arrays of a tuple, padded to whole tiles."""
     total = 0
     for dtype, dimensions, layout in _ARRAY.findall(shape):
         sizes = [int(n) for n in dimensions.split(",") if n]
@@ -281,7 +275,7 @@ def _size(shape: str) -> int:
 
 
 def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes of their results.
+    """Returns number, and bytes of the results, of a program's collectives by kind.
 
     Asynchronous ones count once, where they end.
     """

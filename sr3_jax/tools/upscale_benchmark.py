@@ -103,7 +103,7 @@ def measure(
         _check(list(upscale(refs, epath.Path(root) / "warm")))
         seconds, alone = [], []
         network = _network(resolver, num_images, size)
-        calls = resolver.num_calls(steps)
+        calls = resolver.nfe(steps)
         # In turns, so that what else the machine does hits both.
         for i in range(repeats):
             begin = time.perf_counter()

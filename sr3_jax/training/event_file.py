@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 
 class EventFile:
-    """One new event file in a folder."""
+    """A new event file in a folder."""
 
     def __init__(self, folder: str | None) -> None:
-        """Makes the file in `folder`, local or in a bucket; None for one that keeps nothing.
+        """Makes the file in `folder`, local or in a bucket; with None, nothing is written.
 
-        Where `tensorboard` is not installed nothing is kept either, with a warning.
+        If `tensorboard` is not installed, nothing is written either, and a warning is logged.
         """
         self._file: event_file_writer.EventFileWriter | None = None
         if folder is None:
             return
-        # TensorBoard looks for this module, and where it is, does without TensorFlow, which takes
-        # seconds to import.
+        # If this module exists, TensorBoard does not import TensorFlow, which takes seconds.
         name = "tensorboard.compat.notf"
         sys.modules.setdefault(name, types.ModuleType(name))
         try:
@@ -43,7 +42,7 @@ class EventFile:
         self._file = event_file_writer.EventFileWriter(folder)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds numbers, each under its name."""
+        """Adds scalars by name."""
         self._add(step, {name: {"simple_value": value} for name, value in scalars.items()})
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -55,7 +54,7 @@ class EventFile:
         self._add(step, {name: {"image": content | {"encoded_image_string": encoded.getvalue()}}})
 
     def flush(self) -> None:
-        """Returns when all that was added is in the file."""
+        """Writes everything added so far to the file."""
         if self._file is not None:
             self._file.flush()
 

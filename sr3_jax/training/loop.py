@@ -1,4 +1,4 @@
-"""The training loop: data to steps, and what happens between steps."""
+"""The training loop: steps, logging, validation, checkpoints and samples."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass
 class Hooks:
-    """What the caller lets happen between steps; the loop knows no evaluation.
+    """Callbacks and constants that the caller gives the loop, which imports no evaluation.
 
     Attributes:
-      validate: numbers that describe parameters, computed before each checkpoint.
-      sample: a picture `[height, width, 3]` uint8 of samples, for the log of process 0; None on
-        the others.
-      learning_rate: of a step, for the log.
-      counts: more numbers for the log, such as those of unusable images.
-      flops_per_step: floating-point operations of a step, over all devices; None: unknown.
-      peak_flops: operations per second that one device can do; None: unknown.
-      profile_directory: where traces of the profiler go.
-      stop_signal: of a step that is done: the signal that asked the job to stop, or None.
+      validate: returns validation metrics of parameters; called before each checkpoint.
+      sample: returns a picture `[height, width, 3]`, uint8, of samples at a step, for the log of
+        process 0; None on the other processes.
+      learning_rate: returns the learning rate of a step, for the log.
+      counts: returns further numbers for the log, such as those of unusable images.
+      flops_per_step: floating-point operations of a step over all devices; None if unknown.
+      peak_flops: peak FLOP/s of one device; None if unknown.
+      profile_directory: folder of the profiler's traces.
+      stop_signal: called after each step; returns the signal that asked the job to stop, or None.
     """
 
     validate: Validate
@@ -72,21 +72,21 @@ def train(
     """Trains from `state.step` to `config.train.num_steps`, and saves the last state.
 
     Args:
-      state: where to begin; its buffers are donated.
-      train_step: compiled, donates its state.
-      batches: the batches from a given step on, on the devices.
-      config: how long, and what how often, by its sections `train` and `checkpoint`.
-      checkpointer: where states are saved.
-      writer: where numbers and pictures go.
-      hooks: what else happens.
+      state: the initial state; its buffers are donated.
+      train_step: compiled; donates its state.
+      batches: returns the batches from a step on, on the devices.
+      config: the sections `train` and `checkpoint` are used.
+      checkpointer: saves the states.
+      writer: writes scalars and pictures.
+      hooks: callbacks between steps.
 
     Returns:
       The last state.
 
     Raises:
-      StoppedError: where `hooks.stop_signal` gave one, once the step under way is done and saved.
-      NonFiniteError: naming the step whose loss or gradient was not finite; the checkpoint
-        before it stays the last.
+      StoppedError: `hooks.stop_signal` returned a signal; the current step is done and saved.
+      NonFiniteError: a loss or gradient is not finite; names the step. The checkpoint before it
+        stays the last.
     """
     start = int(state.step)
     if start >= config.train.num_steps:
@@ -108,20 +108,20 @@ def train(
                 if last or stop or step % config.checkpoint.every_steps == 0:
                     log.check_finite()
                     with log.pause():
-                        # Who is asked to stop has seconds, not minutes.
+                        # A preemption leaves seconds, so validation is skipped.
                         validate = (lambda _: {}) if stop else hooks.validate
                         save(state, checkpointer, writer, validate)
                 if stop:
                     message = f"step {step} is saved; the same command goes on from it"
                     raise StoppedError(stop, message)
-                if hooks.sample and _every(step, config.train.sample_every_steps):
+                period = config.train.sample_every_steps
+                if hooks.sample and period and step % period == 0:
                     with log.pause():
                         picture = hooks.sample(state.ema_params, step)
                         if picture is not None:
                             writer.write_image(step, "samples", picture)
     finally:
-        # Whatever ended the loop: what was started to be written is written whole, and the
-        # data pipeline's threads end.
+        # However the loop ended: end the data pipeline's threads, and finish pending writes.
         getattr(stream, "close", lambda: None)()
         checkpointer.wait()
         writer.flush()
@@ -138,12 +138,8 @@ def save(
     checkpointer.save(step, state, metrics)
 
 
-def _every(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
-
-
 class _Trace:
-    """Traces a few steps with jax's profiler, after the first of a run, which are not typical."""
+    """Traces a few steps with jax's profiler, after the first ones, which are not typical."""
 
     def __init__(self, start: int, num_steps: int, directory: str) -> None:
         self._first = start + _STEPS_BEFORE_TRACE + 1
@@ -158,13 +154,13 @@ class _Trace:
             jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
-        """Starts where it is time."""
+        """Starts the trace before its first step."""
         if self._first == step <= self._last:
             jax.profiler.start_trace(self._directory)
             self._running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Stops where it is time, once the last of the steps is done."""
+        """Stops the trace once its last step is done on the devices."""
         if self._running and step == self._last:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
@@ -173,9 +169,9 @@ class _Trace:
 
 
 class _Log:
-    """The progress line, the metrics log and the watch for non-finite numbers.
+    """The progress bar, the log of metrics, and the check for numbers that are not finite.
 
-    Metrics stay on the device until they are looked at, so that steps are dispatched without
+    Metrics stay on the devices until they are logged, so that steps are dispatched without
     waiting for each other.
     """
 
@@ -202,17 +198,16 @@ class _Log:
         self._bar.close()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes note of a dispatched step."""
+        """Records a dispatched step."""
         self._pending.append((step, metrics))
         self._num_steps += 1
         self._bar.update()
-        # The next steps are dispatched while a step runs, but no further ahead: who asks for a
-        # stop waits for all of them.
+        # Dispatch only a few steps ahead: a stop waits for all of them.
         if len(self._pending) > _STEPS_AHEAD:
             jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
     def check_finite(self) -> None:
-        """Waits for all steps so far; raises NonFiniteError naming the first bad one."""
+        """Waits for all dispatched steps; raises NonFiniteError that names the first bad one."""
         steps = [step for step, _ in self._pending]
         fetched = jax.device_get([metrics for _, metrics in self._pending])  # all at once
         self._pending.clear()
@@ -228,7 +223,7 @@ class _Log:
             self._recent.append(values)
 
     def write(self, step: int) -> None:
-        """Logs means and rates since the last call."""
+        """Logs means and rates over the steps since the last call."""
         self.check_finite()
         seconds = time.perf_counter() - self._clock
         rate = self._num_steps / seconds
@@ -254,8 +249,8 @@ class _Log:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """A context whose time does not count as training."""
-        if self._pending:  # what was dispatched does count
+        """Returns a context whose time is not counted in the rates."""
+        if self._pending:  # steps that were dispatched before do count
             jax.block_until_ready(self._pending[-1][1])
         begin = time.perf_counter()
         yield

@@ -1,4 +1,4 @@
-"""Everything that changes from one training step to the next."""
+"""The training state: everything that changes from step to step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Params = Any  # a pytree of float32 arrays
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree; all of it is in a checkpoint, so that a resumed run cannot differ.
+    """The training state, a pytree. Checkpoints hold all of it, so a resumed run cannot differ.
 
     Attributes:
-      step: number of updates made, an int32 scalar. The noise and the data of an update depend
-        on it alone.
-      params: what is trained.
-      ema_params: the exponential moving average of `params`, which sampling uses.
-      opt_state: the optimizer's.
+      step: number of updates, an int32 scalar; with the seed it determines the noise and the data
+        of the next update.
+      params: the trained parameters.
+      ema_params: the exponential moving average of `params`, used for sampling.
+      opt_state: the state of the optimizer.
     """
 
     step: Any
@@ -34,14 +34,14 @@ class TrainState:
 
 
 def state_shardings(layout: parallel.Layout, state: TrainState) -> TrainState:
-    """How a state (of arrays or of their shapes) lies on the devices between steps."""
+    """Returns the shardings of a state (of arrays or of their shapes) between steps."""
     return layout.kept(state)
 
 
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int
 ) -> TrainState:
-    """A fresh state; jit it or evaluate its shape to place or count it without cost."""
+    """Initialises a training state; jit it to shard the result, `jax.eval_shape` for shapes."""
     variables = model.init(jax.random.key(seed), *models.example_inputs(model, image_size))
     params = variables["params"]
     # A copy: the two must not share buffers, since a step donates them both.

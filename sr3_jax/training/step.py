@@ -66,7 +66,7 @@ def make_train_step(
         batch = augment(batch, state.step, config)
         if layout:
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
-            batch = batch | parallel.constrain(pixels, dict.fromkeys(pixels, layout.images))
+            batch = batch | jax.lax.with_sharding_constraint(pixels, layout.images)
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
         loss, gradients = gradient(denoiser.cast_params(state.params), batch, total)
         gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
@@ -116,11 +116,11 @@ def jit_train_step(
     train_step: TrainStep, layout: parallel.Layout, state: TrainState
 ) -> jax.stages.Wrapped:
     """`train_step` as one program for a state (of arrays or of shapes) and batches so laid out."""
-    lies = state_shardings(layout, state)
+    shardings = state_shardings(layout, state)
     return jax.jit(
         train_step,
-        in_shardings=(lies, layout.rows),
-        out_shardings=(lies, layout.whole),
+        in_shardings=(shardings, layout.rows),
+        out_shardings=(shardings, layout.whole),
         donate_argnums=0,
     )
 
