@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.multipliers = (1, 2)
     config.model.num_blocks = 2
     config.model.bottleneck_attention = True
-    config.model.residual_std = 0.75
+    config.model.sigma_data = 0.75
     config.model.num_classes = 10
     config.model.dropout = 0.1
     config.diffusion.beta_end = 1e-2

@@ -20,14 +20,14 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.model.multipliers = (1, 2, 2)
     config.model.num_blocks = 1
     config.model.bottleneck_attention = False
-    config.model.residual_std = 0.1  # without it minutes are too few for faithful colours
+    config.model.sigma_data = 0.1  # without it minutes are too few for faithful colours
     config.model.dtype = "float32"
     # The least noise that sampling can start from: minutes of training are not spent on more.
     config.diffusion.beta_end = 6e-3
     config.sampling.schedule = "karras"
     config.sampling.num_steps = 50
     config.sampling.rho = 3.0
-    config.sampling.variance = "posterior"
+    config.sampling.variance = "fixed_small"
     config.sampling.tile_size = 512
     config.parallel.layout = "replicated"  # of 5 MB there is nothing to save
     config.train.num_steps = 2000

@@ -163,10 +163,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _with_config_file(arguments: list[str]) -> list[str]:
-    """Replaces the name of a config, as in `--config=quickstart`, by its file."""
-    from sr3_jax.config import locating
+    """Replaces the name of a config, as in `--config=quickstart`, by its file; and older keys."""
+    from sr3_jax.config import locating, migration
 
-    changed = list(arguments)
+    changed = [migration.migrate_flag(argument) for argument in arguments]
     for place, argument in enumerate(arguments):
         flag, separator, given = argument.partition("=")
         if flag in ("--config", "-config") and not separator and place + 1 < len(arguments):

@@ -95,7 +95,7 @@ def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
     """Of two targets for one source, equally often: the squared error wants the one between."""
     config = _config("quickstart", method)
     config.data.update(image_size=16, low_resolution=4)
-    config.model.update(channels=8, multipliers=(1,), residual_std=0.0)
+    config.model.update(channels=8, multipliers=(1,), sigma_data=0.0)
     denoiser = networks.denoiser(read(config))
     optimizer = optax.adam(3e-3)
     state = training_state.init_state(denoiser.network, optimizer, 0, 16)

@@ -20,9 +20,11 @@ from sr3_jax.config import (
     changed_keys,
     check_same_network,
     fields,
+    migration,
     networks,
     read,
     run_file,
+    sampling_recipe,
     save,
     schedules,
     to_json,
@@ -209,7 +211,7 @@ def test_a_config_survives_json(name, tmp_path):
 
 def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
     """A config.json of the first version, which lacks later keys, is read."""
-    later = ["method", "tuning", "model.norm", "model.num_classes", "model.lanes"]
+    later = ["method", "tuning", "model.norm", "model.num_classes"]
     later += ["data.dtype", "data.white_level", "train.source_noise", "train.label_dropout"]
     later += [
         "model.prediction",
@@ -223,9 +225,16 @@ def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
     for key in later:
         section, _, name = key.rpartition(".")
         del (content[section] if section else content)[name]
+    for old, new in migration.KEYS.items():
+        section, _, key = old.partition(".")
+        content[section][key] = content[section].pop(new.partition(".")[2])
+    content["sampling"]["variance"] = "posterior"
     (tmp_path / "config.json").write_text(json.dumps(content))
     older = run_file.load(tmp_path / "config.json")
-    assert older == config
+    assert older == config and config.sampling.variance == "fixed_small"
+    assert migration.migrate_flag("--config.model.lanes=8") == "--config.model.packed_channels=8"
+    # Outputs of that version have this fingerprint, and are not made anew.
+    assert sampling_recipe(config)["variance"] == "posterior"
     check_same_network(older, changed(config, {"train.batch_size": 3}), "config.json")
     with pytest.raises(ValueError, match="num_classes was 0 and is now 10"):
         check_same_network(older, changed(config, {"model.num_classes": 10}), "config.json")

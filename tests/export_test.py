@@ -186,7 +186,7 @@ def test_packed_as_tpus_want_it(workdir, images, monkeypatch):
         ("cpu", "tpu"): ["32x8", "8x32"],
         ("tpu",): ["8x32"],
     }
-    packed = changed(config, {"model.lanes": 32})
+    packed = changed(config, {"model.packed_channels": 32})
     plan = export.make_plan(packed, SIZE, 2, ("cpu",))
     exported = export.export_sampler(plan, resolver.params)
     made = exported.call(*jax.tree.leaves(resolver.params), images, np.array(SEEDS, np.uint32))

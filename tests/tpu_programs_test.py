@@ -35,7 +35,7 @@ SMALL = {
     "model.channels": 16,
     "model.multipliers": (1,),
     "model.dtype": "bfloat16",
-    "model.lanes": networks.TPU_LANES,
+    "model.packed_channels": networks.TPU_LANES,
     "sampling.num_steps": 2,
     "sampling.batch_size": 4,
     "sampling.tile_size": 32,

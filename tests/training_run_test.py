@@ -122,7 +122,7 @@ def test_a_refused_training_leaves_a_finished_run_as_it_was(workdir, tmp_path):
     for key, value, message in [
         ("model.channels", 16, "channels was 8 and is now 16"),
         ("model.multipliers", (1, 2), r"multipliers was \[1\] and is now \[1, 2\]"),
-        ("model.residual_std", 0.3, "residual_std was .* and is now 0.3"),
+        ("model.sigma_data", 0.3, "sigma_data was .* and is now 0.3"),
         ("model.embedding_scale", 1.0, "embedding_scale was .* and is now 1.0"),
         ("model.norm", "pixel", "norm was 'group' and is now 'pixel'"),
         ("model.scale_shift", True, "scale_shift was False and is now True"),
@@ -185,7 +185,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     config.train.num_decay_steps = 0
     config.evaluation.image_size = 16
     config.diffusion.schedule = "cosine"
-    config.sampling.variance = "posterior"
+    config.sampling.variance = "fixed_small"
     workdir = epath.Path(tmp_path / "run")
     # The config of a run that ended before its first checkpoint; it may change.
     save(read(small_run.config()), workdir / "config.json")

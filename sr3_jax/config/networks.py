@@ -36,7 +36,7 @@ def model(config: Config) -> models.UNet | models.SRCNN:
         has_source=config.has_source,
         num_classes=c.num_classes,
         source_noise=config.train.source_noise > 0,
-        packed_channels=c.lanes or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+        packed_channels=c.packed_channels or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
 
@@ -46,7 +46,7 @@ def denoiser(config: Config) -> models.Denoiser:
     return models.Denoiser(
         model(config),
         diffusion.PREDICTIONS["y_0" if config.predicts_image else c.prediction],
-        sigma_data=0.0 if config.method == "srcnn" else c.residual_std,
+        sigma_data=0.0 if config.method == "srcnn" else c.sigma_data,
         guidance=config.sampling.guidance,
         source_noise=config.sampling.source_noise,
     )

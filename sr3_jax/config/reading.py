@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from sr3_jax.config import checks, fields
+from sr3_jax.config import checks, fields, migration
 from sr3_jax.config.sections import SECTIONS, Config
 from sr3_jax.config.training_sections import Data
 
@@ -33,7 +33,7 @@ def read(
         return values
     if isinstance(values, config_dict.ConfigDict):
         values = values.to_dict()
-    sections, faults = {}, []
+    values, sections, faults = migration.migrate(values), {}, []
     for name, default in SECTIONS.items():
         given = values.get(name, {})
         if not isinstance(given, Mapping):
@@ -105,7 +105,7 @@ def sampling_recipe(config: Config) -> dict[str, Any]:
     """Returns the keys of `config.sampling` that affect results, as plain values."""
     recipe = plain(config)["sampling"]
     recipe.pop("batch_size")
-    return recipe
+    return migration.as_recorded("sampling", recipe)
 
 
 def to_json(config: Config) -> str:

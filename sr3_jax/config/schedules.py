@@ -77,7 +77,7 @@ def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
 
 
 def sampler_name(config: Config) -> str:
-    """Returns the sampler with its option for reports: `ancestral (variance upper)`."""
+    """Returns the sampler with its option for reports: `ancestral (variance fixed_large)`."""
     c = config.sampling
     option = {
         "ancestral": f" (variance {c.variance})",

@@ -154,7 +154,7 @@ class Model(Section):
         choices=tuple(diffusion.PREDICTIONS),
         may_change=False,
     )
-    residual_std: float = option(
+    sigma_data: float = option(
         0.0,
         "Preconditioning (sigma_data of Karras et al. 2022). 0: none, as in the paper. Above 0: "
         "the network corrects the linear estimate of what it predicts, under y_0 = x + Gaussian "
@@ -171,7 +171,7 @@ class Model(Section):
         may_change=False,
     )
     dtype: str = option("bfloat16", "Type of the computation.", choices=("float32", "bfloat16"))
-    lanes: int = option(
+    packed_channels: int = option(
         0,
         "Levels of fewer channels keep neighbouring pixels of a row side by side in so many "
         "channels, for TPUs; parameters and results are the same. 1: no packing; 0: 128 on TPUs, "

@@ -53,10 +53,10 @@ class Sampling(Section):
         below=1.0,
     )
     variance: str = option(
-        "upper",
-        "ancestral: `upper` is 1 - alpha_t, the paper's; `posterior` is that of q(y_{t-1} | y_0, "
-        "y_t).",
-        choices=("upper", "posterior"),
+        "fixed_large",
+        "ancestral: `fixed_large` is 1 - alpha_t, the paper's; `fixed_small` is that of "
+        "q(y_{t-1} | y_0, y_t).",
+        choices=("fixed_large", "fixed_small"),
     )
     clip: bool = option(True, "Clip the estimate of y_0 to [-1, 1] in each step.")
     consistent: bool = option(

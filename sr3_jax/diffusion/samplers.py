@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from sr3_jax.diffusion import process
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
-Variance = Literal["upper", "posterior"]
+Variance = Literal["fixed_large", "fixed_small"]
 # Arrays `[calls]`, or `[]` in one row. Unchecked, since jax puts other objects there in tracing.
 _Floats = Any
 _Ints = Any
@@ -67,7 +67,7 @@ class Sampler:
         return self.gamma.shape[0]
 
 
-def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
+def ancestral(schedule: NoiseSchedule, variance: Variance = "fixed_large") -> Sampler:
     """Makes iterative refinement (Algorithm 2 of SR3), which draws from p(y_{t-1} | y_t).
 
     The mean is that of q(y_{t-1} | y_0, y_t) at the estimate of y_0; without clipping that is
@@ -75,16 +75,16 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "upper") -> Sampler:
 
     Args:
       schedule: its T is the number of refinement steps.
-      variance: `upper` is 1 - alpha_t, SR3's choice (section 2.3); `posterior` is that of
+      variance: `fixed_large` is 1 - alpha_t, SR3's choice (section 2.3); `fixed_small` is that of
         q(y_{t-1} | y_0, y_t).
 
     Raises:
       ValueError: the variance is unknown.
     """
     if variance not in get_args(Variance):
-        raise ValueError(f"variance = {variance!r} is unknown; use 'upper' or 'posterior'")
+        raise ValueError(f"variance = {variance!r} is unknown; use 'fixed_large' or 'fixed_small'")
     from_y_0, from_y_t, posterior = process.posterior_coefficients(schedule)
-    spread = np.sqrt(schedule.beta if variance == "upper" else posterior)
+    spread = np.sqrt(schedule.beta if variance == "fixed_large" else posterior)
     # The last step returns the mean: z = 0 at t = 1.
     spread = np.where(np.arange(len(spread)) > 1, spread, 0.0)
     return _one_call_a_step(schedule, state=from_y_t[1:], estimate=from_y_0[1:], noise=spread[1:])

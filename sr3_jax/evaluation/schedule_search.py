@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from sr3_jax.config import migration
 from sr3_jax.data import resumable, storage
 from sr3_jax.metrics.registry import METRICS, current
 
@@ -46,6 +47,10 @@ class Trial:
     seconds_per_image: float = math.nan
 
     def __post_init__(self):
+        sampling = migration.migrate({"sampling": self.sampling})["sampling"]
+        if "search" in sampling:
+            sampling["search"] = migration.migrate({"sampling": sampling["search"]})["sampling"]
+        object.__setattr__(self, "sampling", sampling)
         object.__setattr__(self, "metrics", current(self.metrics))
 
 
@@ -169,8 +174,8 @@ def _known(calls: int) -> list[dict[str, Any]]:
     """Where to begin: the paper's, and what is good on Gaussians (docs/sampling.md)."""
     noise = {"schedule": "log_snr", "sigma_min": 0.02, "sigma_max": 20.0}
     known = [
-        {"sampler": "ancestral", "variance": "upper", "schedule": "respaced"},
-        {"sampler": "ancestral", "variance": "posterior", **noise},
+        {"sampler": "ancestral", "variance": "fixed_large", "schedule": "respaced"},
+        {"sampler": "ancestral", "variance": "fixed_small", **noise},
         {"sampler": "ddim", "eta": 0.0, **noise},
         {"sampler": "dpmpp_2m", "eta": 0.0, **noise},
         {"sampler": "dpmpp_2m", "eta": 1.0, **noise},
@@ -185,7 +190,7 @@ def _suggest(trial: Any, calls: int) -> dict[str, Any]:
     samplers = ["ancestral", "ddim", "dpmpp_2m", *(["heun"] if calls % 2 and calls > 2 else [])]
     found: dict[str, Any] = {"sampler": trial.suggest_categorical("sampler", samplers)}
     if found["sampler"] == "ancestral":
-        found["variance"] = trial.suggest_categorical("variance", ["upper", "posterior"])
+        found["variance"] = trial.suggest_categorical("variance", ["fixed_large", "fixed_small"])
     if found["sampler"] in ("ddim", "dpmpp_2m"):
         found["eta"] = trial.suggest_float("eta", 0.0, 1.0)
     found["schedule"] = trial.suggest_categorical("schedule", ["karras", "log_snr", "noise_level"])

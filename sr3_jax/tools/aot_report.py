@@ -133,8 +133,8 @@ def compile_report(
     """
     devices = topologies.devices(topology)
     layout, is_gpu = layouts.layout(config, devices), devices[0].platform == "gpu"
-    if not config.model.lanes and not is_gpu:  # what a TPU would take
-        config = changed(config, {"model.lanes": networks.TPU_LANES})
+    if not config.model.packed_channels and not is_gpu:  # what a TPU would take
+        config = changed(config, {"model.packed_channels": networks.TPU_LANES})
     is_training = mode == "train"
     program, arguments, parts = getattr(programs, mode)(config, layout)
     facts = dict(

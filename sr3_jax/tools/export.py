@@ -241,8 +241,8 @@ def _sampling(
 
 
 def _denoiser(config: Config, packed_channels: int) -> models.Denoiser:
-    packed_channels = config.model.lanes or packed_channels
-    return networks.denoiser(changed(config, {"model.lanes": packed_channels}))
+    packed_channels = config.model.packed_channels or packed_channels
+    return networks.denoiser(changed(config, {"model.packed_channels": packed_channels}))
 
 
 def _describe(

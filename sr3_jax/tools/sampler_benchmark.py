@@ -26,7 +26,7 @@ SIGMA_MIN = 0.004
 STEPS = (5, 10, 20, 50, 100)
 SAMPLERS: dict[str, Callable[[diffusion.NoiseSchedule], diffusion.Sampler]] = {
     "ancestral": diffusion.ancestral,
-    "ancestral, posterior variance": lambda s: diffusion.ancestral(s, "posterior"),
+    "ancestral, posterior variance": lambda s: diffusion.ancestral(s, "fixed_small"),
     "ddim": diffusion.ddim,
     "ddim, eta 0.5": lambda s: diffusion.ddim(s, 0.5),
     "dpmpp_2m": diffusion.dpmpp_2m,

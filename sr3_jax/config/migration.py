@@ -1,0 +1,54 @@
+"""Names of options and values in older versions: of config.json, inference.json and flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# The keys of older versions, and what they are now.
+KEYS = {"model.residual_std": "model.sigma_data", "model.lanes": "model.packed_channels"}
+# Likewise the values of keys.
+VALUES = {"sampling.variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
+
+
+def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested values of a config with today's keys and values.
+
+    Args:
+      values: by section and key; of any version.
+    """
+    migrated = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()
+    }
+    for old, new in KEYS.items():
+        section, _, key = old.partition(".")
+        if isinstance(migrated.get(section), dict) and key in migrated[section]:
+            migrated[section][new.partition(".")[2]] = migrated[section].pop(key)
+    for name, renamed in VALUES.items():
+        section, _, key = name.partition(".")
+        found = migrated.get(section)
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            found[key] = renamed.get(found[key], found[key])
+    return migrated
+
+
+def migrate_flag(argument: str) -> str:
+    """Returns a flag such as `--config.model.residual_std=0.1` with today's key."""
+    for old, new in KEYS.items():
+        argument = re.sub(rf"^(--?config)\.{re.escape(old)}\b", rf"\1.{new}", argument)
+    return argument
+
+
+def as_recorded(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a section's values under the names of the first version.
+
+    The fingerprints of outputs keep these, so that outputs of older versions are not made anew.
+    """
+    recorded = dict(values)
+    for name, renamed in VALUES.items():
+        of, _, key = name.partition(".")
+        if of == section and key in recorded:
+            before = {new: old for old, new in renamed.items()}
+            recorded[key] = before.get(recorded[key], recorded[key])
+    return recorded
