@@ -36,7 +36,13 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",
     entry_points={"console_scripts": ["sr3 = sr3_jax.main:command"]},
-    packages=[*setuptools.find_packages(include=["sr3_jax", "sr3_jax.*"]), "sr3_jax.configs"],
+    # Benchmarks compare with what only a clone has.
+    packages=[
+        *setuptools.find_packages(
+            include=["sr3_jax", "sr3_jax.*"], exclude=["sr3_jax.tools.benchmark"]
+        ),
+        "sr3_jax.configs",
+    ],
     package_dir={"sr3_jax.configs": "configs"},
     package_data={"sr3_jax.evaluation.report": ["templates/*"]},
     install_requires=[

@@ -61,7 +61,7 @@ def write_profile(folder: str, flags: list[str]) -> None:
     from ml_collections import config_flags
 
     from sr3_jax import factory, parallel
-    from sr3_jax.tools import programs
+    from sr3_jax.tools.aot import programs
 
     config = config_flags.DEFINE_config_file("config")
     absl_flags.FLAGS(["gpu_probe.py", *flags])

@@ -17,7 +17,9 @@ from ml_collections import config_flags
 
 from configs import imagenet_64_256
 from sr3_jax.config import read
-from sr3_jax.tools import ablate, ablation_plan, ablation_table
+from sr3_jax.tools.ablate import __main__ as ablate
+from sr3_jax.tools.ablate import plan as ablation_plan
+from sr3_jax.tools.ablate import table as ablation_table
 
 FILENAME = "configs/quickstart.py"
 TINY = small_run.OVERRIDES | {

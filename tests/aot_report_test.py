@@ -20,7 +20,8 @@ from sr3_jax.config import Sampling
 from sr3_jax.inference import refinement
 from sr3_jax.models import convolution
 from sr3_jax.parallel import compilation, topology
-from sr3_jax.tools import aot_report, aot_table, roofline
+from sr3_jax.tools import aot_report, aot_table
+from sr3_jax.tools.aot import roofline
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,

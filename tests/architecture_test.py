@@ -155,7 +155,7 @@ def test_imports_without_tensorflow():
         sys.meta_path.insert(0, Absent())
         import sr3_jax.diffusion, sr3_jax.models, sr3_jax.parallel, sr3_jax.metrics
         import sr3_jax.training.step, sr3_jax.training.state, sr3_jax.data.pipeline
-        import sr3_jax.config.image_sets, sr3_jax.tools.benchmark
+        import sr3_jax.config.image_sets, sr3_jax.tools.benchmark.__main__
         from sr3_jax import Cascade, Generator, SuperResolver
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)

@@ -136,8 +136,12 @@ def test_sigterm_ends_what_has_nothing_to_save_as_any_program():
 def test_every_tool_ends_in_this_way():
     """Exceptions are tools that run in an interpreter without this package."""
     tools = pathlib.Path(small_run.ROOT, "sr3_jax", "tools")
-    alone = {"export_example.py", "diffusers_peer.py"}
-    commands = {p.name: p.read_text() for p in tools.glob("*.py") if "__main__" in p.read_text()}
+    alone = {"export_example.py", "benchmark/diffusers_peer.py"}
+    commands = {
+        str(p.relative_to(tools)): text
+        for p in tools.rglob("*.py")
+        if '__name__ == "__main__"' in (text := p.read_text())
+    }
     assert len(commands) > len(alone)
     for name in commands.keys() - alone:
         assert "    command_line.run(main)\n" in commands[name], name

@@ -15,7 +15,7 @@ import pytest
 import scipy.integrate
 
 from sr3_jax import diffusion
-from sr3_jax.tools import sampler_benchmark
+from sr3_jax.tools.benchmark import samplers as sampler_benchmark
 
 COUNT = 20_000
 DIM = 4

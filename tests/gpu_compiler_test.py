@@ -8,7 +8,7 @@ import sys
 import pytest
 import small_run
 
-from sr3_jax.tools import roofline
+from sr3_jax.tools.aot import roofline
 
 COMPILER = small_run.ROOT / ".venv" / "cuda"
 needs_compiler = pytest.mark.skipif(

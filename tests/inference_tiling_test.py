@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sr3_jax.inference import tiling
-from sr3_jax.tools import upscale_benchmark
+from sr3_jax.tools.benchmark import upscaling as upscale_benchmark
 
 _KERNEL = jax.random.normal(jax.random.key(0), (5, 5, 6, 3)) / 10
 

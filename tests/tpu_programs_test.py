@@ -18,7 +18,8 @@ from sr3_jax.config import layouts, networks, read, schedules
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import programs
 from sr3_jax.parallel import topology
-from sr3_jax.tools import aot_report, roofline
+from sr3_jax.tools import aot_report
+from sr3_jax.tools.aot import roofline
 from sr3_jax.training import step as training_step
 
 pytestmark = [

@@ -19,7 +19,7 @@ from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
 from sr3_jax.jobs import tuning
 from sr3_jax.metrics.samples import energy_score
-from sr3_jax.tools import options_benchmark
+from sr3_jax.tools.benchmark import options as options_benchmark
 
 
 @pytest.fixture(scope="module")

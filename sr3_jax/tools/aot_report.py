@@ -28,7 +28,7 @@ from sr3_jax import command_line, models, parallel
 from sr3_jax.config import Config, changed, layouts, networks, read, schedules
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
-from sr3_jax.tools import programs, roofline
+from sr3_jax.tools.aot import programs, roofline
 
 # XLA chooses among Triton's kernels for matrix products by timing them. It cannot do so without a
 # GPU, and some do not compile, so cuBLAS computes all products.

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sr3_jax.config import Config, layouts, read, run_file, schedules
 from sr3_jax.data import storage
-from sr3_jax.tools.ablation_table import text
+from sr3_jax.tools.ablate.table import text
 
 METRICS = "evaluation/metrics.json"
 

@@ -45,8 +45,9 @@ from ml_collections import config_flags
 from sr3_jax import command_line, parallel, worker_processes
 from sr3_jax.command_line import FAILED, INTERRUPTED, START_AGAIN
 from sr3_jax.data import storage
-from sr3_jax.tools import ablation_plan, ablation_table
-from sr3_jax.tools.ablation_plan import Run
+from sr3_jax.tools.ablate import plan as ablation_plan
+from sr3_jax.tools.ablate import table as ablation_table
+from sr3_jax.tools.ablate.plan import Run
 
 # What a run that someone else has stopped ends with, and what this program does then.
 _STOPPED = {

@@ -34,13 +34,7 @@ from sr3_jax import command_line, diffusion, models, parallel
 from sr3_jax.checkpoints import quiet_orbax
 from sr3_jax.config import read
 from sr3_jax.models import layers
-from sr3_jax.tools import (
-    data_benchmark,
-    diffusers_peer,
-    options_benchmark,
-    sampler_benchmark,
-    upscale_benchmark,
-)
+from sr3_jax.tools.benchmark import data, diffusers_peer, options, samplers, upscaling
 
 # Of a quiet machine's runs, the median is within a fifth of the fastest.
 _NOISY = 1.4
@@ -307,16 +301,14 @@ def report(results: dict[str, Any]) -> str:
 def _benchmark_data() -> dict[str, Any]:
     if _CONFIG.value is None:
         raise ValueError("--what=data needs --config=FILE; keys can be overridden")
-    result = data_benchmark.measure(read(_CONFIG.value), _IMAGES.value, _REPEATS.value)
-    print(data_benchmark.report(result))
+    result = data.measure(read(_CONFIG.value), _IMAGES.value, _REPEATS.value)
+    print(data.report(result))
     return dataclasses.asdict(result)
 
 
 def _benchmark_options() -> dict[str, Any]:
-    result = options_benchmark.measure(
-        _workdir(), _IMAGES.value, _STEPS.value, picture=_PICTURE.value
-    )
-    print(options_benchmark.report(result))
+    result = options.measure(_workdir(), _IMAGES.value, _STEPS.value, picture=_PICTURE.value)
+    print(options.report(result))
     return result
 
 
@@ -331,10 +323,10 @@ def _benchmark_upscale() -> dict[str, Any]:
         height, width = (int(n) for n in _SIZE.value.split("x"))
     except ValueError:
         raise ValueError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
-    result = upscale_benchmark.measure(
+    result = upscaling.measure(
         _workdir(), (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
     )
-    print(upscale_benchmark.report(result))
+    print(upscaling.report(result))
     return dataclasses.asdict(result)
 
 
@@ -349,7 +341,7 @@ def main(_: list[str]) -> None:
     elif _WHAT.value == "options":
         results = _benchmark_options()
     elif _WHAT.value == "samplers":
-        results = {"table": sampler_benchmark.table()}
+        results = {"table": samplers.table()}
         print(results["table"])
     else:
         results = benchmark_model()

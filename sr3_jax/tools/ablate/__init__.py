@@ -1,0 +1,1 @@
+"""Ablations: `python -m sr3_jax.tools.ablate`."""

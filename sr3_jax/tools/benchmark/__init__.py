@@ -1,0 +1,1 @@
+"""Measurements of speed and quality: `python -m sr3_jax.tools.benchmark`, in a clone alone."""
