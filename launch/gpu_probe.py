@@ -60,13 +60,14 @@ def write_profile(folder: str, flags: list[str]) -> None:
     from absl import flags as absl_flags
     from ml_collections import config_flags
 
-    from sr3_jax import factory, parallel
+    from sr3_jax import parallel
+    from sr3_jax.config import layouts, read
     from sr3_jax.tools import programs
 
     config = config_flags.DEFINE_config_file("config")
     absl_flags.FLAGS(["gpu_probe.py", *flags])
-    config = config.value
-    layout = factory.layout(config)
+    config = read(config.value)
+    layout = layouts.layout(config)
     program, (state, batch), _ = programs.train(config, layout)
     compiled = parallel.compile_for(jax.devices()[0], program.lower(state, batch))
     make = lambda a: jax.device_put(jnp.full(a.shape, 0.01, a.dtype), a.sharding)  # noqa: E731
