@@ -7,6 +7,7 @@ python launch/gpu_probe.py profile FOLDER --config=FILE [--config.KEY=VALUE ...]
 from __future__ import annotations
 
 import collections
+import functools
 import pathlib
 import sys
 
@@ -42,7 +43,7 @@ def write_numbers(path: str) -> None:
     keys = jax.random.split(jax.random.key(1), 2)
 
     def sample(params):
-        denoise = lambda y, g: model.apply({"params": params}, x, y, g)  # noqa: E731
+        denoise = functools.partial(models.Denoiser(model), params, x)
         return diffusion.sample(denoise, sampler, keys, shape[1:])
 
     np.savez(
