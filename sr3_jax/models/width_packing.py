@@ -56,7 +56,7 @@ class PackedImage:
         return tuple(part.shape[-1] // self.factor for part in self.parts)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[Any, int, int, int]:  # the batch of an export is symbolic
         """The shape `(b, h, w, c)` of the plain image."""
         b, h, w, _ = self.parts[0].shape
         return b, h, w * self.factor, sum(self.channels)
