@@ -18,7 +18,7 @@ from sr3_jax import jobs
 from sr3_jax.config import cascades, read
 from sr3_jax.data import picture
 from sr3_jax.evaluation.pretrained import common, inception, lpips, resnet50
-from sr3_jax.inference import cascade, recipes
+from sr3_jax.inference import cascade
 from sr3_jax.jobs import generating
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -186,9 +186,9 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(
     )
     output = epath.Path(tmp_path / "out")
     small_run.write_workdir(epath.Path(stage.workdir), config)
-    (made_by,) = generating._recipes([stage], generating.Options(12))
-    comment = generating._COMMENT + recipes.digest_of(made_by)
-    recipes.keep(output / "32", made_by)
+    (made_by,) = generating._fingerprints([stage], generating.Options(12))
+    comment = generating._COMMENT + made_by.digest
+    made_by.keep(output / "32")
     for number, image in enumerate(reversed(squares)):
         picture.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
     measure = generating.measure_of(cascades.read(wanted), [stage])

@@ -17,6 +17,7 @@ from sr3_jax import Generator, SuperResolver, models, parallel
 from sr3_jax.config import layouts, networks, read, schedules
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import programs
+from sr3_jax.metrics import registry
 from sr3_jax.parallel import topology
 from sr3_jax.tools import aot_report
 from sr3_jax.tools.aot import roofline
@@ -141,7 +142,9 @@ def test_validation_and_evaluation(compiled):
 
     for lowered in (
         evaluator._resize.lower(levels(8), (32, 32), np.dtype(np.uint8)),
-        evaluator._score.lower(levels(32), levels(32), levels(8), False, 0),
+        evaluator._score.lower(
+            levels(32), levels(32), levels(8), tuple(registry.of("image")), False, 0
+        ),
     ):
         assert lowered.compile().cost_analysis()["flops"] > 0
 
