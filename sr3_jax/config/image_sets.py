@@ -94,7 +94,7 @@ def central_training_images(
 def shown_in_training(
     config: Config, most: int, index_dir: epath.PathLike | None = None
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
-    """What a network is shown first of the training images, in batches, but for its flips.
+    """Yields the first training crops in batches, as training draws them but for its flips.
 
     In 8 bits, as the images that are generated, with which they are compared.
     Of random crops `most` at least, drawn as in training; of central ones each image once, or

@@ -56,11 +56,11 @@ class Plan:
 
     @property
     def num_files(self) -> int:
-        """How many files it takes."""
+        """Returns the number of files."""
         return -(-len(self.images) // self.images_per_file)
 
     def file_name(self, part: int) -> str:
-        """Of file `part`, from 0."""
+        """Returns the name of file `part`, from 0."""
         return f"images-{part:05d}-of-{self.num_files:05d}.tfrecord"
 
     def digest(self) -> str:
@@ -71,7 +71,7 @@ class Plan:
         return digest.hexdigest()
 
     def path(self, *names: str) -> str:
-        """Of a file under `output`."""
+        """Returns the path of a file under `output`."""
         return os.path.join(self.output, *names)
 
 

@@ -249,7 +249,7 @@ def states(root: str | os.PathLike[str], names: Collection[str]) -> dict[str, St
 
 
 def _state_of(info: Mapping[str, object]) -> State:
-    """From what a bucket says of an object."""
+    """Returns the state of an object from its bucket's metadata."""
     keys = ("md5Hash", "ETag", "etag", "updated", "created")
     version = next((info[key] for key in keys if info.get(key)), "")
     return State(int(info["size"]), str(version))
@@ -351,7 +351,7 @@ def open_read(path: str | os.PathLike[str]) -> io.IOBase:
 
 
 def size(path: str | os.PathLike[str]) -> int:
-    """Of a file, in bytes."""
+    """Returns the size of a file in bytes."""
     filesystem, inner = _filesystem(path)
     return filesystem.size(inner)
 

@@ -169,7 +169,7 @@ def _width(method: Method) -> int:
 def _numbers(
     samples: np.ndarray, reference: np.ndarray, low: np.ndarray, luminance: bool, border: int
 ) -> Float64[np.ndarray, "n numbers"]:
-    """Of each image: the metrics of each sample, and those of several samples together."""
+    """Returns for each image the metrics of each sample, and those of all samples together."""
     columns = []
     for images in samples:
         columns += score(images, reference, low, luminance, border).values()

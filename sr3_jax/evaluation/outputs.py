@@ -31,7 +31,7 @@ class Files(Sequence):
     """Images of one method by position, read when they are asked for."""
 
     def __init__(self, folder: epath.PathLike, numbers: Sequence[int]) -> None:
-        """Of `FOLDER/METHOD`, the files of these numbers in the set."""
+        """Takes the files of `FOLDER/METHOD` with these numbers in the set."""
         self._folder, self._numbers = epath.Path(folder), list(numbers)
 
     def __len__(self) -> int:

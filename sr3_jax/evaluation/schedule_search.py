@@ -116,7 +116,7 @@ def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]
 
 
 def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float) -> str:
-    """How much faster the fewest calls are that are as good as the paper's sampler in so many.
+    """Says how much faster the fewest calls are that are as good as the paper's sampler.
 
     As good is: no worse by more than a share, `tolerance`. Empty where none is, or the reference is
     not there.
@@ -141,7 +141,7 @@ def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float)
 
 
 def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any]:
-    """What to try next in so many calls: keys of `config.sampling`; deterministic."""
+    """Proposes keys of `config.sampling` for the next trial of a number of calls. Deterministic."""
     done = trials.of(calls)
     first = _known(calls)
     if len(done) < len(first):

@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def flat(self) -> Shape:
-        """What programs are compiled for that know nothing of tiles."""
+        """The shape for programs that do not depend on tiles."""
         return dataclasses.replace(self, tile=(0, 0))
 
 

@@ -81,12 +81,12 @@ class Refiner:
         self._placed = {(len(self._devices), 1): self.params}
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:
-        """How outputs are cut, of inputs of a height and width."""
+        """Returns the grid of tiles for the output of an input of a height and width."""
         size = tuple(n * self._factor for n in size)
         return tiling.make_grid(size, self._tile_size, self._overlap, self._stride)
 
     def share(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
-        """How many devices refine so many images of a size, and how many they take at once."""
+        """Returns how many devices refine images of a size, and how many images at once."""
         grid = self.grid(size)
         if grid.is_cut:
             return len(self._devices), 1
@@ -99,7 +99,7 @@ class Refiner:
         return 1, 1
 
     def num_batches(self, num_images: int, size: tuple[int, int]) -> int:
-        """How often `refine` is called for so many images of a size."""
+        """Returns the number of calls of `refine` for a number of images of a size."""
         count = 0
         while num_images > 0:
             num_images -= self.share(num_images, size)[1]
@@ -137,7 +137,7 @@ class Refiner:
         return rows // sharing * image * _NUM_ARRAYS + network, rows * image * _NUM_HOST_ARRAYS
 
     def _bytes_per_pixel(self, tile: tuple[int, int]) -> int:
-        """Of the network's activations: what skips keep, and what a block at the top works on."""
+        """Estimates the bytes of activations: kept skips, and a block at the highest level."""
         unet = self.denoiser.network
         if not isinstance(unet, models.UNet):
             return 4 * 4 * getattr(unet, "channels", 64)
@@ -245,7 +245,7 @@ class Refiner:
         return levels.to_levels(y_0, low.dtype)
 
     def shape(self, num_images: int, size: tuple[int, int]) -> programs.Shape:
-        """What programs are compiled for, of as many images of a size as `share` says."""
+        """Returns the shape that programs are compiled for, with as many images as `share` says."""
         grid = self.grid(size)
         devices, _ = self.share(num_images, size)
         spatial = self._spatial(devices, grid)
@@ -259,13 +259,13 @@ class Refiner:
         return -(-most // devices) * devices
 
     def _groups(self, grid: tiling.Grid) -> list[int]:
-        """How many tiles of an image that is cut the network sees at once, group by group."""
+        """Returns the number of tiles in each call of the network, group by group."""
         devices = len(self._devices)
         full, rest = divmod(len(grid.starts), most := self._most(grid.tile, devices))
         return [most] * full + [devices] * -(-rest // devices)
 
     def _spatial(self, devices: int, grid: tiling.Grid) -> int:
-        """As many devices to an image as there are, if each has a row of the deepest level."""
+        """Returns how many devices share an image: all, if each has a row of the deepest level."""
         if not self._share_heights:
             return 1
         rows, free = grid.tile[0] // self._stride, len(self._devices) // devices

@@ -130,7 +130,7 @@ class TrainedNetwork:
         which: Which | None = None,
         **sampling: Any,
     ) -> Trained:
-        """As `from_workdir`, with a config that need not lie beside the checkpoints."""
+        """Loads as `from_workdir` does, with a config that need not lie beside the checkpoints."""
         config = with_sampling(read(config), sampling)
         step, params = loading.restore(config, epath.Path(checkpoints), which)
         resolver = cls.from_params(config, params)

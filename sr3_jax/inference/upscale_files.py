@@ -174,7 +174,7 @@ class _Job:
 
     @property
     def format(self) -> dict[str, Any]:
-        """How outputs are encoded: arguments of `picture.write_picture`."""
+        """The arguments of `picture.write_picture` that set the encoding."""
         return {"format": self.options.format, "quality": self.options.quality}
 
     def begin(

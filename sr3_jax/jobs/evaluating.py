@@ -232,7 +232,7 @@ def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
 
 
 def _seen(config: Config) -> dict[str, Any]:
-    """What PSNR and SSIM look at: arguments of `evaluator.evaluate`."""
+    """Returns the arguments of `evaluator.evaluate` that PSNR and SSIM depend on."""
     return {"luminance": config.evaluation.luminance, "border": config.evaluation.crop_border}
 
 
@@ -258,7 +258,7 @@ def _images_of(
 
 
 def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
-    """What was done, a statement each."""
+    """Returns the protocol of the evaluation, one statement for each step."""
     c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
     held_out = c.eval_path or f"held out of {c.path or c.source}"
     said = [

@@ -86,7 +86,7 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
 
 
 def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> features.Wanted | None:
-    """What a cascade's config wants to know of the last stage's images, if anything."""
+    """Returns what to measure of the last stage's images; None if nothing."""
     c = config.evaluation
     if not c.feature_metrics:
         return None

@@ -243,7 +243,7 @@ def _start(ray: Any, address: str | None, **options: Any) -> None:
 
 
 def _resources(ray: Any) -> tuple[dict[str, Any], int]:
-    """What an actor is given, and how many there are room for."""
+    """Returns the resources of an actor, and how many actors there is room for."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if chips := [node["TPU"] for node in nodes if node.get("TPU")]:
         # All of a host's: a process that takes some of them locks the others.

@@ -150,7 +150,7 @@ def check_same_images(images: Pipeline) -> None:
 
 
 def count_unusable(images: Pipeline) -> dict[str, int]:
-    """Of all processes; too many of them end each process alike."""
+    """Counts the unusable images of all processes; too many end all processes alike."""
     damaged, too_small = images.unusable
     # Below zero for the one kind, so that one exchange does for both.
     found = parallel.union(np.concatenate([damaged, -1 - too_small]))

@@ -129,7 +129,7 @@ def _try(
     stop: parallel.StopSignal,
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
-    """What came of it, and the first images; `progress` is told of shares of the trial."""
+    """Runs a trial; returns it with its result, and the first images."""
     changed = with_sampling(config, _keys(sampling))
     try:
         schedules.sampler(changed)
@@ -156,7 +156,7 @@ def _try(
 
 
 def _keep(path: epath.Path, images: np.ndarray) -> None:
-    """Of the best trial of a number of calls, on disk: a search may take several runs."""
+    """Writes the images of the best trial of a budget; a search may take several runs."""
     with storage.open_whole(str(path)) as file:
         np.save(file, images)
 

@@ -107,7 +107,7 @@ def gradient_energy(
 
 
 def _mean_square_gradient(images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-    """Of the two directions, the mean."""
+    """Returns the mean square difference of neighbours, over both directions."""
     squares = (jnp.square(jnp.diff(images, axis=axis)) for axis in (1, 2))
     return sum(jnp.mean(each, axis=(1, 2, 3)) for each in squares) / 2
 

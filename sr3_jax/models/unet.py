@@ -224,7 +224,7 @@ class UNet(nn.Module):
 
 
 def deepest_stride(multipliers: Sequence[int]) -> int:
-    """By how much the deepest level is smaller than the image."""
+    """Returns the factor between the sizes of the image and the deepest level."""
     return 2 ** (len(multipliers) - 1)
 
 

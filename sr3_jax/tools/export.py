@@ -80,7 +80,7 @@ def make_plan(
     steps: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> Plan:
-    """What to export of a run.
+    """Plans the export of a run.
 
     Args:
       config: its section `sampling` says how images are drawn.

@@ -175,6 +175,6 @@ def exact() -> Iterator[None]:
 
 
 def tensor(images: UInt8[np.ndarray, "n h w 3"], device: str) -> Any:
-    """As torch's networks take them: uint8 [n, 3, h, w]."""
+    """Stacks images as torch's networks take them: uint8 [n, 3, h, w]."""
     torch, _ = libraries()
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)

@@ -242,7 +242,7 @@ def _statistics(
 
 
 def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
-    """Those of a file, which must not be of other weights than `weights`."""
+    """Reads the statistics of a file; refuses those of other weights than `weights`."""
     if not storage.exists(path):
         raise FileNotFoundError(f"statistics {path} do not exist; write_statistics makes them")
     shapes = {"mu": (_NUM_FEATURES,), "sigma": (_NUM_FEATURES, _NUM_FEATURES)}

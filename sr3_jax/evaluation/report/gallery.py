@@ -96,7 +96,7 @@ def choose(
 
 
 def _groups(order: list[int], *, with_middle: bool) -> dict[str, list[int]]:
-    """Of images from the worst to the best."""
+    """Chooses images, from the worst to the best."""
     if with_middle and len(order) <= 2 * NUM_EXTREMES + NUM_MIDDLE:
         return {"From worst to best": order}
     count = min(NUM_EXTREMES, len(order) // 2)
@@ -134,7 +134,7 @@ def patch_of(
 
 
 def factor_between(small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
-    """By which whole number the one shape is larger in both directions; None if by none."""
+    """Returns the whole factor between two shapes, equal in both directions; None if none."""
     (h, w), (height, width) = small[:2], large[:2]
     factor = max(1, height // h)
     return factor if (factor * h, factor * w) == (height, width) else None

@@ -66,7 +66,7 @@ def of_mean(values: Sequence[float]) -> Interval:
 
 
 def of_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Of `values` minus `others`, which are of the same images in the same order.
+    """Returns the interval of `values` minus `others`, which are of the same images in order.
 
     Images vary more than methods do, so that the methods' own intervals can overlap where the
     difference is plain.

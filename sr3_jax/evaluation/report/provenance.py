@@ -20,7 +20,7 @@ _GIT_SECONDS = 20
 
 
 def collect(*, config: Config | None = None, checkpoint_step: int | None = None) -> dict[str, str]:
-    """What can be known of this run, by name; what cannot says so.
+    """Collects facts of this run by name; an unknown one says so.
 
     Args:
       config: of the run, kept whole as JSON.

@@ -178,7 +178,7 @@ def check_folders(runs: Sequence[Run]) -> None:
 def next_step(
     run: Run, runs: Sequence[Run]
 ) -> tuple[Literal["done", "train", "evaluate", "wait"], pathlib.Path]:
-    """What is left of a run, and the folder of its training; `wait`: another has to train it."""
+    """Returns the next step of a run and the folder of its training; `wait` for another run."""
     if run.is_done or run.has_training:
         return "done" if run.is_done else "train", run.folder
     for path in sorted(run.folder.parent.glob("*/config.json")):

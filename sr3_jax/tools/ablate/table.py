@@ -55,7 +55,7 @@ def text(value: Any) -> str:
 
 
 def read_scores(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]] | None:
-    """What an evaluation wrote, if it did."""
+    """Reads the results of an evaluation, if there are any."""
     if not path.exists():
         return None
     scores = json.loads(path.read_text())

@@ -52,7 +52,7 @@ class Result:
 
     @property
     def share(self) -> float:
-        """Of the bound that the pipeline reaches: the median over the rounds' ratios."""
+        """Returns the share of the bound that is reached: the median ratio of the rounds."""
         return statistics.median(
             own / bound for own, bound in zip(self.pipeline, self.bound, strict=True)
         )

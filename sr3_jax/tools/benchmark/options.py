@@ -77,7 +77,7 @@ def measure(
 
 
 def report(result: dict[str, Any]) -> str:
-    """As Markdown."""
+    """Returns the result as Markdown."""
     columns = list(next(iter(result["rows"].values())))
     lines = [
         f"{result['images']} held-out images, {result['calls']} network calls each",

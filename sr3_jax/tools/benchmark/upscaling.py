@@ -154,7 +154,7 @@ def find_seams(images: UInt8[np.ndarray, "n h w c"], grid: tiling.Grid) -> Seams
 
 
 def report(result: Result) -> str:
-    """As text."""
+    """Returns the result as text."""
     height, width = result.size
     each = 1 / result.images_per_second
     seams = []
