@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from absl import flags
 
-import sr3_jax
 from sr3_jax import command_line, commands
+from sr3_jax.commands import parsing
 
 # TensorFlow only prepares TFDS's data sets here; what it says when it starts is of no use to
 # anyone. That it uses oneDNN it says whatever the level.
@@ -37,65 +37,7 @@ def command() -> None:
 
 def run() -> None:
     """The same for `python -m sr3_jax.main`."""
-    command_line.run(_main, _parse)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Defines and parses the flags of the command that `argv` names; see `app.run`."""
-    if "--version" in argv[1:]:
-        command_line.show(f"sr3_jax {sr3_jax.__version__}")
-    first = flags.FlagValues()
-    _define_mode(first)
-    try:
-        first(argv[:1] + [arg for arg in argv[1:] if arg.startswith("--mode")], known_only=True)
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    if command_line.asks_for_help(argv):
-        command_line.show(_help(first))
-    _define_mode(flags.FLAGS)
-    _define(first.mode, flags.FLAGS)
-    try:
-        return command_line.parse_flags(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise ValueError(_whose(error, first.mode)) from error
-
-
-def _define_mode(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum(
-        "mode", "train", commands.NAMES, "What to do: `sr3 MODE` for short.", flag_values=values
-    )
-
-
-def _define(name: str, values: flags.FlagValues) -> None:
-    """Defines the flags of a command."""
-    from sr3_jax.commands import shared
-
-    commands.module(name).define_flags(values)
-    shared.define_processes(values)
-
-
-def _help(first: flags.FlagValues) -> str:
-    """Returns the help of the command that is named, else that of all."""
-    from sr3_jax.commands import help as help_texts
-
-    if not first["mode"].present:
-        return help_texts.of_all()
-    _define(first.mode, values := flags.FlagValues())
-    return help_texts.of_command(first.mode, values)
-
-
-def _whose(error: flags.UnrecognizedFlagError, mode: str) -> str:
-    """Returns the message for a flag that the command lacks; it may be one of another command."""
-    owners = []
-    for name in commands.NAMES:
-        _define(name, values := flags.FlagValues())
-        if error.flagname in values:
-            owners.append(name)
-    if not owners:
-        return str(error)
-    return (
-        f"--{error.flagname} is of --mode={' and '.join(owners)}; --mode={mode} has no use for it"
-    )
+    command_line.run(_main, parsing.parse)
 
 
 def _main(_: list[str]) -> int | None:

@@ -44,6 +44,7 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         ([*TRAIN, "--config.train.accumulate_steps=3"], "does not divide"),
         (["--config=quikstart"], "did you mean quickstart?"),
         (["--mode=evaluate"], "needs --workdir"),
+        (["--workdir", "/nonexistent", "--mode", "evaluate"], "config.json does not exist"),
         (["--mode=evaulate"], "flag --mode=evaulate: value should be one of <train|"),
         (["--workdir=/nonexistent"], "needs --config"),
         (["--config=configs/absent.py", "--workdir=/nonexistent"], "configs/absent.py"),
