@@ -71,7 +71,7 @@ if [ $# -eq 0 ]; then
 $(.venv/newest/bin/python -c 'import jax; print(jax.__version__)')"
     JAX_COMPILATION_CACHE_DIR="$JAX_COMPILATION_CACHE_DIR-newest" .venv/newest/bin/python -m pytest \
       --numprocesses=auto --dist=loadfile \
-      tests/{diffusion_schedule,training_run,inference,data_picture,storage}_test.py
+      tests/{diffusion_schedule,training_run,inference,data_image_files,storage}_test.py
   else
     echo "there is no Python of 3.12 or newer here: the quick tests with it are skipped"
   fi

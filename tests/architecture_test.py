@@ -14,7 +14,7 @@ PACKAGE = ROOT / "sr3_jax"
 
 FLOORS = {
     "diffusion": 0,
-    "images": 0,
+    "image_ops": 0,
     "worker_processes": 0,
     "models": 1,
     "metrics": 1,

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import archives, degrade, folders, picture, sources, storage
+from sr3_jax.data import archives, degrade, folders, image_files, sources, storage
 from sr3_jax.data.pipeline import Pipeline
 
 from configs import default  # isort: skip
@@ -275,7 +275,7 @@ def test_an_image_that_is_damaged_keeps_its_row_with_weight_0(images, tmp_path):
     assert f"in the middle of the file at byte {last.offset}" in pipeline.skipped[last.name]
     assert "empty" in pipeline.skipped["n01/empty.png"]
     path.unlink()
-    with pytest.raises(picture.BadImageError, match="no such file"):
+    with pytest.raises(image_files.BadImageError, match="no such file"):
         source[-1].read()
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import degrade, picture, sources
+from sr3_jax.data import degrade, image_files, sources
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -162,9 +162,9 @@ def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
     Image.fromarray(np.ascontiguousarray(upright[::-1, ::-1])).save(path, exif=exif)
     ref = sources.FileRef("a", str(path), (2, 3, 12, 9))
     np.testing.assert_array_equal(ref.read().image, upright[3:9, 2:12])
-    with pytest.raises(picture.BadImageError, match="not inside the 30x20 image"):
+    with pytest.raises(image_files.BadImageError, match="not inside the 30x20 image"):
         sources.FileRef("a", str(path), (0, 0, 20, 30)).read()
-    with pytest.raises(picture.BadImageError, match="no such file"):
+    with pytest.raises(image_files.BadImageError, match="no such file"):
         sources.FileRef("b", str(tmp_path / "b.png")).read()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import default
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import degrade, depth, folders, picture, prepared, sources
+from sr3_jax.data import degrade, depth, folders, image_files, prepared, sources
 from sr3_jax.data.pipeline import Pipeline
 
 _ALL = np.arange(65536, dtype=np.uint16)
@@ -48,7 +48,7 @@ def test_8_bits_come_back_from_16_and_16_bits_are_rounded_as_everywhere():
     wide = depth.convert(levels, np.uint16)
     np.testing.assert_array_equal(wide, 257 * np.arange(256))
     np.testing.assert_array_equal(depth.convert(wide, np.uint8), levels)
-    np.testing.assert_array_equal(depth.convert(_ALL, np.uint8), picture.to_8_bits(_ALL))
+    np.testing.assert_array_equal(depth.convert(_ALL, np.uint8), image_files.to_8_bits(_ALL))
 
 
 @pytest.mark.parametrize("white", [255, 4095, 16383, 65535])

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import degrade, folders, picture, prepared, records
+from sr3_jax.data import degrade, folders, image_files, prepared, records
 from sr3_jax.data.pipeline import Pipeline
 
 from configs import default  # isort: skip
@@ -165,7 +165,7 @@ def test_a_damaged_header_ends_the_file_and_is_named(tmp_path):
     source = records.tfrecords([str(path)])
     assert len(source) == 2
     source[0].read()
-    with pytest.raises(picture.BadImageError, match="after which nothing can be found"):
+    with pytest.raises(image_files.BadImageError, match="after which nothing can be found"):
         source[1].read()
     path.write_bytes(b"some text that is no TFRecord file")
     with pytest.raises(ValueError, match="a.tfrecord is not a TFRecord file"):
@@ -175,7 +175,7 @@ def test_a_damaged_header_ends_the_file_and_is_named(tmp_path):
 def test_prepared_squares_of_16_bits_keep_them(tmp_path):
     square = np.random.default_rng(0).integers(0, 65536, (16, 16, 3)).astype(np.uint16)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(picture.encode_image(square))
+    (tmp_path / "in" / "a.png").write_bytes(image_files.encode_image(square))
     plan = prepared.Plan(folders.folder(tmp_path / "in"), str(tmp_path / "out"), 16, 4)
     assert [prepared.write_file(plan, part) for part in prepared.begin(plan)] == [(1, 0)]
     prepared.finish(plan)
@@ -187,7 +187,7 @@ def test_a_file_that_goes_away_while_it_is_read(tmp_path):
     path = pathlib.Path(_write(tmp_path / "a.tfrecord", [_ffhq(_noise(16))]))
     source = records.tfrecords([str(path)])
     path.unlink()
-    with pytest.raises(picture.BadImageError, match="no such file"):
+    with pytest.raises(image_files.BadImageError, match="no such file"):
         source[0].read()
 
 

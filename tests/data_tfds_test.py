@@ -15,7 +15,7 @@ from PIL import Image
 
 from sr3_jax.config import authoring, image_sets, read, resolve
 from sr3_jax.data import tfds_source
-from sr3_jax.data.picture import decode_rgb
+from sr3_jax.data.image_files import decode_rgb
 
 SYNSETS = ("n01440764", "n01443537", "n02105855")  # tench, goldfish, Shetland sheepdog
 LABELS = dict(zip(SYNSETS, (0, 1, 230), strict=True))

@@ -1,4 +1,4 @@
-"""Tests of sr3_jax.data.picture.tiff; round trips are in data_picture_writing_test."""
+"""Tests of sr3_jax.data.image_files.tiff; round trips are in data_image_files_writing_test."""
 
 import io
 import struct
@@ -6,11 +6,11 @@ import struct
 import numpy as np
 import pytest
 import tifffile
-from picture_files import noise, png
+from image_file_examples import noise, png
 from PIL import ExifTags, Image
 
-from sr3_jax.data import picture
-from sr3_jax.data.picture import tiff
+from sr3_jax.data import image_files
+from sr3_jax.data.image_files import tiff
 
 
 def test_maker_notes_stay_and_the_thumbnail_goes():
@@ -38,7 +38,7 @@ def test_damaged_exif_is_left_out(pointer):
     for n in (*range(len(block) - 4), len(block)):
         with pytest.raises(ValueError, match="damaged EXIF"):
             tiff.clean_exif(block[:n])
-    found = picture.decode_picture(png(noise(3, np.uint16), (b"eXIf", block)))
+    found = image_files.decode_picture(png(noise(3, np.uint16), (b"eXIf", block)))
     assert found.exif is None
     text = struct.pack("<4sIHHHIII", b"II*\0", 8, 1, 271, 2, 9, pointer + 18, 0)
     with pytest.raises(ValueError, match="damaged EXIF"):

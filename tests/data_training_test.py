@@ -13,7 +13,7 @@ from PIL import Image
 
 from sr3_jax import jobs
 from sr3_jax.config import read
-from sr3_jax.data import degrade, folders, picture, prepared, records
+from sr3_jax.data import degrade, folders, image_files, prepared, records
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -41,7 +41,7 @@ def _twelve_bits(root):
     for i, ref in enumerate(folders.folder(_photographs(root / "photographs"))):
         values = ref.read().image[:160, :160, :1].astype(np.uint16)
         values = values * 16 + np.arange(160, dtype=np.uint16)[:, None, None] % 16
-        picture.write_image(values.repeat(3, 2), epath.Path(root / "images" / f"{i}.png"))
+        image_files.write_image(values.repeat(3, 2), epath.Path(root / "images" / f"{i}.png"))
     return dict(source="folder", path=str(root / "images"), white_level=4095)
 
 
@@ -113,5 +113,5 @@ def test_a_source_trains(make, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in state["params"]["conv_in"].values())
     assert (workdir / "evaluation" / "samples.png").exists()
     for name in ("input", "reference", "sr3"):
-        image = picture.read_rgb(str(workdir / "evaluation" / "images" / name / "000000.png"))
+        image = image_files.read_rgb(str(workdir / "evaluation" / "images" / name / "000000.png"))
         assert image.dtype == (np.uint16 if make is _twelve_bits else np.uint8)

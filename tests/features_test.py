@@ -16,7 +16,7 @@ from PIL import Image
 from configs import default
 from sr3_jax import jobs
 from sr3_jax.config import cascades, read
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 from sr3_jax.evaluation.pretrained import common, inception, lpips, resnet50
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import generating
@@ -190,7 +190,7 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(
     comment = generating._COMMENT + made_by.digest
     made_by.keep(output / "32")
     for number, image in enumerate(reversed(squares)):
-        picture.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
+        image_files.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
     measure = generating.measure_of(cascades.read(wanted), [stage])
     generating.generate([stage], output, generating.Options(12), measure)
     scores = json.loads((output / "metrics.json").read_text())["ours"]

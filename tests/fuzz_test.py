@@ -22,13 +22,16 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax.config import Config, run_file
-from sr3_jax.data import archives, folders, index_file, picture, prepared, records, resumable
+from sr3_jax.data import archives, folders, image_files, index_file, prepared, records, resumable
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.inference import manifest
 
 # Readers of pictures, from bytes.
-DECODERS = {"with all it carries": picture.decode_picture, "for networks": picture.decode_rgb}
-BadImageError = picture.BadImageError
+DECODERS = {
+    "with all it carries": image_files.decode_picture,
+    "for networks": image_files.decode_rgb,
+}
+BadImageError = image_files.BadImageError
 
 
 def pixels(mode: str, height: int = 11, width: int = 14) -> Image.Image:

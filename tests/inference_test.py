@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 
 from sr3_jax import SuperResolver, models
 from sr3_jax.config import networks, read, schedules
-from sr3_jax.data import picture
-from sr3_jax.inference import levels, programs, refinement, upscale_files
+from sr3_jax.data import image_files
+from sr3_jax.inference import integer_images, programs, refinement, upscale_files
 from sr3_jax.inference.inputs import UpscaleOptions, find_inputs
 from sr3_jax.training.state import init_state
 
@@ -141,7 +141,7 @@ def test_other_factors(resolver, images):
     for factor, size in ((8, 64), (2.5, 20), (1.3, 10)):
         assert resolver.upscale(images[0], factor=factor).shape == (size, size, 3)
     ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
-    resized = levels.resized(ramp[None], 1.5, (36, 36))[0].astype(float)
+    resized = integer_images.resized(ramp[None], 1.5, (36, 36))[0].astype(float)
     where = (np.arange(36) + 0.5) / 1.5 - 0.5
     np.testing.assert_allclose(resized[18, 3:-3, 0], 10 * where[3:-3], atol=0.6)
     full, half = resolver.upscale(images[0]), resolver.upscale(images[0], factor=2)
@@ -299,8 +299,8 @@ def test_what_a_picture_carries_comes_out_again(resolver, images, tmp_path):
     source.mkdir()
     turned.save(source / "turned.png", exif=exif, icc_profile=profile)
     Image.fromarray(images[1, ..., 0]).save(source / "grey.png")
-    deep = picture.Picture(images[2].astype(np.uint16) * 256 + 7)
-    picture.write_picture(deep, epath.Path(source / "deep.tif"))
+    deep = image_files.Picture(images[2].astype(np.uint16) * 256 + 7)
+    image_files.write_picture(deep, epath.Path(source / "deep.tif"))
     records = _upscale(resolver, source, tmp_path / "out")
     assert all(r.status == "written" for r in records.values())
     with Image.open(tmp_path / "out" / "turned.png") as file:
@@ -312,7 +312,7 @@ def test_what_a_picture_carries_comes_out_again(resolver, images, tmp_path):
     assert made[:8, :, 3].max() == 0 and made[-8:, :, 3].min() == 255
     with Image.open(tmp_path / "out" / "grey.png") as file:
         assert file.mode == "L"
-    read = picture.read_picture(str(tmp_path / "out" / "deep.tif"))
+    read = image_files.read_picture(str(tmp_path / "out" / "deep.tif"))
     assert read.pixels.dtype == np.uint16 and len(np.unique(read.pixels)) > 300
 
 

@@ -11,7 +11,7 @@ import skimage.color
 import skimage.data
 import skimage.metrics
 
-from sr3_jax import images
+from sr3_jax import image_ops
 from sr3_jax.config import Evaluation
 from sr3_jax.evaluation import evaluator
 from sr3_jax.inference import resampling
@@ -38,7 +38,9 @@ def test_psnr_agrees_with_skimage(pair):
 
 def test_scores_do_not_depend_on_the_type_but_for_what_16_bits_add(pair):
     """8 bits and the same times 257 are one picture; other 16-bit values are seen in full."""
-    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(pair[1]), (24, 36))))
+    low = np.asarray(
+        image_ops.to_uint8(image_ops.resize_bicubic(image_ops.to_signed(pair[1]), (24, 36)))
+    )
     wide = tuple(rows * np.uint16(257) for rows in (*pair, low))
     options = {"luminance": True, "border": 3}
     for score in (
@@ -127,7 +129,7 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
     rng = np.random.default_rng(0)
     noise = rng.normal(size=photo.shape)
     low = np.asarray(
-        images.to_uint8(images.resize_bicubic(images.to_signed(photo[None]), (32, 32)))
+        image_ops.to_uint8(image_ops.resize_bicubic(image_ops.to_signed(photo[None]), (32, 32)))
     )
     for worsen in (
         lambda much: np.roll(photo, much, axis=1),
@@ -190,7 +192,9 @@ def test_equal_images_and_too_small_ones(pair):
 def test_consistency_is_the_error_after_downsampling(pair):
     """0 for the reference up to 8-bit rounding; a uniform offset of d levels costs (d/255)^2."""
     reference = pair[1]
-    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(reference), (24, 36))))
+    low = np.asarray(
+        image_ops.to_uint8(image_ops.resize_bicubic(image_ops.to_signed(reference), (24, 36)))
+    )
     # Rounding to integers has variance 1/12 of a level squared.
     rounding = 1e5 / 12 / 255**2
     np.testing.assert_allclose(full_reference.consistency(reference, low), rounding, rtol=0.1)
@@ -201,25 +205,27 @@ def test_consistency_is_the_error_after_downsampling(pair):
 
 def test_value_ranges_round_trip():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    signed = images.to_signed(levels)
+    signed = image_ops.to_signed(levels)
     assert signed.min() == -1.0 and signed.max() == 1.0
-    np.testing.assert_array_equal(images.to_uint8(signed), levels)
-    np.testing.assert_array_equal(images.to_uint8(signed + 0.9 / 255), levels)
-    np.testing.assert_array_equal(images.to_uint8(3 * signed)[0, 0, 0], [0])
+    np.testing.assert_array_equal(image_ops.to_uint8(signed), levels)
+    np.testing.assert_array_equal(image_ops.to_uint8(signed + 0.9 / 255), levels)
+    np.testing.assert_array_equal(image_ops.to_uint8(3 * signed)[0, 0, 0], [0])
 
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_the_nearest_consistent_image_is_consistent_and_nearest(traced):
     """On the host, and in a program of jax."""
     photo = skimage.data.chelsea()[100:164, 100:196][None]
-    low = np.asarray(images.to_uint8(images.resize_bicubic(images.to_signed(photo), (16, 24))))
+    low = np.asarray(
+        image_ops.to_uint8(image_ops.resize_bicubic(image_ops.to_signed(photo), (16, 24)))
+    )
     rng = np.random.default_rng(0)
     off = scipy.ndimage.gaussian_filter(rng.normal(size=photo.shape), (0, 4, 4, 0)) * 60
     worse = np.clip(photo + off + 10 * rng.normal(size=photo.shape), 0, 255).astype(np.uint8)
     kind = jnp.asarray if traced else np.asarray
-    improve = lambda image: resampling.make_consistent(kind(image), kind(images.to_signed(low)))  # noqa: E731
-    better = improve(images.to_signed(worse))
-    made = np.asarray(images.to_uint8(better))
+    improve = lambda image: resampling.make_consistent(kind(image), kind(image_ops.to_signed(low)))  # noqa: E731
+    better = improve(image_ops.to_signed(worse))
+    made = np.asarray(image_ops.to_uint8(better))
     assert full_reference.consistency(worse, low)[0] > 10
     assert full_reference.consistency(made, low)[0] < 0.05
     # Nearer to every consistent image, and so to the photograph; its details stay.
@@ -238,12 +244,12 @@ def test_resizing_on_the_host_is_resizing(factor):
     low = np.random.default_rng(factor).normal(size=(2, 13, 20, 3)).astype(np.float32)
     size = 13 * factor, 20 * factor
     up = resampling.resize(low, factor, (size[0] + 3, size[1]))
-    expected = np.asarray(images.resize_bicubic(low, size))
+    expected = np.asarray(image_ops.resize_bicubic(low, size))
     np.testing.assert_allclose(
         up, np.pad(expected, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"), atol=1e-5
     )
     high = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    expected = images.resize_bicubic(high, (13, 20))
+    expected = image_ops.resize_bicubic(high, (13, 20))
     np.testing.assert_allclose(resampling.resize(high, 1 / factor, (13, 20)), expected, atol=1e-5)
 
 
@@ -252,7 +258,7 @@ def test_upsampling_does_not_shift():
     yy, xx = np.mgrid[:16, :24]
     blob = 200 * np.exp(-((yy - 6.0) ** 2 + (xx - 13.0) ** 2) / 6)
     low = np.repeat(blob[None, :, :, None], 3, axis=-1).round().astype(np.uint8)
-    high = np.asarray(jax.jit(lambda im: images.upsample_source(im, (64, 96)))(low))[0, :, :, 0]
+    high = np.asarray(jax.jit(lambda im: image_ops.upsample_source(im, (64, 96)))(low))[0, :, :, 0]
     mass = high + 1
     yy, xx = (np.mgrid[:64, :96] + 0.5) / 4 - 0.5
     assert abs((mass * yy).sum() / mass.sum() - 6.0) < 0.02

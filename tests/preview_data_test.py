@@ -10,7 +10,7 @@ import small_run
 from PIL import Image
 
 from sr3_jax.config import read
-from sr3_jax.data import degrade, picture
+from sr3_jax.data import degrade, image_files
 from sr3_jax.tools import preview_data
 
 # The sheet's measures: a gap, tiles, a gap; a title above, a name under each row.
@@ -50,7 +50,7 @@ def _is(tile, image):
 
 def test_the_sheet_shows_pairs_mirrored_together(images):
     made = preview_data.preview(read(_config(images)), num_images=6, num_read=0)
-    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [image_files.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     mirrored = 0
     for row in range(6):
         pairs = [
@@ -72,7 +72,7 @@ def test_a_network_without_a_source_sees_the_pictures_alone(images):
     config.train.flip = False
     made = preview_data.preview(read(config), num_images=6, num_read=0)
     assert made.sheet.shape[1] == 2 * _GAP + _TILE
-    pictures = [picture.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
+    pictures = [image_files.read_rgb(str(p)) for p in sorted(images.glob("?/[0-9].png"))]
     for row in range(6):
         assert any(_is(_tile(made.sheet, row, 0), picture) for picture in pictures)
 
@@ -132,7 +132,7 @@ def test_the_command_writes_the_picture_and_prints_the_counts(images, tmp_path):
     assert "10 images; 10 read, of which" in done.stdout
     assert "  a/empty.jpg: empty file (0 bytes)\n" in done.stdout
     sheet = np.array(Image.open(output))
-    pictures = [picture.read_rgb(str(p)) for p in images.glob("?/[0-9].png")]
+    pictures = [image_files.read_rgb(str(p)) for p in images.glob("?/[0-9].png")]
     for row in range(6):
         assert any(_is(_tile(sheet, row, 2), p) for p in pictures)
 

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import jobs
-from sr3_jax.data import folders, picture
+from sr3_jax.data import folders, image_files
 from sr3_jax.evaluation import scoring
 from sr3_jax.metrics import registry
 
@@ -87,7 +87,7 @@ def test_16_bits_are_scored_in_full(made, tmp_path):
             "low": high[::4, ::4],
         }
         for name, image in images.items():
-            picture.write_image(image, epath.Path(tmp_path / name / f"{i}{kinds[name]}"))
+            image_files.write_image(image, epath.Path(tmp_path / name / f"{i}{kinds[name]}"))
         images["flat"] = images["flat"] * np.uint16(257)
         for name, found in expected.items():
             found.append(

@@ -11,7 +11,7 @@ from etils import epath
 from sr3_jax import command_line
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
-from sr3_jax.data import picture, storage
+from sr3_jax.data import image_files, storage
 
 _FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 
@@ -79,7 +79,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     quality = values.quality
     if quality and quality.isascii() and quality.isdigit():
         quality = int(quality)
-    picture.check_format(format_, quality)
+    image_files.check_format(format_, quality)
     configs.with_sampling(configs.load(workdir / "config.json"), sampling)
     if not storage.exists(values.input):
         raise FileNotFoundError(

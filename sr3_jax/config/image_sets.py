@@ -19,7 +19,7 @@ from etils import epath
 from jaxtyping import UInt, UInt8
 
 from sr3_jax.config.sections import Config
-from sr3_jax.data import archives, folders, index_file, picture, sources, storage
+from sr3_jax.data import archives, folders, image_files, index_file, sources, storage
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import degrade, pipeline
@@ -119,7 +119,7 @@ def _first_crops(
     batches = images.evaluation_batches() if once else images.training_batches()
     with contextlib.closing(batches):
         for batch in itertools.islice(batches, -(-most // _ROWS)):
-            yield picture.to_8_bits(batch["high_resolution"][batch["weight"] > 0])
+            yield image_files.to_8_bits(batch["high_resolution"][batch["weight"] > 0])
 
 
 def make_pipeline(

@@ -25,7 +25,7 @@ from absl import logging
 from jaxtyping import Int
 
 from sr3_jax.data import folders, index_file, sources, storage
-from sr3_jax.data.picture import BadImageError, content, decode_seen
+from sr3_jax.data.image_files import BadImageError, content, decode_seen
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
 

@@ -18,7 +18,7 @@ import scipy.sparse
 from jaxtyping import Float, Float32, Num, UInt
 from numpy.typing import DTypeLike
 
-from sr3_jax.data.picture import BadImageError, Box
+from sr3_jax.data.image_files import BadImageError, Box
 
 # The method that makes the low resolution, `resize_bicubic` or `resize_as_matlab`.
 Downsampling = Literal["pillow", "matlab"]

@@ -12,7 +12,7 @@ from jaxtyping import UInt, UInt8, UInt16
 from numpy.typing import DTypeLike
 
 from sr3_jax.data import sources
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data.image_files import BadImageError
 
 # 16-bit pictures whose values are all below this probably hold 14 bits or fewer.
 SMALL_PART = 1 << 14

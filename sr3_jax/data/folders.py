@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from sr3_jax.data import index_file, sources, storage
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data.image_files import BadImageError
 
 # Formats that `picture` reads.
 IMAGE_SUFFIXES = tuple(

@@ -24,7 +24,7 @@ from jaxtyping import Float32, Float64, Int32, Integer, UInt
 from numpy.typing import DTypeLike
 
 from sr3_jax.data import degrade, depth, sources
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data.image_files import BadImageError
 
 # Without a usable image among so many the source is refused: reading a large one to the end would
 # take hours.

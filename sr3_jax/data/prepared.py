@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sr3_jax.data import degrade, folders, index_file, records, resumable, sources, storage
-from sr3_jax.data.picture import BadImageError, encode_image
+from sr3_jax.data.image_files import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
 _FORMAT = 1

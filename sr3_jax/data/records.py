@@ -19,8 +19,8 @@ from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from sr3_jax.data import index_file, sources, storage
-from sr3_jax.data.picture import BadImageError, decode_seen
-from sr3_jax.data.picture import content as read_content
+from sr3_jax.data.image_files import BadImageError, decode_seen
+from sr3_jax.data.image_files import content as read_content
 
 T = TypeVar("T")
 

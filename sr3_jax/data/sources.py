@@ -35,7 +35,7 @@ from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload, runti
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 
 NO_LABEL = -1
 
@@ -51,7 +51,7 @@ _TRAIN_FILES = (
 
 # Chosen by eye, so that a person can tell at a glance what a super-resolved one should look like.
 # The first of each photograph is its largest central square.
-_HELD_OUT_BOXES: dict[str, tuple[str, picture.Box]] = {
+_HELD_OUT_BOXES: dict[str, tuple[str, image_files.Box]] = {
     "astronaut": ("astronaut.png", (0, 0, 512, 512)),
     "astronaut_portrait": ("astronaut.png", (100, 0, 356, 256)),
     "astronaut_helmet": ("astronaut.png", (256, 256, 512, 512)),
@@ -67,7 +67,7 @@ class Picture(NamedTuple):
     """What is read of one image.
 
     Attributes:
-        image: upright RGB of the depth of its file; see `picture.decode_seen`.
+        image: upright RGB of the depth of its file; see `image_files.decode_seen`.
         low_resolution: the same picture as another camera, or another method, took it; None
             where it is still to be made from `image`.
         label: of its class, from 0; NO_LABEL where there is none.
@@ -94,7 +94,7 @@ class ImageRef(Protocol):
         """Reads and decodes it; several threads may at once.
 
         Raises:
-            picture.BadImageError: it cannot be used, and why.
+            image_files.BadImageError: it cannot be used, and why.
             OSError: reading failed for a reason that says nothing about the image.
         """
 
@@ -157,13 +157,13 @@ class FileRef:
 
     name: str
     path: str
-    box: picture.Box | None = None
+    box: image_files.Box | None = None
     label: int = NO_LABEL
 
     def read(self) -> Picture:
         """See `ImageRef`."""
-        image, notes = picture.decode_seen(picture.content(self.path))
-        return Picture(picture.cut(image, self.box), label=self.label, notes=notes)
+        image, notes = image_files.decode_seen(image_files.content(self.path))
+        return Picture(image_files.cut(image, self.box), label=self.label, notes=notes)
 
 
 def photos(split: Literal["train", "held_out"]) -> Source:

@@ -16,10 +16,10 @@ from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Float64, Int, UInt
 
-from sr3_jax import images as image_ops
+from sr3_jax import image_ops
 from sr3_jax.data import storage
 from sr3_jax.metrics import registry
-from sr3_jax.training.step import Batch
+from sr3_jax.models import Batch
 
 # low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
 # each, of the same type, and the seconds that they took altogether.

@@ -18,10 +18,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt
 
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.pretrained.common import Images
-from sr3_jax.training.step import Batch
+from sr3_jax.models import Batch
 
 # Of inputs [n, h, w, 3] and each one's number in the set.
 Lacks = Callable[[UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]], bool]
@@ -38,7 +38,7 @@ class Files(Sequence):
         return len(self._numbers)
 
     def __getitem__(self, position: int) -> UInt[np.ndarray, "h w 3"]:
-        return picture.read_rgb(str(self._folder / file_of(self._numbers[position])))
+        return image_files.read_rgb(str(self._folder / file_of(self._numbers[position])))
 
 
 class Upsampled(Sequence):
@@ -128,14 +128,14 @@ def digest(recipe: str, inputs: np.ndarray) -> str:
 def read(path: epath.Path, made_of: str) -> tuple[np.ndarray, float] | None:
     """The image and its seconds; None unless it is there, whole, and made from the same."""
     try:
-        image, comment = picture.read_with_comment(str(path))
+        image, comment = image_files.read_with_comment(str(path))
         said = json.loads(comment)
         return (image, float(said["seconds"])) if said["made_of"] == made_of else None
-    except (picture.BadImageError, json.JSONDecodeError, KeyError, TypeError):
+    except (image_files.BadImageError, json.JSONDecodeError, KeyError, TypeError):
         return None
 
 
 def write(image: np.ndarray, path: epath.Path, made_of: str, seconds: float) -> None:
     """Writes what `read` reads, whole or not at all."""
     comment = json.dumps({"made_of": made_of, "seconds": seconds})
-    picture.write_image(image, path, comment=comment)
+    image_files.write_image(image, path, comment=comment)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sr3_jax.data import folders, sources
-from sr3_jax.data.picture import BadImageError, Pixels
+from sr3_jax.data.image_files import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
 from sr3_jax.evaluation.pretrained.common import Images

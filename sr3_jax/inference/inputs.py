@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import folders, picture, resumable, sources, storage
-from sr3_jax.inference import levels
+from sr3_jax.data import folders, image_files, resumable, sources, storage
+from sr3_jax.inference import integer_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,10 @@ class UpscaleOptions:
       factor: by how much pictures grow; None for what the network was trained for. See
         `SuperResolver.upscale`.
       num_samples: of each picture, with noise of their own; of more than one the output is the
-        mean, and beside it lies `NAME.uncertainty.png` (`pictures.uncertainty`).
+        mean, and beside it lies `NAME.uncertainty.png` (`visualization.uncertainty`).
       animate: write also `NAME.refinement.gif`, from noise to picture.
-      format: of the outputs, one of `picture.FORMATS`; None for that of each input.
-      quality: of lossy formats, 1 to 100, or `lossless`; see `picture.write_picture`.
+      format: of the outputs, one of `image_files.FORMATS`; None for that of each input.
+      quality: of lossy formats, 1 to 100, or `lossless`; see `image_files.write_picture`.
     """
 
     steps: int | None = None
@@ -40,9 +40,9 @@ class UpscaleOptions:
     quality: int | str | None = None
 
     def __post_init__(self):
-        picture.check_format(self.format, self.quality)
+        image_files.check_format(self.format, self.quality)
         if self.factor is not None:
-            levels.check_factor(self.factor)
+            integer_images.check_factor(self.factor)
         if self.num_samples < 1:
             raise ValueError(f"num_samples = {self.num_samples}; it must be at least 1")
 
@@ -52,7 +52,7 @@ class UpscaleOptions:
 
     def output_names(self, name: str) -> list[str]:
         """Returns all files that an input becomes, in the folder of outputs; first the picture."""
-        made = str(picture.output_path(epath.Path(name), self.format))
+        made = str(image_files.output_path(epath.Path(name), self.format))
         names = [made]
         if self.num_samples > 1:
             names.append(storage.fitting_name(made, ".uncertainty.png"))

@@ -12,7 +12,7 @@ from etils import epath
 from sr3_jax import models, parallel
 from sr3_jax.checkpoints import Checkpointer, Which
 from sr3_jax.config import Config, networks, run_file
-from sr3_jax.training.state import Params
+from sr3_jax.models import Params
 
 
 def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tuple[int, Params]:

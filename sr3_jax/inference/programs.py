@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.inference import tiling
-from sr3_jax.training.state import Params
+from sr3_jax.models import Params
 
 _MAX_NETWORKS = 12
 _MAX_OTHERS = 48

@@ -26,9 +26,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from sr3_jax import diffusion, models, parallel
 from sr3_jax.config import Sampling
-from sr3_jax.inference import levels, programs, resampling, tiling
-from sr3_jax.inference.levels import Levels
-from sr3_jax.training.state import Params
+from sr3_jax.inference import integer_images, programs, resampling, tiling
+from sr3_jax.inference.integer_images import Levels
+from sr3_jax.models import Params
 
 _MAX_OVERLAP = 64  # of tiles, in pixels
 # A CPU works on larger batches no faster, and from 64x64 pixels on more slowly: they leave its
@@ -220,7 +220,7 @@ class Refiner:
         self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape, grid: tiling.Grid
     ) -> Float[Array, "b values"]:
         """The network's x, flat: the upsampled images."""
-        low = levels.to_signed(images)
+        low = integer_images.to_signed(images)
         if std := self.denoiser.source_noise:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
@@ -241,8 +241,8 @@ class Refiner:
                 "another checkpoint (--which), or train anew with a lower learning rate"
             )
         if self._sampling.consistent:
-            y_0 = resampling.make_consistent(y_0, levels.to_signed(low))
-        return levels.to_levels(y_0, low.dtype)
+            y_0 = resampling.make_consistent(y_0, integer_images.to_signed(low))
+        return integer_images.to_levels(y_0, low.dtype)
 
     def shape(self, num_images: int, size: tuple[int, int]) -> programs.Shape:
         """Returns the shape that programs are compiled for, with as many images as `share` says."""

@@ -14,7 +14,7 @@ from jaxtyping import UInt8, UInt16
 
 from sr3_jax import parallel
 from sr3_jax.data import storage
-from sr3_jax.inference import inputs, levels, trained, upscale_files
+from sr3_jax.inference import inputs, integer_images, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
@@ -127,13 +127,13 @@ class SuperResolver(trained.TrainedNetwork):
           For each batch, once it is dispatched, a function that waits for its results and for
           snapshots of the refinement (see `sample`), without the results.
         """
-        images = levels.check_images(images)
+        images = integer_images.check_images(images)
         size = images.shape[1:3]
         factor = self.factor if factor is None else factor
-        wanted = levels.output_size(size, factor)
+        wanted = integer_images.output_size(size, factor)
         scale = factor / self.factor
         if scale > 1:
-            images = levels.resized(images, scale, self._network_size(size, factor))
+            images = integer_images.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
         for results in self._batches(
             images, steps, seed, label=label, stops=stops, progress=progress
@@ -141,7 +141,7 @@ class SuperResolver(trained.TrainedNetwork):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
                 *kept, made = (
-                    levels.resized(result(), min(scale, 1.0), wanted) for result in results
+                    integer_images.resized(result(), min(scale, 1.0), wanted) for result in results
                 )
                 return made, kept
 
@@ -151,7 +151,7 @@ class SuperResolver(trained.TrainedNetwork):
         """Returns height and width of the network's input, given those of the image."""
         if factor is None or factor <= self.factor:
             return size
-        return tuple(-(-n // self.factor) for n in levels.output_size(size, factor))
+        return tuple(-(-n // self.factor) for n in integer_images.output_size(size, factor))
 
     def check_fits(
         self,
@@ -176,7 +176,7 @@ class SuperResolver(trained.TrainedNetwork):
             factor is outside its limits.
         """
         factor = self.factor if factor is None else factor
-        wanted = levels.output_size(size, factor)
+        wanted = integer_images.output_size(size, factor)
         within = self._network_size(size, factor)
         refined = tuple(n * self.factor for n in within)
         what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
@@ -270,14 +270,16 @@ class SuperResolver(trained.TrainedNetwork):
         """Draws several samples for one image.
 
         Their mean has a higher PSNR than each sample, but is blurred; their standard deviation
-        (`inference.pictures.deviation`) shows where results are uncertain.
+        (`inference.visualization.deviation`) shows where results are uncertain.
 
         Returns:
           `[num_samples, height * factor, width * factor, 3]`.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
-        images = np.repeat(levels.check_images(np.asarray(image)[None]), num_samples, axis=0)
+        images = np.repeat(
+            integer_images.check_images(np.asarray(image)[None]), num_samples, axis=0
+        )
         return self.upscale(images, steps, seed, progress)
 
     def sample(

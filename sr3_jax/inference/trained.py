@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from sr3_jax import diffusion, models
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
-from sr3_jax.inference import levels, loading, refinement
-from sr3_jax.training.state import Params
+from sr3_jax.inference import integer_images, loading, refinement
+from sr3_jax.models import Params
 
 Trained = TypeVar("Trained")  # the class that a network is loaded as
 Progress = Callable[[], None]
@@ -188,17 +188,17 @@ class TrainedNetwork:
 
     def _batches(
         self,
-        images: levels.Levels,
+        images: integer_images.Levels,
         steps: int | None,
         seed: Seed,
         *,
         label: Label | None = None,
         stops: Sequence[int] = (),
         progress: Progress | None = None,
-    ) -> Iterator[list[Callable[[], levels.Levels]]]:
+    ) -> Iterator[list[Callable[[], integer_images.Levels]]]:
         """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
         labels = self._labels(label, len(images))
-        sampler, keys = self._sampler(steps), levels.keys_of(seed, len(images))
+        sampler, keys = self._sampler(steps), integer_images.keys_of(seed, len(images))
         first = 0
         while first < len(images):
             _, size = self.refiner.share(len(images) - first, images.shape[1:3])

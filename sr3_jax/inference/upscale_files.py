@@ -17,8 +17,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import depth, picture, resumable, sources, storage
-from sr3_jax.inference import levels, pictures
+from sr3_jax.data import depth, image_files, resumable, sources, storage
+from sr3_jax.inference import integer_images, visualization
 from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.inference.manifest import Record
 
@@ -93,7 +93,7 @@ class _Decoded(NamedTuple):
     """An input's picture, and its pixels for the network."""
 
     record: Record
-    picture: picture.Picture
+    picture: image_files.Picture
     pixels: np.ndarray
 
 
@@ -135,14 +135,14 @@ class _Job:
                 )
             content = storage.read(ref.path)
             record = dataclasses.replace(record, input_digest=resumable.digest(content))
-            opened = picture.open_file(content)
+            opened = image_files.open_file(content)
             self.resolver.check_fits(
                 opened.shape[:2],
                 factor=options.factor,
                 num_samples=options.num_samples,
                 num_snapshots=_MOST_FRAMES if options.animate else 0,
             )
-        except (picture.BadImageError, OSError, ValueError) as error:
+        except (image_files.BadImageError, OSError, ValueError) as error:
             return _failed(record, str(error))
         return _Fetched(record, content, opened.bytes_decoded)
 
@@ -152,17 +152,17 @@ class _Job:
             return unit
         factor = self.options.factor or self.resolver.factor
         try:
-            read = picture.decode_picture(unit.content)
+            read = image_files.decode_picture(unit.content)
             path = self.output / unit.record.input
-            picture.check_writable(read, path, float(factor), **self.format)
-        except (picture.BadImageError, OSError, ValueError) as error:
+            image_files.check_writable(read, path, float(factor), **self.format)
+        except (image_files.BadImageError, OSError, ValueError) as error:
             return _failed(unit.record, str(error))
         notes = []
         if factor != self.resolver.factor:
             when = "before" if factor > self.resolver.factor else "after"
             by = factor / self.resolver.factor
             notes.append(f"resized by {by:g} {when} the network's {self.resolver.factor}")
-        pixels = picture.fill_transparent(read)
+        pixels = image_files.fill_transparent(read)
         if pixels.dtype == np.uint16:
             white, largest = self.resolver.white_level, int(pixels.max())
             if white and largest > white:
@@ -174,7 +174,7 @@ class _Job:
 
     @property
     def format(self) -> dict[str, Any]:
-        """The arguments of `picture.write_picture` that set the encoding."""
+        """The arguments of `image_files.write_picture` that set the encoding."""
         return {"format": self.options.format, "quality": self.options.quality}
 
     def begin(
@@ -240,22 +240,24 @@ class _Job:
         if pixels.dtype == np.uint16 and white:
             pixels = np.rint(pixels * (white / 65535)).astype(np.uint16)
         if alpha is not None:
-            alpha = levels.resized(alpha[None, ..., None], scale, pixels.shape[:2])[0, ..., 0]
+            alpha = integer_images.resized(alpha[None, ..., None], scale, pixels.shape[:2])[
+                0, ..., 0
+            ]
         if one.picture.is_grey:
             pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
         made, *beside = (self.output / name for name in options.output_names(record.input))
         try:
             if unit.deviation is not None:
-                drawn = picture.Picture(pictures.uncertainty(unit.deviation))
-                picture.write_picture(drawn, beside[0])
+                drawn = image_files.Picture(visualization.uncertainty(unit.deviation))
+                image_files.write_picture(drawn, beside[0])
             if options.animate:
-                pictures.write_animation(list(unit.frames), beside[-1])
+                visualization.write_animation(list(unit.frames), beside[-1])
             large = one.picture.scaled(pixels, alpha, scale)
             # Written last: its presence marks completion. The name is the input's: the writer
             # appends what the format wants.
             path = self.output / record.input
-            picture.write_picture(large, path, **self.format)
-            lost = picture.not_kept(large, path, options.format)
+            image_files.write_picture(large, path, **self.format)
+            lost = image_files.not_kept(large, path, options.format)
         except (OSError, ValueError) as error:
             if storage.is_of_the_place(error):
                 raise
@@ -310,7 +312,7 @@ def _refined(one: _Decoded, samples: np.ndarray, frames: np.ndarray, seconds: fl
     if len(samples) == 1:
         return _Refined(record, one, samples[0], None, frames)
     mean = np.rint(samples.mean(0, dtype=np.float64)).astype(samples.dtype)
-    return _Refined(record, one, mean, pictures.deviation(samples), frames)
+    return _Refined(record, one, mean, visualization.deviation(samples), frames)
 
 
 def _colour_shift(before: np.ndarray, after: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import features, generating, shared
 from sr3_jax.metrics import registry
-from sr3_jax.training.step import Batch
+from sr3_jax.models import Batch
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data.pipeline import Pipeline

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from sr3_jax import parallel
 from sr3_jax.config import Config, cascades, image_sets, with_sampling
-from sr3_jax.data import picture, resumable, storage
+from sr3_jax.data import image_files, resumable, storage
 from sr3_jax.evaluation import neighbours
 from sr3_jax.evaluation.outputs import Files, file_of
 from sr3_jax.evaluation.report import grids
@@ -255,8 +255,8 @@ def _survey(
 
     def comment(k: int) -> str | Exception:
         try:
-            return picture.comment_of(storage.read(str(folder / file_of(k))))
-        except (picture.BadImageError, OSError) as error:
+            return image_files.comment_of(storage.read(str(folder / file_of(k))))
+        except (image_files.BadImageError, OSError) as error:
             return error
 
     found = resumable.in_threads(comment, wanted, ahead=256)
@@ -292,11 +292,11 @@ def _make(
     low = before.image_size if before else stage.image_size
 
     def read(number: int) -> UInt8[np.ndarray, "h w 3"]:
-        return picture.read_rgb(str(output / str(low) / file_of(number)))
+        return image_files.read_rgb(str(output / str(low) / file_of(number)))
 
     def write(made: tuple[int, np.ndarray]) -> None:
         path = output / str(stage.image_size) / file_of(made[0])
-        picture.write_image(made[1], path, comment=comment)
+        image_files.write_image(made[1], path, comment=comment)
 
     inputs = resumable.in_threads(read, numbers if before else (), ahead=2 * size)
     name = f"{stage.image_size} pixels"

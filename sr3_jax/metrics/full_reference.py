@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
-from sr3_jax import images as image_ops
+from sr3_jax import image_ops
 
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, UInt
 
-from sr3_jax import images as image_ops
+from sr3_jax import image_ops
 
 _PATCH = 7  # pixels a side
 _SMALLEST = 16  # side of the coarsest level, at least

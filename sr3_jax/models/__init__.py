@@ -1,6 +1,6 @@
 """Networks, plain Flax Linen modules, and the denoiser made of one; no config, file or device."""
 
-from sr3_jax.models.denoiser import Denoiser
+from sr3_jax.models.denoiser import Batch, Denoiser, Params
 from sr3_jax.models.layers import Statistics
 from sr3_jax.models.srcnn import SRCNN
 from sr3_jax.models.unet import (
@@ -14,7 +14,9 @@ from sr3_jax.models.unet import (
 
 __all__ = [
     "SRCNN",
+    "Batch",
     "Denoiser",
+    "Params",
     "Statistics",
     "UNet",
     "count_flops",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from sr3_jax import diffusion
+
+Params = PyTree  # of float32 arrays, or of their shapes
+Batch = Mapping[str, Array]  # of training: see `training.make_train_step`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +49,14 @@ class Denoiser:
         """Whether a call sees each image twice, with its class and with the null label."""
         return self.guidance != 1 and self.network.num_classes > 0
 
-    def cast_params(self, params: PyTree) -> PyTree:
+    def cast_params(self, params: Params) -> Params:
         """Returns parameters in the network's type; vectors stay float32."""
         dtype = self.network.dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
     def predict(
         self,
-        params: PyTree,
+        params: Params,
         x: Float[Array, "b h w c"] | None,
         y_t: Float[Array, "b h w d"],
         gamma: Float[Array, " b"],
@@ -91,7 +95,7 @@ class Denoiser:
 
     def __call__(
         self,
-        params: PyTree,
+        params: Params,
         x: Float[Array, "b h w c"] | None,
         y_t: Float[Array, "b h w d"],
         gamma: Float[Array, " b"] | Float[Array, ""],

@@ -29,15 +29,14 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import command_line, diffusion, models
-from sr3_jax import images as image_ops
+from sr3_jax import command_line, diffusion, image_ops, models
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
+from sr3_jax.models import Params
 from sr3_jax.tools import export_example, export_files
 from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
-from sr3_jax.training.state import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
 

@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from ml_collections import config_flags
 from PIL import Image
 
-from sr3_jax import command_line, images
+from sr3_jax import command_line, image_ops
 from sr3_jax.config import Config, changed, image_sets, read
 from sr3_jax.data import pipeline, sources, storage
 from sr3_jax.evaluation.report import grids
@@ -79,7 +79,7 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
     counts, skipped = _count(config, source, num_read, size, allowed_share)
     columns = {}
     if config.has_source:
-        x = np.asarray(images.to_uint8(images.upsample_source(low, high.shape[1:3])))
+        x = np.asarray(image_ops.to_uint8(image_ops.upsample_source(low, high.shape[1:3])))
         columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
     columns[f"y_0, {size}"] = high
     return Preview(grids.grid(columns, names, counts), counts, skipped)

@@ -18,10 +18,11 @@ from absl import logging
 
 from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import Config
+from sr3_jax.models import Batch, Params
 from sr3_jax.parallel import StoppedError
 from sr3_jax.training.event_file import EventFile
-from sr3_jax.training.state import Params, TrainState
-from sr3_jax.training.step import Batch, TrainStep
+from sr3_jax.training.state import TrainState
+from sr3_jax.training.step import TrainStep
 
 _STEPS_AHEAD = 2
 _STEPS_BEFORE_TRACE = 10

@@ -11,8 +11,7 @@ import optax
 from flax import linen as nn
 
 from sr3_jax import models, parallel
-
-Params = Any  # a pytree of float32 arrays
+from sr3_jax.models import Params
 
 
 @flax.struct.dataclass

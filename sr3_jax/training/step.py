@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from sr3_jax import diffusion, images, models, parallel
+from sr3_jax import diffusion, image_ops, models, parallel
 from sr3_jax.config import Config
 from sr3_jax.metrics import full_reference
-from sr3_jax.training.state import Params, TrainState, state_shardings
+from sr3_jax.models import Batch, Params
+from sr3_jax.training.state import TrainState, state_shardings
 
-Batch = Mapping[str, Array]
 # Of the key of a step's blurs; noise and flips have the two that it splits into.
 _BLUR = 2
 # Of a row's key, likewise; its gamma, noise and dropout have the three that it splits into.
@@ -158,7 +158,7 @@ def predict(
 
     Applies dropout, and drops labels, if `train`.
     """
-    y_0 = images.to_signed(batch["high_resolution"])
+    y_0 = image_ops.to_signed(batch["high_resolution"])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
     gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
@@ -181,7 +181,7 @@ def _source(
     if not denoiser.network.has_source:
         return None, None
     size, gamma = batch["high_resolution"].shape[1:3], None
-    low = images.to_signed(batch["low_resolution"])
+    low = image_ops.to_signed(batch["low_resolution"])
     if denoiser.network.source_noise:
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
         of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
@@ -189,7 +189,7 @@ def _source(
         gamma = 1.0 - jnp.square(std(of_level))
         eps = jax.vmap(lambda key: jax.random.normal(key, low.shape[1:]))(of_noise)
         low = diffusion.diffuse(low, gamma, eps)
-    return images.resize_bicubic(low, size), gamma
+    return image_ops.resize_bicubic(low, size), gamma
 
 
 def _drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
@@ -218,7 +218,7 @@ def make_validation(
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:
             high, weight = batch["high_resolution"], batch["weight"]
-            psnr = full_reference.psnr(images.to_levels(prediction, high.dtype), high)
+            psnr = full_reference.psnr(image_ops.to_levels(prediction, high.dtype), high)
             psnr = jnp.where(weight > 0, psnr, 0.0)
             found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
         return found
@@ -266,7 +266,7 @@ def blur(batch: Batch, keys: Key[Array, " b"], config: Config) -> Batch:
     least, greatest = config.train.blur_sigma
     sigma = jax.vmap(lambda k: jax.random.uniform(k, (), minval=least, maxval=greatest))(keys[:, 1])
     low = batch["low_resolution"]
-    blurred = images.gaussian_blur(low.astype(jnp.float32), sigma)
+    blurred = image_ops.gaussian_blur(low.astype(jnp.float32), sigma)
     blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are levels
     return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
 

@@ -16,7 +16,7 @@ import tqdm
 from etils import epath
 from jaxtyping import UInt, UInt8
 
-from sr3_jax.data import picture, storage
+from sr3_jax.data import image_files, storage
 
 
 @runtime_checkable
@@ -100,7 +100,7 @@ def checked(
             raise ValueError(
                 f"image {i} is {image.dtype} {image.shape}, not uint8 or uint16 [h, w, 3]"
             )
-        yield picture.to_8_bits(image)
+        yield image_files.to_8_bits(image)
 
 
 @contextlib.contextmanager

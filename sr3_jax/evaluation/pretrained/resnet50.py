@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int, UInt8
 
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 from sr3_jax.evaluation.pretrained import common
 
 _SIZE = 224
@@ -126,7 +126,7 @@ def _batches(
                     f"image {i} is {image.dtype} {image.shape}; ResNet-50 is scored on 8 bits "
                     f"[{_SIZE}, {_SIZE}, 3]: resize or crop images to it"
                 )
-            batch[i - start] = picture.to_8_bits(image)
+            batch[i - start] = image_files.to_8_bits(image)
         yield start, batch
 
 

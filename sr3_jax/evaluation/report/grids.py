@@ -11,7 +11,7 @@ from jaxtyping import UInt, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from sr3_jax.data import degrade
-from sr3_jax.data.picture import to_8_bits, write_image
+from sr3_jax.data.image_files import to_8_bits, write_image
 
 _TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
 _MOSAIC_TILE = 64

@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax.data import storage
-from sr3_jax.data.picture import to_8_bits, write_image
+from sr3_jax.data.image_files import to_8_bits, write_image
 from sr3_jax.evaluation.report import gallery, histograms, intervals, tables
 from sr3_jax.evaluation.report.tables import Results
 from sr3_jax.metrics import registry

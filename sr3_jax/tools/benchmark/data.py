@@ -19,7 +19,7 @@ from concurrent import futures
 
 from sr3_jax.config import Config, changed, image_sets
 from sr3_jax.data import degrade, sources
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data.image_files import BadImageError
 
 # Of the bound: images for each turn of a thread.
 _ROWS = 8

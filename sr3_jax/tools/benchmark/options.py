@@ -11,9 +11,9 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from sr3_jax.config import run_file
-from sr3_jax.data.picture import to_8_bits
+from sr3_jax.data.image_files import to_8_bits
 from sr3_jax.evaluation.report import grids
-from sr3_jax.inference import pictures as inference_pictures
+from sr3_jax.inference import visualization
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.metrics import registry
 
@@ -129,10 +129,7 @@ def _draw(
         f"mean of {len(samples)}": np.rint(of_each.mean(1)).astype(np.uint8),
         # Without the scale below.
         "deviation": np.stack(
-            [
-                inference_pictures.uncertainty(inference_pictures.deviation(one))[:height]
-                for one in of_each
-            ]
+            [visualization.uncertainty(visualization.deviation(one))[:height] for one in of_each]
         ),
         "reference": high[:_SHOWN],
     }
@@ -149,9 +146,7 @@ def _uncertainty(
       distance between two samples over that of a sample from the truth, both root mean squares. It
       is 1 for draws from the truth's own distribution.
     """
-    deviation = np.stack(
-        [inference_pictures.deviation(images) for images in samples.swapaxes(0, 1)]
-    )
+    deviation = np.stack([visualization.deviation(images) for images in samples.swapaxes(0, 1)])
     unit = samples.astype(np.float32) / 255
     error = np.square(unit.mean(0) - high / np.float32(255)).mean(-1)
     spread, wrong = (_blocks(a).ravel() for a in (np.square(deviation), error))

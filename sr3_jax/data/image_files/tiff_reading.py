@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from sr3_jax.data.picture import pillow, tiff
-from sr3_jax.data.picture.errors import BadImageError
-from sr3_jax.data.picture.picture import to_8_bits
-from sr3_jax.data.picture.vips import open_buffer
+from sr3_jax.data.image_files import pillow, tiff
+from sr3_jax.data.image_files.errors import BadImageError
+from sr3_jax.data.image_files.picture import to_8_bits
+from sr3_jax.data.image_files.vips import open_buffer
 
 # Name and number of the bands of each PhotometricInterpretation.
 _COLOURS = {

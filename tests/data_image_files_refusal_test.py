@@ -1,4 +1,4 @@
-"""Tests of refused files in sr3_jax.data.picture, and of the memory that decoding takes."""
+"""Tests of refused files in sr3_jax.data.image_files, and of the memory that decoding takes."""
 
 import io
 import struct
@@ -10,11 +10,11 @@ import numpy as np
 import pillow_heif
 import pytest
 import tifffile
-from picture_files import SRGB, exif_block, noise, png, read_by_every_path, saved, tiff_file
+from image_file_examples import SRGB, exif_block, noise, png, read_by_every_path, saved, tiff_file
 from PIL import Image
 
-from sr3_jax.data import picture
-from sr3_jax.data.picture import BadImageError
+from sr3_jax.data import image_files
+from sr3_jax.data.image_files import BadImageError
 
 
 def _refused() -> dict[str, tuple[bytes, str]]:
@@ -62,9 +62,9 @@ def test_what_is_refused_is_refused_on_every_path_alike(tmp_path):
         with pytest.raises(BadImageError, match=message):
             raise BadImageError(reasons.pop())
     with pytest.raises(BadImageError, match="no such file"):
-        picture.read_picture(str(tmp_path / "none.png"))
+        image_files.read_picture(str(tmp_path / "none.png"))
     with pytest.raises(BadImageError, match="no such file"):
-        picture.read_rgb(str(tmp_path / "none.png"))
+        image_files.read_rgb(str(tmp_path / "none.png"))
 
 
 def test_smaller_versions_of_a_picture_are_no_pages():
@@ -72,7 +72,7 @@ def test_smaller_versions_of_a_picture_are_no_pages():
     with tifffile.TiffWriter(file) as writer:
         writer.write(values, photometric="rgb")
         writer.write(values[::2, ::2], photometric="rgb", subfiletype=1)
-    found = picture.decode_picture(file.getvalue())
+    found = image_files.decode_picture(file.getvalue())
     np.testing.assert_array_equal(found.pixels, values)
     assert found.notes == ("smaller versions or masks in the file",)
 
@@ -90,10 +90,10 @@ def test_truncated_files_are_refused(kind):
         files = [saved(image, kind, exif=exif_block(), icc_profile=SRGB)]
     files += {"PNG": [png(deep)], "TIFF": [tiff_file(deep, rowsperstrip=4)]}.get(kind, [])
     for data in files:
-        picture.decode_picture(data)
+        image_files.decode_picture(data)
         for tenths in range(10):
             with pytest.raises(BadImageError) as info:
-                picture.decode_picture(data[: len(data) * tenths // 10])
+                image_files.decode_picture(data[: len(data) * tenths // 10])
             assert len(str(info.value)) < 250 and "\n" not in str(info.value)
 
 
@@ -106,17 +106,17 @@ def test_the_limit_on_pixels_is_of_the_environment(monkeypatch):
     monkeypatch.setenv("SR3_MAX_MEGAPIXELS", "0.0001")
     for data in files:
         with pytest.raises(BadImageError, match="14x9 pixels .* limit is .*SR3_MAX_MEGAPIXELS"):
-            picture.decode_rgb(data)
+            image_files.decode_rgb(data)
         with pytest.raises(BadImageError, match="SR3_MAX_MEGAPIXELS"):
-            picture.open_file(data)
+            image_files.open_file(data)
     monkeypatch.setenv("SR3_MAX_MEGAPIXELS", "1")
     for data in files:
-        picture.decode_rgb(data)
+        image_files.decode_rgb(data)
     for wrong in ("many", "-1", "nan", "inf"):
         monkeypatch.setenv("SR3_MAX_MEGAPIXELS", wrong)
         # No fault of the picture, so it does not count as damaged.
         with pytest.raises(ValueError, match=f"SR3_MAX_MEGAPIXELS='{wrong}'") as info:
-            picture.decode_rgb(files[0])
+            image_files.decode_rgb(files[0])
         assert not isinstance(info.value, BadImageError)
     monkeypatch.delenv("SR3_MAX_MEGAPIXELS")
     # Refused by the header alone: there are no pixels in it.
@@ -124,22 +124,22 @@ def test_the_limit_on_pixels_is_of_the_environment(monkeypatch):
     header = struct.pack(">II", 60000, 60000) + huge[24:29]
     huge = huge[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + huge[33:]
     with pytest.raises(BadImageError, match="3600.0 megapixels"):
-        picture.open_file(huge)
+        image_files.open_file(huge)
     with pytest.raises(BadImageError, match="3600.0 megapixels"):
-        picture.decode_picture(huge)
+        image_files.decode_picture(huge)
 
 
 def _peak(path) -> int:
     """Returns the bytes by which a process grows when it decodes a file in two ways."""
     code = f"""
 import resource
-from sr3_jax.data import picture
-picture.decode_rgb({tiff_file(noise(3, np.uint16))!r})
+from sr3_jax.data import image_files
+image_files.decode_rgb({tiff_file(noise(3, np.uint16))!r})
 with open({str(path)!r}, "rb") as file:
     data = file.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture.decode_picture(data)
-picture.decode_rgb(data)
+image_files.decode_picture(data)
+image_files.decode_rgb(data)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     return int(subprocess.check_output([sys.executable, "-c", code], text=True))
@@ -169,7 +169,7 @@ def test_decoding_takes_no_more_than_three_times_the_picture(tmp_path, kind):
         ]
         path.write_bytes(png(noise(3, np.uint8), *chunks, depth=8))
         most = 64 << 20
-        notes = picture.read_picture(str(path)).notes
+        notes = image_files.read_picture(str(path)).notes
         assert len(notes) == 1 and "iCCP" in notes[0] and "XML:com.adobe.xmp" in notes[0]
     assert _peak(path) < most
 
@@ -179,10 +179,10 @@ def test_8_bits_need_no_pyvips():
     code = f"""
 import sys
 sys.modules["pyvips"] = None
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 for data in {[saved(Image.new("RGB", (2, 2)), kind) for kind in ("PNG", "JPEG", "BMP", "GIF")]!r}:
-    assert picture.decode_picture(data).alpha is None
-picture.decode_picture({png(np.zeros((2, 2, 3)))!r})
+    assert image_files.decode_picture(data).alpha is None
+image_files.decode_picture({png(np.zeros((2, 2, 3)))!r})
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "BadImageError: such files need pyvips" in result.stderr

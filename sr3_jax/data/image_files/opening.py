@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin
 
-from sr3_jax.data.picture import containers, metadata, pillow, tiff, tiff_reading
-from sr3_jax.data.picture.errors import BadImageError, check_pixels, decoder_errors, max_pixels
-from sr3_jax.data.picture.vips import open_buffer
+from sr3_jax.data.image_files import containers, metadata, pillow, tiff, tiff_reading
+from sr3_jax.data.image_files.errors import BadImageError, check_pixels, decoder_errors, max_pixels
+from sr3_jax.data.image_files.vips import open_buffer
 
 if TYPE_CHECKING:
     from PIL import Image

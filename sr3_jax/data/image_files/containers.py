@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
-from sr3_jax.data.picture.picture import Density
+from sr3_jax.data.image_files.picture import Density
 
 COMMENT = "Comment"  # a keyword of the PNG specification
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Tests of reading by sr3_jax.data.picture."""
+"""Tests of reading by sr3_jax.data.image_files."""
 
 import io
 import itertools
@@ -8,7 +8,7 @@ import pillow_heif
 import pytest
 import pyvips
 import tifffile
-from picture_files import (
+from image_file_examples import (
     exif_block,
     levels_tiff,
     noise,
@@ -20,7 +20,7 @@ from picture_files import (
 )
 from PIL import Image
 
-from sr3_jax.data import picture
+from sr3_jax.data import image_files
 
 CHANNELS = (1, 2, 3, 4)
 TYPES = (np.uint8, np.uint16)
@@ -168,14 +168,14 @@ def test_every_path_reads_the_same_pixels_which_are_those_of_the_file(tmp_path):
             assert not isinstance(pixels, str), f"{name}, {path}: {pixels}"
             assert pixels.dtype == values.dtype, f"{name}, {path}"
             np.testing.assert_array_equal(pixels, expected, f"{name}, {path}")
-        read = picture.decode_picture(data)
+        read = image_files.decode_picture(data)
         colours = values[..., : 1 + 2 * (values.shape[2] > 2)]
         np.testing.assert_array_equal(read.pixels, np.broadcast_to(colours, read.pixels.shape))
         assert (read.alpha is None) == (values.shape[2] % 2 == 1), name
         if read.alpha is not None:
             np.testing.assert_array_equal(read.alpha, values[..., -1], name)
         assert read.is_grey == (values.shape[2] < 3), name
-        opened = picture.open_file(data)
+        opened = image_files.open_file(data)
         assert opened.shape == values.shape and opened.bytes_decoded == values.nbytes, name
 
 
@@ -188,7 +188,7 @@ def test_what_others_read_in_tiff_files_is_what_is_read_here():
             stored = file.asarray()
         stored = np.moveaxis(stored, 0, -1) if name.startswith("planes") else stored
         colours = np.atleast_3d(stored)[..., : 1 + 2 * (stored.ndim == 3 and stored.shape[2] > 2)]
-        pixels = picture.decode_picture(data).pixels
+        pixels = image_files.decode_picture(data).pixels
         np.testing.assert_array_equal(pixels, np.broadcast_to(colours, pixels.shape), name)
 
 
@@ -199,7 +199,7 @@ def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(dtype):
     share = values[..., 3:] / np.iinfo(dtype).max
     associated = values.copy()
     associated[..., :3] = np.rint(values[..., :3] * share)
-    found = picture.decode_picture(tiff_file(associated, extrasamples=["assocalpha"]))
+    found = image_files.decode_picture(tiff_file(associated, extrasamples=["assocalpha"]))
     error = np.abs(found.pixels.astype(float) - values[..., :3])
     assert (error * share).max() <= 1.01
     np.testing.assert_array_equal(found.alpha, values[..., 3])
@@ -212,7 +212,7 @@ def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
         for image in (Image.fromarray(smooth), Image.fromarray(smooth).convert("L")):
             data = saved(image, "JPEG", **options)
             by_vips = np.atleast_3d(pyvips.Image.jpegload_buffer(data).numpy())
-            found = picture.decode_rgb(data)
+            found = image_files.decode_rgb(data)
             np.testing.assert_array_equal(found, np.broadcast_to(by_vips, found.shape))
     for bits in (8, 10, 12):
         # libheif's ways from and to YUV leave what rounding makes, in levels of that depth.
@@ -221,10 +221,10 @@ def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
         values = smooth if bits == 8 else smooth.astype(np.uint16) * 257
         heif = pillow_heif.from_bytes("RGB" if bits == 8 else "RGB;16", (64, 48), values.tobytes())
         heif.save(file, quality=-1, chroma=444)
-        found = picture.decode_picture(file.getvalue())
+        found = image_files.decode_picture(file.getvalue())
         assert found.pixels.dtype == values.dtype and found.alpha is None
         assert np.abs(found.pixels.astype(int) - values).max() <= (2 if bits == 8 else 4 << shift)
-        opened = picture.open_file(file.getvalue())
+        opened = image_files.open_file(file.getvalue())
         assert opened.shape == (48, 64, 3) and opened.bytes_decoded == values.nbytes
     # These two store orientation in their own way beside EXIF's.
     for number in range(1, 9):
@@ -235,7 +235,7 @@ def test_lossy_files_are_as_libvips_and_pillow_heif_read_them():
         )
         avif = saved(Image.fromarray(smooth), "AVIF", quality=100, subsampling="4:4:4", **options)
         for data in (file.getvalue(), avif):
-            found, expected = picture.decode_rgb(data), upright(smooth, number)
+            found, expected = image_files.decode_rgb(data), upright(smooth, number)
             assert found.shape == expected.shape
             assert np.abs(found.astype(int) - expected).max() <= 3
 
@@ -266,7 +266,7 @@ def test_cmyk_becomes_srgb_by_its_profile_on_every_path(tmp_path):
         error = np.abs(first.astype(int) - rgb).mean()
         by_profile = name not in ("plain.tif", "damaged.tif")
         assert error < 4 if by_profile else error > 10, name
-        read = picture.decode_picture(files[name])
+        read = image_files.decode_picture(files[name])
         assert read.icc_profile is None and not read.is_grey and read.alpha is None
         how = "its profile" if by_profile else "a plain formula"
         assert read.notes == (f"its CMYK colours, which became 8-bit sRGB by {how}",)
@@ -278,7 +278,7 @@ def test_compositing_and_8_bits_are_exact():
         rng = np.random.default_rng(0)
         levels = np.unique([0, 1, white // 2, white - 1, white, *rng.integers(0, white, 250)])
         colour, alpha = (grid.astype(dtype) for grid in np.meshgrid(levels, levels))
-        seen = picture.rgb(picture.Picture(np.repeat(colour[..., None], 3, axis=2), alpha))
+        seen = image_files.rgb(image_files.Picture(np.repeat(colour[..., None], 3, axis=2), alpha))
         expected = (colour * alpha.astype(object) + white * (white - alpha.astype(object))) * 2
         expected = ((expected + white) // (2 * white)).astype(dtype)  # whole numbers of any size
         np.testing.assert_array_equal(seen[..., 1], expected)
@@ -286,9 +286,9 @@ def test_compositing_and_8_bits_are_exact():
     rgba = noise(4, np.uint8, 64, 64)
     paper = Image.new("RGBA", (64, 64), "white")
     pillow = np.array(Image.alpha_composite(paper, Image.fromarray(rgba)).convert("RGB"))
-    np.testing.assert_array_equal(picture.decode_rgb(saved(Image.fromarray(rgba))), pillow)
+    np.testing.assert_array_equal(image_files.decode_rgb(saved(Image.fromarray(rgba))), pillow)
     every = np.arange(65536, dtype=np.uint16)
-    np.testing.assert_array_equal(picture.to_8_bits(every), np.rint(every / 257))
-    assert picture.to_8_bits(rgba) is rgba
+    np.testing.assert_array_equal(image_files.to_8_bits(every), np.rint(every / 257))
+    assert image_files.to_8_bits(rgba) is rgba
     with pytest.raises(ValueError, match="float64"):
-        picture.to_8_bits(every / 257)
+        image_files.to_8_bits(every / 257)

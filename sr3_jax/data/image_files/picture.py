@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Shaped, UInt8, UInt16
 
-from sr3_jax.data.picture.tiff import Value
+from sr3_jax.data.image_files.tiff import Value
 
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]

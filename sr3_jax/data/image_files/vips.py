@@ -7,7 +7,7 @@ import logging
 import types
 from typing import TYPE_CHECKING
 
-from sr3_jax.data.picture.errors import BadImageError
+from sr3_jax.data.image_files.errors import BadImageError
 
 if TYPE_CHECKING:
     import pyvips

@@ -74,12 +74,12 @@ def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
 
 
 def to_signed(images: Levels) -> Float[np.ndarray, "n height width c"]:
-    """Converts levels to signed, as `images.to_signed`, on the host."""
+    """Converts levels to signed, as `image_ops.to_signed`, on the host."""
     return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max / 2) - np.float32(1)
 
 
 def to_levels(images: Float[np.ndarray, "n height width c"], dtype: DTypeLike) -> Levels:
-    """Converts signed to levels, as `images.to_levels`, on the host."""
+    """Converts signed to levels, as `image_ops.to_levels`, on the host."""
     largest = np.iinfo(dtype).max
     return ((images + 1) * np.float32(largest / 2)).round().clip(0, largest).astype(dtype)
 

@@ -6,9 +6,9 @@ makes files. Other packages use the names below.
 """
 # ruff: noqa: F401
 
-from sr3_jax.data.picture.errors import BadImageError
-from sr3_jax.data.picture.opening import open_file
-from sr3_jax.data.picture.picture import (
+from sr3_jax.data.image_files.errors import BadImageError
+from sr3_jax.data.image_files.opening import open_file
+from sr3_jax.data.image_files.picture import (
     Density,
     Metadata,
     Picture,
@@ -17,7 +17,7 @@ from sr3_jax.data.picture.picture import (
     rgb,
     to_8_bits,
 )
-from sr3_jax.data.picture.reading import (
+from sr3_jax.data.image_files.reading import (
     Box,
     comment_of,
     content,
@@ -29,7 +29,7 @@ from sr3_jax.data.picture.reading import (
     read_rgb,
     read_with_comment,
 )
-from sr3_jax.data.picture.writing import (
+from sr3_jax.data.image_files.writing import (
     FORMATS,
     check_format,
     check_writable,

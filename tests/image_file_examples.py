@@ -1,4 +1,4 @@
-"""Picture files for the tests of data.picture, made by Pillow, tifffile, libvips and by hand."""
+"""Picture files for the tests of data.image_files, made by Pillow, tifffile, libvips and by hand."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
-from sr3_jax.data import archives, folders, picture, records
-from sr3_jax.data.picture import BadImageError, Density, Metadata, Picture, tiff
+from sr3_jax.data import archives, folders, image_files, records
+from sr3_jax.data.image_files import BadImageError, Density, Metadata, Picture, tiff
 from sr3_jax.evaluation import scoring
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -166,7 +166,7 @@ def read_by_every_path(folder, files: dict[str, bytes]) -> dict[str, dict[str, o
             "training, a tar": attempt(lambda m=member: m.read().image),
             "training, records": attempt(lambda r=record: records.decode_example(r).image),
             "scoring": attempt(lambda i=i: scoring.Read(source)[i]),
-            "upscaling": attempt(lambda r=ref: picture.rgb(picture.read_picture(r.path))),
+            "upscaling": attempt(lambda r=ref: image_files.rgb(image_files.read_picture(r.path))),
         }
     return found
 

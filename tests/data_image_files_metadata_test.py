@@ -1,4 +1,4 @@
-"""Tests of metadata in sr3_jax.data.picture: what is kept, lost and noted."""
+"""Tests of metadata in sr3_jax.data.image_files: what is kept, lost and noted."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from etils import epath
-from picture_files import (
+from image_file_examples import (
     GREY_PROFILE,
     IPTC,
     SRGB,
@@ -24,8 +24,8 @@ from picture_files import (
 )
 from PIL import ExifTags, Image
 
-from sr3_jax.data import picture
-from sr3_jax.data.picture import Density, Metadata, tiff
+from sr3_jax.data import image_files
+from sr3_jax.data.image_files import Density, Metadata, tiff
 
 HELD = {
     "png": {"density", "xmp", "comments", "png_chunks"},
@@ -40,9 +40,9 @@ HELD = {
 def test_what_belongs_to_a_picture_stays_or_is_told(tmp_path, kind):
     exif = tiff.clean_exif(exif_block())
     before = make(3, np.uint8, icc_profile=SRGB, exif=exif, metadata=metadata())
-    told = " ".join(picture.not_kept(before, epath.Path("a"), kind))
-    path = picture.write_picture(before, epath.Path(tmp_path / "a"), format=kind)
-    found = picture.read_picture(str(path))
+    told = " ".join(image_files.not_kept(before, epath.Path("a"), kind))
+    path = image_files.write_picture(before, epath.Path(tmp_path / "a"), format=kind)
+    found = image_files.read_picture(str(path))
     assert found.exif == exif and found.icc_profile == SRGB
     words = {"iptc": "IPTC", "geo": "georeference", "png_chunks": "PNG's texts 'parameters'"}
     for field in dataclasses.fields(Metadata):
@@ -58,30 +58,32 @@ def test_what_belongs_to_a_picture_stays_or_is_told(tmp_path, kind):
         else:
             assert not kept, name
     # A second time, nothing is lost or added.
-    again = picture.write_picture(found, epath.Path(tmp_path / "b"), format=kind)
-    assert picture.read_picture(str(again)).metadata == found.metadata
+    again = image_files.write_picture(found, epath.Path(tmp_path / "b"), format=kind)
+    assert image_files.read_picture(str(again)).metadata == found.metadata
     nothing = make(3, np.uint8)
-    assert picture.not_kept(nothing, epath.Path("a"), kind) == ()
-    path = picture.write_picture(nothing, epath.Path(tmp_path / "c"), format=kind)
-    assert picture.read_picture(str(path)).metadata == Metadata()
+    assert image_files.not_kept(nothing, epath.Path("a"), kind) == ()
+    path = image_files.write_picture(nothing, epath.Path(tmp_path / "c"), format=kind)
+    assert image_files.read_picture(str(path)).metadata == Metadata()
 
 
 def test_what_is_too_long_for_jpeg_is_told(tmp_path):
     long = Metadata(xmp=bytes(70000), iptc=b"\x1c" * 70000, comments=(b"c" * 70000, b"short"))
     exif = tiff.clean_exif(exif_block(ImageDescription="d" * 70000))
     before = make(3, np.uint8, exif=exif, metadata=long)
-    told = picture.not_kept(before, epath.Path("a.jpg"))
+    told = image_files.not_kept(before, epath.Path("a.jpg"))
     assert told == ("its EXIF", "its XMP", "its IPTC", "its comments")
-    path = picture.write_picture(before, epath.Path(tmp_path / "a.jpg"))
-    found = picture.read_picture(str(path))
+    path = image_files.write_picture(before, epath.Path(tmp_path / "a.jpg"))
+    found = image_files.read_picture(str(path))
     assert found.exif is None and found.metadata == Metadata(comments=(b"short",))
 
 
 def test_a_density_in_exif_is_kept_where_there_is_no_other_place():
     exif = exif_block(XResolution=72.0, YResolution=72.0, ResolutionUnit=2)
-    found = picture.decode_picture(saved(Image.fromarray(noise(3, np.uint8)), "WEBP", exif=exif))
+    found = image_files.decode_picture(
+        saved(Image.fromarray(noise(3, np.uint8)), "WEBP", exif=exif)
+    )
     assert found.metadata.density == Density(72, 72, "inch")
-    assert picture.not_kept(found, epath.Path("a.webp")) == ()
+    assert image_files.not_kept(found, epath.Path("a.webp")) == ()
 
 
 def test_what_other_programs_wrote_is_found():
@@ -89,27 +91,29 @@ def test_what_other_programs_wrote_is_found():
     iptc = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC + b"\0"
     jpeg = saved(image, "JPEG", dpi=(300, 240), comment=b"hello", xmp=XMP % 1)
     segment = b"\xff\xed" + struct.pack(">H", len(iptc) + 2) + iptc
-    found = picture.decode_picture(jpeg[:20] + segment + jpeg[20:]).metadata
+    found = image_files.decode_picture(jpeg[:20] + segment + jpeg[20:]).metadata
     assert found == Metadata(Density(300, 240, "inch"), XMP % 1, IPTC, (b"hello",))
     by_cm = bytearray(jpeg)
     by_cm[13:18] = struct.pack(">BHH", 2, 118, 118)
-    assert picture.decode_picture(bytes(by_cm)).metadata.density == Density(118, 118, "cm")
+    assert image_files.decode_picture(bytes(by_cm)).metadata.density == Density(118, 118, "cm")
     # EXIF's, where JFIF says nothing; and TIFF's.
     exif = exif_block(XResolution=72.0, YResolution=72.0, ResolutionUnit=2)
     for data in (saved(image, "JPEG", exif=exif), saved(image, "TIFF", dpi=(72, 72))):
-        assert picture.decode_picture(data).metadata.density == Density(72, 72, "inch")
-    assert picture.decode_picture(saved(image, "GIF", comment=b"hi")).metadata.comments == (b"hi",)
+        assert image_files.decode_picture(data).metadata.density == Density(72, 72, "inch")
+    assert image_files.decode_picture(saved(image, "GIF", comment=b"hi")).metadata.comments == (
+        b"hi",
+    )
     # ImageMagick's way of EXIF in PNG.
     block = exif_block(Orientation=6)
     text = f"\nexif\n{len(block)}\n{block.hex()}\n".encode()
     chunk = (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
-    found = picture.decode_picture(png(noise(3, np.uint8), chunk, depth=8))
+    found = image_files.decode_picture(png(noise(3, np.uint8), chunk, depth=8))
     assert found.exif == tiff.clean_exif(block) and found.pixels.shape == (14, 9, 3)
     # EXIF and places in a BigTIFF file, of both byte orders.
     for order in "<>":
         tags = [(271, 2, 7, b"Camera\0", True), (33550, 12, 3, (2.0, 2.0, 0.0), True)]
         data = tiff_file(noise(3, np.uint16), byteorder=order, bigtiff=True, extratags=tags)
-        found = picture.decode_picture(data)
+        found = image_files.decode_picture(data)
         exif = Image.Exif()
         exif.load(found.exif)
         assert exif[ExifTags.Base.Make] == "Camera"
@@ -139,9 +143,11 @@ def test_what_is_left_out_is_told():
         ),
     ]
     for data, words in cases:
-        [note] = picture.decode_picture(data).notes
+        [note] = image_files.decode_picture(data).notes
         assert words in note
-        assert picture.not_kept(picture.decode_picture(data), epath.Path("a.png"))[0] == note
+        assert (
+            image_files.not_kept(image_files.decode_picture(data), epath.Path("a.png"))[0] == note
+        )
 
 
 @pytest.mark.parametrize("scale", [2, 4, 1.5])
@@ -183,9 +189,9 @@ def test_exif_and_profile_come_back(tmp_path, name, little):
     Image.fromarray(noise(3, np.uint8)).save(
         path, exif=exif_block(little, Orientation=6), icc_profile=SRGB, xmp=XMP % 6
     )
-    found = picture.read_picture(str(path))
+    found = image_files.read_picture(str(path))
     assert found.icc_profile == SRGB and found.pixels.shape == (14, 9, 3)
-    picture.write_picture(found, path)
+    image_files.write_picture(found, path)
     with Image.open(path) as file:
         assert file.info["icc_profile"] == SRGB and file.size == (9, 14)
         exif = file.getexif()
@@ -201,7 +207,7 @@ def test_exif_and_profile_come_back(tmp_path, name, little):
         assert ExifTags.Base.ExifImageWidth not in inner
         assert exif.get_ifd(ExifTags.IFD.GPSInfo)[2] == (52.0, 30.0, 1.5)
     # A second time, nothing moves.
-    again = picture.read_picture(str(path))
+    again = image_files.read_picture(str(path))
     assert again.exif == found.exif and again.icc_profile == SRGB
 
 
@@ -209,6 +215,6 @@ def test_an_orientation_of_xmp_is_applied_where_exif_has_none():
     values = noise(3, np.uint8)
     for number in range(1, 9):
         data = saved(Image.fromarray(values), "WEBP", lossless=True, xmp=XMP % number)
-        found = picture.decode_picture(data)
+        found = image_files.decode_picture(data)
         np.testing.assert_array_equal(found.pixels, upright(values, number))
         assert found.metadata.xmp == XMP % 1

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sr3_jax.data.picture import containers, pillow, tiff, tiff_reading
-from sr3_jax.data.picture.picture import GEO_TAGS, Density, Metadata
+from sr3_jax.data.image_files import containers, pillow, tiff, tiff_reading
+from sr3_jax.data.image_files.picture import GEO_TAGS, Density, Metadata
 
 if TYPE_CHECKING:
     import pyvips

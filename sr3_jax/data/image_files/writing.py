@@ -12,10 +12,10 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from sr3_jax.data import storage
-from sr3_jax.data.picture import containers, tiff
-from sr3_jax.data.picture import metadata as metadata_lib
-from sr3_jax.data.picture.picture import Metadata, Picture, Pixels
-from sr3_jax.data.picture.vips import vips
+from sr3_jax.data.image_files import containers, tiff
+from sr3_jax.data.image_files import metadata as metadata_lib
+from sr3_jax.data.image_files.picture import Metadata, Picture, Pixels
+from sr3_jax.data.image_files.vips import vips
 
 Quality = int | str  # 1 to 100, or "lossless"
 
