@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import degrade, folders, index_file, sources
+from sr3_jax.data import degrade, folders, index_file, pairs, sources
 from sr3_jax.data.pipeline import Pipeline
 
 from configs import default  # isort: skip
@@ -96,7 +96,7 @@ def _config(two_folders):
 
 @pytest.mark.parametrize("crop_scale", [(0.0, 0.01), (0.0, 1.0)])
 def test_pairs_are_cut_from_the_same_square(two_folders, crop_scale):
-    source = folders.Pairs(*map(folders.folder, two_folders))
+    source = pairs.Pairs(*map(folders.folder, two_folders))
     options = degrade.DegradeOptions(16, 4, crop="random", crop_scale=crop_scale)
     pipeline = Pipeline(source, options, batch_size=3)
     batches = pipeline.training_batches()
@@ -134,7 +134,7 @@ def test_a_pair_of_wrong_sizes_is_skipped_with_both(two_folders):
     high, low = two_folders
     _save(low / "a" / "1.bmp", _noise(10, 11))
     (low / "a" / "2.bmp").write_bytes(b"")
-    source = folders.Pairs(folders.folder(high), folders.folder(low))
+    source = pairs.Pairs(folders.folder(high), folders.folder(low))
     pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=3)
     [batch] = pipeline.evaluation_batches()
     np.testing.assert_array_equal(batch["weight"], [1, 0, 0])
@@ -186,7 +186,7 @@ def test_what_is_cached_does_not_keep_whole_pictures(tmp_path, of_pairs):
         _save(tmp_path / "low" / f"{i}.png", _noise(4, 1000, seed=i))
     source = folders.folder(tmp_path / "high")
     if of_pairs:
-        source = folders.Pairs(source, folders.folder(tmp_path / "low"))
+        source = pairs.Pairs(source, folders.folder(tmp_path / "low"))
     pipeline = Pipeline(source, degrade.DegradeOptions(16, 4), batch_size=4)
     for _ in pipeline.evaluation_batches():  # imports and tables, once
         pass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax.data import degrade, folders, sources
+from sr3_jax.data import degrade, folders, photos, sources
 from sr3_jax.data.pipeline import Pipeline, TooManyBadError
 
 _CENTRAL = degrade.DegradeOptions(16, 4)
@@ -254,10 +254,10 @@ def test_empty_sources_and_uneven_batches_are_refused(source):
 def test_a_program_ends_though_an_iterator_is_in_the_middle_of_its_stream():
     # Without a cache all threads are decoding when the program comes to its end.
     code = (
-        "from sr3_jax.data import degrade, pipeline, sources\n"
+        "from sr3_jax.data import degrade, photos, pipeline\n"
         "options = degrade.DegradeOptions(16, 4, crop='random')\n"
         "batches = pipeline.Pipeline(\n"
-        "    sources.photos('train'), options, batch_size=8, cache_bytes=0, num_threads=4\n"
+        "    photos.photos('train'), options, batch_size=8, cache_bytes=0, num_threads=4\n"
         ").training_batches()\n"
         "next(batches)\n"
     )
@@ -266,7 +266,7 @@ def test_a_program_ends_though_an_iterator_is_in_the_middle_of_its_stream():
 
 
 def test_held_out_photos_are_all_usable_at_128():
-    pipeline = Pipeline(sources.photos("held_out"), degrade.DegradeOptions(128, 16), batch_size=4)
+    pipeline = Pipeline(photos.photos("held_out"), degrade.DegradeOptions(128, 16), batch_size=4)
     batches = list(pipeline.evaluation_batches())
     assert [batch["weight"].sum() for batch in batches] == [4, 4]
     assert not pipeline.skipped

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sr3_jax import jobs
 from sr3_jax.config import read
-from sr3_jax.data import degrade, folders, image_files, prepared, records
+from sr3_jax.data import degrade, folders, image_files, photos, prepared, records
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -24,9 +24,7 @@ def _photographs(root: pathlib.Path, count: int = 10) -> pathlib.Path:
     for path in sorted(_SHARED.glob("bsds500/train/*.jpg"))[:count]:
         (root / path.name).symlink_to(path)
     if not any(root.iterdir()):
-        from sr3_jax.data import sources
-
-        pictures = [ref.read().image for ref in sources.photos("train")]
+        pictures = [ref.read().image for ref in photos.photos("train")]
         for i in range(count):
             picture = pictures[i % len(pictures)][: 200 + i, : 300 - i]
             Image.fromarray(picture).save(root / f"{i}.jpg")

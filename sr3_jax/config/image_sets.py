@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
-import os
-import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 from jaxtyping import UInt, UInt8
 
+from sr3_jax.config import resolve
 from sr3_jax.config.sections import Config
-from sr3_jax.data import archives, folders, image_files, index_file, sources, storage
+from sr3_jax.data import image_files, source_kinds, sources
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import degrade, pipeline
 
-_MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
 _ROWS = 64  # read together where no batch is made of them
 
 
@@ -35,23 +30,16 @@ def training_source(config: Config, index_dir: epath.PathLike | None = None) -> 
       config: its section `data`.
       index_dir: where lists of what was found are kept, for the next start; None: nowhere.
     """
-    if config.data.source == "photos":
-        return sources.photos("train")
     images = _open(config, "train", index_dir)
-    if _has_evaluation_source(config):
+    if resolve.has_held_out(config):
         return images
     return sources.Subset(images, np.delete(np.arange(len(images)), _held_out(config, images)))
 
 
 def evaluation_source(config: Config, index_dir: epath.PathLike | None = None) -> sources.Source:
     """The held-out images, at most `config.evaluation.num_images` of them; see the other."""
-    c = config.data
-    if (c.eval_source or c.source) == "photos":
-        images = sources.photos("held_out")
-    elif _has_evaluation_source(config):
-        images = _open(config, "eval", index_dir)
-    else:
-        images = _open(config, "train", index_dir)
+    images = _open(config, "eval", index_dir)
+    if not resolve.has_held_out(config):
         images = sources.Subset(images, _held_out(config, images))
     return images[: config.evaluation.num_images or None]
 
@@ -160,119 +148,11 @@ def make_pipeline(
     )
 
 
-def _has_evaluation_source(config: Config) -> bool:
-    return bool(config.data.eval_path or config.data.eval_source)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where images are, by the keys of one half of the config."""
-
-    kind: str
-    path: str
-    low_path: str
-    keys: Mapping[str, str]
-    index: epath.Path | None
-
-    def require(self, key: Literal["path", "low_path"], meaning: str) -> str:
-        value = getattr(self, key)
-        if not value:
-            raise ValueError(
-                f"config.data.{self.keys[key]} is empty: give {meaning} as "
-                f"--config.data.{self.keys[key]}=..., or use --config.data.source=photos for the "
-                "photographs of scikit-image"
-            )
-        return value
-
-
 def _open(
-    config: Config, half: Literal["train", "eval"], index_dir: epath.PathLike | None
-) -> sources.LazySource:
-    c = config.data
-    prefix = "" if half == "train" else "eval_"
-    keys = {key: prefix + key for key in ("source", "path", "low_path")}
-    kind = getattr(c, keys["source"]) or c.source
-    index = epath.Path(index_dir) / f"{half}.npz" if index_dir else None
-    place = _Place(kind, getattr(c, keys["path"]), getattr(c, keys["low_path"]), keys, index)
-    if kind == "folder":
-        return _folder(place.require("path", "the folder of images"), index)
-    if kind == "folder_pairs":
-        high = place.require("path", "the folder of high-resolution images")
-        low = place.require("low_path", "the folder of low-resolution images")
-        low_index = index and index.with_name(f"{half}_low.npz")
-        return folders.Pairs(_folder(high, index), _folder(low, low_index))
-    if kind == "tar":
-        return _tar(place.require("path", "the tar file of images"), index)
-    if kind == "tfrecord":
-        path = place.require("path", "a TFRecord file, a pattern of them, or their folder")
-        size = config.evaluation_size if half == "eval" else c.image_size
-        return _tfrecord(path, size, index)
-    name, _, split = place.require("path", "a TFDS data set and its split, NAME:SPLIT,").rpartition(
-        ":"
-    )
-    if not name:
-        raise ValueError(
-            f"config.data.{keys['path']} = {place.path!r}: TFDS needs the name of a data set and "
-            "its split, as imagenet2012:train"
-        )
-    from sr3_jax.data import tfds_source
-
-    return tfds_source.tfds_split(
-        name, split, c.tfds_dir or None, lambda files: _records_index(files, index)
-    )
-
-
-def _folder(path: str, index: epath.Path | None) -> folders.Folder:
-    root, skip = os.path.expanduser(path), set()
-    if index:
-        # A run within its own images must not take the pictures that it makes for some of them.
-        workdir = index.parent.parent
-        skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
-    arrays = index_file.load_or_make(
-        index,
-        f"folder {path}",
-        lambda: folders.folder(path, skip).to_arrays(),
-        functools.partial(folders.Folder, root),
-    )
-    return folders.Folder(root, arrays)
-
-
-def _tar(path: str, index: epath.Path | None) -> archives.Archive:
-    def walk() -> Mapping[str, np.ndarray]:
-        with tqdm.tqdm(
-            total=storage.size(path),
-            desc="reading headers",
-            unit="B",
-            unit_scale=True,
-            file=sys.stderr,
-            delay=2.0,
-        ) as bar:
-            return archives.archive(path, bar.update).to_arrays()
-
-    opened = functools.partial(archives.Archive, path)
-    return opened(index_file.load_or_make(index, archives.describe(path), walk, opened))
-
-
-def _tfrecord(path: str, image_size: int, index: epath.Path | None) -> sources.LazySource:
-    from sr3_jax.data import prepared, records
-
-    if prepared.is_prepared(path):
-        return prepared.open_prepared(path, image_size)
-    files = records.tfrecord_files(path, image_size)
-    return records.Records(files, _records_index(files, index))
-
-
-def _records_index(files: Sequence[str], index: epath.Path | None) -> Mapping[str, np.ndarray]:
-    from sr3_jax.data import records
-
-    def walk() -> dict[str, Any]:
-        with tqdm.tqdm(
-            total=len(files), desc="reading headers", unit="file", file=sys.stderr, delay=2.0
-        ) as bar:
-            return records.tfrecords(files, bar.update).to_arrays()
-
-    opened = functools.partial(records.Records, files)
-    return index_file.load_or_make(index, "\n".join(files), walk, opened)
+    config: Config, half: source_kinds.Half, index_dir: epath.PathLike | None
+) -> sources.Source:
+    kind, place = resolve.place_of(config, half, index_dir)
+    return kind.open(place)
 
 
 def _held_out(config: Config, images: sources.LazySource) -> np.ndarray:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Literal
+
+from etils import epath
 
 from sr3_jax.config.sections import Config
-from sr3_jax.data import storage
+from sr3_jax.data import source_kinds, storage
+from sr3_jax.data.source_kinds import Half
+from sr3_jax.metrics import registry
 
-Half = Literal["train", "eval"]
-
-# The package that each metric of pretrained networks needs.
-_PACKAGES = {"fid": "torch_fidelity", "lpips": "torch_fidelity", "resnet50": "keras"}
+_MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
 
 _IMAGENET_TARS = (
     "--config.data.path=ILSVRC2012_img_train.tar --config.data.eval_path=ILSVRC2012_img_val.tar"
@@ -33,81 +33,50 @@ def faults(config: Config, *, trains: bool) -> Iterator[str]:
     data = config.data
     has_own = bool(data.eval_path or data.eval_source)
     of_training = config.evaluation.feature_metrics and config.evaluation.fid_reference == "train"
+    halves = {"train": trains or not has_own or of_training, "eval": has_own}
     missing = []
-    if trains or not has_own or of_training:
-        missing += _images(config, "train")
-    if has_own:
-        missing += _images(config, "eval")
+    for half in (half for half, is_needed in halves.items() if is_needed):
+        kind, place = place_of(config, half)
+        missing += kind.faults(place)
     if missing:
         missing[-1] += f". {_three_ways(data.tfds_train or data.path)}"
     yield from missing
     yield from _metrics(config)
 
 
-def _images(config: Config, half: Half) -> Iterator[str]:
+def place_of(
+    config: Config, half: Half, index_dir: epath.PathLike | None = None
+) -> tuple[source_kinds.Kind, source_kinds.Place]:
+    """Returns kind and place of the images of one half of the config.
+
+    The held-out images of a config that names none of their own are in the place of training's.
+    """
     data = config.data
+    if half == "eval" and not has_held_out(config):
+        half = "train"
     prefix = "" if half == "train" else "eval_"
-    kind = getattr(data, f"{prefix}source") or data.source
-    key = f"config.data.{prefix}path"
-    path = getattr(data, f"{prefix}path")
-    if kind == "photos":
-        return
-    if not path:
-        yield f"{key} is empty"
-    elif kind == "tfds":
-        yield from _tfds(config, key, path)
-    elif kind in ("folder", "folder_pairs"):
-        yield from _folder(key, path, "" if kind == "folder_pairs" else f"{prefix}source")
-        if kind == "folder_pairs":
-            yield from _folder(f"config.data.{prefix}low_path", getattr(data, f"{prefix}low_path"))
-    elif "*" not in path and not storage.exists(os.path.expanduser(path)):
-        yield f"{key} = {path!r} does not exist; give {_KINDS[kind]}"
+    index, skip = None, frozenset()
+    if index_dir:
+        # A run within its own images must not take the pictures that it makes for some of them.
+        index = epath.Path(index_dir) / f"{half}.npz"
+        workdir = index.parent.parent
+        skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
+    return source_kinds.KINDS[getattr(data, f"{prefix}source") or data.source], source_kinds.Place(
+        half,
+        getattr(data, f"{prefix}path"),
+        getattr(data, f"{prefix}low_path"),
+        config.evaluation_size if half == "eval" else data.image_size,
+        data.tfds_dir,
+        index,
+        frozenset(skip),
+    )
 
 
-_KINDS = {
-    "tar": "the path of a tar file",
-    "tfrecord": "a TFRecord file, a pattern of them, or their folder",
-}
-
-
-def _folder(key: str, path: str, source_key: str = "") -> Iterator[str]:
-    expanded = os.path.expanduser(path)
-    if not path:
-        yield f"{key} is empty; give the folder of low resolutions"
-    elif not storage.is_folder(expanded):
-        there = "is a file" if storage.exists(expanded) else "does not exist"
-        yield f"{key} = {path!r} {there}; give the path of a folder of images"
-    elif source_key and "://" not in path:
-        with os.scandir(expanded) as entries:
-            names = [entry.name for entry in entries]
-        if any(".tfrecord" in name for name in names):
-            if not any(name.lower().endswith(_SUFFIXES) for name in names):
-                yield (
-                    f"{key} = {path!r} is a folder of TFRecord files, not of images; add "
-                    f"--config.data.{source_key}=tfrecord"
-                )
-
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
-
-
-def _tfds(config: Config, key: str, path: str) -> Iterator[str]:
-    name, _, split = path.rpartition(":")
-    if not name:
-        yield (
-            f"{key} = {path!r}: TFDS needs the name of a data set and its split, as "
-            "imagenet2012:train"
-        )
-        return
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        yield f"{key} = {path!r} is of TFDS, which is not installed: pip install 'sr3_jax[train]'"
-        return
-    from sr3_jax.data import tfds_source
-
-    try:
-        tfds_source.check_prepared(name, split, config.data.tfds_dir or None)
-    except (FileNotFoundError, ValueError) as error:
-        yield f"{key} = {path!r}: {error}"
+def has_held_out(config: Config) -> bool:
+    """Returns whether held-out images are others than those of `data.path`."""
+    data = config.data
+    is_given = bool(data.eval_path or data.eval_source)
+    return is_given or source_kinds.KINDS[data.source].has_held_out
 
 
 def _three_ways(data_set: str) -> str:
@@ -130,8 +99,9 @@ def _three_ways(data_set: str) -> str:
 
 def _metrics(config: Config) -> Iterator[str]:
     evaluation = config.evaluation
+    packages = {metric.option: metric.package for metric in registry.of("network")}
     for metric in evaluation.feature_metrics:
-        package = _PACKAGES[metric]
+        package = packages[metric]
         if importlib.util.find_spec(package) is None:
             yield (
                 f"config.evaluation.feature_metrics has {metric!r}, which needs {package}: pip "

@@ -6,8 +6,9 @@ import dataclasses
 
 from sr3_jax import diffusion
 from sr3_jax.config.fields import MAX_STEPS, Section, option
+from sr3_jax.data import source_kinds
 
-SOURCES = ("folder", "folder_pairs", "tar", "tfrecord", "tfds", "photos")
+SOURCES = tuple(source_kinds.KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +17,9 @@ class Data(Section):
 
     source: str = option(
         "folder",
-        "Kind of the training images. `folder`: any tree of images. `folder_pairs`: two trees, "
-        "with images of the same names. `tar`: a tar file of images, or of tars of them, such as "
-        "ImageNet's. `tfrecord`: FFHQ's files, or those that `tools.prepare_data` wrote. "
-        "`tfds`: an image data set of TensorFlow Datasets. `photos`: the photographs of scikit-"
-        "image. See docs/data.md.",
+        "Kind of the training images. "
+        + " ".join(f"`{name}`: {kind.meaning}." for name, kind in source_kinds.KINDS.items())
+        + " See docs/data.md.",
         choices=SOURCES,
     )
     path: str = option(

@@ -9,22 +9,25 @@ over once, and then any image is one read away.
 
 import array
 import collections
+import functools
 import importlib.util
 import itertools
 import os
 import pathlib
 import posixpath
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
+import tqdm
 from absl import logging
 from jaxtyping import Int
 
-from sr3_jax.data import folders, index_file, sources, storage
+from sr3_jax.data import folders, index_file, source_kinds, sources, storage
 from sr3_jax.data.image_files import BadImageError, content, decode_seen
 
 _VALIDATION_NAME = re.compile(rb"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -110,22 +113,6 @@ class MemberRef(NamedTuple):
         return sources.Picture(image, label=self.label, notes=notes)
 
 
-def describe(path: str | os.PathLike[str]) -> str:
-    """Returns the description of a tar for `index_file.load_or_make`: its path and size.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
-    """
-    if not storage.exists(path):
-        raise FileNotFoundError(f"tar file {str(path)!r} does not exist; give the path of one")
-    if storage.is_folder(path):
-        raise IsADirectoryError(
-            f"{str(path)!r} is a folder; give a tar file, or take it with config.data.source=folder"
-        )
-    return f"tar {os.fspath(path)} of {storage.size(path)} bytes"
-
-
 def archive(
     path: str | os.PathLike[str], progress: Callable[[int], object] = lambda num_bytes: None
 ) -> Archive:
@@ -170,6 +157,37 @@ def archive(
     offset, size = np.ascontiguousarray(places[order].T)
     arrays = folders.arrays_of([names[index] for index in order])
     return Archive(path, {**arrays, "offset": offset, "size": size})
+
+
+def faults(place: source_kinds.Place) -> Iterator[str]:
+    """Yields what is wrong with the path of a tar; see `source_kinds`."""
+    key = place.key("path")
+    if not storage.exists(place.path):
+        yield f"{key} = {place.path!r} does not exist; give the path of a tar file"
+    elif storage.is_folder(place.path):
+        yield (
+            f"{key} = {place.path!r} is a folder; give a tar file, or add "
+            f"--{place.key('source')}=folder"
+        )
+
+
+def open_source(place: source_kinds.Place) -> Archive:
+    """Returns the images of a tar, as listed in `place.index` if it is there."""
+    path, size = place.path, storage.size(place.path)
+
+    def walk() -> Mapping[str, np.ndarray]:
+        with tqdm.tqdm(
+            total=size,
+            desc="reading headers",
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            delay=2.0,
+        ) as bar:
+            return archive(path, bar.update).to_arrays()
+
+    opened = functools.partial(Archive, path)
+    return opened(index_file.load_or_make(place.index, f"tar {path} of {size} bytes", walk, opened))
 
 
 def imagenet_validation_labels() -> Int[np.ndarray, "50000"] | None:

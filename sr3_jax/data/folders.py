@@ -1,7 +1,7 @@
-"""Sources of image files: a folder of any depth, and two folders whose images belong together."""
+"""A folder of image files, of any depth."""
 
 import collections
-import dataclasses
+import functools
 import itertools
 import os
 import types
@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sr3_jax.data import index_file, sources, storage
-from sr3_jax.data.image_files import BadImageError
+from sr3_jax.data import index_file, source_kinds, sources, storage
 
 # Formats that `picture` reads.
 IMAGE_SUFFIXES = tuple(
@@ -24,8 +23,6 @@ UNREAD_SUFFIXES = frozenset(
     ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr .fff .iiq "
     ".mrw .erf .kdc .dcr .mos .mef .rwl .raw".split()
 )
-
-_MAX_NAMED = 100  # in an error
 
 
 class Folder(sources.LazySource):
@@ -188,78 +185,36 @@ def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class PairRef:
-    """An image, and the same picture as another camera took it; see `sources.ImageRef`."""
-
-    high: sources.ImageRef
-    low: sources.ImageRef
-
-    @property
-    def name(self) -> str:
-        return self.high.name
-
-    def read(self) -> sources.Picture:
-        picture = self.high.read()
-        try:
-            low = self.low.read()
-        except BadImageError as error:
-            raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
-        notes = tuple(f"its low resolution: {note}" for note in low.notes)
-        return picture._replace(low_resolution=low.image, notes=picture.notes + notes)
+def faults(place: source_kinds.Place) -> Iterator[str]:
+    """Yields what is wrong with a folder of images; see `source_kinds`."""
+    key, path = place.key("path"), os.path.expanduser(place.path)
+    yield from not_a_folder(key, place.path)
+    if "://" in path or not os.path.isdir(path):
+        return
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries]
+    if any(".tfrecord" in name for name in names) and all(map(other_kind, names)):
+        yield (
+            f"{key} = {place.path!r} is a folder of TFRecord files, not of images; add "
+            f"--{place.key('source')}=tfrecord"
+        )
 
 
-class Pairs(sources.LazySource):
-    """The images of two folders in pairs, by name; see `match`."""
-
-    def __init__(self, high: Folder, low: Folder) -> None:
-        self._high, self._low = match(high, low)
-
-    def __len__(self) -> int:
-        return len(self._high)
-
-    def ref(self, index: int) -> PairRef:
-        return PairRef(self._high[index], self._low[index])
+def not_a_folder(key: str, path: str) -> Iterator[str]:
+    """Yields a message if the path that a key of the config has is no folder."""
+    expanded = os.path.expanduser(path)
+    if not storage.is_folder(expanded):
+        there = "is a file" if storage.exists(expanded) else "does not exist"
+        yield f"{key} = {path!r} {there}; give the path of a folder of images"
 
 
-def match(first: Folder, *others: Folder) -> list[sources.LazySource]:
-    """Returns the images of folders in the order of the first, by relative path without suffix.
-
-    Raises:
-        ValueError: images have no partner, or several.
-    """
-    stems = _by_stem(first)
-    matched, missing = [first], []
-    for other in others:
-        of_other = _by_stem(other)
-        for source, partner, lone in (
-            (first, other, stems.keys() - of_other.keys()),
-            (other, first, of_other.keys() - stems.keys()),
-        ):
-            if lone:
-                named = sorted(lone)[:_MAX_NAMED]
-                more = f" and {len(lone) - len(named)} more" if len(lone) > len(named) else ""
-                missing.append(
-                    f"{len(lone)} of {source.root} have none in {partner.root}: "
-                    f"{', '.join(named)}{more}"
-                )
-        if not missing:
-            matched.append(sources.Subset(other, np.array([of_other[stem] for stem in stems])))
-    if missing:
-        raise ValueError("images without a partner of the same name: " + "; ".join(missing))
-    return matched
-
-
-def _by_stem(source: Folder) -> dict[str, int]:
-    """Returns the positions of images by path without suffix, in the order of the source."""
-    found: dict[str, int] = {}
-    for index in range(len(source)):
-        name = source.ref(index).name
-        stem = os.path.splitext(name)[0]
-        if stem in found:
-            raise ValueError(
-                f"{source.root} has two images of one name, {source.ref(found[stem]).name} and "
-                f"{name}; pairs are matched by name without suffix, so rename one"
-            )
-        found[stem] = index
-    return found
+def open_source(place: source_kinds.Place) -> Folder:
+    """Returns the images of a folder, as listed in `place.index` if it is there."""
+    root = os.path.expanduser(place.path)
+    arrays = index_file.load_or_make(
+        place.index,
+        f"folder {place.path}",
+        lambda: folder(place.path, place.skip).to_arrays(),
+        functools.partial(Folder, root),
+    )
+    return Folder(root, arrays)

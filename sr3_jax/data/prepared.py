@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from sr3_jax.data import degrade, folders, index_file, records, resumable, sources, storage
+from sr3_jax.data import (
+    degrade,
+    folders,
+    index_file,
+    records,
+    resumable,
+    source_kinds,
+    sources,
+    storage,
+)
 from sr3_jax.data.image_files import BadImageError, encode_image
 
 _MANIFEST, _INDEX, _SKIPPED, _PARTS = "manifest.json", "index.npz", "skipped.txt", "parts"
@@ -205,6 +214,23 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
     except (ValueError, KeyError, OverflowError, FileNotFoundError) as error:
         raise ValueError(f"{index} is damaged: {error}. {_REMEDY}") from error
     return found
+
+
+def faults(place: source_kinds.Place) -> Iterator[str]:
+    """Yields what is wrong with the path of TFRecord files; see `source_kinds`."""
+    if "*" not in place.path and not storage.exists(place.path):
+        yield (
+            f"{place.key('path')} = {place.path!r} does not exist; give a TFRecord file, a "
+            "pattern of them, or their folder"
+        )
+
+
+def open_source(place: source_kinds.Place) -> records.Records:
+    """Returns the images of a prepared folder, or of any TFRecord files."""
+    if is_prepared(place.path):
+        return open_prepared(place.path, place.image_size)
+    files = records.tfrecord_files(place.path, place.image_size)
+    return records.open_records(files, place.index)
 
 
 def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:

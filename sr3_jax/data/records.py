@@ -5,16 +5,19 @@ A TFRecord file is a sequence of records, each after its length, with checksums 
 are walked over once, and then any record is one read away. TensorFlow is not needed.
 """
 
+import functools
 import math
 import os
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
+import tqdm
 from jaxtyping import UInt8
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
@@ -177,6 +180,19 @@ def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None)
     flat = np.array([record for records in found for record in records], np.int64).reshape(-1, 2)
     file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
     return Records(files, {"file_index": file, "offset": flat[:, 0], "size": flat[:, 1]})
+
+
+def open_records(files: Sequence[str], index: str | os.PathLike[str] | None) -> Records:
+    """Returns the images in TFRecord files, as listed in the file `index` if it is there."""
+
+    def walk() -> Mapping[str, np.ndarray]:
+        with tqdm.tqdm(
+            total=len(files), desc="reading headers", unit="file", file=sys.stderr, delay=2.0
+        ) as bar:
+            return tfrecords(files, bar.update).to_arrays()
+
+    opened = functools.partial(Records, files)
+    return opened(index_file.load_or_make(index, "\n".join(files), walk, opened))
 
 
 def _walk(path: str) -> Iterator[tuple[int, int]]:

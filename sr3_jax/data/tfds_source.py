@@ -5,7 +5,8 @@ which get one here. TFDS gives only bytes, so that TensorFlow itself does not ru
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Integer
 
-from sr3_jax.data import records, sources
+from sr3_jax.data import records, source_kinds, sources
 
 
 class ArrayRecords(sources.LazySource):
@@ -41,11 +42,32 @@ class ExampleRef:
         return records.decode_example(self.examples[self.index])
 
 
+def faults(place: source_kinds.Place) -> Iterator[str]:
+    """Yields what is wrong with the name of a data set and its split; see `source_kinds`."""
+    key, (name, _, split) = place.key("path"), place.path.rpartition(":")
+    if not name:
+        yield (
+            f"{key} = {place.path!r}: TFDS needs the name of a data set and its split, as "
+            "imagenet2012:train"
+        )
+        return
+    try:
+        check_prepared(name, split, place.tfds_dir or None)
+    except (FileNotFoundError, ValueError) as error:
+        yield f"{key} = {place.path!r}: {error}"
+
+
+def open_source(place: source_kinds.Place) -> sources.LazySource:
+    """Returns the images of a split."""
+    name, _, split = place.path.rpartition(":")
+    return tfds_split(name, split, place.tfds_dir or None, place.index)
+
+
 def tfds_split(
     name: str,
     split: str,
     data_dir: str | None = None,
-    index: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
+    index: str | os.PathLike[str] | None = None,
 ) -> sources.LazySource:
     """Opens the images of a prepared TFDS data set.
 
@@ -54,7 +76,7 @@ def tfds_split(
             `celeb_a_hq/256`.
         split: a split or a part of one: `train`, `validation[:1000]`.
         data_dir: folder where it was prepared; None for TFDS's own, `~/tensorflow_datasets`.
-        index: returns the arrays of `records.Records` for TFRecord files; None to walk over them.
+        index: file in which the list of TFRecord files' images is kept; None: nowhere.
 
     Raises:
         FileNotFoundError: it is not prepared; the message has the command that does.
@@ -73,7 +95,7 @@ def tfds_split(
             "--file_format=array_record"
         )
     files = [instruction.filename for instruction in chosen.file_instructions]
-    found = records.tfrecords(files) if index is None else records.Records(files, index(files))
+    found = records.open_records(files, index)
     return sources.Subset(found, _positions(found, chosen.file_instructions))
 
 

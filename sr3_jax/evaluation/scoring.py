@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sr3_jax.data import folders, sources
+from sr3_jax.data import folders, pairs, sources
 from sr3_jax.data.image_files import BadImageError, Pixels
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.outputs import Upsampled
@@ -84,7 +84,7 @@ def score_folders(
     given = {"reference": reference, **outputs}
     if low_resolution is not None:
         given["input"] = low_resolution
-    matched = dict(zip(given, folders.match(*given.values()), strict=True))
+    matched = dict(zip(given, pairs.match(*given.values()), strict=True))
     methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
     of_images: dict[str, dict[str, list[float]]] = {method: {} for method in methods}
     names, labels, wrong = [], [], []

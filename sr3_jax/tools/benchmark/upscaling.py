@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sr3_jax import parallel
-from sr3_jax.data import sources
+from sr3_jax.data import photos, sources
 from sr3_jax.inference import manifest, programs, tiling, upscale_files
 from sr3_jax.inference.super_resolver import SuperResolver
 
@@ -180,8 +180,8 @@ def report(result: Result) -> str:
 
 
 def _write(folder: epath.Path, number: int, size: tuple[int, int]) -> sources.FileRef:
-    photos = sources.photos("train")
-    photo = photos[number % len(photos)].read().image
+    found = photos.photos("train")
+    photo = found[number % len(found)].read().image
     if any(a < b for a, b in zip(photo.shape, size, strict=False)):
         repeats = [-(-b // a) for a, b in zip(photo.shape, size, strict=False)]
         photo = np.tile(photo, (*repeats, 1))

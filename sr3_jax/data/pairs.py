@@ -1,0 +1,105 @@
+"""Two folders whose images belong together: a picture, and the same from another camera."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from sr3_jax.data import folders, source_kinds, sources
+from sr3_jax.data.image_files import BadImageError
+
+_MAX_NAMED = 100  # in an error
+
+
+def faults(place: source_kinds.Place) -> Iterator[str]:
+    """Yields what is wrong with the two folders; see `source_kinds`."""
+    yield from folders.not_a_folder(place.key("path"), place.path)
+    if place.low_path:
+        yield from folders.not_a_folder(place.key("low_path"), place.low_path)
+    else:
+        yield f"{place.key('low_path')} is empty; give the folder of low resolutions"
+
+
+def open_source(place: source_kinds.Place) -> "Pairs":
+    """Returns the images of two folders in pairs."""
+    index = place.index and place.index.with_name(f"{place.half}_low.npz")
+    low = dataclasses.replace(place, path=place.low_path, index=index)
+    return Pairs(folders.open_source(place), folders.open_source(low))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRef:
+    """An image, and the same picture as another camera took it; see `sources.ImageRef`."""
+
+    high: sources.ImageRef
+    low: sources.ImageRef
+
+    @property
+    def name(self) -> str:
+        return self.high.name
+
+    def read(self) -> sources.Picture:
+        picture = self.high.read()
+        try:
+            low = self.low.read()
+        except BadImageError as error:
+            raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
+        notes = tuple(f"its low resolution: {note}" for note in low.notes)
+        return picture._replace(low_resolution=low.image, notes=picture.notes + notes)
+
+
+class Pairs(sources.LazySource):
+    """The images of two folders in pairs, by name; see `match`."""
+
+    def __init__(self, high: folders.Folder, low: folders.Folder) -> None:
+        self._high, self._low = match(high, low)
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def ref(self, index: int) -> PairRef:
+        return PairRef(self._high[index], self._low[index])
+
+
+def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySource]:
+    """Returns the images of folders in the order of the first, by relative path without suffix.
+
+    Raises:
+        ValueError: images have no partner, or several.
+    """
+    stems = _by_stem(first)
+    matched, missing = [first], []
+    for other in others:
+        of_other = _by_stem(other)
+        for source, partner, lone in (
+            (first, other, stems.keys() - of_other.keys()),
+            (other, first, of_other.keys() - stems.keys()),
+        ):
+            if lone:
+                named = sorted(lone)[:_MAX_NAMED]
+                more = f" and {len(lone) - len(named)} more" if len(lone) > len(named) else ""
+                missing.append(
+                    f"{len(lone)} of {source.root} have none in {partner.root}: "
+                    f"{', '.join(named)}{more}"
+                )
+        if not missing:
+            matched.append(sources.Subset(other, np.array([of_other[stem] for stem in stems])))
+    if missing:
+        raise ValueError("images without a partner of the same name: " + "; ".join(missing))
+    return matched
+
+
+def _by_stem(source: folders.Folder) -> dict[str, int]:
+    """Returns the positions of images by path without suffix, in the order of the source."""
+    found: dict[str, int] = {}
+    for index in range(len(source)):
+        name = source.ref(index).name
+        stem = os.path.splitext(name)[0]
+        if stem in found:
+            raise ValueError(
+                f"{source.root} has two images of one name, {source.ref(found[stem]).name} and "
+                f"{name}; pairs are matched by name without suffix, so rename one"
+            )
+        found[stem] = index
+    return found
