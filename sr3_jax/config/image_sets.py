@@ -150,9 +150,11 @@ def make_pipeline(
 
 def _open(
     config: Config, half: source_kinds.Half, index_dir: epath.PathLike | None
-) -> sources.Source:
+) -> sources.LazySource:
     kind, place = resolve.place_of(config, half, index_dir)
-    return kind.open(place)
+    images = kind.open(place)
+    is_lazy = isinstance(images, sources.LazySource)
+    return images if is_lazy else sources.Subset(images, np.arange(len(images)))
 
 
 def _held_out(config: Config, images: sources.LazySource) -> np.ndarray:
