@@ -1,9 +1,9 @@
 """The compiled programs of `refinement`: the denoiser's, and the small ones around it.
 
-Few are compiled whatever sizes come. What takes long to compile is the denoiser. It is a program of
-its own, which sees tiles of few sizes (`tiling`), in batches of few sizes, and nothing of the image
-that they are from. The others are small and see images flat, by their number of pixels alone.
-Of both kinds those that have not been used for longest are dropped.
+Few programs are compiled, whatever the sizes of images. The denoiser takes long to compile. It is a
+program of its own, on batches of tiles, and both have few sizes (`tiling`). The other programs are
+small and take flat images, whose only size is their number of pixels. The programs of each kind
+that were not used for longest are dropped.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _MAX_OTHERS = 48
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What programs are compiled for, but for the number of tiles at once.
+    """The sizes and devices that programs are compiled for.
 
     Attributes:
-      devices: that share the images, or the tiles of an image that is cut.
-      spatial: for each of these, the devices that share the height of what the network sees.
-      rows: images.
-      room: pixels of the array that holds an image.
-      tile: height and width of what the network sees.
-      is_cut: whether there is one image, of several tiles, which then is on all devices.
+      devices: number of devices that share the images, or the tiles of one image.
+      spatial: number of devices that share the height of each tile.
+      rows: number of images.
+      room: number of pixels of the array that holds an image.
+      tile: height and width of the network's input.
+      is_cut: whether there is one image of several tiles; all devices then hold it.
     """
 
     devices: int
@@ -59,11 +59,11 @@ class Programs:
     def __init__(
         self, denoiser: models.Denoiser, devices: Sequence[jax.Device], *, clip: bool
     ) -> None:
-        """Takes what to compile.
+        """Stores the denoiser; nothing is compiled yet.
 
         Args:
-          denoiser: of the tiles; holds no weights, which go as soon as their owner does.
-          devices: of which the first few run a program.
+          denoiser: estimates y_0 of tiles. It holds no weights.
+          devices: a program runs on the first few of them.
           clip: see `diffusion.advance`.
         """
         self.compile_seconds = 0.0  # so far
@@ -73,7 +73,7 @@ class Programs:
 
     @property
     def num_networks(self) -> int:
-        """Programs of the network that are kept; at most 12."""
+        """Number of denoiser programs that are kept; at most 12."""
         return len(self._networks)
 
     def mesh(self, devices: int, spatial: int = 1) -> jax.sharding.Mesh:
@@ -81,16 +81,16 @@ class Programs:
         return parallel.make_mesh(self._devices[: devices * spatial], spatial=spatial)
 
     def images(self, shape: Shape) -> jax.sharding.Sharding:
-        """Where flat images lie, and their keys."""
+        """Returns the sharding of flat images and of their keys."""
         mesh = self.mesh(shape.devices, shape.spatial)
         return parallel.replicated(mesh) if shape.is_cut else parallel.split_batch(mesh)
 
     def tiles(self, shape: Shape) -> jax.sharding.Sharding:
-        """Where tiles lie."""
+        """Returns the sharding of tiles."""
         return denoiser_shardings(self.mesh(shape.devices, shape.spatial))["out_shardings"]
 
     def whole(self, shape: Shape) -> jax.sharding.Sharding:
-        """Where weights lie, and where tiles are cut: on all devices of a program."""
+        """Returns the sharding of weights and of images being cut: replicated on all devices."""
         return parallel.replicated(self.mesh(shape.devices, shape.spatial))
 
     def network(
@@ -102,7 +102,7 @@ class Programs:
         gamma: Float[Any, ""],
         labels: Int[Any, " b"],
     ) -> Float[Array, "b h w 3"]:
-        """The denoiser's estimate of y_0 for some tiles."""
+        """Returns the denoiser's estimate of y_0 for a batch of tiles."""
         return self._run(
             self._networks,
             (shape.devices, shape.spatial, y_t.shape),
@@ -112,7 +112,7 @@ class Programs:
         )
 
     def noise(self, shape: Shape, keys: Key[Array, " n"]) -> Float[Array, "n values"]:
-        """Noise for sources; the sampler folds numbers from 1 into the same keys."""
+        """Draws noise for sources; the sampler folds numbers from 1 into the same keys."""
 
         def draw(keys: Key[Array, " n"]) -> Array:
             one = lambda key: jax.random.normal(jax.random.fold_in(key, 0), (3 * shape.room,))  # noqa: E731
@@ -126,7 +126,7 @@ class Programs:
     def begin(
         self, shape: Shape, sampler: diffusion.Sampler, keys: Key[Array, " n"]
     ) -> diffusion.State:
-        """Pure noise, flat."""
+        """Returns the sampler's first state, y_T: pure noise."""
 
         def begin(row: diffusion.Sampler, keys: Key[Array, " n"]) -> diffusion.State:
             return diffusion.begin(row, keys, (3 * shape.room,))
@@ -147,9 +147,9 @@ class Programs:
         x: Float[Array, "n values"] | None,
         y_t: Float[Array, "n values"],
     ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
-        """The tiles of x and of y_t of all images, one image after the other.
+        """Cuts the tiles of x and of y_t of all images, one image after the other.
 
-        `windows` is None of images that are not cut, which are tiles.
+        `windows` is None for images that are a single tile.
         """
         images, tiles = self.images(shape), self.tiles(shape)
         return self._small(
@@ -219,11 +219,11 @@ class Programs:
         arguments: tuple,
         **how: Any,
     ) -> Any:
-        """Calls a program, after compiling it where it is not there."""
+        """Calls a program, which it compiles at the first call."""
         if key not in programs:
             start = time.perf_counter()
-            # A function of its own, so that what jax keeps of it goes with the program. Of shapes:
-            # where there are several processes, numpy arrays may not be split by `jit`.
+            # jax's caches of a new function are freed with the program. It is lowered from shapes,
+            # because `jit` may not split numpy arrays where there are several processes.
             jitted = jax.jit(functools.partial(function), **how)
             shapes = jax.eval_shape(lambda *arguments: arguments, *arguments)
             programs[key] = parallel.compile_for(self._devices[0], jitted.lower(*shapes))
@@ -235,7 +235,7 @@ class Programs:
 
 
 def denoiser_shardings(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Where arguments and result of `Denoiser.__call__` lie, as keywords of `jax.jit`.
+    """Returns the shardings of `Denoiser.__call__`, as keywords of `jax.jit`.
 
     The devices of `mesh` share the tiles, and along its spatial axis their height.
     """

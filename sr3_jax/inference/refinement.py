@@ -1,14 +1,13 @@
 """Refining batches of images of one size on devices: `Refiner`.
 
-Resizing before and rounding after are done on the host, in numpy, where no size is compiled for.
-Between them nothing leaves the devices: noise; then for each call of a sampler
-(`diffusion.Sampler`) the denoiser's estimate of y_0, tile by tile where an image is cut (`tiling`),
-and the sampler's step. The compiled programs (`programs`) do not depend on how many steps there
-are.
+The host resizes inputs and rounds results, in numpy, which compiles nothing for a new size. All
+else stays on the devices: the noise, and for each call of a sampler (`diffusion.Sampler`) the
+denoiser's estimate of y_0, tile by tile for large images (`tiling`), and the sampler's step. The
+compiled programs (`programs`) do not depend on the number of steps.
 
 An image's result depends on its pixels, its key and `tile_size`, not on its batch or its devices.
-Without attention it still depends on `tile_size`: convolutions reach over the overlap, and group
-normalisation looks at a whole tile (`UNet.norm`).
+It depends on `tile_size` even without attention: convolutions reach over the overlap, and group
+normalisation takes its statistics from a whole tile (`UNet.norm`).
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from sr3_jax.inference.integer_images import Levels
 from sr3_jax.models import Params
 
 _MAX_OVERLAP = 64  # of tiles, in pixels
-# A CPU works on larger batches no faster, and from 64x64 pixels on more slowly: they leave its
+# Larger batches are no faster on a CPU, and slower from 64x64 pixels on, since they leave its
 # caches (measured: docs/cpu.md).
 _CPU_PIXELS = 4096
-# Of the size of an image: x, y_t, the sum of estimates, the state of the call before, and what a
-# step works with; and on the host: x in the making, y_0, and levels.
+# Arrays of the size of an image. On the devices: x, y_t, the sum of estimates, the former state,
+# and the step's temporaries. On the host: x, its temporaries, y_0 and the result.
 _NUM_ARRAYS, _NUM_HOST_ARRAYS = 8, 4
 
 
 class Refiner:
-    """Refines batches of images of one size: the part of `SuperResolver` that knows devices."""
+    """Refines batches of images of one size; the part of `SuperResolver` that places arrays."""
 
     def __init__(
         self,
@@ -52,16 +51,16 @@ class Refiner:
         devices: Sequence[jax.Device],
         share_heights: bool | None = None,
     ) -> None:
-        """Takes the denoiser; its weights come with `set_params`.
+        """Stores the denoiser; `set_params` brings its weights.
 
         Args:
           denoiser: estimates y_0.
-          sampling: how to draw.
-          factor: by how much images grow.
-          stride: of the network's deepest level.
-          devices: that share the images, or tiles.
-          share_heights: also the height of each image, where there are fewer images than devices.
-            None: if they are not CPUs, which work on one image with all cores anyway.
+          sampling: the sampling options.
+          factor: ratio of output to input size.
+          stride: stride of the network's deepest level, in pixels.
+          devices: the devices that share images or tiles.
+          share_heights: whether devices share the height of an image if there are fewer images than
+            devices. None: except on CPUs, which use all cores for one image anyway.
         """
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
@@ -75,7 +74,7 @@ class Refiner:
         self._placed: dict[tuple[int, int], Params] = {}
 
     def set_params(self, params: Params) -> None:
-        """Changes the weights, which are kept in the network's type; what was compiled stays."""
+        """Replaces the weights, cast to the network's type; compiled programs stay."""
         everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
         self.params = jax.jit(self.denoiser.cast_params)(jax.device_put(params, everywhere))
         self._placed = {(len(self._devices), 1): self.params}
@@ -90,8 +89,8 @@ class Refiner:
         grid = self.grid(size)
         if grid.is_cut:
             return len(self._devices), 1
-        # Few numbers, so that few programs are compiled. Batches are filled up by at most as many
-        # images as there are.
+        # There are few batch sizes, so that few programs are compiled. Padding at most doubles a
+        # batch.
         devices = parallel.usable(self._sampling.batch_size, len(self._devices))
         for rows, sharing in ((self._most(grid.tile, devices), devices), (devices, devices)):
             if num_images > rows // 2:
@@ -109,10 +108,10 @@ class Refiner:
     def network_batches(
         self, num_images: int, size: tuple[int, int]
     ) -> list[tuple[int, tuple[int, int, int]]]:
-        """The network's calls in one step of so many images.
+        """Lists the network's calls in one step of the sampler.
 
         Returns:
-          For each: the devices that share it, and rows, height and width of its inputs.
+          For each call: the number of devices, and rows, height and width of its inputs.
         """
         grid, calls = self.grid(size), []
         while num_images > 0:
@@ -123,10 +122,10 @@ class Refiner:
         return calls
 
     def memory(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Estimates bytes for refining images of a size, beside the weights, before compiling.
+        """Estimates the memory of refining images of a size, in bytes, without the weights.
 
         Returns:
-          Of each device, and of the host.
+          Bytes on each device, and on the host.
         """
         grid = self.grid(size)
         devices, rows = self.share(num_images, size)
@@ -162,21 +161,21 @@ class Refiner:
         progress: Callable[[], None] | None = None,
         labels: Int[np.ndarray, " n"] | None = None,
     ) -> Iterator[Callable[[], Levels]]:
-        """Refines one batch, on devices that meanwhile go on with what else is asked of them.
+        """Starts to refine one batch, and returns before it is done.
 
         Args:
-          images: as many as `share` says. Of those of a network without a source only the size
-            counts.
-          keys: of their noise.
-          sampler: what to do in each call.
-          labels: class of each image, the null label where negative; None: of all. Ignored by
+          images: the number of images that `share` returns. A network without a source uses their
+            size alone.
+          keys: keys of their noise.
+          sampler: the sampler.
+          labels: class of each image, the null label where negative; None: all null. Ignored by
             unconditional networks.
-          stops: after how many calls to yield y_t; 0 is pure noise.
-          progress: called when a call is done.
+          stops: numbers of calls after which y_t is yielded; 0 yields pure noise.
+          progress: called after each call of the sampler.
 
         Yields:
-          For each stop, then for the result: a function that waits for it. It raises ValueError
-          where the network gave values that are not finite.
+          For each stop, and for the result: a function that waits for it. It raises ValueError if
+          the network's output is not finite.
         """
         grid = self.grid(images.shape[1:3])
         shape = self.shape(len(images), images.shape[1:3])
@@ -201,12 +200,12 @@ class Refiner:
             row = sampler[call]
             for windows in groups:
                 tiles = run.cut(shape, windows, x, state.y_t)
-                # Tiles of an image that is cut are all of its class.
+                # All tiles of an image have its class.
                 of_tiles = np.resize(labels, len(tiles[1]))
                 y_0 = run.network(shape, params, *tiles, row.gamma, of_tiles)
                 total = run.add(shape, windows, total, y_0)
-                # One call ahead, so that devices need not wait for this process, and not more, so
-                # that no tiles pile up.
+                # The host stays one call ahead, so that devices never wait for it, and no more, so
+                # that tiles do not pile up.
                 ticks.append((y_0, progress if windows is groups[-1] else None))
                 _wait(ticks, 1)
             state, total = run.step(shape, row, state, total, keys)
@@ -219,7 +218,7 @@ class Refiner:
     def _source(
         self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape, grid: tiling.Grid
     ) -> Float[Array, "b values"]:
-        """The network's x, flat: the upsampled images."""
+        """Returns the network's x, flat: the upsampled images, with any source noise."""
         low = integer_images.to_signed(images)
         if std := self.denoiser.source_noise:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
@@ -232,27 +231,27 @@ class Refiner:
         return jax.device_put(x, self.programs.images(shape))
 
     def _finish(self, low: Levels, grid: tiling.Grid, y_0: Float[np.ndarray, "b values"]) -> Levels:
-        """To levels, and to the nearest consistent image where asked for."""
+        """Converts y_0 to levels, of the nearest consistent image if asked for."""
         (height, width), canvas = grid.size, grid.canvas
         y_0 = y_0[:, : 3 * canvas[0] * canvas[1]].reshape(len(low), *canvas, 3)[:, :height, :width]
         if not np.isfinite(y_0).all():
             raise ValueError(
-                "the network gave values that are not finite; use config.model.dtype = float32, "
-                "another checkpoint (--which), or train anew with a lower learning rate"
+                "the network's output is not finite; use config.model.dtype = float32, another "
+                "checkpoint (--which), or train anew with a lower learning rate"
             )
         if self._sampling.consistent:
             y_0 = resampling.make_consistent(y_0, integer_images.to_signed(low))
         return integer_images.to_levels(y_0, low.dtype)
 
     def shape(self, num_images: int, size: tuple[int, int]) -> programs.Shape:
-        """Returns the shape that programs are compiled for, with as many images as `share` says."""
+        """Returns the shape of the programs for a number of images that `share` returned."""
         grid = self.grid(size)
         devices, _ = self.share(num_images, size)
         spatial = self._spatial(devices, grid)
         return programs.Shape(devices, spatial, num_images, grid.room, grid.tile, grid.is_cut)
 
     def _most(self, tile: tuple[int, int], devices: int) -> int:
-        """Images, or tiles, that the network sees at once: a multiple of the devices."""
+        """Returns the largest batch of the network: a multiple of the devices."""
         most = self._sampling.batch_size
         if self._devices[0].platform == "cpu":
             most = min(most, devices * max(1, _CPU_PIXELS // (tile[0] * tile[1])))
@@ -265,14 +264,14 @@ class Refiner:
         return [most] * full + [devices] * -(-rest // devices)
 
     def _spatial(self, devices: int, grid: tiling.Grid) -> int:
-        """Returns how many devices share an image: all, if each has a row of the deepest level."""
+        """Returns how many devices share an image, so that each has a row of the deepest level."""
         if not self._share_heights:
             return 1
         rows, free = grid.tile[0] // self._stride, len(self._devices) // devices
         return math.gcd(rows, parallel.usable(free, free + 1))
 
     def _params_on(self, *devices: int) -> Params:
-        """The parameters on the first few devices (`_mesh`)."""
+        """Returns the parameters on the first few devices (`Programs.mesh`)."""
         if devices not in self._placed:
             where = parallel.replicated(self.programs.mesh(*devices))
             self._placed[devices] = jax.device_put(self.params, where)
@@ -280,7 +279,7 @@ class Refiner:
 
 
 def _wait(ticks: collections.deque[tuple[Array, Callable[[], None] | None]], num_left: int) -> None:
-    """Waits for all but the last of what the network is at; says where a call is done."""
+    """Waits for the network's calls, but the last `num_left`, and reports progress."""
     while len(ticks) > num_left:
         made, progress = ticks.popleft()
         made.block_until_ready()

@@ -1,4 +1,4 @@
-"""What all trained networks have in common once they sample: `TrainedNetwork`."""
+"""`TrainedNetwork`: loading and sampling, shared by `SuperResolver` and `Generator`."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class TrainedNetwork:
 
         Args:
           denoiser: estimates y_0: `denoiser(params, x, y_t, gamma, label)`.
-          params: its weights; for the best pictures the averaged ones.
-          make_sampler: the sampler of a number of steps.
-          sampling: how to draw; its `num_steps` and `batch_size` are the defaults.
-          factor: by how much the network makes images grow.
-          stride: sizes that the network takes are multiples of it; others are padded, and images
-            larger than `sampling.tile_size` refined in tiles.
+          params: its weights; the averaged ones give better pictures.
+          make_sampler: returns the sampler of a number of steps.
+          sampling: the sampling options; `num_steps` and `batch_size` are the defaults.
+          factor: ratio of output to input size.
+          stride: the network takes sizes that are multiples of it; other sizes are padded, and
+            images larger than `sampling.tile_size` are refined in tiles.
           knows_no_class: whether a class-conditional network may be called without a label.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
@@ -75,21 +75,21 @@ class TrainedNetwork:
         which: Which | None = None,
         **sampling: Any,
     ) -> Trained:
-        """Loads what a training run left: its config and the averaged weights.
+        """Loads the averaged weights of a training run.
 
-        It samples as the run's config says, or as `inference.json` does, which
-        `--mode=tune_schedule` writes there.
+        Sampling follows `inference.json` of the workdir, which `--mode=tune_schedule` writes, or
+        else the run's config.
 
         Args:
           workdir: the `--workdir` of the run.
-          which: `latest`, `best` (by held-out loss, of baselines by PSNR), or the step of a
-            checkpoint; None for what `config.evaluation.checkpoint` says.
-          **sampling: keys of `config.sampling` to use instead, such as `sampler="dpmpp_2m"`,
+          which: `latest`, `best` (lowest held-out loss; highest PSNR for baselines), or the step of
+            a checkpoint; None for `config.evaluation.checkpoint`.
+          **sampling: overrides keys of `config.sampling`, such as `sampler="dpmpp_2m"`,
             `num_steps=20`, `consistent=True`; see docs/config.md.
 
         Raises:
-          FileNotFoundError: where the folder holds no config or no such checkpoint.
-          ValueError: where the two do not fit together, or for an unknown key.
+          FileNotFoundError: the folder has no config, or no such checkpoint.
+          ValueError: the checkpoint is of another network, or a key is unknown.
         """
         workdir = epath.Path(workdir).expanduser()
         config = run_file.load(workdir / "config.json")
@@ -104,16 +104,16 @@ class TrainedNetwork:
     def from_checkpoint(
         cls: type[Trained], path: epath.PathLike, config: Config | ConfigDict, **sampling: Any
     ) -> Trained:
-        """Loads one checkpoint wherever it is, with the config of the network it is of.
+        """Loads a checkpoint, with a config of its network.
 
         Args:
-          path: a checkpoint's folder, `.../STEP`.
-          config: of the network; as `get_config()` of a config file returns it, or read.
+          path: folder of the checkpoint, `.../STEP`.
+          config: the network's config, read or as `get_config()` of a config file returns it.
           **sampling: see `from_workdir`.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ValueError: the name is no number, or the config is of another network.
+          ValueError: the folder's name is no number, or the config is of another network.
         """
         path = epath.Path(path).expanduser()
         if not path.name.isdigit():
@@ -130,7 +130,7 @@ class TrainedNetwork:
         which: Which | None = None,
         **sampling: Any,
     ) -> Trained:
-        """Loads as `from_workdir` does, with a config that need not lie beside the checkpoints."""
+        """Loads a checkpoint of a folder of checkpoints; see `from_workdir`."""
         config = with_sampling(read(config), sampling)
         step, params = loading.restore(config, epath.Path(checkpoints), which)
         resolver = cls.from_params(config, params)
@@ -139,7 +139,7 @@ class TrainedNetwork:
 
     @classmethod
     def from_params(cls: type[Trained], config: Config | ConfigDict, params: Params) -> Trained:
-        """With weights at hand, of the network that `config` describes."""
+        """Makes one of weights at hand, of the network that `config` describes."""
         config = read(config)
         if config.has_source != cls._makes_from_source:
             low = config.data.low_resolution
@@ -164,17 +164,17 @@ class TrainedNetwork:
         return made
 
     def set_params(self, params: Params) -> None:
-        """Changes the weights; what was compiled stays."""
+        """Replaces the weights; compiled programs stay."""
         self.refiner.set_params(params)
 
     @property
     def params(self) -> Params:
-        """The weights, in the type they are computed with, on all devices."""
+        """The weights in the network's type, on all devices."""
         return self.refiner.params
 
     @property
     def batch_size(self) -> int:
-        """Images sampled at once (the next multiple of the devices, where they share it)."""
+        """Number of images sampled at once; rounded up to a multiple of the devices in use."""
         return self._sampling.batch_size
 
     @property
@@ -196,7 +196,7 @@ class TrainedNetwork:
         stops: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Iterator[list[Callable[[], integer_images.Levels]]]:
-        """Batch after batch: functions that wait for y_t after each of `stops`, and for y_0."""
+        """Yields for each batch functions that wait for y_t after each of `stops`, and for y_0."""
         labels = self._labels(label, len(images))
         sampler, keys = self._sampler(steps), integer_images.keys_of(seed, len(images))
         first = 0
@@ -235,7 +235,7 @@ class TrainedNetwork:
         return self.make_sampler(steps)
 
     def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:
-        """After how many calls to look, the end apart."""
+        """Returns the numbers of calls after which to take snapshots, without the last."""
         calls = self.nfe(steps)
         if num_snapshots == 1 or num_snapshots < 0 or num_snapshots > calls + 1:
             raise ValueError(
