@@ -100,7 +100,9 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             "sr3_jax.data.archives", "a tar file of images, or of tars of them, such as ImageNet's"
         ),
         "tfrecord": Kind(
-            "sr3_jax.data.prepared", "FFHQ's files, or those that `tools.prepare_data` wrote"
+            "sr3_jax.data.prepared",
+            "FFHQ's files, or those that `tools.prepare_data` wrote",
+            package="tensorflow_datasets",
         ),
         "tfds": Kind(
             "sr3_jax.data.tfds_source",
