@@ -151,5 +151,5 @@ def test_it_trains_evaluates_and_upscales_by_the_same_commands(method, tmp_path)
     first, second = (resolver.upscale(image, seed=seed) for seed in (0, 1))
     assert first.shape == (1, 40, 52, 3)
     np.testing.assert_array_equal(first, second)
-    with pytest.raises(ValueError, match=f"5 steps of config.method = '{method}'"):
+    with pytest.raises(ValueError, match=f"5 steps with config.method = '{method}'"):
         resolver.upscale(image, steps=5)

@@ -210,7 +210,7 @@ def test_a_consistent_baseline_in_bfloat16(tmp_path, images):
     assert {stored[name].dtype.name for name in stored} == {"uint16", "float32"}
     sample = runpy.run_path(str(tmp_path / "run.py"))["load"](about)
     _close(sample(images, np.zeros(4, np.uint32)), resolver.upscale(images))
-    with pytest.raises(ValueError, match="2 steps of config.method"):
+    with pytest.raises(ValueError, match="2 steps with config.method"):
         export.make_plan(config, SIZE, 2)
 
 

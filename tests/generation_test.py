@@ -232,7 +232,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     with pytest.raises(ValueError, match="no input to be consistent with"):
         cascade.open_stage(workdirs / "8", consistent=True)
     unguided = _config(8, 0, 3, **{"train.label_dropout": 0.0})
-    with pytest.raises(ValueError, match="label_dropout = 0, so that it does not know"):
+    with pytest.raises(ValueError, match="label_dropout = 0, so that it has no unconditional"):
         with_sampling(unguided, {"guidance": 2.0})
     with pytest.raises(ValueError, match="makes images from nothing: use Generator"):
         super_resolver.SuperResolver.from_workdir(workdirs / "8")

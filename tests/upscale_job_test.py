@@ -121,7 +121,7 @@ def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):
         recipe = json.loads((tmp_path / "out" / ".manifest" / "recipe.json").read_text())
         assert {key: recipe[key] for key in tuned} == tuned and recipe["network"]
         (workdir / "inference.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"inference\.json does not hold"):
+        with pytest.raises(ValueError, match=r"inference\.json is not a file of"):
             upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "o"), UpscaleOptions())
     finally:
         (workdir / "inference.json").unlink()
