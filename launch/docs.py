@@ -69,7 +69,8 @@ _TEMPLATES = {
     "custom.css": """
 .pdoc .docstring img { max-width: 100%; }
 .pdoc .docstring table { display: block; overflow-x: auto; max-width: 100%; }
-.pdoc .docstring pre { overflow-x: auto; }
+.pdoc .docstring td code { white-space: normal; overflow-wrap: anywhere; }
+.pdoc .docstring pre { overflow-x: auto; font-size: 85%; }
 @media (min-width: 770px) { body { width: calc(66rem + var(--sidebar-width)); } }
 """,
 }
@@ -153,7 +154,7 @@ def _with_links(text: str, page: str, copy: Callable[[str], None]) -> str:
 
 def make(folder: pathlib.Path) -> None:
     """Writes the site into `folder`."""
-    pdoc.render.configure(docformat="google", footer_text="", search=True)
+    pdoc.render.configure(docformat="google", show_source=False)
     environment = pdoc.render.env
     environment.loader = jinja2.ChoiceLoader([jinja2.DictLoader(_TEMPLATES), environment.loader])
 

@@ -116,7 +116,7 @@ def test_every_link_of_the_site_leads_somewhere(site):
 
 def test_the_reference_shows_annotations_as_they_are_written(site):
     sampling = (site / "sr3_jax/diffusion/sampling.html").read_text(encoding="utf-8")
-    signature = re.search(r'(?s)<section id="sample">(.*?)view-source-button', sampling)[1]
+    signature = re.search(r'(?s)<section id="sample">(.*?)headerlink', sampling)[1]
     shown = html.unescape(re.sub("<[^>]+>", "", signature))
     assert "keys: Key[Array, ' b']" in shown and "denoise: Denoise" in shown
     assert 'href="../diffusion.html#Sampler"' in signature
