@@ -238,7 +238,7 @@ def test_relative_links_of_pages_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", _PAGES)
 def test_what_a_page_mentions_exists(name):
-    """Checks programs, commands, flags, configs, options, files and tests."""
+    """Checks programs, commands, flags, configs, options, extras, files and tests."""
     page, missing = _PAGES[name], []
     for module in re.findall(r"python -m ((?:sr3_jax|launch)[\w.]*\w)", page):
         path = _ROOT / module.replace(".", "/")
@@ -253,6 +253,9 @@ def test_what_a_page_mentions_exists(name):
             missing.append(f"{file}::{test}")
     for line in _code(page):
         missing += _missing_of_command(_words(line))
+    extras = re.findall(r"pip install [^`\n]*?'(?:\.|sr3_jax)\[([\w,]+)\]'", page)
+    setup = (_ROOT / "setup.py").read_text(encoding="utf-8")
+    missing += [name for name in ",".join(extras).split(",") if name and f'"{name}": ' not in setup]
     sections = "|".join(configs.SECTIONS)
     for key in re.findall(rf"`((?:config\.)?(?:{sections})\.\w+)[=`]", page):
         if not (_is_option(key) or _resolves(f"sr3_jax.{key}") or key.endswith((".KEY", ".py"))):
