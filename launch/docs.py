@@ -71,7 +71,7 @@ _TEMPLATES = {
 .pdoc .docstring table { display: block; overflow-x: auto; max-width: 100%; }
 .pdoc .docstring td code { white-space: normal; overflow-wrap: anywhere; }
 .pdoc .docstring pre { overflow-x: auto; font-size: 85%; }
-@media (min-width: 770px) { body { width: calc(66rem + var(--sidebar-width)); } }
+@media (min-width: 770px) { main { width: calc(66rem + var(--sidebar-width)); } }
 """,
 }
 
