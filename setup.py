@@ -88,6 +88,7 @@ setuptools.setup(
             *_TEST,
             *_TRAIN,
             "gcp-storage-emulator>=2024.8",
+            "pdoc>=16.0",  # launch/docs.sh
             "ray>=2.60,<2.64",
             "ruff>=0.14",
             *_TENSORFLOW,

@@ -11,7 +11,7 @@ from sr3_jax.commands import shared
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Defines and parses the flags of the command that `argv` names; the parser of `app.run`.
+    """Defines and parses the flags of the command that `argv` names; the parser of `absl.app.run`.
 
     --help and --version end the process.
 

@@ -2,7 +2,7 @@
 
 Each axis is multiplied by a sparse matrix, on the host, since users' images come in any size and
 every new size would be compiled on the devices. Training resizes on the devices
-(`images.resize_bicubic`), with the same result.
+(`image_ops.resize_bicubic`), with the same result.
 """
 
 from __future__ import annotations
