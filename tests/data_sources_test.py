@@ -124,7 +124,7 @@ def test_the_new_source_of_contributing_is_a_module_and_a_line(tmp_path):
     """The page's example gives the pictures of a zip file, and says where there is none."""
     page = (pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
     section = page.partition("## A new data source")[2].partition("\n## ")[0]
-    line, module = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    line, module = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
     imports = (
         "import dataclasses, zipfile\n"
         "from sr3_jax.data import folders, image_files, sources, storage\n\n"
