@@ -1,5 +1,5 @@
 """Images in, batches of (high resolution, low resolution) pairs out.
 
-`sources`, `folders`, `archives`, `records` and `tfds_source` know where images are, `picture`
-decodes one, `degrade` makes its pair, `pipeline` the batches.
+`source_kinds` lists the kinds of sources, `image_files` reads and writes files, `degrade` makes the
+low resolution, and `pipeline` the batches.
 """
