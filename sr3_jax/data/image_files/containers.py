@@ -1,6 +1,5 @@
 """Chunks of PNG and WebP files, and segments of JPEG files: reading and adding them."""
 
-import contextlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -37,21 +36,6 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         place += 12 + size
 
 
-def png_exif_and_xmp(data: bytes) -> tuple[bytes | None, bytes | None]:
-    """Reads EXIF and the XMP packet of a PNG file; None if it has none, or it is damaged."""
-    exif = xmp = None
-    for kind, begin, end in png_chunks(data):
-        if kind == b"eXIf":
-            exif = data[begin:end]
-        elif kind in PNG_TEXTS:
-            chunk = (kind, data[begin:end])
-            with contextlib.suppress(ValueError):  # `metadata.of_png` notes it
-                xmp = png_xmp(chunk) or xmp
-                if exif is None and (raw := png_raw_profile(chunk)) and raw[0] in RAW_EXIF:
-                    exif = raw[1]
-    return exif, xmp
-
-
 def png_of_pixels(data: bytes) -> bytes:
     """Removes the metadata of a PNG file, so that no decoder decompresses texts and profiles."""
     kept = [
@@ -85,19 +69,14 @@ def png_keyword(chunk: PngChunk) -> str:
 
 
 def png_text_of(chunk: PngChunk) -> str:
-    """Returns the text of a chunk of type tEXt, zTXt or iTXt.
-
-    Raises:
-        ValueError: it is damaged, or too large.
-    """
+    """Returns the text of a chunk; raises ValueError if it is damaged or too large."""
     return _text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
 
 
 def png_xmp(chunk: PngChunk) -> bytes | None:
     """Returns the XMP packet of a chunk; None for other chunks."""
-    if chunk[0] == b"iTXt" and chunk[1].startswith(_PNG_XMP + b"\0"):
-        return _text_bytes(chunk)
-    return None
+    is_xmp = chunk[0] == b"iTXt" and chunk[1].startswith(_PNG_XMP + b"\0")
+    return _text_bytes(chunk) if is_xmp else None
 
 
 def png_xmp_chunk(xmp: bytes) -> PngChunk:
@@ -105,24 +84,22 @@ def png_xmp_chunk(xmp: bytes) -> PngChunk:
     return b"iTXt", _PNG_XMP + bytes(5) + xmp
 
 
-def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes] | None:
+def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes]:
     """Reads a profile as ImageMagick wrote it before PNG had chunks for it.
 
     It is a text: an empty line, the kind, the size, and hexadecimal digits.
 
     Returns:
-        The kind (`exif`, `iptc` ...) and the content; None for other chunks.
+        The kind (`exif`, `iptc` ...) and the content; empty for other chunks.
     """
-    keyword = png_keyword(chunk)
-    kind = keyword.removeprefix("Raw profile type ")
-    if not kind or kind == keyword:
-        return None
-    lines = png_text_of(chunk).split("\n")
-    return kind.lower(), bytes.fromhex("".join(lines[3:]))
+    before, _, kind = png_keyword(chunk).partition("Raw profile type ")
+    if before or not kind:
+        return "", b""
+    return kind.lower(), bytes.fromhex("".join(png_text_of(chunk).split("\n")[3:]))
 
 
 def unpacked(data: bytes) -> bytes:
-    """Decompresses; raises ValueError if the result is larger than in any real file."""
+    """Decompresses; raises ValueError if the data is damaged or larger than in any real file."""
     stream = zlib.decompressobj()
     try:
         content = stream.decompress(data, _MOST_BYTES)

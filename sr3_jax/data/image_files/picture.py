@@ -23,13 +23,7 @@ _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 
 
 class Density(NamedTuple):
-    """Pixels per unit of length on paper.
-
-    Attributes:
-        x: horizontal density.
-        y: vertical density.
-        unit: unit of length; empty if `x` and `y` give the shape of a pixel only.
-    """
+    """Pixels per unit of length on paper; `x` and `y` without unit give the shape of a pixel."""
 
     x: float
     y: float
@@ -49,7 +43,7 @@ class Metadata:
         density: pixels per unit of length.
         xmp: the XMP packet, with orientation 1.
         iptc: the records of IPTC-IIM.
-        comments: comments of JPEG and GIF.
+        comments: those of JPEG and GIF.
         png_chunks: type and content of PNG's texts, time, and colours other than a profile.
         geo: tags of GeoTIFF.
     """
@@ -94,15 +88,10 @@ class Picture:
             )
 
     def scaled(self, pixels: Pixels, alpha: Alpha | None, scale: int | float) -> Picture:
-        """Returns the picture with more pixels and the same metadata.
+        """Returns the picture with pixels of `scale` times the width and height.
 
         A georeference keeps the corners where they are on the ground. The density stays, so that
         the picture is printed larger.
-
-        Args:
-            pixels: RGB of the new size.
-            alpha: opacity of the new size, or None.
-            scale: ratio of new to old width, and of new to old height.
         """
         metadata = dataclasses.replace(self.metadata, geo=_scaled_geo(self.metadata.geo, scale))
         return dataclasses.replace(self, pixels=pixels, alpha=alpha, metadata=metadata)

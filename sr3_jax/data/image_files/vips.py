@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def vips() -> types.ModuleType:
-    """Imports pyvips.
-
-    Raises:
-        BadImageError: it is not installed.
-    """
+    """Imports pyvips; raises BadImageError if it is not installed."""
     try:
         import pyvips
     except (ImportError, OSError) as error:
