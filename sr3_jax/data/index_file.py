@@ -112,7 +112,7 @@ def check_column(
 
 def check_places(
     arrays: Arrays, length: int, smallest: int = 0
-) -> tuple[Int64[np.ndarray, " length"], Int64[np.ndarray, " length"]]:
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Returns the arrays `offset` and `size` of images in a file, in bytes; see `check_column`."""
     offset, size = (check_column(arrays, key, (np.int64,), length) for key in ("offset", "size"))
     if (offset < 0).any() or (size < smallest).any():
