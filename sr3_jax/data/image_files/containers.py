@@ -11,7 +11,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 BMP_INCHES = 39.3701  # in a metre, as Pillow converts the density of BMP files
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_PNG_XMP = b"XML:com.adobe.xmp"
+PNG_XMP = b"XML:com.adobe.xmp"
 RAW_EXIF = ("exif", "app1")  # ImageMagick's names of EXIF
 _PHOTOSHOP = b"Photoshop 3.0\0"
 IPTC = 1028  # the resource of Photoshop that holds it
@@ -75,13 +75,8 @@ def png_text_of(chunk: PngChunk) -> str:
 
 def png_xmp(chunk: PngChunk) -> bytes | None:
     """Returns the XMP packet of a chunk; None for other chunks."""
-    is_xmp = chunk[0] == b"iTXt" and chunk[1].startswith(_PNG_XMP + b"\0")
+    is_xmp = chunk[0] == b"iTXt" and chunk[1].startswith(PNG_XMP + b"\0")
     return _text_bytes(chunk) if is_xmp else None
-
-
-def png_xmp_chunk(xmp: bytes) -> PngChunk:
-    """Makes a chunk of an XMP packet."""
-    return b"iTXt", _PNG_XMP + bytes(5) + xmp
 
 
 def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes]:
@@ -110,16 +105,6 @@ def unpacked(data: bytes) -> bytes:
     return content
 
 
-def webp_chunks(data: bytes) -> dict[bytes, bytes]:
-    """Returns the content of the chunks of a WebP file by their type."""
-    chunks, place = {}, 12
-    while place + 8 <= len(data):
-        kind, size = struct.unpack_from("<4sI", data, place)
-        chunks[kind] = data[place + 8 : place + 8 + size]
-        place += 8 + size + size % 2
-    return chunks
-
-
 def iptc_of_photoshop(content: bytes) -> bytes | None:
     """Returns the records of IPTC among resources of Photoshop."""
     place = 0
@@ -135,12 +120,7 @@ def iptc_of_photoshop(content: bytes) -> bytes | None:
 
 
 def with_jpeg_segments(
-    data: bytes,
-    *,
-    density: Density | None,
-    xmp: bytes | None,
-    iptc: bytes | None,
-    comments: Iterable[bytes],
+    data: bytes, density: Density | None, iptc: bytes | None, comments: Iterable[bytes]
 ) -> bytes:
     """Inserts segments into a JPEG file, after the first one, which is JFIF's.
 
@@ -151,11 +131,10 @@ def with_jpeg_segments(
         unit = ("", "inch", "cm").index(density.unit)
         numbers = (min(max(round(number), 1), 65535) for number in density[:2])
         struct.pack_into(">BHH", head, 13, unit, *numbers)
-    segments = [(0xE1, JPEG_XMP + xmp)] if xmp else []
+    segments = [(0xFE, comment) for comment in comments]
     if iptc:  # JPEG holds it as a resource of Photoshop
         resource = b"8BIM" + struct.pack(">HHI", IPTC, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
         segments.append((0xED, _PHOTOSHOP + resource))
-    segments += [(0xFE, comment) for comment in comments]
     packed = b""
     for marker, content in segments:
         packed += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content

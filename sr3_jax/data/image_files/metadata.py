@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sr3_jax.data.image_files import containers, pillow, tiff
-from sr3_jax.data.image_files.picture import GEO_TAGS, Density, Metadata
+from sr3_jax.data.image_files.picture import GEO_TAGS, Density, FileMetadata, Metadata
 
 if TYPE_CHECKING:
     import pyvips
@@ -31,33 +30,6 @@ _TIFF_READ = frozenset(
     + [_PHOTOSHOP, *GEO_TAGS, *tiff.DESCRIPTIVE]
 )
 _SRGB_LIKE = {1, 2, 6, 13}  # primaries and transfer functions of video that are sRGB's, or unknown
-
-
-@dataclasses.dataclass
-class FileMetadata:
-    """The metadata of a file, with the attributes of `Picture`.
-
-    Attributes:
-        icc_profile: colour profile; it may be one for other pixels.
-        orientation: how the pixels are stored, 1 to 8 as in EXIF.
-    """
-
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
-    metadata: Metadata = Metadata()  # noqa: RUF009  (frozen)
-    is_lossless: bool = False
-    notes: list[str] = dataclasses.field(default_factory=list)
-    orientation: int = 1
-
-    def add(self, **parts: Any) -> None:
-        """Sets attributes of `metadata`."""
-        self.metadata = dataclasses.replace(self.metadata, **parts)
-
-    def convert_cmyk(self) -> None:
-        """Drops the profile of CMYK, and notes how the colours were converted."""
-        by = "its profile" if pillow.cmyk_transform(self.icc_profile) else "a plain formula"
-        self.notes.append(f"its CMYK colours, which became 8-bit sRGB by {by}")
-        self.icc_profile = None
 
 
 def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> FileMetadata:
@@ -85,7 +57,7 @@ def of_jpeg(image: JpegImagePlugin.JpegImageFile) -> FileMetadata:
         kept.add(density=Density(*map(float, numbers), ("inch", "cm")[unit - 1]))
     kept.add(iptc=resources.get(containers.IPTC), comments=tuple(comments))
     if image.mode == "CMYK":
-        kept.convert_cmyk()
+        convert_cmyk(kept)
     return kept
 
 
@@ -129,8 +101,13 @@ def of_png(data: bytes) -> FileMetadata:
     return kept
 
 
-def of_webp(chunks: Mapping[bytes, bytes]) -> FileMetadata:
-    """Reads the metadata of a WebP file, from the content of its chunks by type."""
+def of_webp(data: bytes) -> FileMetadata:
+    """Reads the metadata of a WebP file."""
+    chunks, place = {}, 12
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, place)
+        chunks[kind] = data[place + 8 : place + 8 + size]
+        place += 8 + size + size % 2
     names = {"icc_profile": b"ICCP", "exif": b"EXIF", "xmp": b"XMP "}
     kept = _of_info({name: chunks.get(kind) for name, kind in names.items()})
     kept.is_lossless = b"VP8L" in chunks
@@ -195,6 +172,13 @@ def of_heic(file: Any) -> FileMetadata:
     if kept.icc_profile is None and not codes <= _SRGB_LIKE:
         kept.notes.append("its colour space, which is none of a profile and is taken as sRGB")
     return kept
+
+
+def convert_cmyk(kept: FileMetadata) -> None:
+    """Drops the profile of CMYK, and notes how the colours were converted."""
+    by = "its profile" if pillow.cmyk_transform(kept.icc_profile) else "a plain formula"
+    kept.notes.append(f"its CMYK colours, which became 8-bit sRGB by {by}")
+    kept.icc_profile = None
 
 
 def exif_density(exif: bytes | None) -> Density | None:

@@ -16,7 +16,7 @@ from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin
 
 from sr3_jax.data.image_files import containers, metadata, pillow, tiff, tiff_reading
 from sr3_jax.data.image_files.errors import BadImageError, check_pixels, decoder_errors, max_pixels
-from sr3_jax.data.image_files.opened import Opened
+from sr3_jax.data.image_files.picture import FileMetadata, Opened
 from sr3_jax.data.image_files.vips import open_buffer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _open_webp(data: bytes) -> Opened:
     image = open_buffer("webpload_buffer", data)
     if image.get_typeof("n-pages"):
         _refuse_frames(image.get("n-pages"))
-    kept = metadata.of_webp(containers.webp_chunks(data))
+    kept = metadata.of_webp(data)
     return Opened((image.width, image.height), image.bands, 8, image.numpy, kept)
 
 
@@ -158,7 +158,7 @@ def _opener(data: bytes) -> Callable[[bytes], Opened]:
     raise BadImageError("not a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file")
 
 
-def _by_pillow(image: Image.Image, kept: metadata.FileMetadata) -> Opened:
+def _by_pillow(image: Image.Image, kept: FileMetadata) -> Opened:
     # By the mode before loading: a palette of GIF may be one of greys, and is then loaded as such.
     bands = (1 if image.mode in ("1", "L", "LA") else 3) + image.has_transparency_data
     return Opened(image.size, bands, 8, lambda: pillow.pixels(image), kept)

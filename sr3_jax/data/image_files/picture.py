@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -95,6 +97,56 @@ class Picture:
         """
         metadata = dataclasses.replace(self.metadata, geo=_scaled_geo(self.metadata.geo, scale))
         return dataclasses.replace(self, pixels=pixels, alpha=alpha, metadata=metadata)
+
+
+@dataclasses.dataclass
+class FileMetadata:
+    """The metadata of a file, with the attributes of `Picture`.
+
+    Attributes:
+        icc_profile: colour profile; it may be one for other pixels.
+        orientation: how the pixels are stored, 1 to 8 as in EXIF.
+    """
+
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    metadata: Metadata = Metadata()  # noqa: RUF009  (frozen)
+    is_lossless: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list)
+    orientation: int = 1
+
+    def add(self, **parts: Any) -> None:
+        """Sets attributes of `metadata`."""
+        self.metadata = dataclasses.replace(self.metadata, **parts)
+
+
+class Opened(NamedTuple):
+    """A picture file that can be decoded.
+
+    Attributes:
+        size: width and height as stored, in pixels.
+        bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
+        bits: depth of a decoded band, 8 or 16.
+        decode: decodes the pixels as stored: grey or RGB, then alpha.
+        kept: metadata of the file.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    bits: int
+    decode: Callable[[], Shaped[np.ndarray, "height width *bands"]]
+    kept: FileMetadata
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of the upright picture in pixels, and bands."""
+        upright = self.size if self.kept.orientation >= 5 else self.size[::-1]
+        return (*upright, self.bands)
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Size of the decoded pixels in bytes; decoding takes about three times that."""
+        return math.prod(self.shape) * self.bits // 8
 
 
 def rgb(picture: Picture) -> Pixels:

@@ -6,8 +6,8 @@ from jaxtyping import Shaped, UInt
 from sr3_jax.data import storage
 from sr3_jax.data.image_files import containers
 from sr3_jax.data.image_files.errors import BadImageError, decoder_errors
-from sr3_jax.data.image_files.opening import Opened, open_file
-from sr3_jax.data.image_files.picture import Picture, Pixels, rgb
+from sr3_jax.data.image_files.opening import open_file
+from sr3_jax.data.image_files.picture import Opened, Picture, Pixels, rgb
 
 Box = tuple[int, int, int, int]  # (left, top, right, bottom) in pixels
 

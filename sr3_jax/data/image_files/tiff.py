@@ -53,13 +53,7 @@ _LEVEL = 1
 
 
 class Value(NamedTuple):
-    """A tag to be written.
-
-    Attributes:
-        tag: number of the tag.
-        kind: type of the values, a key of `_TYPES`.
-        content: numbers, or bytes of kind `s` (ASCII) or `u` (undefined).
-    """
+    """A tag to be written: numbers of a `kind` of `_TYPES`, or bytes of kind `s` (ASCII) or `u`."""
 
     tag: int
     kind: str
@@ -98,11 +92,7 @@ class Tiff:
         return found
 
     def directory(self, place: int) -> tuple[dict[int, Entry], int]:
-        """Reads the directory at an offset.
-
-        Returns:
-            Its tags by number, and the offset of the next directory; 0 after the last.
-        """
+        """Returns the tags of the directory at an offset, and the offset of the next one or 0."""
         number, entry = ("Q", "HHQ") if self._is_big else ("H", "HHI")
         inline, size = (8, 20) if self._is_big else (4, 12)
         (count,) = struct.unpack_from(self.order + number, self._data, place)
@@ -156,10 +146,7 @@ def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
         keep: tags of the first directory that stay; None for all.
 
     Returns:
-        EXIF with `EXIF_PREFIX`; None if nothing is left.
-
-    Raises:
-        ValueError: it is damaged.
+        EXIF with `EXIF_PREFIX`; None if nothing is left. If it is damaged, ValueError is raised.
     """
     data = data.removeprefix(EXIF_PREFIX)
     try:
@@ -221,16 +208,14 @@ def encode(
         (BITS, "H", (8 * values.itemsize,) * channels),
         (COMPRESSION, "H", (8,)),
         (PHOTOMETRIC, "H", (1 if channels < 3 else 2,)),
-        (STRIP_OFFSETS, "I", tuple(offsets)),
+        (STRIP_OFFSETS, "I", offsets),
         (SAMPLES, "H", (channels,)),
         (ROWS_PER_STRIP, "I", (rows,)),
-        (STRIP_BYTES, "I", tuple(sizes)),
+        (STRIP_BYTES, "I", sizes),
         (PREDICTOR, "H", (2,)),
-        (EXTRA_SAMPLES, "H", () if channels % 2 else (2,)),
+        *([] if channels % 2 else [(EXTRA_SAMPLES, "H", (2,))]),
         *tags,
     ):
-        if not content:
-            continue
         data = content
         if not isinstance(content, bytes):
             data = struct.pack(f"{order}{len(content)}{kind[0]}", *content)
@@ -264,8 +249,7 @@ def _copy_directory(tiff: Tiff, entries: Sequence[Entry], copy: bytearray, most_
     copy += _packed(tiff.order, rows)
     for i, entry in enumerate(entries):
         is_directory = entry.tag in _DIRECTORIES
-        content = tiff.content(entry)
-        kind = entry.kind
+        content, kind = tiff.content(entry), entry.kind
         if not is_directory and _letters(kind) in ("Q", "q"):  # of BigTIFF alone
             kind = 4
             content = struct.pack(f"{tiff.order}{entry.count}I", *tiff.numbers(entry))

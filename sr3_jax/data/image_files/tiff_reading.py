@@ -6,8 +6,7 @@ from PIL import Image
 
 from sr3_jax.data.image_files import metadata, pillow, tiff
 from sr3_jax.data.image_files.errors import BadImageError
-from sr3_jax.data.image_files.opened import Opened
-from sr3_jax.data.image_files.picture import to_8_bits
+from sr3_jax.data.image_files.picture import Opened, to_8_bits
 from sr3_jax.data.image_files.vips import open_buffer
 
 # Name and number of the bands of each PhotometricInterpretation.
@@ -57,7 +56,7 @@ def open_tiff(data: bytes) -> Opened:
         kept.notes.append("smaller versions or masks in the file")
     profile = kept.icc_profile
     if photometric == _CMYK:
-        kept.convert_cmyk()
+        metadata.convert_cmyk(kept)
     size = file.number(tags, tiff.WIDTH, 0), file.number(tags, tiff.LENGTH, 0)
     colours = 3 if photometric in (_PALETTE, _CMYK) else _COLOURS[photometric][1]
     return Opened(

@@ -206,15 +206,13 @@ def _encode(picture: Picture, kind: str, quality: Quality | None) -> bytes:
     if kind == "tiff":
         return tiff.encode(values, picture.exif, _tags(picture))
     if kind == "jpeg":
-        xmp = parts.pop("xmp", None)
-        if not _fits_jpeg(picture.exif):
-            del parts["exif"]
+        for name in [name for name in ("exif", "xmp") if not _fits_jpeg(parts.get(name))]:
+            del parts[name]
         return containers.with_jpeg_segments(
             _by_pillow(values, "JPEG", {"quality": quality, "subsampling": 0} | parts),
-            density=metadata.density,
-            xmp=xmp if _fits_jpeg(xmp) else None,
-            iptc=metadata.iptc if _fits_jpeg(metadata.iptc) else None,
-            comments=filter(_fits_jpeg, metadata.comments),
+            metadata.density,
+            metadata.iptc if _fits_jpeg(metadata.iptc) else None,
+            filter(_fits_jpeg, metadata.comments),
         )
     if kind == "webp":
         if quality == "lossless":  # `exact` keeps hidden colours, too
@@ -260,7 +258,7 @@ def _chunks(picture: Picture) -> list[containers.PngChunk]:
     if picture.exif:
         chunks.append((b"eXIf", picture.exif.removeprefix(tiff.EXIF_PREFIX)))
     if metadata.xmp:
-        chunks.append(containers.png_xmp_chunk(metadata.xmp))
+        chunks.append((b"iTXt", containers.PNG_XMP + bytes(5) + metadata.xmp))
     chunks += [
         containers.png_text(containers.COMMENT, c.decode("latin-1")) for c in metadata.comments
     ]
@@ -270,14 +268,11 @@ def _chunks(picture: Picture) -> list[containers.PngChunk]:
 
 
 def _tags(picture: Picture) -> list[tiff.Value]:
-    """Returns the metadata of a picture but EXIF as tags of TIFF; empty ones are not written."""
+    """Returns the metadata of a picture but EXIF as tags of TIFF."""
     metadata, density = picture.metadata, picture.metadata.density
-    tags = [
-        *metadata.geo,
-        tiff.Value(tiff.ICC_PROFILE, "u", picture.icc_profile or b""),
-        tiff.Value(tiff.XMP, "u", metadata.xmp or b""),
-        tiff.Value(tiff.IPTC, "u", metadata.iptc or b""),
-    ]
+    blocks = {tiff.ICC_PROFILE: picture.icc_profile, tiff.XMP: metadata.xmp}
+    blocks[tiff.IPTC] = metadata.iptc
+    tags = [*metadata.geo, *(tiff.Value(tag, "u", block) for tag, block in blocks.items() if block)]
     if density:
         for tag, number in zip((tiff.X_RESOLUTION, tiff.Y_RESOLUTION), density[:2], strict=True):
             fraction = fractions.Fraction(number).limit_denominator(10000)
