@@ -67,7 +67,7 @@ def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
 def read_arrays(
     data: bytes, names: Sequence[str] | None = None, most_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file, whole ones alone: their checksums are compared first.
+    """Reads the arrays of an .npz file after it compares their checksums.
 
     Args:
         data: content of the file.

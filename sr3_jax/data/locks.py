@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -23,7 +24,7 @@ from sr3_jax.data import storage
 
 NAME = ".sr3.lock"
 
-# Of locks that are renewed.
+# Times of locks that are renewed.
 _RENEW_SECONDS = 10.0
 _DEAD_SECONDS = 35.0
 _SETTLE_SECONDS = 2.0
@@ -43,7 +44,7 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
 
     Args:
         folder: local or a URL.
-        job: what is done there, for people to read: `training`.
+        job: name of the work there, such as `training`, for people to read.
 
     Raises:
         HeldError: another job holds it; the message says which, on which host, and since when.
@@ -124,16 +125,16 @@ def _renewed(path: str, me: _Holder) -> Iterator[None]:
         elif now:
             raise _held(path, now)
     _write(path, me, 0)
-    # Of two that find nobody at the same moment, the last to write has it.
+    # If two find nobody at the same moment, the last one to write has the lock.
     time.sleep(_SETTLE_SECONDS)
     if not _is_mine(now := _read(path), me):
         raise _held(path, now)
     ended = threading.Event()
 
     def renew() -> None:
-        count = 0
-        while not ended.wait(_RENEW_SECONDS):
-            count += 1
+        for count in itertools.count(1):
+            if ended.wait(_RENEW_SECONDS):
+                return
             try:
                 if not _is_mine(_read(path), me):
                     logging.error("%s: another job has taken over the folder", path)

@@ -42,7 +42,7 @@ def digest(content: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """Everything that decides what a unit becomes.
+    """The values that decide the content of a unit.
 
     Attributes:
         values: JSON values by name; networks by digests of their weights.
@@ -56,7 +56,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """Equal for equal values."""
+        """Digest of the values, 32 hexadecimal digits."""
         return digest(json.dumps(self.values, sort_keys=True).encode())
 
     def differences(self, before: Mapping[str, Any] | None) -> list[str]:

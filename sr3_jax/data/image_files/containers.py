@@ -11,7 +11,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 BMP_INCHES = 39.3701  # in a metre, as Pillow converts the density of BMP files
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-PNG_XMP = b"XML:com.adobe.xmp"
+PNG_XMP = "XML:com.adobe.xmp"
 RAW_EXIF = ("exif", "app1")  # ImageMagick's names of EXIF
 _PHOTOSHOP = b"Photoshop 3.0\0"
 IPTC = 1028  # the resource of Photoshop that holds it
@@ -70,13 +70,20 @@ def png_keyword(chunk: PngChunk) -> str:
 
 def png_text_of(chunk: PngChunk) -> str:
     """Returns the text of a chunk; raises ValueError if it is damaged or too large."""
-    return _text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
+    return png_text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
 
 
-def png_xmp(chunk: PngChunk) -> bytes | None:
-    """Returns the XMP packet of a chunk; None for other chunks."""
-    is_xmp = chunk[0] == b"iTXt" and chunk[1].startswith(PNG_XMP + b"\0")
-    return _text_bytes(chunk) if is_xmp else None
+def png_text_bytes(chunk: PngChunk) -> bytes:
+    """Returns the text of a chunk in its encoding; see `png_text_of`."""
+    kind, content = chunk
+    text = content.partition(b"\0")[2]
+    if kind == b"zTXt":
+        return unpacked(text[1:])
+    if kind == b"iTXt":
+        # A flag of compression and its method, then the language and the translated keyword.
+        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+        return unpacked(text) if is_packed else text
+    return text
 
 
 def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes]:
@@ -139,15 +146,3 @@ def with_jpeg_segments(
     for marker, content in segments:
         packed += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
     return bytes(head) + packed + data[20:]
-
-
-def _text_bytes(chunk: PngChunk) -> bytes:
-    kind, content = chunk
-    text = content.partition(b"\0")[2]
-    if kind == b"zTXt":
-        return unpacked(text[1:])
-    if kind == b"iTXt":
-        # A flag of compression and its method, then the language and the translated keyword.
-        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
-        return unpacked(text) if is_packed else text
-    return text

@@ -86,8 +86,8 @@ def of_png(data: bytes) -> FileMetadata:
                 iptc = containers.iptc_of_photoshop(raw)
             elif raw_kind or kind not in _PNG_KEPT:
                 others.add(name)
-            elif packet := containers.png_xmp(chunk):
-                xmp = packet
+            elif kind == b"iTXt" and name == containers.PNG_XMP:
+                xmp = containers.png_text_bytes(chunk) or xmp
             else:
                 chunks.append(chunk)
         except (ValueError, LookupError, struct.error):

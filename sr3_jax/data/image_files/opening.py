@@ -6,6 +6,7 @@ HEIC, and libvips (pyvips) everything else. The last two are imported when such 
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from sr3_jax.data.image_files.picture import FileMetadata, Opened
 from sr3_jax.data.image_files.vips import open_buffer
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 # The major and the compatible brands of files in the container of HEIF.
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -42,10 +43,16 @@ def open_file(data: bytes) -> Opened:
     return opened
 
 
-def _open_jpeg(data: bytes) -> Opened:
+def _by_pillow(
+    plugin: type[ImageFile], read: Callable[[ImageFile], FileMetadata], data: bytes
+) -> Opened:
     # By the plugins, since Image.open has a limit of its own on pixels.
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    return _by_pillow(image, metadata.of_jpeg(image))
+    image = plugin(io.BytesIO(data))
+    check_pixels(*image.size)  # since counting frames of GIF decodes them
+    _refuse_frames(getattr(image, "n_frames", 1))
+    # By the mode before loading: a palette of GIF may be one of greys, and is then loaded as such.
+    bands = (1 if image.mode in ("1", "L", "LA") else 3) + image.has_transparency_data
+    return Opened(image.size, bands, 8, lambda: pillow.pixels(image), read(image))
 
 
 def _open_png(data: bytes) -> Opened:
@@ -79,24 +86,11 @@ def _open_webp(data: bytes) -> Opened:
     return Opened((image.width, image.height), image.bands, 8, image.numpy, kept)
 
 
-def _open_bmp(data: bytes) -> Opened:
-    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
-    return _by_pillow(image, metadata.of_bmp(image))
-
-
-def _open_gif(data: bytes) -> Opened:
-    image = GifImagePlugin.GifImageFile(io.BytesIO(data))
-    check_pixels(*image.size)  # since counting frames decodes them
-    _refuse_frames(image.n_frames)
-    return _by_pillow(image, metadata.of_gif(image))
-
-
 def _open_avif(data: bytes) -> Opened:
-    image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
-    _refuse_frames(image.n_frames)
     # Pillow reduces 10 and 12 bits to 8.
     deep = open_buffer("heifload_buffer", data)
-    opened = _by_pillow(image, metadata.of_avif(image, deep))
+    read = functools.partial(metadata.of_avif, by_vips=deep)
+    opened = _by_pillow(AvifImagePlugin.AvifImageFile, read, data)
     bits = deep.get("bits-per-sample")
     if bits == 8:
         return opened
@@ -132,10 +126,11 @@ def _open_heic(data: bytes) -> Opened:
 
 
 # By the first bytes of a file, whatever its name.
+_open_gif = functools.partial(_by_pillow, GifImagePlugin.GifImageFile, metadata.of_gif)
 _OPENERS = {
-    b"\xff\xd8\xff": _open_jpeg,
+    b"\xff\xd8\xff": functools.partial(_by_pillow, JpegImagePlugin.JpegImageFile, metadata.of_jpeg),
     containers.PNG_SIGNATURE: _open_png,
-    b"BM": _open_bmp,
+    b"BM": functools.partial(_by_pillow, BmpImagePlugin.BmpImageFile, metadata.of_bmp),
     b"GIF87a": _open_gif,
     b"GIF89a": _open_gif,
     **dict.fromkeys(tiff.HEADS, tiff_reading.open_tiff),
@@ -156,12 +151,6 @@ def _opener(data: bytes) -> Callable[[bytes], Opened]:
         if brands & _HEIC_BRANDS:
             return _open_heic
     raise BadImageError("not a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file")
-
-
-def _by_pillow(image: Image.Image, kept: FileMetadata) -> Opened:
-    # By the mode before loading: a palette of GIF may be one of greys, and is then loaded as such.
-    bands = (1 if image.mode in ("1", "L", "LA") else 3) + image.has_transparency_data
-    return Opened(image.size, bands, 8, lambda: pillow.pixels(image), kept)
 
 
 def _stretched(values: Shaped[np.ndarray, "*shape"], bits: int) -> Shaped[np.ndarray, "*shape"]:

@@ -71,7 +71,7 @@ class Picture:
             in Pillow.
         metadata: other metadata.
         is_lossless: the file keeps every pixel. False if its format does not show it.
-        notes: what the file has that is not kept, or is changed, in plain words.
+        notes: parts of the file that are not kept, or are changed, in plain words.
     """
 
     pixels: Pixels

@@ -94,7 +94,7 @@ def _has_alpha(file: tiff.Tiff, tags: Tags, photometric: int) -> bool:
     """Returns whether a band of alpha follows the colours; refuses other bands."""
     colours, count = _COLOURS[photometric]
     samples = file.number(tags, tiff.SAMPLES, count)
-    # Of the bands after the colours: 1 and 2 are alpha, 0 has no stated meaning.
+    # For each band after the colours: 1 and 2 mean alpha, 0 has no stated meaning.
     meanings = file.numbers(tags.get(tiff.EXTRA_SAMPLES))
     if samples == count:
         return False

@@ -258,7 +258,7 @@ def _chunks(picture: Picture) -> list[containers.PngChunk]:
     if picture.exif:
         chunks.append((b"eXIf", picture.exif.removeprefix(tiff.EXIF_PREFIX)))
     if metadata.xmp:
-        chunks.append((b"iTXt", containers.PNG_XMP + bytes(5) + metadata.xmp))
+        chunks.append((b"iTXt", containers.PNG_XMP.encode() + bytes(5) + metadata.xmp))
     chunks += [
         containers.png_text(containers.COMMENT, c.decode("latin-1")) for c in metadata.comments
     ]
