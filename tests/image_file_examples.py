@@ -1,4 +1,4 @@
-"""Picture files for the tests of data.image_files, made by Pillow, tifffile, libvips and by hand."""
+"""Picture files for tests of data.image_files, made by Pillow, tifffile, libvips and by hand."""
 
 import io
 import struct
