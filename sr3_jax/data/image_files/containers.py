@@ -1,4 +1,4 @@
-"""Chunks of PNG and WebP files, and segments of JPEG files: reading and adding them."""
+"""Chunks of PNG files and segments of JPEG files: reading and adding them."""
 
 import struct
 import zlib
