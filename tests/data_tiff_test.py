@@ -64,8 +64,6 @@ def test_files_of_several_strips(dtype):
     exif.update({258: 1, 259: 5, 271: "Make", 320: 7, 322: 16, 323: 16, 338: 0, 339: 3})
     data = tiff.encode(
         values,
-        is_grey=False,
-        has_alpha=True,
         exif=exif.tobytes(),
         tags=[tiff.Value(tiff.ICC_PROFILE, "u", b"x" * 999)],
     )

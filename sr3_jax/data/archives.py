@@ -42,9 +42,9 @@ _COMPRESSED = {
 
 # Bytes that are read for a header; twice as many each time the next one is near. In a bucket 4 MiB
 # take little more time than any request; on a disk seeking is faster.
-_LEAST_READ = 16 << 10
-_MOST_READ = 64 << 10
-_MOST_READ_OF_URL = 4 << 20
+_LEAST_READ, _MOST_READ, _MOST_READ_OF_URL = 16 << 10, 64 << 10, 4 << 20
+
+_WRONG = "{} is cut off, damaged or no tar file at byte {}: {}; fetch or pack it again"
 
 _BLOCK = 512
 # Most bytes of a file's name and attributes, and of zeros at the end of a tar (10 KiB by default).
@@ -66,12 +66,7 @@ class Archive(folders.Folder):
             ValueError: the arrays are damaged.
         """
         super().__init__(os.fspath(path), arrays)
-        self._offset, self._size = (
-            index_file.check_column(arrays, key, (np.int64,), len(self))
-            for key in ("offset", "size")
-        )
-        if (self._offset < 0).any() or (self._size < 0).any():
-            raise ValueError("an image has a negative offset or size")
+        self._offset, self._size = index_file.check_places(arrays, len(self))
         self._listed_labels = _listed_labels(self.names())
 
     def ref(self, index: int) -> "MemberRef":
@@ -86,14 +81,9 @@ class Archive(folders.Folder):
 
 
 class MemberRef(NamedTuple):
-    """An image in a tar file; see `sources.ImageRef`.
+    """An image at `offset` of the tar `path`, with `size` bytes; see `sources.ImageRef`.
 
-    Attributes:
-        name: path in the tar; of an image of an inner tar, `n01440764/n01440764_10026.JPEG`.
-        path: path of the tar.
-        offset: place of the image file in the tar, in bytes.
-        size: size of the image file, in bytes.
-        label: see `sources.Picture`.
+    In an inner tar its name is as `n01440764/n01440764_10026.JPEG`.
     """
 
     name: str
@@ -136,17 +126,16 @@ def archive(
         begin = member.offset_data
         return _listing(path, begin, begin + member.size, inside=member.name)
 
-    found = [outer]
+    names, places, others = outer.names, outer.places, outer.other_files
     with futures.ThreadPoolExecutor(16) as pool:
         for member, listing in zip(outer.tars, pool.map(inner, outer.tars), strict=True):
-            found.append(listing)
+            names += listing.names
+            places += listing.places
+            others += listing.other_files
             progress(member.size)
-    names = [name for listing in found for name in listing.names]
     if not names:
-        others = sum((listing.other_files for listing in found), collections.Counter[str]())
         raise ValueError(folders.no_image_message(f"tar {path!r}", others))
-    places = np.concatenate([np.frombuffer(listing.places, np.int64) for listing in found])
-    places = places.reshape(-1, 2)
+    places = np.frombuffer(places, np.int64).reshape(-1, 2)
     order = sorted(range(len(names)), key=names.__getitem__)
     for first, second in itertools.pairwise(order):
         if names[first] == names[second]:
@@ -196,14 +185,17 @@ def imagenet_validation_labels() -> Int[np.ndarray, "50000"] | None:
     The list comes with TFDS, and is read without importing it; None if it is missing.
     """
     spec = importlib.util.find_spec("tensorflow_datasets")
-    for root in (spec and spec.submodule_search_locations) or ():
-        folder = pathlib.Path(root, "datasets", "imagenet2012")
-        files = [folder / "labels.txt", folder / "validation_labels.txt"]
-        if all(file.exists() for file in files):
-            classes, of_images = (file.read_text().split() for file in files)
-            numbers = {name: number for number, name in enumerate(sorted(classes))}
-            return np.array([numbers[name] for name in of_images])
-    return None
+    if not spec or not spec.origin:
+        return None
+    folder = pathlib.Path(spec.origin).parent / "datasets" / "imagenet2012"
+    try:
+        classes, of_images = (
+            (folder / name).read_text().split() for name in ("labels.txt", "validation_labels.txt")
+        )
+    except FileNotFoundError:
+        return None
+    numbers = {name: number for number, name in enumerate(sorted(classes))}
+    return np.array([numbers[name] for name in of_images])
 
 
 def _listed_labels(names: Iterable[bytes]) -> Int[np.ndarray, " images"] | None:
@@ -223,8 +215,7 @@ def _listed_labels(names: Iterable[bytes]) -> Int[np.ndarray, " images"] | None:
             "pip install tensorflow-datasets",
             1,
         )
-        return None
-    return labels[np.array(numbers) - 1]
+    return None if labels is None else labels[np.array(numbers) - 1]
 
 
 class _Listing(NamedTuple):
@@ -248,15 +239,14 @@ def _listing(
     folder = posixpath.splitext(posixpath.basename(inside))[0]
     found = _Listing([], array.array("q"), collections.Counter(), [])
     for member in _members(path, begin, end, what):
-        # As if unpacked, where `./a` and `/a` are `a`.
-        name = posixpath.normpath(member.name).lstrip("/")
         if member.isdir():
             continue
-        if any(part.startswith(".") for part in name.split("/")):
-            found.other_files["hidden"] += 1
-            continue
+        # As if unpacked, where `./a` and `/a` are `a`.
+        name = posixpath.normpath(member.name).lstrip("/")
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
         is_tar = not inside and name.endswith(".tar")
-        if not is_tar and (kind := folders.other_kind(name)):
+        kind = "hidden" if is_hidden else "" if is_tar else folders.other_kind(name)
+        if kind:
             found.other_files[kind] += 1
             continue
         if not member.isreg() or member.issparse():
@@ -275,20 +265,15 @@ def _listing(
 
 
 def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.TarInfo]:
-    """Yields the members of the tar from byte `begin` to `end` of a file, with places in the file.
-
-    Raises:
-        ValueError: see `archive`.
-    """
+    """Yields the members of the tar from byte `begin` to `end`, with places in the file."""
     file = _Headers(path, begin, end)
     start = file.read(8)
-    for magic, command in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise ValueError(
-                f"{what} is compressed, so that no image in it can be read alone; unpack it with "
-                f"{command}"
-            )
     file.seek(begin)
+    if command := next((its for magic, its in _COMPRESSED.items() if start.startswith(magic)), ""):
+        raise ValueError(
+            f"{what} is compressed, so that no image in it can be read alone; unpack it with "
+            f"{command}"
+        )
     position = begin
     try:
         tar = tarfile.TarFile(fileobj=file)  # begins where the file is
@@ -304,24 +289,18 @@ def _members(path: str, begin: int, end: int, what: str) -> Iterator[tarfile.Tar
             position = tar.offset
             yield member
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise _wrong(what, position, str(error)) from error
+        raise ValueError(_WRONG.format(what, position, error)) from error
     # tarfile takes anything that is no header for the end of the tar.
     file.seek(position)
     mark = file.read(_BLOCK)
     if len(mark) < _BLOCK or any(mark):
-        raise _wrong(what, position, "neither the header of a file nor the end of a tar")
+        why = "neither the header of a file nor the end of a tar"
+        raise ValueError(_WRONG.format(what, position, why))
     if end - position > _LONGEST_END or any(file.read(end - file.tell())):
         raise ValueError(
             f"{what} ends at byte {position}, and there are {end - position} bytes more: it was "
             "not fetched to the end, or is several tars in one; fetch or pack it again"
         )
-
-
-def _wrong(what: str, position: int, reason: str) -> ValueError:
-    return ValueError(
-        f"{what} is cut off, damaged or no tar file at byte {position}: {reason}; fetch or pack it "
-        "again"
-    )
 
 
 class _Headers:
@@ -350,8 +329,7 @@ class _Headers:
             self._ahead = min(2 * self._ahead, self._most) if is_near else _LEAST_READ
             ahead = min(max(size, self._ahead), self._end - self._position)
             self._data = storage.read(self._path, self._position, ahead)
-            self._data_at = self._position
-            start = 0
+            self._data_at, start = self._position, 0
         data = self._data[start : start + size]
         self._position += len(data)
         return data

@@ -1,9 +1,9 @@
 """From an image to a (high resolution, low resolution) pair of images at its own depth.
 
-The crop comes first, and both sizes are made from it: resizing and cropping the two sizes
-separately shifts them against each other (1.9 high-resolution pixels on a 500x375 image at 64 to
-256). As in SR3, the crop is resized by area and rounded. Bicubic with anti-aliasing reduces that to
-the low resolution, which is rounded, too, as real inputs are. Pixels are uint8 or uint16.
+Both sizes are made from one crop: resizing and cropping each shifts them against each other (1.9
+high-resolution pixels on a 500x375 image at 64 to 256). As in SR3, the crop is resized by area and
+rounded. Bicubic with anti-aliasing reduces that to the low resolution, which is rounded, too, as
+real inputs are. Pixels are uint8 or uint16.
 """
 
 import dataclasses
@@ -33,12 +33,7 @@ Pair = tuple[
 
 
 class Crop(NamedTuple):
-    """A square of a picture that is not resized yet.
-
-    Attributes:
-        high: a view of the picture.
-        low: the same square from another camera or method; None if it is made from `high`.
-    """
+    """A square of a picture that is not resized yet; `low` is None if it is made from `high`."""
 
     high: UInt[np.ndarray, "side side 3"]
     low: UInt[np.ndarray, "low_side low_side 3"] | None
@@ -90,7 +85,7 @@ def random_box(
 
     Args:
         height: height of the image, at least `options.image_size` pixels.
-        width: width of the image, at least `options.image_size` pixels.
+        width: width of the image, likewise.
         options: `crop_scale` and `image_size` bound the side.
         uniforms: three numbers in [0, 1) for the side (log-uniform), left and top.
     """
@@ -108,10 +103,7 @@ def random_box(
 def resize_area(
     image: Num[np.ndarray, "*batch height width channels"], size: int
 ) -> Float32[np.ndarray, "*batch size size channels"]:
-    """Resizes to `size` pixels square by area: each output pixel is the mean over its footprint.
-
-    The result is not rounded and has the range of the input.
-    """
+    """Resizes to `size` pixels square by area, without rounding: the mean over each footprint."""
     return _resize(image, size, _area_weights)
 
 
@@ -120,8 +112,8 @@ def resize_bicubic(
 ) -> Float32[np.ndarray, "*batch size size channels"]:
     """Resizes to `size` pixels square by bicubic (Keys, a = -0.5), as Pillow and TensorFlow.
 
-    Shrinking is anti-aliased: the kernel is wider by the factor. It is cut off at the borders of
-    the image. The result is neither rounded nor clipped: bicubic overshoots at edges.
+    Shrinking is anti-aliased. The result is neither rounded nor clipped: bicubic overshoots at
+    edges. See `bicubic_weights`.
     """
     return _resize(image, size, _bicubic_weights)
 
@@ -131,8 +123,8 @@ def resize_as_matlab(
 ) -> UInt[np.ndarray, "*batch size size channels"]:
     """Resizes to `size` pixels square as MATLAB's `imresize`, which most benchmarks use.
 
-    The kernel is that of `resize_bicubic`, but the image is mirrored at its borders, and the
-    result of each direction (the height comes first) is rounded, halves upwards, and clipped.
+    Unlike in `resize_bicubic`, the image is mirrored at its borders, and the result of each
+    direction (the height comes first) is rounded, halves upwards, and clipped.
     """
     largest = np.iinfo(image.dtype).max
     rounded = lambda pixels: np.clip(np.floor(pixels + 0.5), 0, largest)  # noqa: E731
@@ -142,9 +134,9 @@ def resize_as_matlab(
 def bicubic_weights(
     size: int, new_size: int, step: float | None = None, is_mirrored: bool = False
 ) -> scipy.sparse.csr_array:
-    """Returns the weights [new_size, size] of bicubic: those of input pixels for output pixels.
+    """Returns the float32 weights [new_size, size] of bicubic, whose rows sum to 1.
 
-    They are Keys' kernel (a = -0.5) around the centre of each output pixel, float32, and sum to 1.
+    They are Keys' kernel (a = -0.5) around the centre of each output pixel.
 
     Args:
         size: number of input pixels.
@@ -249,18 +241,17 @@ def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
     """
     sizes = options.image_size, options.low_resolution
     pairs: list[Pair] = []
-    for (_, low_is_made), group in itertools.groupby(
-        crops, lambda crop: (crop.high.shape, crop.low is None)
-    ):
-        if low_is_made:
-            squares = [crop.high for crop in group]
-            together = max(1, BYTES_TOGETHER // squares[0].nbytes)
-            for i in range(0, len(squares), together):
-                stack = np.stack(squares[i : i + together])
-                pairs += zip(*make_pair(stack, *sizes, options.downsampling), strict=True)
-        else:
+    kind = lambda crop: (crop.high.shape, crop.low is None)  # noqa: E731
+    for (_, low_is_made), group in itertools.groupby(crops, kind):
+        if not low_is_made:
             # Copies, so that none keeps its whole picture in memory.
             pairs += [tuple(map(np.array, map(by_area, crop, sizes))) for crop in group]
+            continue
+        squares = [crop.high for crop in group]
+        together = max(1, BYTES_TOGETHER // squares[0].nbytes)
+        for i in range(0, len(squares), together):
+            stack = np.stack(squares[i : i + together])
+            pairs += zip(*make_pair(stack, *sizes, options.downsampling), strict=True)
     return pairs
 
 
@@ -291,10 +282,7 @@ def _resize(
 
 @functools.lru_cache(1024)
 def _area_weights(size: int, new_size: int) -> scipy.sparse.csr_array:
-    """Returns the share of each input pixel in the footprint of each output pixel.
-
-    The matrix is [new_size, size], and its rows sum to 1.
-    """
+    """Returns the share [new_size, size] of input pixels in the footprints of output pixels."""
     edges = np.arange(new_size + 1) * (size / new_size)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

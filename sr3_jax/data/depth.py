@@ -23,10 +23,9 @@ _MANY = 100  # pictures after which the range of values is judged, since a singl
 def convert(
     pixels: UInt[np.ndarray, "*shape"], dtype: DTypeLike, white_level: int = 0
 ) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
-    """Converts pixels to another depth; 0 stays 0, and white becomes the largest value.
+    """Converts pixels to uint8 or uint16; 0 stays 0, and white becomes the largest value.
 
-    From 8 bits to 16 each value is multiplied by 257, which is exact. From 16 bits each is rounded
-    to the nearest value.
+    8 bits become 16 exactly, times 257. 16 bits are rounded to the nearest value.
 
     Args:
         pixels: uint8 or uint16.
@@ -43,20 +42,14 @@ def convert(
 class Reader:
     """Reads the pictures of a source at one depth; thread-safe.
 
-    What pictures lose by that is counted, each picture once, and each kind of loss is logged once,
-    with the name of the first picture.
+    Losses of pictures are counted, each picture once, and each kind of loss is logged once, with
+    the name of the first picture.
     """
 
     def __init__(
         self, source: sources.Source, dtype: DTypeLike | None = None, white_level: int = 0
     ) -> None:
-        """Reads nothing yet.
-
-        Args:
-            source: the pictures.
-            dtype: uint8 or uint16; None for that of the first picture that can be read.
-            white_level: see `convert`.
-        """
+        """Reads nothing yet; `dtype` None is that of the first picture that can be read."""
         self._source, self._given_dtype, self._white_level = source, dtype, white_level
         self._lock = threading.Lock()  # of the fields below
         self._is_met = np.zeros(len(source), bool)
@@ -107,13 +100,13 @@ class Reader:
         except BadImageError:
             self._count(index, (), [])
             raise
-        images = [picture.image]
+        images = {"image": picture.image}
         if picture.low_resolution is not None:
-            images.append(picture.low_resolution)
+            images["low_resolution"] = picture.low_resolution
         if not self._is_met[index]:
-            self._count(index, picture.notes, images)
-        image, *low = (convert(each, self.dtype, self._white_level) for each in images)
-        return picture._replace(image=image, low_resolution=low[0] if low else None)
+            self._count(index, picture.notes, list(images.values()))
+        converted = {n: convert(p, self.dtype, self._white_level) for n, p in images.items()}
+        return picture._replace(**converted)
 
     def _count(self, index: int, notes: Sequence[str], images: Sequence[np.ndarray]) -> None:
         """Counts the losses of a picture that is met for the first time."""

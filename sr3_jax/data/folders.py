@@ -34,9 +34,9 @@ class Folder(sources.LazySource):
     Attributes:
         root: the folder.
         classes: names of the classes.
-        others: number of files that are no images by their names, by suffix, `hidden` or
-            `no extension`. Empty if the list of images was read from a file.
-        unread: names of those that are pictures of a format that is not read, sorted.
+        others: number of the files of each `other_kind`. Empty if the list of images was read from
+            a file.
+        unread: names of pictures of a format that is not read, sorted.
     """
 
     def __init__(
@@ -52,13 +52,11 @@ class Folder(sources.LazySource):
             KeyError: an array is missing.
             ValueError: the arrays are damaged, or name files outside `root`.
         """
-        _check(arrays)
+        # Bytes, since on Linux a name need not be text.
+        self._names, self._ends, self._classes = _checked(arrays)
         self.root = root
         self.others, self.unread = collections.Counter(others), tuple(unread)
-        # Bytes, since on Linux a name need not be text.
-        self._bytes = arrays["names"].tobytes()
-        self._ends = arrays["ends"]
-        classes = arrays["classes"].tobytes()
+        classes = self._classes.tobytes()
         self.classes = tuple(map(os.fsdecode, classes.split(b"/"))) if classes else ()
         self._labels = {name: label for label, name in enumerate(self.classes)}
 
@@ -66,31 +64,25 @@ class Folder(sources.LazySource):
         return len(self._ends)
 
     def ref(self, index: int) -> sources.FileRef:
-        start = int(self._ends[index - 1]) if index else 0
-        name = os.fsdecode(self._bytes[start : int(self._ends[index])])
+        start = self._ends[index - 1] if index else 0
+        name = os.fsdecode(self._names[start : self._ends[index]].tobytes())
         label = self._labels.get(name.partition("/")[0], sources.NO_LABEL)
         return sources.FileRef(name, os.path.join(self.root, name), label=label)
 
     def names(self) -> Iterator[bytes]:
-        start = 0
-        for end in self._ends.tolist():
-            yield self._bytes[start:end]
-            start = end
+        for start, end in itertools.pairwise([0, *self._ends.tolist()]):
+            yield self._names[start:end].tobytes()
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the list of images as arrays, to be kept in a file; see `arrays_of`."""
-        classes = b"/".join(map(os.fsencode, self.classes))
-        return {
-            "names": np.frombuffer(self._bytes, np.uint8),
-            "ends": self._ends,
-            "classes": np.frombuffer(classes, np.uint8),
-        }
+        return {"names": self._names, "ends": self._ends, "classes": self._classes}
 
 
-def _check(arrays: Mapping[str, np.ndarray]) -> None:
+def _checked(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns `names`, `ends` and `classes`; see `arrays_of`."""
     names = index_file.check_column(arrays, "names", (np.uint8,))
     ends = index_file.check_column(arrays, "ends", (np.int64,))
-    index_file.check_column(arrays, "classes", (np.uint8,))
+    classes = index_file.check_column(arrays, "classes", (np.uint8,))
     starts = np.concatenate([np.zeros(1, np.int64), ends])
     if (np.diff(starts) <= 0).any() or starts[-1] != len(names):
         raise ValueError("ends are not those of names")
@@ -102,6 +94,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     )
     if is_absolute or climbs or b"\0" in joined:
         raise ValueError("a name leads out of the folder, or is none")
+    return names, ends, classes
 
 
 def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
@@ -114,23 +107,20 @@ def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
     encoded = [os.fsencode(name) for name in names]
     classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
     in_order = b"" if b"" in classes else b"/".join(sorted(classes))
-    return {
-        "names": np.frombuffer(b"".join(encoded), np.uint8),
-        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
-        "classes": np.frombuffer(in_order, np.uint8),
-    }
+    names, classes = (np.frombuffer(data, np.uint8) for data in (b"".join(encoded), in_order))
+    ends = np.cumsum(list(map(len, encoded)), dtype=np.int64)
+    return {"names": names, "ends": ends, "classes": classes}
 
 
 def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
     """Lists every image file under a folder, at any depth, sorted by relative path.
 
     A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case; its
-    content is checked when it is read. Files and folders whose name begins with a dot are left
-    out. Links to folders are followed, except one that leads back to a folder it lies in.
+    content is checked when it is read. Files whose name begins with a dot are left out.
 
     Args:
-        path: a local folder, or a URL (`gs://bucket/images`); see `storage`.
-        skip: folders that are left out; see `storage.find`.
+        path: a local folder, or a URL (`gs://bucket/images`).
+        skip: folders that are left out; see `storage.find`, which lists the files.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -148,35 +138,27 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
                 f"image folder {root!r} is a file; give the folder it lies in, "
                 f"{os.path.dirname(root) or '.'}"
             )
-    other_files: collections.Counter[str] = collections.Counter()
-    names, unread = [], []
+    by_kind = collections.defaultdict(list)
     for name in storage.find(root, skip):
-        kind = other_kind(name)
-        if not kind:
-            names.append(name)
-            continue
-        other_files[kind] += 1
-        if kind in UNREAD_SUFFIXES:
-            unread.append(name)
+        by_kind[other_kind(name)].append(name)
+    names = by_kind.pop("", [])
+    others = collections.Counter({kind: len(found) for kind, found in by_kind.items()})
     if not names:
-        raise ValueError(no_image_message(f"folder {str(path)!r}", other_files))
-    return Folder(root, arrays_of(sorted(names)), other_files, sorted(unread))
+        raise ValueError(no_image_message(f"folder {str(path)!r}", others))
+    unread = [name for kind in UNREAD_SUFFIXES & by_kind.keys() for name in by_kind[kind]]
+    return Folder(root, arrays_of(sorted(names)), others, sorted(unread))
 
 
 def other_kind(name: str) -> str:
-    """Returns the kind of a file that is no image by its name; empty for an image.
-
-    The kind is the suffix in lower case, `hidden` or `no extension`.
-    """
-    file = name.rpartition("/")[2]
-    suffix = os.path.splitext(file)[1].lower()
-    if file.startswith("."):
+    """Returns a file's suffix in lower case, `hidden` or `no extension`; empty for an image."""
+    suffix = os.path.splitext(name)[1].lower()
+    if os.path.basename(name).startswith("."):
         return "hidden"
     return "" if suffix in IMAGE_SUFFIXES else suffix or "no extension"
 
 
 def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
-    """Returns the message of an error: no image is in a place, but these other files are."""
+    """Returns the message for a place that has no image but these other files."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in other_files.most_common(5))
     found = f"{other_files.total()} other files ({kinds})" if other_files else "no file at all"
     return (

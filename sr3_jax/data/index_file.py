@@ -1,8 +1,7 @@
 """A list of the images of a source, kept in a file.
 
-Listing a folder of a million files, or walking over a hundred gigabytes of records, takes minutes
-in a bucket. The order of examples also depends on the list: a run that goes on after files were
-added must use the list that it began with.
+Listing a million files, or walking over a hundred gigabytes of records, takes minutes in a bucket.
+And the list gives the order of examples: a run that goes on must use the list that it began with.
 """
 
 import hashlib
@@ -10,10 +9,10 @@ import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int64
 
 from sr3_jax.data import storage
 
@@ -30,8 +29,7 @@ def load_or_make(
 
     Args:
         path: the file; None to make the arrays each time.
-        made_of: description of the source, such as a folder's path. A file of another source is
-            replaced.
+        made_of: description of the source. A file of another source is replaced.
         make: makes the arrays.
         check: raises ValueError or KeyError for arrays that `make` cannot have made.
 
@@ -44,31 +42,32 @@ def load_or_make(
     if storage.exists(path):
         try:
             arrays = read_arrays(storage.read(path))
-            is_same = np.array_equal(arrays.pop("made_of"), digest)
-            if is_same:
+            if np.array_equal(arrays.pop("made_of"), digest):
                 check(arrays)
+                logging.info("images as listed in %s; remove it to list them anew", path)
+                return arrays
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{path}, the list of images that this run began with, is damaged: {error}; remove "
                 "it to list them anew, which gives the examples another order"
             ) from error
-        if is_same:
-            logging.info("images as listed in %s; remove it to list them anew", path)
-            return arrays
         logging.warning("%s lists other images than those of %s; listing them anew", path, made_of)
     arrays = make()
-    data = io.BytesIO()
-    np.savez(data, made_of=digest, **arrays)
-    storage.write_whole(path, data.getvalue())
+    write_arrays(path, made_of=digest, **arrays)
     return arrays
+
+
+def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+    """Writes an .npz file, whole or not at all."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    storage.write_whole(path, data.getvalue())
 
 
 def read_arrays(
     data: bytes, names: Sequence[str] | None = None, most_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file and compares their checksums.
-
-    Unlike `np.load`, it takes no memory for arrays that a damaged header promises.
+    """Reads the arrays of an .npz file after it compares their checksums.
 
     Args:
         data: content of the file.
@@ -86,7 +85,8 @@ def read_arrays(
             wanted = {name: entries[name] for name in names or entries if name in entries}
             if sum(entry.file_size for entry in wanted.values()) > most_bytes:
                 raise ValueError(f"it has arrays of more than {most_bytes} bytes")
-            return {name: _array(file.read(entry)) for name, entry in wanted.items()}
+            read = ((name, io.BytesIO(file.read(entry))) for name, entry in wanted.items())
+            return {name: np.lib.format.read_array(array) for name, array in read}
     except Exception as error:  # zipfile and numpy raise a dozen types for damaged files
         raise ValueError(f"no whole .npz file ({type(error).__name__}: {error})") from error
 
@@ -94,7 +94,7 @@ def read_arrays(
 def check_column(
     arrays: Arrays, key: str, kinds: Sequence[type[np.generic]], length: int | None = None
 ) -> np.ndarray:
-    """Returns the array `key`, which has one dimension, a type of `kinds`, and `length` elements.
+    """Returns the array `key`, of one dimension, a type of `kinds`, and `length` elements.
 
     Raises:
         KeyError: it is missing.
@@ -110,17 +110,11 @@ def check_column(
     return array
 
 
-def _array(data: bytes) -> np.ndarray:
-    """Returns the array of a .npy file, read-only."""
-    content: Any = io.BytesIO(data)
-    version = np.lib.format.read_magic(content)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    shape, is_fortran, dtype = read_header[version](content)
-    if dtype.hasobject:
-        raise ValueError("it has Python objects")
-    count = int(np.prod(shape, dtype=object))
-    array = np.frombuffer(data, dtype, count, content.tell()) if count else np.zeros(0, dtype)
-    return array.reshape(shape, order="F" if is_fortran else "C")
+def check_places(
+    arrays: Arrays, length: int, smallest: int = 0
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Returns the arrays `offset` and `size` of images in a file, in bytes; see `check_column`."""
+    offset, size = (check_column(arrays, key, (np.int64,), length) for key in ("offset", "size"))
+    if (offset < 0).any() or (size < smallest).any():
+        raise ValueError("an image has a negative offset or size")
+    return offset, size

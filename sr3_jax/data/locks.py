@@ -9,13 +9,14 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from absl import logging
 
@@ -23,12 +24,14 @@ from sr3_jax.data import storage
 
 NAME = ".sr3.lock"
 
-# Of locks that are renewed.
+# Times of locks that are renewed.
 _RENEW_SECONDS = 10.0
 _DEAD_SECONDS = 35.0
 _SETTLE_SECONDS = 2.0
 
 _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+_Holder = Mapping[str, object]  # who holds a lock; empty for nobody
 
 
 class HeldError(RuntimeError):
@@ -41,7 +44,7 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
 
     Args:
         folder: local or a URL.
-        job: what is done there, for people to read: `training`.
+        job: name of the work there, such as `training`, for people to read.
 
     Raises:
         HeldError: another job holds it; the message says which, on which host, and since when.
@@ -56,29 +59,35 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "token": secrets.token_hex(8),
     }
+    descriptor = None
     with contextlib.ExitStack() as stack:
-        if storage.is_url(path):
-            stack.enter_context(_renewed(folder, path, me))
-        else:
+        if not storage.is_url(path):
             missing = folder
             while missing and not os.path.isdir(missing):
-                stack.callback(_remove_if_empty, missing)  # the deepest first
+                stack.callback(_try, os.rmdir, missing)  # the deepest first, and only empty ones
                 missing = os.path.dirname(missing)
             os.makedirs(folder, exist_ok=True)
-            stack.enter_context(_by_kernel(folder, path, me))
+            descriptor = _lock(path)
+        if descriptor is None:
+            stack.enter_context(_renewed(path, me))
+        else:
+            stack.callback(os.close, descriptor)
+            stack.callback(_try, os.remove, path)  # before it is closed: nobody else has this file
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(me).encode())
         yield
 
 
-def _remove_if_empty(folder: str) -> None:
+def _try(function: Callable[[str], object], path: str) -> None:
     with contextlib.suppress(OSError):
-        os.rmdir(folder)
+        function(path)
 
 
-@contextlib.contextmanager
-def _by_kernel(folder: str, path: str, me: Mapping[str, object]) -> Iterator[None]:
+def _lock(path: str) -> int | None:
+    """Opens and locks a file; returns its descriptor, or None if the file system has no locks."""
     while True:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR):
@@ -89,70 +98,48 @@ def _by_kernel(folder: str, path: str, me: Mapping[str, object]) -> Iterator[Non
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with open(descriptor, "rb") as file:
-                raise HeldError(_held(folder, file.read())) from None
+            if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                return descriptor
+        except FileNotFoundError:
+            pass
         except OSError as error:
             os.close(descriptor)
-            if error.errno not in _NO_LOCKS_HERE:
-                raise
-            with _renewed(folder, path, me):
-                yield
-            return
+            if isinstance(error, BlockingIOError):
+                raise _held(path, _read(path)) from None
+            if error.errno in _NO_LOCKS_HERE:
+                return None
+            raise
         # The holder before removed the file after it was opened here: this lock is of no file.
-        if _is_file_at(descriptor, path):
-            break
         os.close(descriptor)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(me).encode())
-        yield
-    finally:
-        # Before the lock goes: nobody else can have this file.
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        os.close(descriptor)
-
-
-def _is_file_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager
-def _renewed(folder: str, path: str, me: Mapping[str, object]) -> Iterator[None]:
-    before = _read(path)
-    if before:
+def _renewed(path: str, me: _Holder) -> Iterator[None]:
+    if before := _read(path):
         deadline = time.monotonic() + _DEAD_SECONDS
-        logging.info("waiting to see whether the job that holds %s is alive", folder)
-        while time.monotonic() < deadline:
+        logging.info("waiting to see whether the job that holds %s is alive", path)
+        while (now := _read(path)) == before and time.monotonic() < deadline:
             time.sleep(1.0)
-            now = _read(path)
-            if not now:
-                break
-            if now != before:
-                raise HeldError(_held(folder, now))
-        else:
-            logging.warning("%s: the job that held it is gone: %s", folder, _who(before))
-    storage.write_whole(path, json.dumps({**me, "renewed": 0}).encode())
-    # Of two that find nobody at the same moment, the last to write has it.
+        if now == before:
+            logging.warning("%s: the job that held it is gone: %s", path, _who(before))
+        elif now:
+            raise _held(path, now)
+    _write(path, me, 0)
+    # If two find nobody at the same moment, the last one to write has the lock.
     time.sleep(_SETTLE_SECONDS)
-    now = _read(path)
-    if not _is_mine(now, me):
-        raise HeldError(_held(folder, now))
+    if not _is_mine(now := _read(path), me):
+        raise _held(path, now)
     ended = threading.Event()
 
     def renew() -> None:
-        count = 0
-        while not ended.wait(_RENEW_SECONDS):
-            count += 1
+        for count in itertools.count(1):
+            if ended.wait(_RENEW_SECONDS):
+                return
             try:
                 if not _is_mine(_read(path), me):
-                    logging.error("%s: another job has taken over the folder", folder)
+                    logging.error("%s: another job has taken over the folder", path)
                     return
-                storage.write_whole(path, json.dumps({**me, "renewed": count}).encode())
+                _write(path, me, count)
             except OSError as error:
                 logging.warning("%s cannot be renewed: %s", path, error)
 
@@ -168,37 +155,31 @@ def _renewed(folder: str, path: str, me: Mapping[str, object]) -> Iterator[None]
                 storage.remove(path)
 
 
-def _read(path: str) -> bytes:
-    try:
-        return storage.read(path)
-    except FileNotFoundError:
-        return b""
+def _write(path: str, me: _Holder, count: int) -> None:
+    storage.write_whole(path, json.dumps({**me, "renewed": count}).encode())
 
 
-def _parsed(content: bytes) -> dict[str, object]:
+def _read(path: str) -> _Holder:
     try:
-        found = json.loads(content)
-        return found if isinstance(found, dict) else {}
-    except ValueError:
+        found = json.loads(storage.read(path))
+    except (FileNotFoundError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _is_mine(content: bytes, me: Mapping[str, object]) -> bool:
-    return _parsed(content).get("token") == me["token"]
+def _is_mine(holder: _Holder, me: _Holder) -> bool:
+    return holder.get("token") == me["token"]
 
 
-def _who(content: bytes) -> str:
-    found = _parsed(content)
-    if not found:
+def _who(holder: _Holder) -> str:
+    if not holder:
         return "a job that has just begun"
-    return (
-        f"{found.get('job')} on host {found.get('host')}, process {found.get('process')}, since "
-        f"{found.get('since')}"
-    )
+    job, host, process, since = map(holder.get, ("job", "host", "process", "since"))
+    return f"{job} on host {host}, process {process}, since {since}"
 
 
-def _held(folder: str, content: bytes) -> str:
-    return (
-        f"{storage.shown(folder)} is in use by {_who(content)}. Wait until that ends, end it, or "
-        "give another folder"
+def _held(path: str, holder: _Holder) -> HeldError:
+    return HeldError(
+        f"{storage.shown(os.path.dirname(path))} is in use by {_who(holder)}. Wait until that "
+        "ends, end it, or give another folder"
     )

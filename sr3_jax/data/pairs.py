@@ -68,26 +68,23 @@ def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySo
     Raises:
         ValueError: images have no partner, or several.
     """
-    stems = _by_stem(first)
-    matched, missing = [first], []
-    for other in others:
-        of_other = _by_stem(other)
+    stems, of_others = _by_stem(first), [_by_stem(other) for other in others]
+    missing = []
+    for other, its in zip(others, of_others, strict=True):
         for source, partner, lone in (
-            (first, other, stems.keys() - of_other.keys()),
-            (other, first, of_other.keys() - stems.keys()),
+            (first, other, sorted(stems.keys() - its.keys())),
+            (other, first, sorted(its.keys() - stems.keys())),
         ):
             if lone:
-                named = sorted(lone)[:_MAX_NAMED]
-                more = f" and {len(lone) - len(named)} more" if len(lone) > len(named) else ""
+                more = f" and {len(lone) - _MAX_NAMED} more" if len(lone) > _MAX_NAMED else ""
                 missing.append(
                     f"{len(lone)} of {source.root} have none in {partner.root}: "
-                    f"{', '.join(named)}{more}"
+                    f"{', '.join(lone[:_MAX_NAMED])}{more}"
                 )
-        if not missing:
-            matched.append(sources.Subset(other, np.array([of_other[stem] for stem in stems])))
     if missing:
         raise ValueError("images without a partner of the same name: " + "; ".join(missing))
-    return matched
+    in_order = (np.array([its[stem] for stem in stems]) for its in of_others)
+    return [first, *map(sources.Subset, others, in_order)]
 
 
 def _by_stem(source: folders.Folder) -> dict[str, int]:

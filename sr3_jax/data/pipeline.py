@@ -2,12 +2,9 @@
 
 Row i of the global batch at step n is example p = n * batch_size + i of an endless stream, whose
 epoch is p // len(source). Each epoch is a permutation of the source, and p also seeds the crop.
-So resuming at any step costs nothing and needs no iterator state, and the stream is the same for
-every number of processes and threads. NumPy promises that its `SeedSequence`, `MT19937` and frozen
-`RandomState`, which make the stream, do not change from version to version.
-
-An unusable image keeps its row, with weight 0, and shifts nothing. All images have one depth
-(`depth.Reader`).
+So resuming needs no iterator state, and the stream is the same for every number of processes and
+threads. NumPy promises that its `SeedSequence`, `MT19937` and frozen `RandomState`, which make the
+stream, do not change from version to version.
 """
 
 import hashlib
@@ -58,8 +55,6 @@ class TooManyBadError(ValueError):
 
 
 class _Pair(NamedTuple):
-    """A row of a batch."""
-
     high_resolution: UInt[np.ndarray, "image_size image_size 3"]
     low_resolution: UInt[np.ndarray, "low_resolution low_resolution 3"]
     label: int
@@ -70,16 +65,16 @@ _Choice = tuple[int, Float64[np.ndarray, "3"] | None]
 
 
 class Pipeline:
-    """Makes the batches of one source.
+    """Makes the batches of one source, all of one depth.
 
     It keeps what it reads in memory, up to `cache_bytes`: pairs of central crops, or whole images
     if crops are random. Two batches are made ahead, and each thread holds a decoded image.
 
-    Unusable images (missing, broken, too small) are logged once, with name and reason. Each process
-    knows only those that it has met.
+    An unusable image (missing, broken, too small) keeps its row, with weight 0, and is logged once,
+    with name and reason. Each process knows only those that it has met.
 
     Attributes:
-        reader: reads the images, and counts what they lose.
+        reader: reads the images, and counts their losses.
     """
 
     def __init__(
@@ -109,9 +104,8 @@ class Pipeline:
             dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
             white_level: see `depth.convert`.
             cache_bytes: most memory for images that were read.
-            max_bad_share: largest share of damaged images; more end the iteration. Images that
-                are only too small do not count. None of several processes knows all: they must
-                gather `unusable` and call `check_damaged`.
+            max_bad_share: largest share of damaged images (too small ones do not count); more end
+                the iteration. Several processes must gather `unusable` and call `check_damaged`.
             num_threads: threads that decode and resize; None for one a core.
 
         Raises:
@@ -180,9 +174,10 @@ class Pipeline:
     def unusable(self) -> tuple[Integer[np.ndarray, " damaged"], Integer[np.ndarray, " small"]]:
         """Positions in the source of damaged images and of too small ones, of those met so far."""
         with self._lock:
-            small = {i: isinstance(e, degrade.TooSmallError) for i, e in self._unusable.items()}
-        damaged, too_small = ([i for i in small if small[i] == kind] for kind in (False, True))
-        return np.array(damaged, np.int32), np.array(too_small, np.int32)
+            indices = np.array([*self._unusable], np.int32)
+            errors = self._unusable.values()
+            is_small = np.array([isinstance(e, degrade.TooSmallError) for e in errors], bool)
+        return indices[~is_small], indices[is_small]
 
     def check_damaged(self, damaged: Integer[np.ndarray, " damaged"]) -> None:
         """Raises TooManyBadError if these positions are more than `max_bad_share` of the source."""
@@ -207,18 +202,13 @@ class Pipeline:
             ValueError: while iterating, if no image is usable.
             TooManyBadError: while iterating.
         """
-        end_step = sys.maxsize // self._batch_size
-        return self._batches(start_step, end_step, self._training_image)
+        return self._batches(start_step, sys.maxsize // self._batch_size, self._training_image)
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Iterates once in the order of the source, by central crops whatever the options say.
 
         The last batch is padded with rows of weight 0 and index -1, so that all batches have one
-        shape and all processes the same number of them.
-
-        Raises:
-            ValueError: while iterating, if no image is usable.
-            TooManyBadError: while iterating.
+        shape and all processes the same number of them. Errors are those of `training_batches`.
         """
         count = len(self._source)
         choose = lambda position: (position if position < count else -1, None)  # noqa: E731
@@ -228,7 +218,9 @@ class Pipeline:
         self, start_step: int, end_step: int, image_at: Callable[[int], _Choice]
     ) -> Iterator[Batch]:
         size = self._local_batch_size
-        together = _rows_together(size, self._num_threads)
+        # Rows that a thread makes at once, since each turn costs Grain nearly 1 ms.
+        fitting = (n for n in range(1, _MOST_ROWS_TOGETHER + 1) if size % n == 0)
+        together = max((n for n in fitting if size // n >= self._num_threads), default=1)
         parts = size // together
 
         def some_rows(k: int) -> Batch:
@@ -255,9 +247,6 @@ class Pipeline:
 
     def _order(self, epoch: int) -> Integer[np.ndarray, " num_images"]:
         """Returns the permutation of an epoch; takes 0.1 s for a million images."""
-        order = self._orders.get(epoch)
-        if order is not None:
-            return order
         with self._lock:
             if epoch not in self._orders:
                 # Reading ahead needs the next epoch while the last one is not over.
@@ -331,14 +320,13 @@ class Pipeline:
                 self._free_cache_bytes -= size
 
     def _skip(self, index: int, error: BadImageError) -> None:
-        name = self._source[index].name
         with self._lock:
             if index in self._unusable:
                 return  # another thread came first, and has logged it
             self._unusable[index] = error
             num_tried = len(self._unusable)
             hopeless = not self._found_usable and num_tried >= min(_MAX_TRIES, len(self._source))
-        logging.warning("skipping image %s: %s", name, error)
+        logging.warning("skipping image %s: %s", self._source[index].name, error)
         if hopeless:
             raise ValueError(
                 f"no usable image in the source: all {num_tried} images tried of "
@@ -346,12 +334,6 @@ class Pipeline:
             )
         if self._local_batch_size == self._batch_size:
             self.check_damaged(self.unusable[0])
-
-
-def _rows_together(size: int, num_threads: int) -> int:
-    """Returns the rows that a thread makes at once, since each turn costs Grain nearly 1 ms."""
-    fitting = (n for n in range(1, _MOST_ROWS_TOGETHER + 1) if size % n == 0)
-    return max((n for n in fitting if size // n >= num_threads), default=1)
 
 
 def _listed(reasons: Mapping[str, str], most: int) -> str:

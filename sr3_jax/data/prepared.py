@@ -5,13 +5,12 @@
     index.npz                          where each record lies
     skipped.txt                        what was left out, and why
 
-The manifest is written last, so that what has one is whole. Until then `parts/` holds what is
-known of each finished file, from which an interrupted preparation goes on.
+The manifest is written last, so that a folder that has one is whole. Until then `parts/` has a note
+of each finished file, from which an interrupted preparation goes on.
 """
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import re
@@ -37,25 +36,25 @@ _FORMAT = 1
 _FILE_NAME = re.compile(r"images-\d{5,}-of-\d{5,}\.tfrecord")
 _REMEDY = "Remove the folder that prepare_data wrote, and prepare the images again"
 
-# Types of what JSON files hold: of each file, of the manifest, and of a part until all are written.
+# Types of the values for a file, in the manifest, and in the note of a file.
 _FILE = {"file": {str}, "count": {int}, "bytes": {int}, "sha256": {str}}
 _KEYS = {
     **{"plan": {str}, "made_of": {str}, "classes": {list}, "files": {list}},
     **dict.fromkeys(("format", "image_size", "count", "too_small", "damaged"), {int}),
 }
-_PART = _FILE | {"offsets": {list}, "sizes": {list}, "skipped": {dict}}
+_NOTE = _FILE | {"offsets": {list}, "sizes": {list}, "skipped": {dict}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to prepare, and into how many files.
+    """The images to prepare, and the files to make of them.
 
     Attributes:
         images: the pictures.
         output: the folder to fill, local or a URL.
         image_size: side of the largest central square after it is resized by area, in pixels,
             kept as PNG of its own depth; 0 to keep the files as they are.
-        images_per_file: at most.
+        images_per_file: most images of a file.
     """
 
     images: folders.Folder
@@ -73,7 +72,7 @@ class Plan:
         return f"images-{part:05d}-of-{self.num_files:05d}.tfrecord"
 
     def digest(self) -> str:
-        """Equal for plans whose files are interchangeable."""
+        """Returns a digest that is equal for plans whose files are interchangeable."""
         digest = hashlib.sha256(f"{self.image_size} {self.images_per_file}".encode())
         for array in self.images.to_arrays().values():
             digest.update(array.tobytes())
@@ -85,7 +84,7 @@ class Plan:
 
 
 def check_place(plan: Plan) -> None:
-    """Raises ValueError where `output` is, or lies within, the folder of the images."""
+    """Raises ValueError if `output` is, or lies within, the folder of the images."""
     inner, outer = plan.output, plan.images.root
     if storage.is_within(inner, outer):
         raise ValueError(
@@ -95,9 +94,7 @@ def check_place(plan: Plan) -> None:
 
 
 def begin(plan: Plan) -> list[int]:
-    """Makes the folder; returns the files that are still to be written.
-
-    Removes what workers that were killed left unfinished. Nobody else may be at work there.
+    """Makes the folder, where nobody else may be at work; returns the files still to be written.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -114,7 +111,7 @@ def begin(plan: Plan) -> list[int]:
             return []
     elif storage.matches(plan.output, "*"):
         raise FileExistsError(f"--output={plan.output} is not empty; give another folder")
-    storage.write_whole(note, json.dumps({"plan": plan.digest()}).encode())
+    resumable.write_rows(note, [{"plan": plan.digest()}])
     resumable.remove_partials(plan.output)
     done = set(storage.matches(plan.path(_PARTS), "*.json"))
     return [part for part in range(plan.num_files) if _note(plan, part) not in done]
@@ -141,8 +138,7 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
             digest.update(record)
             position += len(record)
     values = (name, len(sizes), position, digest.hexdigest(), offsets, sizes, skipped)
-    note = dict(zip(_PART, values, strict=True))
-    storage.write_whole(_note(plan, part), json.dumps(note).encode())
+    resumable.write_rows(_note(plan, part), [dict(zip(_NOTE, values, strict=True))])
     return len(sizes), len(skipped)
 
 
@@ -150,24 +146,22 @@ def finish(plan: Plan) -> dict[str, Any]:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
-        ValueError: no image could be used, or what is known of the files is damaged.
+        ValueError: no image could be used, or the note of a file is damaged.
     """
     if storage.exists(plan.path(_MANIFEST)):
         return _manifest(plan.output)
-    parts = [_read_part(plan, part) for part in range(plan.num_files)]
+    parts = [_read_note(plan, part) for part in range(plan.num_files)]
     counts = [part["count"] for part in parts]
     skipped = {name: reason for part in parts for name, reason in part["skipped"].items()}
     if not sum(counts):
         examples = "; ".join(f"{name}: {reason}" for name, (reason, _) in list(skipped.items())[:5])
         raise ValueError(f"no image of {plan.images.root} can be used: {examples}")
-    index = {
-        "file_index": np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        "offset": np.array([n for part in parts for n in part["offsets"]], np.int64),
-        "size": np.array([n for part in parts for n in part["sizes"]], np.int64),
-    }
-    data = io.BytesIO()
-    np.savez(data, **index)
-    storage.write_whole(plan.path(_INDEX), data.getvalue())
+    index_file.write_arrays(
+        plan.path(_INDEX),
+        file_index=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        offset=np.concatenate([part["offsets"] for part in parts]),
+        size=np.concatenate([part["sizes"] for part in parts]),
+    )
     lines = (f"{storage.shown(name)}\t{reason}\n" for name, (reason, _) in skipped.items())
     storage.write_whole(plan.path(_SKIPPED), "".join(lines).encode())
     num_too_small = sum(too_small for _, too_small in skipped.values())
@@ -188,12 +182,12 @@ def finish(plan: Plan) -> dict[str, Any]:
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder that `finish` left."""
+    """Returns whether `path` is a folder that `finish` left."""
     return storage.exists(os.path.join(path, _MANIFEST))
 
 
 def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Records:
-    """The images of a prepared folder; reads the manifest and the index alone.
+    """Opens the images of a prepared folder; reads the manifest and the index alone.
 
     Raises:
         ValueError: they are under `image_size`, written by another version, or damaged.
@@ -234,7 +228,7 @@ def open_source(place: source_kinds.Place) -> records.Records:
 
 
 def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Checks each file of a prepared folder against the manifest; yields what is wrong."""
+    """Compares each file of a prepared folder with the manifest; yields what is wrong."""
     folder = os.fspath(path)
     for file in _manifest(folder)["files"]:
         found = os.path.join(folder, file["file"])
@@ -248,11 +242,7 @@ def damaged_files(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _manifest(folder: str) -> dict[str, Any]:
-    """Reads the manifest of a prepared folder.
-
-    Raises:
-        ValueError: it is damaged, of another version, or names files outside the folder.
-    """
+    """Reads a manifest; raises ValueError if it is damaged, or names files outside the folder."""
     path = os.path.join(folder, _MANIFEST)
     if (version := resumable.read_json(path, {"format": {int}}, _REMEDY)["format"]) != _FORMAT:
         raise ValueError(
@@ -273,25 +263,27 @@ def _manifest(folder: str) -> dict[str, Any]:
     return manifest
 
 
-def _read_part(plan: Plan, part: int) -> dict[str, Any]:
-    """Reads what is known of file `part`; raises ValueError where that is damaged."""
+def _read_note(plan: Plan, part: int) -> dict[str, Any]:
+    """Reads the note of file `part`; raises ValueError if it is damaged."""
     path = _note(plan, part)
-    found = resumable.read_json(path, _PART, _REMEDY)
-    skipped = found["skipped"].values()
-    is_whole = all(isinstance(why, list) and list(map(type, why)) == [str, bool] for why in skipped)
+    found = resumable.read_json(path, _NOTE, _REMEDY)
     try:
-        columns = {key: np.array(found[key], np.int64) for key in ("offsets", "sizes")}
-        for key in columns:
-            index_file.check_column(columns, key, (np.int64,), found["count"])
-    except (ValueError, TypeError, OverflowError):
-        is_whole = False
-    if not is_whole or found["file"] != plan.file_name(part):
-        raise ValueError(f"{path} is damaged. {_REMEDY}")
+        for key in ("offsets", "sizes"):
+            found[key] = np.array(found[key], np.int64)
+            if found[key].shape != (found["count"],):
+                raise ValueError(f"its {key} are not {found['count']} numbers")
+        if found["file"] != plan.file_name(part):
+            raise ValueError(f"it is of {found['file']}")
+        for why in found["skipped"].values():
+            if not isinstance(why, list) or list(map(type, why)) != [str, bool]:
+                raise ValueError(f"{why!r:.100} is no reason")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {_REMEDY}") from error
     return found
 
 
 def _check_index(arrays: Mapping[str, np.ndarray], files: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where records lie beyond their files, or are not as many as there were."""
+    """Raises ValueError if records lie beyond their files, or are not as many as there were."""
     counts, ends = (np.array([file[key] for file in files], np.int64) for key in ("count", "bytes"))
     found = np.bincount(arrays["file_index"], minlength=len(files))
     if not np.array_equal(found, counts):
@@ -314,10 +306,7 @@ def _example(ref: sources.FileRef, image_size: int) -> bytes:
         data = encode_image(degrade.by_area(square, image_size))
     else:
         data = storage.read(ref.path)
-    features: dict[str, bytes | int] = {
-        "image": data,
-        "filename": os.fsencode(ref.name),
-    }
+    features: dict[str, bytes | int] = {"image": data, "filename": os.fsencode(ref.name)}
     if picture.label != sources.NO_LABEL:
         features["label"] = picture.label
     return records.serialize_example(features)

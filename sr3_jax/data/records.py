@@ -54,15 +54,10 @@ class Records(sources.LazySource):
         """
         self.files = tuple(files)
         self._file = index_file.check_column(arrays, "file_index", (np.int32, np.int64))
-        self._offset, self._size = (
-            index_file.check_column(arrays, key, (np.int64,), len(self._file))
-            for key in ("offset", "size")
-        )
+        self._offset, self._size = index_file.check_places(arrays, len(self._file), _LOST)
         in_order = np.concatenate([[0], self._file, [len(files) - 1]])
         if len(self._file) and (np.diff(in_order) < 0).any():
             raise ValueError(f"file_index is not in order within [0, {len(files)})")
-        if (self._offset < 0).any() or (self._size < _LOST).any():
-            raise ValueError("a record has a negative offset or size")
         self._first = np.searchsorted(self._file, np.arange(len(files)))
 
     def __len__(self) -> int:
@@ -79,13 +74,9 @@ class Records(sources.LazySource):
 
 
 class RecordRef(NamedTuple):
-    """An image in a TFRecord file; see `sources.ImageRef`.
+    """An image in the record `number` of the TFRecord file `path`; see `sources.ImageRef`.
 
-    Attributes:
-        path: path of the file.
-        number: number of the record in it, from 0.
-        offset: place of the record's content, in bytes.
-        size: size of the content, in bytes.
+    `offset` and `size` are those of the record's content, in bytes.
     """
 
     path: str
@@ -107,7 +98,7 @@ def decode_example(content: bytes) -> sources.Picture:
     Raises:
         BadImageError: it has no image, or one that cannot be used.
     """
-    features = parse_example(content)
+    features = _parsed(content)
     if "shape" in features and "data" in features:
         return sources.Picture(_raw_image(features))
     for key in _IMAGE_KEYS:
@@ -133,10 +124,8 @@ def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
     """
     path = os.fspath(path)
     is_folder = storage.is_folder(path)
-    if "*" in os.path.basename(path):
-        files = storage.matches(*os.path.split(path))
-    elif is_folder:
-        files = storage.matches(path, "*.tfrecord*")
+    if is_folder or "*" in os.path.basename(path):
+        files = storage.matches(*((path, "*.tfrecord*") if is_folder else os.path.split(path)))
     else:
         files = [path] if storage.exists(path) else []
     if not files:
@@ -168,17 +157,13 @@ def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None)
     Raises:
         ValueError: a file is no TFRecord file.
     """
-
-    def walk(file: str) -> list[tuple[int, int]]:
-        found = list(_walk(file))
-        progress()
-        return found
-
+    found = []
     with futures.ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(walk, files))
-    counts = [len(records) for records in found]
-    flat = np.array([record for records in found for record in records], np.int64).reshape(-1, 2)
-    file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        for places in pool.map(lambda file: np.array([*_walk(file)], np.int64), files):
+            found.append(places.reshape(-1, 2))
+            progress()
+    file = np.repeat(np.arange(len(files), dtype=np.int32), list(map(len, found)))
+    flat = np.concatenate([*found, np.zeros((0, 2), np.int64)])
     return Records(files, {"file_index": file, "offset": flat[:, 0], "size": flat[:, 1]})
 
 
@@ -201,10 +186,9 @@ def _walk(path: str) -> Iterator[tuple[int, int]]:
     position = 0
     with storage.open_read(path) as file:
         while position < end:
-            header = file.read(_HEADER.size)
-            is_cut_off = len(header) < _HEADER.size
-            size, checksum = (0, 0) if is_cut_off else _HEADER.unpack(header)
-            if is_cut_off or checksum != _masked_checksum(header[:8]):
+            header = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
+            size, checksum = _HEADER.unpack(header)
+            if checksum != _masked_checksum(header[:8]):
                 if position == 0:
                     raise ValueError(f"{path} is not a TFRecord file (or a compressed one)")
                 yield position, _LOST
@@ -249,12 +233,18 @@ def write_record(content: bytes) -> bytes:
     return b"".join(part + _CHECKSUM.pack(_masked_checksum(part)) for part in (length, content))
 
 
-def parse_example(data: bytes) -> dict[str, list[Any]]:
-    """Returns the values of each feature of a serialized tf.train.Example.
+def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
+    """Returns a serialized tf.train.Example with one value for each feature."""
+    example = tf_example_generated_pb2.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        kind = feature.bytes_list if isinstance(value, bytes) else feature.int64_list
+        kind.value.append(value)
+    return example.SerializeToString(deterministic=True)
 
-    Raises:
-        BadImageError: the data is none.
-    """
+
+def _parsed(data: bytes) -> dict[str, list[Any]]:
+    """Returns the values of each feature of a serialized tf.train.Example."""
     try:
         example = tf_example_generated_pb2.Example.FromString(data)
     except Exception as error:  # protobuf's DecodeError, of its own or of its C implementation
@@ -264,16 +254,6 @@ def parse_example(data: bytes) -> dict[str, list[Any]]:
         for name, feature in example.features.feature.items()
         if feature.WhichOneof("kind")
     }
-
-
-def serialize_example(features: Mapping[str, bytes | int]) -> bytes:
-    """Returns a serialized tf.train.Example with one value for each feature."""
-    example = tf_example_generated_pb2.Example()
-    for name, value in features.items():
-        feature = example.features.feature[name]
-        kind = feature.bytes_list if isinstance(value, bytes) else feature.int64_list
-        kind.value.append(value)
-    return example.SerializeToString(deterministic=True)
 
 
 def _raw_image(features: Mapping[str, list[Any]]) -> UInt8[np.ndarray, "height width 3"]:

@@ -1,13 +1,9 @@
 """Work that can be stopped at any time: the same command does what is missing.
 
-A job makes *units*: pictures, trials, files of records. For all jobs alike:
-
-- A unit is written whole or not at all (`storage.write_whole`).
-- The units of one folder have one `Fingerprint`: everything that decides what a unit becomes. A
-  job with another fingerprint is refused, and the message names what differs.
-- A finished unit is found again, and not made a second time: by a row of a table (`read_rows`), or
-  by what its file says of itself.
-- Units are read ahead and written behind in threads, while devices compute (`in_threads`).
+A job makes *units*: pictures, trials, files of records. A unit is written whole or not at all. The
+units of one folder have one `Fingerprint`, and a job with another one is refused. A finished unit
+is found again by a row of a table (`read_rows`), or by its own file. While devices compute, units
+are read ahead and written behind in threads (`in_threads`).
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import types
@@ -45,12 +42,12 @@ def digest(content: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """Everything that decides what a unit becomes.
+    """The values that decide the content of a unit.
 
     Attributes:
         values: JSON values by name; networks by digests of their weights.
-        older: what versions before such digests wrote in place of the keys that end in `network`.
-        defaults: of keys that older versions did not write, by the last part of their names.
+        older: values that older versions wrote in place of the keys that end in `network`.
+        defaults: values of keys that older versions did not write, by the last part of their names.
     """
 
     values: Mapping[str, Any]
@@ -59,11 +56,11 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """Equal for equal values."""
+        """Digest of the values, 32 hexadecimal digits."""
         return digest(json.dumps(self.values, sort_keys=True).encode())
 
     def differences(self, before: Mapping[str, Any] | None) -> list[str]:
-        """Returns how the values of a fingerprint that was read differ; none without one."""
+        """Returns how the values of a fingerprint that was read (None: none) differ from these."""
         if before is None:
             return []
         now, older, defaults = json.loads(json.dumps([self.values, self.older, self.defaults]))
@@ -140,7 +137,7 @@ def read_rows(path: Path, kind: type[A]) -> tuple[list[A], list[str]]:
     """Reads a file with one JSON object in each line; one that is missing has no rows.
 
     Returns:
-        The rows, and what is wrong with each line that is none.
+        The rows, and a message for each damaged line.
     """
     rows, damaged = [], []
     try:
@@ -163,15 +160,12 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def from_json(kind: type[A] | Mapping[str, set[type]], value: Any) -> A:
-    """Checks a JSON value.
+    """Returns a JSON object, checked, or the dataclass that is made of it.
 
     Args:
-        kind: `dict`; types of keys, all of which must be there; or a dataclass with types at its
-            fields, of which fields of other versions are left out.
-        value: what was read. Elements of its lists and dictionaries are not looked at.
-
-    Returns:
-        The value, or the dataclass.
+        kind: `dict`; the types of keys that must be there; or a dataclass, to which keys of other
+            versions are not passed.
+        value: the JSON value. Elements of lists and dictionaries in it are not checked.
 
     Raises:
         ValueError: it is no JSON object, or a key is missing or has a value of another type.
@@ -194,7 +188,7 @@ def from_json(kind: type[A] | Mapping[str, set[type]], value: Any) -> A:
 
 @functools.cache
 def _json_types(kind: type) -> dict[str, set[type]]:
-    """The types that JSON values of a dataclass's fields have."""
+    """Returns the types of JSON values that the fields of a dataclass take."""
     found = {}
     for name, hint in typing.get_type_hints(kind).items():
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -226,20 +220,16 @@ def in_threads(
 ) -> Iterator[B]:
     """Calls a function in threads, and yields its results in the order of the items.
 
-    Stages are chained: one that reads ahead, a generator that computes, and one that writes behind,
-    whose `items` are what is computed.
+    An error of `items` or of the function is raised in its place in the order. After it, or when
+    the iteration ends early, calls under way are finished, and others are dropped.
 
     Args:
         function: called with each item.
         items: taken one by one, at most one more than may wait.
-        ahead: results that may wait to be taken, at most, among them those under way.
+        ahead: most results that wait to be taken, with those under way.
         num_bytes: memory that an item takes; all that wait take at most `MOST_BYTES`, or are one.
-        eager: yield what is finished before the next item is begun, as a stage that writes should;
+        eager: yield finished results before the next item is taken, as a stage that writes should;
             one that reads ahead should not.
-
-    Raises:
-        Exception: that of `items`, or of the function, in its place in the order. What is under way
-            is finished; what was not begun is dropped. So it is where the iteration is ended early.
     """
     pool = futures.ThreadPoolExecutor(THREADS)
     waiting: collections.deque[tuple[futures.Future[B], int]] = collections.deque()
@@ -267,15 +257,8 @@ def in_threads(
 def one_behind(begun: Iterable[Callable[[], A]]) -> Iterator[A]:
     """Yields the result of each function after the next was begun.
 
-    For devices, which work on a batch while the results of the one before are fetched.
-
-    Args:
-        begun: begins a piece of work whenever the next is asked for; each function waits for one.
+    So devices work on a batch while the results of the one before are fetched. `begun` begins a
+    piece of work whenever its next function is taken; the function waits for the result.
     """
-    before = None
-    for fetch in begun:
-        if before is not None:
-            yield before()
-        before = fetch
-    if before is not None:
+    for before, _ in itertools.pairwise(itertools.chain(begun, [None])):
         yield before()

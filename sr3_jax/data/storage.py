@@ -1,7 +1,7 @@
 """Files, on a disk or in a bucket: read in pieces, listed, and written whole or not at all.
 
 A path is local, or a URL such as `gs://bucket/folder`, which fsspec reads (`gs://` with the package
-gcsfs, `s3://` with s3fs): of an image one request, of a record of a large file just its bytes.
+gcsfs, `s3://` with s3fs).
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import io
 import os
+import pathlib
 import re
 import secrets
 import stat
@@ -31,12 +32,12 @@ _OF_THE_PLACE = frozenset(
 
 
 class State(NamedTuple):
-    """What tells one version of a file from another.
+    """A version of a file.
 
     Attributes:
-        size: in bytes.
-        version: changes whenever the file is written: of a local file the time of the last change
-            in nanoseconds, in a bucket the object's checksum or time.
+        size: size in bytes.
+        version: the time of the last change in nanoseconds; in a bucket the object's checksum or
+            time.
     """
 
     size: int
@@ -44,12 +45,12 @@ class State(NamedTuple):
 
 
 def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None) -> bytes:
-    """The content of a file, or `size` bytes of it from `offset` on (fewer at its end).
+    """Returns the content of a file, or `size` bytes of it from `offset` on (fewer at its end).
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         OSError: reading failed for another reason.
-        ValueError: a URL that wants a package that is not installed.
+        ValueError: the URL needs a package that is not installed.
     """
     path = os.path.expanduser(path)
     if is_url(path):
@@ -73,12 +74,12 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
 def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[str]:
     """Yields the relative path, with forward slashes, of every file under a folder at any depth.
 
-    Folders whose names begin with a dot are left out. Links to folders are followed, except one
-    that leads back to a folder it lies in, which is logged and left out.
+    Folders whose names begin with a dot are left out. Links to folders are followed, but one to a
+    folder that it lies in is left out, with a warning.
 
     Args:
         root: a local folder or a URL.
-        skip: folders that are left out, with all that is in them; see `real_path`.
+        skip: folders that are left out, by `real_path`.
 
     Raises:
         FileNotFoundError: no such folder, or bucket.
@@ -108,25 +109,20 @@ def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[s
             name
             for name in subfolders
             if not name.startswith(".")
-            and not _is_loop(root, relative, name)
-            and not (skip and os.path.realpath(os.path.join(directory, name)) in skip)
+            and not _is_loop(path := os.path.join(directory, name))
+            and not (skip and os.path.realpath(path) in skip)
         ]
         prefix = "" if relative == "." else f"{relative.replace(os.sep, '/')}/"
         yield from (prefix + file for file in files)
 
 
-def _is_loop(root: str, relative: str, name: str) -> bool:
-    """Returns whether a subfolder is a link to one of the folders that it lies in."""
-    link = os.path.join(root, relative, name)
-    if not os.path.islink(link):
+def _is_loop(path: str) -> bool:
+    """Returns whether a path is a link to one of the folders that it lies in."""
+    target = os.path.islink(path) and os.path.realpath(path)
+    if not target or all(os.path.realpath(p) != target for p in pathlib.Path(path).parents):
         return False
-    target, above = os.path.realpath(link), root
-    for part in ("", *relative.split(os.sep)):
-        above = os.path.join(above, part)
-        if os.path.realpath(above) == target:
-            logging.warning("%s is left out: it is a link to a folder that it lies in", link)
-            return True
-    return False
+    logging.warning("%s is left out: it is a link to a folder that it lies in", path)
+    return True
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -139,9 +135,9 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a file to write, in a folder that need not exist: a reader finds all of it or nothing.
 
-    On a disk the file has a random temporary name until it is whole and flushed to the disk, so
-    that two writers of one path cannot mix, and a power failure leaves no half file. A link at
-    `path` is replaced, not followed. In a bucket nothing is there before the end.
+    On a disk the file has a random temporary name until it is whole and flushed, so that two
+    writers of one path cannot mix, and a power failure leaves no half file. A link at `path` is
+    replaced, not followed.
     """
     path = os.path.expanduser(path)
     if is_url(path):
@@ -168,17 +164,11 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = path  # a full disk does not say of which file
         raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    """Flushes a folder's list of names, where the file system can."""
+    # The folder's list of names is flushed, too, where the file system can.
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def is_partial(name: str) -> bool:
@@ -192,37 +182,29 @@ def is_of_the_place(error: BaseException) -> bool:
 
 
 def fitting_name(name: str, suffix: str) -> str:
-    """Returns the name of a file with a suffix added, shortened to what file systems take.
+    """Returns a name, or a path with forward slashes, with a suffix such as `.png` added.
 
-    Where the last part of `name + suffix` has more than 255 bytes, the end of the name is replaced
-    by a digest of all of it, so that different names stay different.
-
-    Args:
-        name: of a file, or a path with forward slashes.
-        suffix: such as `.png`.
+    If its last part then has more than the 255 bytes that file systems take, the end of the name is
+    replaced by a digest of all of it, so that different names stay different.
     """
     folder, slash, last = name.rpartition("/")
     encoded, ending = os.fsencode(last), os.fsencode(suffix)
     if len(encoded) + len(ending) > _MOST_NAME_BYTES:
         mark = b"~" + hashlib.sha256(encoded).hexdigest()[:8].encode()
         encoded = encoded[: _MOST_NAME_BYTES - len(mark) - len(ending)]
-        # Not in the middle of a character.
-        while encoded and (encoded[-1] & 0xC0) == 0x80:
-            encoded = encoded[:-1]
-        if encoded and encoded[-1] >= 0xC0:
-            encoded = encoded[:-1]
-        encoded += mark
+        # Not in the middle of a character of UTF-8: without the last bytes that are none of ASCII.
+        encoded = re.sub(rb"[\xc0-\xff]?[\x80-\xbf]*\Z", b"", encoded, count=1) + mark
     return folder + slash + os.fsdecode(encoded + ending)
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    """Returns a name as it can be printed on one line: unprintable characters are escaped."""
+    """Returns a name to be printed on one line, with unprintable characters escaped."""
     name = os.fspath(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def state(path: str | os.PathLike[str]) -> State | None:
-    """Returns what tells this version of a file from others; None where there is no file."""
+    """Returns the version of a file; None if there is no file."""
     path = os.path.expanduser(path)
     try:
         if not is_url(path):
@@ -235,17 +217,16 @@ def state(path: str | os.PathLike[str]) -> State | None:
 
 
 def states(root: str | os.PathLike[str], names: Collection[str]) -> dict[str, State]:
-    """Returns the `state` of files under a folder, by their relative paths; missing ones apart."""
+    """Returns the `state` of those files under a folder that exist, by their relative paths."""
     root = os.path.expanduser(root)
     if is_url(root) and len(names) > 1:
         filesystem, inner = _filesystem(root)
         inner = inner.rstrip("/") + "/"
-        wanted, listed = set(names), filesystem.find(inner, detail=True)
-        found = {path.removeprefix(inner): info for path, info in listed.items()}
-        return {name: _state_of(info) for name, info in found.items() if name in wanted}
+        listed = filesystem.find(inner, detail=True)
+        return {name: _state_of(info) for name in names if (info := listed.get(inner + name))}
     with futures.ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda name: state(os.path.join(root, name)), names)
-        return {name: its for name, its in zip(names, found, strict=True) if its is not None}
+        return {name: its for name, its in zip(names, found, strict=True) if its}
 
 
 def _state_of(info: Mapping[str, object]) -> State:
@@ -282,25 +263,23 @@ def same_files(
 ) -> Iterator[tuple[str, str]]:
     """Yields the pairs of paths, one of each, that are one file; see `is_same_file`.
 
-    Looks at the files of `b` only where a file of `a` exists.
+    Looks at the files of `b` only if a file of `a` exists.
     """
-    urls = {path.rstrip("/") for path in map(os.fspath, b) if is_url(path)}
-    by_place: dict[tuple[int, int], str] | None = None
+    by_place: dict[object, str] = {}
     for path in map(os.fspath, a):
-        if is_url(path):
-            if path.rstrip("/") in urls:
-                yield path, path
-        elif (place := _place(path)) is not None:
-            if by_place is None:
-                by_place = {its: os.fspath(other) for other in b if (its := _place(other))}
+        if place := _place(path):
+            by_place = by_place or {_place(other): os.fspath(other) for other in b}
             if place in by_place:
                 yield path, by_place[place]
 
 
-def _place(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Returns what all names of a local file have in common; None where there is no file."""
+def _place(path: str | os.PathLike[str]) -> object:
+    """Returns what all names of a file have in common; None if there is no local file."""
+    path = os.path.expanduser(path)
+    if is_url(path):
+        return path.rstrip("/")
     try:
-        found = os.stat(os.path.expanduser(path))
+        found = os.stat(path)
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
@@ -314,21 +293,21 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or a folder at `path`."""
+    """Returns whether there is a file or a folder at `path`."""
     filesystem, inner = _filesystem(path)
     return filesystem.exists(inner)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder; in a bucket, whether anything is under it."""
+    """Returns whether `path` is a folder; in a bucket, whether anything is under it."""
     filesystem, inner = _filesystem(path)
     return filesystem.isdir(inner)
 
 
 def matches(folder: str | os.PathLike[str], pattern: str) -> list[str]:
-    """Returns the paths in a folder whose names fit a pattern with `*`, sorted; hidden ones apart.
+    """Returns the sorted paths in a folder whose names fit a pattern with `*`.
 
-    Of a folder that does not exist, none. The folder's own name is taken as it is.
+    Hidden files fit only a pattern that begins with a dot. A folder that does not exist has none.
     """
     folder = os.path.expanduser(folder)
     filesystem, inner = _filesystem(folder)
@@ -345,7 +324,7 @@ def matches(folder: str | os.PathLike[str], pattern: str) -> list[str]:
 
 
 def open_read(path: str | os.PathLike[str]) -> io.IOBase:
-    """A file to be read from begin to end."""
+    """Opens a file to be read from begin to end."""
     filesystem, inner = _filesystem(path)
     return filesystem.open(inner, "rb")
 
@@ -363,7 +342,7 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is in a bucket."""
+    """Returns whether a path is in a bucket."""
     return "://" in path
 
 

@@ -1,6 +1,5 @@
-"""Chunks of PNG and WebP files, and segments of JPEG files: reading and adding them."""
+"""Chunks of PNG files and segments of JPEG files: reading and adding them."""
 
-import contextlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 BMP_INCHES = 39.3701  # in a metre, as Pillow converts the density of BMP files
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_PNG_XMP = b"XML:com.adobe.xmp"
+PNG_XMP = "XML:com.adobe.xmp"
 RAW_EXIF = ("exif", "app1")  # ImageMagick's names of EXIF
 _PHOTOSHOP = b"Photoshop 3.0\0"
 IPTC = 1028  # the resource of Photoshop that holds it
@@ -35,21 +34,6 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         place += 12 + size
-
-
-def png_exif_and_xmp(data: bytes) -> tuple[bytes | None, bytes | None]:
-    """Reads EXIF and the XMP packet of a PNG file; None if it has none, or it is damaged."""
-    exif = xmp = None
-    for kind, begin, end in png_chunks(data):
-        if kind == b"eXIf":
-            exif = data[begin:end]
-        elif kind in PNG_TEXTS:
-            chunk = (kind, data[begin:end])
-            with contextlib.suppress(ValueError):  # `metadata.of_png` notes it
-                xmp = png_xmp(chunk) or xmp
-                if exif is None and (raw := png_raw_profile(chunk)) and raw[0] in RAW_EXIF:
-                    exif = raw[1]
-    return exif, xmp
 
 
 def png_of_pixels(data: bytes) -> bytes:
@@ -85,44 +69,39 @@ def png_keyword(chunk: PngChunk) -> str:
 
 
 def png_text_of(chunk: PngChunk) -> str:
-    """Returns the text of a chunk of type tEXt, zTXt or iTXt.
-
-    Raises:
-        ValueError: it is damaged, or too large.
-    """
-    return _text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
+    """Returns the text of a chunk; raises ValueError if it is damaged or too large."""
+    return png_text_bytes(chunk).decode("utf-8" if chunk[0] == b"iTXt" else "latin-1")
 
 
-def png_xmp(chunk: PngChunk) -> bytes | None:
-    """Returns the XMP packet of a chunk; None for other chunks."""
-    if chunk[0] == b"iTXt" and chunk[1].startswith(_PNG_XMP + b"\0"):
-        return _text_bytes(chunk)
-    return None
+def png_text_bytes(chunk: PngChunk) -> bytes:
+    """Returns the text of a chunk in its encoding; see `png_text_of`."""
+    kind, content = chunk
+    text = content.partition(b"\0")[2]
+    if kind == b"zTXt":
+        return unpacked(text[1:])
+    if kind == b"iTXt":
+        # A flag of compression and its method, then the language and the translated keyword.
+        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+        return unpacked(text) if is_packed else text
+    return text
 
 
-def png_xmp_chunk(xmp: bytes) -> PngChunk:
-    """Makes a chunk of an XMP packet."""
-    return b"iTXt", _PNG_XMP + bytes(5) + xmp
-
-
-def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes] | None:
+def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes]:
     """Reads a profile as ImageMagick wrote it before PNG had chunks for it.
 
     It is a text: an empty line, the kind, the size, and hexadecimal digits.
 
     Returns:
-        The kind (`exif`, `iptc` ...) and the content; None for other chunks.
+        The kind (`exif`, `iptc` ...) and the content; empty for other chunks.
     """
-    keyword = png_keyword(chunk)
-    kind = keyword.removeprefix("Raw profile type ")
-    if not kind or kind == keyword:
-        return None
-    lines = png_text_of(chunk).split("\n")
-    return kind.lower(), bytes.fromhex("".join(lines[3:]))
+    before, _, kind = png_keyword(chunk).partition("Raw profile type ")
+    if before or not kind:
+        return "", b""
+    return kind.lower(), bytes.fromhex("".join(png_text_of(chunk).split("\n")[3:]))
 
 
 def unpacked(data: bytes) -> bytes:
-    """Decompresses; raises ValueError if the result is larger than in any real file."""
+    """Decompresses; raises ValueError if the data is damaged or larger than in any real file."""
     stream = zlib.decompressobj()
     try:
         content = stream.decompress(data, _MOST_BYTES)
@@ -131,16 +110,6 @@ def unpacked(data: bytes) -> bytes:
     if stream.unconsumed_tail:
         raise ValueError(f"more than {_MOST_BYTES >> 20} MiB once it is decompressed")
     return content
-
-
-def webp_chunks(data: bytes) -> dict[bytes, bytes]:
-    """Returns the content of the chunks of a WebP file by their type."""
-    chunks, place = {}, 12
-    while place + 8 <= len(data):
-        kind, size = struct.unpack_from("<4sI", data, place)
-        chunks[kind] = data[place + 8 : place + 8 + size]
-        place += 8 + size + size % 2
-    return chunks
 
 
 def iptc_of_photoshop(content: bytes) -> bytes | None:
@@ -158,12 +127,7 @@ def iptc_of_photoshop(content: bytes) -> bytes | None:
 
 
 def with_jpeg_segments(
-    data: bytes,
-    *,
-    density: Density | None,
-    xmp: bytes | None,
-    iptc: bytes | None,
-    comments: Iterable[bytes],
+    data: bytes, density: Density | None, iptc: bytes | None, comments: Iterable[bytes]
 ) -> bytes:
     """Inserts segments into a JPEG file, after the first one, which is JFIF's.
 
@@ -174,24 +138,11 @@ def with_jpeg_segments(
         unit = ("", "inch", "cm").index(density.unit)
         numbers = (min(max(round(number), 1), 65535) for number in density[:2])
         struct.pack_into(">BHH", head, 13, unit, *numbers)
-    segments = [(0xE1, JPEG_XMP + xmp)] if xmp else []
+    segments = [(0xFE, comment) for comment in comments]
     if iptc:  # JPEG holds it as a resource of Photoshop
         resource = b"8BIM" + struct.pack(">HHI", IPTC, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
         segments.append((0xED, _PHOTOSHOP + resource))
-    segments += [(0xFE, comment) for comment in comments]
     packed = b""
     for marker, content in segments:
         packed += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
     return bytes(head) + packed + data[20:]
-
-
-def _text_bytes(chunk: PngChunk) -> bytes:
-    kind, content = chunk
-    text = content.partition(b"\0")[2]
-    if kind == b"zTXt":
-        return unpacked(text[1:])
-    if kind == b"iTXt":
-        # A flag of compression and its method, then the language and the translated keyword.
-        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
-        return unpacked(text) if is_packed else text
-    return text

@@ -1,4 +1,4 @@
-"""Opening of a picture file of any format: the header is read, and unusable files are refused.
+"""Opening of a picture file of any format: reads its header, and refuses unusable files.
 
 Pillow decodes what it reads at full depth (JPEG, BMP, GIF, PNG and AVIF of 8 bits), pillow-heif
 HEIC, and libvips (pyvips) everything else. The last two are imported when such a file comes.
@@ -6,10 +6,10 @@ HEIC, and libvips (pyvips) everything else. The last two are imported when such 
 
 from __future__ import annotations
 
+import functools
 import io
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
@@ -17,49 +17,19 @@ from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin
 
 from sr3_jax.data.image_files import containers, metadata, pillow, tiff, tiff_reading
 from sr3_jax.data.image_files.errors import BadImageError, check_pixels, decoder_errors, max_pixels
+from sr3_jax.data.image_files.picture import FileMetadata, Opened
 from sr3_jax.data.image_files.vips import open_buffer
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 # The major and the compatible brands of files in the container of HEIF.
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
-class Opened(NamedTuple):
-    """A file whose header was read.
-
-    Attributes:
-        size: width and height as stored, in pixels.
-        bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
-        bits: depth of a decoded band, 8 or 16.
-        decode: decodes the pixels as stored: grey or RGB, then alpha.
-        read_metadata: reads what the file has beside pixels.
-        orientation: orientation of EXIF, 1 to 8.
-    """
-
-    size: tuple[int, int]
-    bands: int
-    bits: int
-    decode: Callable[[], Shaped[np.ndarray, "height width *bands"]]
-    read_metadata: Callable[[], metadata.FileMetadata]
-    orientation: int = 1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height and width of the upright picture in pixels, and bands."""
-        upright = self.size if self.orientation >= 5 else self.size[::-1]
-        return (*upright, self.bands)
-
-    @property
-    def bytes_decoded(self) -> int:
-        """Size of the decoded pixels in bytes. Decoding takes about three times that meanwhile."""
-        return math.prod(self.shape) * self.bits // 8
-
-
 def open_file(data: bytes) -> Opened:
-    """Reads the header of a picture file and decodes nothing.
+    """Reads header and metadata of a picture file and decodes no pixels.
 
     Raises:
         BadImageError, ValueError: see `reading.decode_picture`. Broken pixels are not noticed.
@@ -73,34 +43,16 @@ def open_file(data: bytes) -> Opened:
     return opened
 
 
-def _opener(data: bytes) -> Callable[[bytes], Opened]:
-    """Chooses a format by the first bytes of the file, whatever its name."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return _open_jpeg
-    if data.startswith(containers.PNG_SIGNATURE):
-        return _open_png
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _open_webp
-    if tiff.is_tiff(data):
-        return _open_tiff
-    if data[:2] == b"BM":
-        return _open_bmp
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return _open_gif
-    if data[4:8] == b"ftyp":
-        end = int.from_bytes(data[:4], "big")
-        brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(end, 256), 4))}
-        if brands & _AVIF_BRANDS:
-            return _open_avif
-        if brands & _HEIC_BRANDS:
-            return _open_heic
-    raise BadImageError("not a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file")
-
-
-def _open_jpeg(data: bytes) -> Opened:
+def _by_pillow(
+    plugin: type[ImageFile], read: Callable[[ImageFile], FileMetadata], data: bytes
+) -> Opened:
     # By the plugins, since Image.open has a limit of its own on pixels.
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    return _by_pillow(image, lambda: metadata.of_jpeg(image))
+    image = plugin(io.BytesIO(data))
+    check_pixels(*image.size)  # since counting frames of GIF decodes them
+    _refuse_frames(getattr(image, "n_frames", 1))
+    # By the mode before loading: a palette of GIF may be one of greys, and is then loaded as such.
+    bands = (1 if image.mode in ("1", "L", "LA") else 3) + image.has_transparency_data
+    return Opened(image.size, bands, 8, lambda: pillow.pixels(image), read(image))
 
 
 def _open_png(data: bytes) -> Opened:
@@ -121,70 +73,33 @@ def _open_png(data: bytes) -> Opened:
             return open_buffer("pngload_buffer", without_metadata).numpy()
         return pillow.pixels(image)
 
-    return Opened(
-        image.size,
-        (1 if colour_type in (0, 4) else 3) + has_alpha,
-        16 if stored_bits == 16 else 8,
-        decode,
-        lambda: metadata.of_png(data),
-        metadata.orientation(*containers.png_exif_and_xmp(data)),
-    )
+    bands = (1 if colour_type in (0, 4) else 3) + has_alpha
+    bits = 16 if stored_bits == 16 else 8
+    return Opened(image.size, bands, bits, decode, metadata.of_png(data))
 
 
 def _open_webp(data: bytes) -> Opened:
     image = open_buffer("webpload_buffer", data)
     if image.get_typeof("n-pages"):
         _refuse_frames(image.get("n-pages"))
-    chunks = containers.webp_chunks(data)
-    return Opened(
-        (image.width, image.height),
-        image.bands,
-        8,
-        image.numpy,
-        lambda: metadata.of_webp(chunks),
-        metadata.orientation(chunks.get(b"EXIF"), chunks.get(b"XMP ")),
-    )
-
-
-def _open_tiff(data: bytes) -> Opened:
-    found = tiff_reading.inspect(data)
-    return Opened(
-        (found.width, found.height),
-        found.bands,
-        found.bits,
-        lambda: tiff_reading.decode(data, found),
-        lambda: metadata.of_tiff(data, found),
-        found.orientation,
-    )
-
-
-def _open_bmp(data: bytes) -> Opened:
-    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
-    return _by_pillow(image, lambda: metadata.of_bmp(image))
-
-
-def _open_gif(data: bytes) -> Opened:
-    image = GifImagePlugin.GifImageFile(io.BytesIO(data))
-    check_pixels(*image.size)  # since counting frames decodes them
-    _refuse_frames(image.n_frames)
-    return _by_pillow(image, lambda: metadata.of_gif(image))
+    kept = metadata.of_webp(data)
+    return Opened((image.width, image.height), image.bands, 8, image.numpy, kept)
 
 
 def _open_avif(data: bytes) -> Opened:
-    image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
-    _refuse_frames(image.n_frames)
     # Pillow reduces 10 and 12 bits to 8.
     deep = open_buffer("heifload_buffer", data)
-    opened = _by_pillow(image, lambda: metadata.of_avif(image, deep))
+    read = functools.partial(metadata.of_avif, by_vips=deep)
+    opened = _by_pillow(AvifImagePlugin.AvifImageFile, read, data)
     bits = deep.get("bits-per-sample")
     if bits == 8:
         return opened
     # libvips gives upright pixels, in the upper bits.
+    opened.kept.orientation = 1
     return opened._replace(
         size=(deep.width, deep.height),
         bits=16,
         decode=lambda: _stretched(deep.numpy() >> (16 - bits), bits),
-        orientation=1,
     )
 
 
@@ -206,15 +121,36 @@ def _open_heic(data: bytes) -> Opened:
         (1 if file.mode.startswith("L") else 3) + file.has_alpha,
         8 if bits == 8 else 16,
         lambda: np.asarray(file) if bits == 8 else _stretched(np.asarray(file), bits),
-        lambda: metadata.of_heic(file),
+        metadata.of_heic(file),
     )
 
 
-def _by_pillow(image: Image.Image, read: Callable[[], metadata.FileMetadata]) -> Opened:
-    # By the mode before loading: a palette of GIF may be one of greys, and is then loaded as such.
-    bands = (1 if image.mode in ("1", "L", "LA") else 3) + image.has_transparency_data
-    orientation = metadata.orientation(image.info.get("exif"), image.info.get("xmp"))
-    return Opened(image.size, bands, 8, lambda: pillow.pixels(image), read, orientation)
+# By the first bytes of a file, whatever its name.
+_open_gif = functools.partial(_by_pillow, GifImagePlugin.GifImageFile, metadata.of_gif)
+_OPENERS = {
+    b"\xff\xd8\xff": functools.partial(_by_pillow, JpegImagePlugin.JpegImageFile, metadata.of_jpeg),
+    containers.PNG_SIGNATURE: _open_png,
+    b"BM": functools.partial(_by_pillow, BmpImagePlugin.BmpImageFile, metadata.of_bmp),
+    b"GIF87a": _open_gif,
+    b"GIF89a": _open_gif,
+    **dict.fromkeys(tiff.HEADS, tiff_reading.open_tiff),
+}
+
+
+def _opener(data: bytes) -> Callable[[bytes], Opened]:
+    for start, opener in _OPENERS.items():
+        if data.startswith(start):
+            return opener
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _open_webp
+    if data[4:8] == b"ftyp":
+        end = int.from_bytes(data[:4], "big")
+        brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(end, 256), 4))}
+        if brands & _AVIF_BRANDS:
+            return _open_avif
+        if brands & _HEIC_BRANDS:
+            return _open_heic
+    raise BadImageError("not a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file")
 
 
 def _stretched(values: Shaped[np.ndarray, "*shape"], bits: int) -> Shaped[np.ndarray, "*shape"]:

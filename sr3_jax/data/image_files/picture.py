@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -23,13 +25,7 @@ _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 
 
 class Density(NamedTuple):
-    """Pixels per unit of length on paper.
-
-    Attributes:
-        x: horizontal density.
-        y: vertical density.
-        unit: unit of length; empty if `x` and `y` give the shape of a pixel only.
-    """
+    """Pixels per unit of length on paper; `x` and `y` without unit give the shape of a pixel."""
 
     x: float
     y: float
@@ -49,7 +45,7 @@ class Metadata:
         density: pixels per unit of length.
         xmp: the XMP packet, with orientation 1.
         iptc: the records of IPTC-IIM.
-        comments: comments of JPEG and GIF.
+        comments: those of JPEG and GIF.
         png_chunks: type and content of PNG's texts, time, and colours other than a profile.
         geo: tags of GeoTIFF.
     """
@@ -75,7 +71,7 @@ class Picture:
             in Pillow.
         metadata: other metadata.
         is_lossless: the file keeps every pixel. False if its format does not show it.
-        notes: what the file has that is not kept, or is changed, in plain words.
+        notes: parts of the file that are not kept, or are changed, in plain words.
     """
 
     pixels: Pixels
@@ -94,18 +90,63 @@ class Picture:
             )
 
     def scaled(self, pixels: Pixels, alpha: Alpha | None, scale: int | float) -> Picture:
-        """Returns the picture with more pixels and the same metadata.
+        """Returns the picture with pixels of `scale` times the width and height.
 
         A georeference keeps the corners where they are on the ground. The density stays, so that
         the picture is printed larger.
-
-        Args:
-            pixels: RGB of the new size.
-            alpha: opacity of the new size, or None.
-            scale: ratio of new to old width, and of new to old height.
         """
         metadata = dataclasses.replace(self.metadata, geo=_scaled_geo(self.metadata.geo, scale))
         return dataclasses.replace(self, pixels=pixels, alpha=alpha, metadata=metadata)
+
+
+@dataclasses.dataclass
+class FileMetadata:
+    """The metadata of a file, with the attributes of `Picture`.
+
+    Attributes:
+        icc_profile: colour profile; it may be one for other pixels.
+        orientation: how the pixels are stored, 1 to 8 as in EXIF.
+    """
+
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    metadata: Metadata = Metadata()  # noqa: RUF009  (frozen)
+    is_lossless: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list)
+    orientation: int = 1
+
+    def add(self, **parts: Any) -> None:
+        """Sets attributes of `metadata`."""
+        self.metadata = dataclasses.replace(self.metadata, **parts)
+
+
+class Opened(NamedTuple):
+    """A picture file that can be decoded.
+
+    Attributes:
+        size: width and height as stored, in pixels.
+        bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
+        bits: depth of a decoded band, 8 or 16.
+        decode: decodes the pixels as stored: grey or RGB, then alpha.
+        kept: metadata of the file.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    bits: int
+    decode: Callable[[], Shaped[np.ndarray, "height width *bands"]]
+    kept: FileMetadata
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of the upright picture in pixels, and bands."""
+        upright = self.size if self.kept.orientation >= 5 else self.size[::-1]
+        return (*upright, self.bands)
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Size of the decoded pixels in bytes; decoding takes about three times that."""
+        return math.prod(self.shape) * self.bits // 8
 
 
 def rgb(picture: Picture) -> Pixels:

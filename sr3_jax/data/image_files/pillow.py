@@ -13,14 +13,9 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "height width bands"]:
     """Decodes an image of any 8-bit mode to grey or RGB, then alpha; CMYK becomes sRGB."""
     image.load()
     if image.mode == "CMYK":
-        return cmyk_to_srgb(image, image.info.get("icc_profile"))
+        return converted(image, "RGB", cmyk_transform(image.info.get("icc_profile")))
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    return _converted(image, mode + "A" * image.has_transparency_data)
-
-
-def cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> UInt8[np.ndarray, "height width 3"]:
-    """Converts CMYK by its profile, or by Pillow's plain formula if the profile is of no use."""
-    return _converted(image, "RGB", cmyk_transform(profile))
+    return converted(image, mode + "A" * image.has_transparency_data)
 
 
 def cmyk_transform(profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
@@ -40,9 +35,10 @@ def cmyk_transform(profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
         return None
 
 
-def _converted(
+def converted(
     image: Image.Image, mode: str, transform: ImageCms.ImageCmsTransform | None = None
 ) -> UInt8[np.ndarray, "height width bands"]:
+    """Converts an image to a mode, by a transform or by Pillow's plain formula."""
     values = np.empty((image.height, image.width, len(mode)), np.uint8)
     for top in range(0, image.height, _ROWS):
         strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))

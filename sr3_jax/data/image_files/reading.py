@@ -1,7 +1,4 @@
-"""Decoding of picture files at full depth: the one reader of the project.
-
-A file is opened first, which reads its header and refuses what cannot be read, and then decoded.
-"""
+"""Decoding of picture files at full depth: the one reader of the project."""
 
 import numpy as np
 from jaxtyping import Shaped, UInt
@@ -9,19 +6,16 @@ from jaxtyping import Shaped, UInt
 from sr3_jax.data import storage
 from sr3_jax.data.image_files import containers
 from sr3_jax.data.image_files.errors import BadImageError, decoder_errors
-from sr3_jax.data.image_files.opening import Opened, open_file
-from sr3_jax.data.image_files.picture import Picture, Pixels, rgb
+from sr3_jax.data.image_files.opening import open_file
+from sr3_jax.data.image_files.picture import Opened, Picture, Pixels, rgb
 
 Box = tuple[int, int, int, int]  # (left, top, right, bottom) in pixels
 
 
 def content(path: str, offset: int = 0, size: int | None = None) -> bytes:
-    """Reads a file, local or a URL, or `size` bytes of it from `offset` on; see `storage.read`.
+    """Reads a file as `storage.read` does, but a missing one raises BadImageError.
 
-    Raises:
-        BadImageError: there is no such file.
-        OSError: reading failed for a reason that says nothing about the picture, such as
-            permissions or the network.
+    OSError then is of a cause outside of the picture, such as permissions or the network.
     """
     try:
         return storage.read(path, offset, size)
@@ -45,13 +39,13 @@ def decode_picture(data: bytes) -> Picture:
         ValueError: the limit on pixels in the environment is no number.
     """
     opened = open_file(data)
+    kept = opened.kept
     with decoder_errors():
         values = _upright(opened)
-        kept = opened.read_metadata()
     bands = values.shape[2]
     is_grey = bands < 3
     pixels = np.broadcast_to(values[..., :1], (*values.shape[:2], 3)) if is_grey else values
-    profile, notes = kept.icc_profile, kept.notes
+    profile, notes = kept.icc_profile or None, kept.notes
     if profile and profile[16:20] != (b"GRAY" if is_grey else b"RGB "):
         space = profile[16:20].decode("ascii", "replace").strip() or "unknown"
         notes.append(f"its colour profile, which is for {space} pixels")
@@ -60,7 +54,7 @@ def decode_picture(data: bytes) -> Picture:
         pixels=pixels[..., :3],
         alpha=values[..., -1] if bands in (2, 4) else None,
         is_grey=is_grey,
-        icc_profile=profile or None,
+        icc_profile=profile,
         exif=kept.exif,
         metadata=kept.metadata,
         is_lossless=kept.is_lossless,
@@ -73,10 +67,7 @@ def decode_seen(data: bytes) -> tuple[Pixels, tuple[str, ...]]:
 
     Returns:
         RGB at the depth of the file, with transparency composited over white; and notes in plain
-        words, the same for all files of a kind.
-
-    Raises:
-        BadImageError: see `decode_picture`.
+        words, the same for all files of a kind. Errors are those of `decode_picture`.
     """
     picture = decode_picture(data)
     notes = [note for note in picture.notes if note.startswith(("its CMYK", "its colour"))]
@@ -110,10 +101,7 @@ def read_with_comment(path: str) -> tuple[Pixels, str]:
 
 
 def comment_of(data: bytes) -> str:
-    """Returns the comment that `write_image` gave a PNG file, without decoding pixels.
-
-    Returns:
-        The comment; empty if there is none.
+    """Returns the comment that `write_image` gave a PNG file, or an empty one; decodes no pixels.
 
     Raises:
         BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
@@ -132,11 +120,7 @@ def comment_of(data: bytes) -> str:
 
 
 def cut(image: Pixels, box: Box | None) -> UInt[np.ndarray, "new_height new_width 3"]:
-    """Cuts a box out of an image; None is all of it.
-
-    Raises:
-        BadImageError: the box is not inside the image.
-    """
+    """Cuts a box out of an image, None for all; raises BadImageError if it is not inside."""
     if box is None:
         return image
     left, top, right, bottom = box
@@ -149,17 +133,16 @@ def cut(image: Pixels, box: Box | None) -> UInt[np.ndarray, "new_height new_widt
 
 def _upright(opened: Opened) -> Shaped[np.ndarray, "height width bands"]:
     """Decodes the pixels and applies the orientation."""
-    values = np.atleast_3d(opened.decode())
-    if opened.orientation in (3, 4, 6, 7):
+    values, orientation = np.atleast_3d(opened.decode()), opened.kept.orientation
+    if orientation in (3, 4, 6, 7):
         values = values[::-1]
-    if opened.orientation in (2, 3, 7, 8):
+    if orientation in (2, 3, 7, 8):
         values = values[:, ::-1]
-    if opened.orientation in (5, 6, 7, 8):
+    if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if values.shape != opened.shape:
-        (height, width, bands), (its_height, its_width, its_bands) = opened.shape, values.shape
         raise BadImageError(
-            f"its header says {bands} bands of {width}x{height}, and its pixels are {its_bands} "
-            f"bands of {its_width}x{its_height}"
+            f"its header says {opened.shape}, and its pixels are {values.shape} (height, width and "
+            "number of bands)"
         )
     return values

@@ -7,7 +7,7 @@ Exiv2 is GPL.
 
 import struct
 import zlib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, PREDICTOR, EXTRA_SAMPLES = 282, 283
 SAMPLE_FORMAT, XMP, IPTC, ICC_PROFILE, MAKER_NOTE = 339, 700, 33723, 34675, 37500
 
 # The first bytes of a file: the byte order, and whether offsets take 8 bytes (BigTIFF) or 4.
-_HEADS = {
+HEADS = {
     b"II*\0": ("<", False),
     b"MM\0*": (">", False),
     b"II+\0": ("<", True),
@@ -53,13 +53,7 @@ _LEVEL = 1
 
 
 class Value(NamedTuple):
-    """A tag to be written.
-
-    Attributes:
-        tag: number of the tag.
-        kind: type of the values, a key of `_TYPES`.
-        content: numbers, or bytes of kind `s` (ASCII) or `u` (undefined).
-    """
+    """A tag to be written: numbers of a `kind` of `_TYPES`, or bytes of kind `s` (ASCII) or `u`."""
 
     tag: int
     kind: str
@@ -84,7 +78,7 @@ class Tiff:
     def __init__(self, data: bytes | bytearray) -> None:
         """Reads the first bytes; raises KeyError if they are not those of a TIFF file."""
         self._data = data
-        self.order, self._is_big = _HEADS[bytes(data[:4])]
+        self.order, self._is_big = HEADS[bytes(data[:4])]
         self._place = self.order + ("Q" if self._is_big else "I")
         (self.first,) = struct.unpack_from(self._place, data, 8 if self._is_big else 4)
 
@@ -98,11 +92,7 @@ class Tiff:
         return found
 
     def directory(self, place: int) -> tuple[dict[int, Entry], int]:
-        """Reads the directory at an offset.
-
-        Returns:
-            Its tags by number, and the offset of the next directory; 0 after the last.
-        """
+        """Returns the tags of the directory at an offset, and the offset of the next one or 0."""
         number, entry = ("Q", "HHQ") if self._is_big else ("H", "HHI")
         inline, size = (8, 20) if self._is_big else (4, 12)
         (count,) = struct.unpack_from(self.order + number, self._data, place)
@@ -130,11 +120,14 @@ class Tiff:
         """Returns a tag's values, two for each fraction; `default` for None."""
         if entry is None:
             return default
-        letters = _letters(entry.kind)
+        letters, content = _letters(entry.kind), self.content(entry)
         if letters == "s":
-            return tuple(self.content(entry))
-        content = self.content(entry)
+            return tuple(content)
         return struct.unpack(f"{self.order}{entry.count * len(letters)}{letters[:1]}", content)
+
+    def number(self, tags: Mapping[int, Entry], tag: int, default: int) -> int:
+        """Returns the first value of a tag; `default` if it is missing."""
+        return int(self.numbers(tags.get(tag), default)[0])
 
     def value(self, entry: Entry) -> Value:
         """Returns a tag as it is written to another file."""
@@ -145,11 +138,6 @@ class Tiff:
         return Value(entry.tag, smaller, self.numbers(entry))
 
 
-def is_tiff(data: bytes) -> bool:
-    """Returns whether these are the first bytes of a TIFF file."""
-    return data[:4] in _HEADS
-
-
 def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
     """Removes orientation, sizes and thumbnail from EXIF: the picture is upright and grows.
 
@@ -158,10 +146,7 @@ def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
         keep: tags of the first directory that stay; None for all.
 
     Returns:
-        EXIF with `EXIF_PREFIX`; None if nothing is left.
-
-    Raises:
-        ValueError: it is damaged.
+        EXIF with `EXIF_PREFIX`; None if nothing is left. If it is damaged, ValueError is raised.
     """
     data = data.removeprefix(EXIF_PREFIX)
     try:
@@ -178,11 +163,8 @@ def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
 
 def encode(
     values: Shaped[np.ndarray, "height width *channels"],
-    *,
-    is_grey: bool,
-    has_alpha: bool,
-    exif: bytes | None = None,
-    tags: Sequence[Value] = (),
+    exif: bytes | None,
+    tags: Sequence[Value],
 ) -> bytes:
     """Encodes a TIFF file: deflate with a predictor, in strips of about 1 MB.
 
@@ -190,8 +172,6 @@ def encode(
 
     Args:
         values: pixels of 8 or 16 bits: grey or RGB, then alpha.
-        is_grey: the colours are one channel.
-        has_alpha: the last channel is alpha.
         exif: EXIF with `EXIF_PREFIX`, or None.
         tags: other tags of the image.
 
@@ -227,17 +207,15 @@ def encode(
         (LENGTH, "I", (height,)),
         (BITS, "H", (8 * values.itemsize,) * channels),
         (COMPRESSION, "H", (8,)),
-        (PHOTOMETRIC, "H", (1 if is_grey else 2,)),
-        (STRIP_OFFSETS, "I", tuple(offsets)),
+        (PHOTOMETRIC, "H", (1 if channels < 3 else 2,)),
+        (STRIP_OFFSETS, "I", offsets),
         (SAMPLES, "H", (channels,)),
         (ROWS_PER_STRIP, "I", (rows,)),
-        (STRIP_BYTES, "I", tuple(sizes)),
+        (STRIP_BYTES, "I", sizes),
         (PREDICTOR, "H", (2,)),
-        (EXTRA_SAMPLES, "H", (2,) if has_alpha else ()),
+        *([] if channels % 2 else [(EXTRA_SAMPLES, "H", (2,))]),
         *tags,
     ):
-        if not content:
-            continue
         data = content
         if not isinstance(content, bytes):
             data = struct.pack(f"{order}{len(content)}{kind[0]}", *content)
@@ -271,8 +249,7 @@ def _copy_directory(tiff: Tiff, entries: Sequence[Entry], copy: bytearray, most_
     copy += _packed(tiff.order, rows)
     for i, entry in enumerate(entries):
         is_directory = entry.tag in _DIRECTORIES
-        content = tiff.content(entry)
-        kind = entry.kind
+        content, kind = tiff.content(entry), entry.kind
         if not is_directory and _letters(kind) in ("Q", "q"):  # of BigTIFF alone
             kind = 4
             content = struct.pack(f"{tiff.order}{entry.count}I", *tiff.numbers(entry))

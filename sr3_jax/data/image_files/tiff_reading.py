@@ -1,14 +1,12 @@
 """The image of a TIFF file: checks of its tags, and its pixels."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from sr3_jax.data.image_files import pillow, tiff
+from sr3_jax.data.image_files import metadata, pillow, tiff
 from sr3_jax.data.image_files.errors import BadImageError
-from sr3_jax.data.image_files.picture import to_8_bits
+from sr3_jax.data.image_files.picture import Opened, to_8_bits
 from sr3_jax.data.image_files.vips import open_buffer
 
 # Name and number of the bands of each PhotometricInterpretation.
@@ -26,41 +24,10 @@ _UNSIGNED, _SIGNED, _FLOATS, _UNDEFINED = 1, 2, 3, 4  # of SampleFormat
 _SMALLER, _MASK = 1, 4  # bits of NewSubfileType
 _LOSSY = (6, 7, 34892, 50001)  # of Compression: JPEG, WebP
 
-
-class Inspected(NamedTuple):
-    """The tags of a TIFF file, and what they say of its image.
-
-    Attributes:
-        file: the file.
-        tags: the tags of its first directory.
-        width: width as stored, in pixels.
-        height: height as stored, in pixels.
-        bands: number of decoded bands: colours and alpha.
-        bits: depth of a decoded band, 8 or 16.
-        orientation: orientation of the stored pixels, 1 to 8.
-        photometric: PhotometricInterpretation.
-        is_lossless: the compression keeps every pixel.
-        num_others: number of smaller versions and masks that follow.
-    """
-
-    file: tiff.Tiff
-    tags: dict[int, tiff.Entry]
-    width: int
-    height: int
-    bands: int
-    bits: int
-    orientation: int
-    photometric: int
-    is_lossless: bool
-    num_others: int
-
-    @property
-    def is_cmyk(self) -> bool:
-        """The bands are inks."""
-        return self.photometric == _CMYK
+Tags = dict[int, tiff.Entry]
 
 
-def inspect(data: bytes) -> Inspected:
+def open_tiff(data: bytes) -> Opened:
     """Reads the tags of a TIFF file.
 
     Raises:
@@ -70,11 +37,7 @@ def inspect(data: bytes) -> Inspected:
     pages = file.pages()
     if not pages:
         raise BadImageError("no image in it")
-
-    def number(page: dict[int, tiff.Entry], tag: int, default: int) -> int:
-        return int(file.numbers(page.get(tag), default)[0])
-
-    kinds = [number(page, tiff.SUBFILE_TYPE, 0) for page in pages]
+    kinds = [file.number(page, tiff.SUBFILE_TYPE, 0) for page in pages]
     others = sum(bool(kind & (_SMALLER | _MASK)) for kind in kinds[1:])
     if len(pages) - others > 1:
         raise BadImageError(
@@ -82,47 +45,43 @@ def inspect(data: bytes) -> Inspected:
             "page as a file of its own, for instance with tiffsplit"
         )
     tags = pages[0]
-    photometric = number(tags, tiff.PHOTOMETRIC, -1)
+    photometric = file.number(tags, tiff.PHOTOMETRIC, -1)
     if photometric not in _COLOURS:
         what = _OTHER_COLOURS.get(photometric, f"PhotometricInterpretation {photometric}")
         raise BadImageError(f"its pixels are {what}; save it as grey or RGB")
-    stored_bits, is_signed = _checked_type(file, tags)
-    if is_signed and (stored_bits < 16 or photometric == _WHITE_IS_ZERO):
-        raise BadImageError(f"signed {stored_bits}-bit pixels; save it as unsigned")
+    stored_bits = _checked_bits(file, tags, photometric)
+    kept = metadata.of_tiff(data, file, tags)
+    kept.is_lossless = file.number(tags, tiff.COMPRESSION, 1) not in _LOSSY
+    if others:
+        kept.notes.append("smaller versions or masks in the file")
+    profile = kept.icc_profile
+    if photometric == _CMYK:
+        metadata.convert_cmyk(kept)
+    size = file.number(tags, tiff.WIDTH, 0), file.number(tags, tiff.LENGTH, 0)
     colours = 3 if photometric in (_PALETTE, _CMYK) else _COLOURS[photometric][1]
-    return Inspected(
-        file=file,
-        tags=tags,
-        width=number(tags, tiff.WIDTH, 0),
-        height=number(tags, tiff.LENGTH, 0),
-        bands=colours + _has_alpha(file, tags, photometric),
-        bits=8 if stored_bits <= 8 or photometric == _CMYK else 16,
-        orientation=number(tags, tiff.ORIENTATION, 1),
-        photometric=photometric,
-        is_lossless=number(tags, tiff.COMPRESSION, 1) not in _LOSSY,
-        num_others=others,
+    return Opened(
+        size,
+        colours + _has_alpha(file, tags, photometric),
+        8 if stored_bits <= 8 or photometric == _CMYK else 16,
+        lambda: _decode(data, size, photometric, profile),
+        kept,
     )
 
 
-def decode(data: bytes, found: Inspected) -> Shaped[np.ndarray, "height width *bands"]:
-    """Decodes the pixels as stored, of 8 or 16 bits: grey or RGB, then alpha.
-
-    Raises:
-        BadImageError: they are integers of more than 16 bits.
-        pyvips.Error: the data is broken.
-    """
+def _decode(
+    data: bytes, size: tuple[int, int], photometric: int, profile: bytes | None
+) -> Shaped[np.ndarray, "height width *bands"]:
+    """Decodes the pixels as stored, of 8 or 16 bits: grey or RGB, then alpha."""
     image = open_buffer("tiffload_buffer", data)
-    size = found.width, found.height
     if (image.width, image.height) != size:
         raise BadImageError("its tags contradict each other")
     values = image.numpy()
-    if found.photometric == _PALETTE and values.ndim == 2:  # of greys
-        values = np.repeat(values[..., np.newaxis], 3, axis=2)
-    if found.is_cmyk:
+    if photometric == _PALETTE and values.ndim == 2:  # of greys
+        return np.repeat(values[..., np.newaxis], 3, axis=2)
+    if photometric == _CMYK:
         inks = np.ascontiguousarray(to_8_bits(values))
-        return pillow.cmyk_to_srgb(
-            Image.frombuffer("CMYK", size, inks, "raw", "CMYK", 0, 1), profile(found)
-        )
+        inks = Image.frombuffer("CMYK", size, inks, "raw", "CMYK", 0, 1)
+        return pillow.converted(inks, "RGB", pillow.cmyk_transform(profile))
     if values.dtype not in (np.uint8, np.uint16):
         low, high = values.min(), values.max()
         if low < 0 or high > 65535:
@@ -131,17 +90,11 @@ def decode(data: bytes, found: Inspected) -> Shaped[np.ndarray, "height width *b
     return values
 
 
-def profile(found: Inspected) -> bytes | None:
-    """Returns the colour profile."""
-    entry = found.tags.get(tiff.ICC_PROFILE)
-    return found.file.content(entry) if entry else None
-
-
-def _has_alpha(file: tiff.Tiff, tags: dict[int, tiff.Entry], photometric: int) -> bool:
+def _has_alpha(file: tiff.Tiff, tags: Tags, photometric: int) -> bool:
     """Returns whether a band of alpha follows the colours; refuses other bands."""
     colours, count = _COLOURS[photometric]
-    samples = int(file.numbers(tags.get(tiff.SAMPLES), count)[0])
-    # Of the bands after the colours: 1 and 2 are alpha, 0 has no stated meaning.
+    samples = file.number(tags, tiff.SAMPLES, count)
+    # For each band after the colours: 1 and 2 mean alpha, 0 has no stated meaning.
     meanings = file.numbers(tags.get(tiff.EXTRA_SAMPLES))
     if samples == count:
         return False
@@ -160,8 +113,8 @@ def _has_alpha(file: tiff.Tiff, tags: dict[int, tiff.Entry], photometric: int) -
     )
 
 
-def _checked_type(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> tuple[int, bool]:
-    """Returns the bits of each band, and whether they are signed; refuses other types."""
+def _checked_bits(file: tiff.Tiff, tags: Tags, photometric: int) -> int:
+    """Returns the bits of each band; refuses types that are no unsigned integers."""
     kinds = set(file.numbers(tags.get(tiff.SAMPLE_FORMAT), _UNSIGNED))
     if _FLOATS in kinds:
         raise BadImageError("floating-point pixels have no defined range; save it as 16-bit")
@@ -171,4 +124,7 @@ def _checked_type(file: tiff.Tiff, tags: dict[int, tiff.Entry]) -> tuple[int, bo
     if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16, 32}:
         found = " and ".join(map(str, sorted(bits)))
         raise BadImageError(f"{found} bits for each band; save it with 8 or 16")
-    return int(bits.pop()), kinds == {_SIGNED}
+    stored = int(bits.pop())
+    if kinds == {_SIGNED} and (stored < 16 or photometric == _WHITE_IS_ZERO):
+        raise BadImageError(f"signed {stored}-bit pixels; save it as unsigned")
+    return stored

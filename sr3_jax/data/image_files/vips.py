@@ -15,18 +15,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def vips() -> types.ModuleType:
-    """Imports pyvips.
-
-    Raises:
-        BadImageError: it is not installed.
-    """
+    """Imports pyvips; raises BadImageError if it is not installed."""
     try:
         import pyvips
     except (ImportError, OSError) as error:
         raise BadImageError(
             f"such files need pyvips ({error}); run: pip install 'pyvips[binary]'"
         ) from error
-    # Else it would keep the files of the last calls.
+    # By default it keeps the files of the last calls.
     pyvips.cache_set_max(0)
     # It warns of tags that nobody reads, seven times each. Errors that matter are raised.
     logging.getLogger("pyvips").setLevel(logging.ERROR)

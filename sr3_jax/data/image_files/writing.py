@@ -52,21 +52,22 @@ _PNG_LEVEL = 4
 def output_path(path: epath.Path, format: str | None = None) -> epath.Path:
     """Returns the path at which a picture is written.
 
+    Suffixes are appended, so that `a.jpg` and `a.tif` in one folder do not become one file. A name
+    that is then too long is shortened.
+
     Args:
         path: folder of the output and name of the input.
-        format: one of `FORMATS`; None is "same".
-
-    Returns:
-        The path, with the suffix of the format appended unless it has one; "same" appends `.png`
-        if files of that name cannot be written. Appended, so that `a.jpg` and `a.tif` in one
-        folder do not become one file. A name that is then too long is shortened.
+        format: one of `FORMATS`, whose suffix the path gets unless it has one. None is "same",
+            which appends `.png` if files of that name cannot be written.
     """
-    kind = _KINDS.get(path.suffix.lower())
-    if format in (None, "same"):
-        return path if kind else path.with_name(storage.fitting_name(path.name, ".png"))
-    if kind == format:
+    kind = _kind(path)
+    if kind and format in (None, "same", kind):
         return path
-    return path.with_name(storage.fitting_name(path.name, _SUFFIXES[format]))
+    return path.with_name(storage.fitting_name(path.name, _SUFFIXES.get(format, ".png")))
+
+
+def _kind(path: epath.Path) -> str | None:
+    return _KINDS.get(path.suffix.lower())
 
 
 def check_format(format: str | None, quality: Quality | None) -> None:
@@ -103,7 +104,7 @@ def check_writable(
     """
     check_format(format, quality)
     path = output_path(path, format)
-    kind = _KINDS[path.suffix.lower()]
+    kind = _kind(path)
     height, width = (round(scale * size) for size in picture.pixels.shape[:2])
     profile = picture.icc_profile
     for refused, what in (
@@ -126,17 +127,11 @@ def check_writable(
 
 
 def not_kept(picture: Picture, path: epath.Path, format: str | None = None) -> tuple[str, ...]:
-    """Lists what is lost of an input: `picture.notes`, and metadata that the format cannot hold.
+    """Returns what a written picture loses of its input, in plain words such as "its EXIF".
 
-    Args:
-        picture: the picture that is written.
-        path: see `output_path`.
-        format: see `output_path`.
-
-    Returns:
-        Plain words, such as "its EXIF"; empty if all is kept.
+    That is `picture.notes`, and the metadata that the format cannot hold.
     """
-    kind = _KINDS[output_path(path, format).suffix.lower()]
+    kind = _kind(output_path(path, format))
     metadata = picture.metadata
     lost = []
     for name, parts in (
@@ -168,7 +163,7 @@ def write_picture(
     format: str | None = None,
     quality: Quality | None = None,
 ) -> epath.Path:
-    """Writes a picture, whole or not at all.
+    """Writes a picture, whole or not at all, and returns its path.
 
     Args:
         picture: pixels and metadata; see `not_kept`.
@@ -177,16 +172,13 @@ def write_picture(
         quality: 1 to 100 for JPEG, WebP and AVIF, or "lossless" for WebP; other formats keep every
             pixel. None: 95, for AVIF 90, and lossless WebP if the picture is lossless.
 
-    Returns:
-        The path written.
-
     Raises:
         ValueError: see `check_writable`; or a grey picture has colours.
         OSError: writing failed.
     """
     check_writable(picture, path, format=format, quality=quality)
     path = output_path(path, format)
-    kind = _KINDS[path.suffix.lower()]
+    kind = _kind(path)
     if quality is None:
         is_lossless = picture.is_lossless and kind == "webp"
         quality = "lossless" if is_lossless else _DEFAULT_QUALITY.get(kind)
@@ -212,29 +204,20 @@ def _encode(picture: Picture, kind: str, quality: Quality | None) -> bytes:
     if kind == "png":
         return containers.with_png_chunks(_png_pixels(values, picture.is_grey), _chunks(picture))
     if kind == "tiff":
-        return tiff.encode(
-            values,
-            is_grey=picture.is_grey,
-            has_alpha=picture.alpha is not None,
-            exif=picture.exif,
-            tags=_tags(picture),
-        )
+        return tiff.encode(values, picture.exif, _tags(picture))
     if kind == "jpeg":
-        xmp = parts.pop("xmp", None)
-        if not _fits_jpeg(picture.exif):
-            del parts["exif"]
+        for name in [name for name in ("exif", "xmp") if not _fits_jpeg(parts.get(name))]:
+            del parts[name]
         return containers.with_jpeg_segments(
             _by_pillow(values, "JPEG", {"quality": quality, "subsampling": 0} | parts),
-            density=metadata.density,
-            xmp=xmp if _fits_jpeg(xmp) else None,
-            iptc=metadata.iptc if _fits_jpeg(metadata.iptc) else None,
-            comments=filter(_fits_jpeg, metadata.comments),
+            metadata.density,
+            metadata.iptc if _fits_jpeg(metadata.iptc) else None,
+            filter(_fits_jpeg, metadata.comments),
         )
     if kind == "webp":
-        # `exact` keeps hidden colours, too.
-        is_lossless = quality == "lossless"
-        options = {"lossless": True, "exact": True} if is_lossless else {"quality": quality}
-        return _by_pillow(values, "WEBP", options | parts)
+        if quality == "lossless":  # `exact` keeps hidden colours, too
+            return _by_pillow(values, "WEBP", {"lossless": True, "exact": True} | parts)
+        return _by_pillow(values, "WEBP", {"quality": quality} | parts)
     if kind == "avif":
         return _by_pillow(values, "AVIF", {"quality": quality, "subsampling": "4:4:4"} | parts)
     density = metadata.density
@@ -275,7 +258,7 @@ def _chunks(picture: Picture) -> list[containers.PngChunk]:
     if picture.exif:
         chunks.append((b"eXIf", picture.exif.removeprefix(tiff.EXIF_PREFIX)))
     if metadata.xmp:
-        chunks.append(containers.png_xmp_chunk(metadata.xmp))
+        chunks.append((b"iTXt", containers.PNG_XMP.encode() + bytes(5) + metadata.xmp))
     chunks += [
         containers.png_text(containers.COMMENT, c.decode("latin-1")) for c in metadata.comments
     ]
@@ -287,21 +270,15 @@ def _chunks(picture: Picture) -> list[containers.PngChunk]:
 def _tags(picture: Picture) -> list[tiff.Value]:
     """Returns the metadata of a picture but EXIF as tags of TIFF."""
     metadata, density = picture.metadata, picture.metadata.density
-    blocks = {
-        tiff.ICC_PROFILE: picture.icc_profile,
-        tiff.XMP: metadata.xmp,
-        tiff.IPTC: metadata.iptc,
-    }
+    blocks = {tiff.ICC_PROFILE: picture.icc_profile, tiff.XMP: metadata.xmp}
+    blocks[tiff.IPTC] = metadata.iptc
     tags = [*metadata.geo, *(tiff.Value(tag, "u", block) for tag, block in blocks.items() if block)]
     if density:
-        numbers = (fractions.Fraction(x).limit_denominator(10000) for x in density[:2])
-        x, y = ((number.numerator, number.denominator) for number in numbers)
+        for tag, number in zip((tiff.X_RESOLUTION, tiff.Y_RESOLUTION), density[:2], strict=True):
+            fraction = fractions.Fraction(number).limit_denominator(10000)
+            tags.append(tiff.Value(tag, "II", fraction.as_integer_ratio()))
         unit = {"": 1, "inch": 2, "cm": 3}[density.unit]
-        tags += [
-            tiff.Value(tiff.X_RESOLUTION, "II", x),
-            tiff.Value(tiff.Y_RESOLUTION, "II", y),
-            tiff.Value(tiff.RESOLUTION_UNIT, "H", (unit,)),
-        ]
+        tags.append(tiff.Value(tiff.RESOLUTION_UNIT, "H", (unit,)))
     return tags
 
 

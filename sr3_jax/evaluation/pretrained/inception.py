@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -162,9 +161,7 @@ def write_statistics(
     """
     network, weights_name = _inception(["2048"], weights)
     statistics = _statistics(network, weights_name, images, progress)
-    content = io.BytesIO()
-    np.savez(content, **statistics._asdict())
-    storage.write_whole(path, content.getvalue())
+    index_file.write_arrays(path, **statistics._asdict())
 
 
 def _inception(layers: list[str], weights: epath.PathLike | None) -> tuple[Any, str]:
