@@ -221,9 +221,9 @@ def test_an_evaluation_that_was_killed_goes_on(trained, tmp_path):
         os.symlink(trained / name, tmp_path / name)
     flags = ["--mode=evaluate", f"--workdir={tmp_path}"]
     process = forked_run.start(flags, tmp_path / "said.txt")
-    last_of_first_batch = tmp_path / "evaluation" / "images" / "sr3" / "000003.png"
+    first_batch = [tmp_path / f"evaluation/images/sr3/{i:06d}.png" for i in range(4)]
     for _ in range(1200):
-        if last_of_first_batch.exists() or not process.is_alive():
+        if all(path.exists() for path in first_batch) or not process.is_alive():
             break
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

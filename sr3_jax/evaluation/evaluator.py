@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int, UInt
 
 from sr3_jax import image_ops
 from sr3_jax.data import storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import registry
 from sr3_jax.models import Batch
 
@@ -240,27 +241,19 @@ def _score(
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores as a Markdown table; of columns, those that there are.
+    """Returns the scores as a Markdown table; columns that no method has are left out.
 
-    Where there are several samples, with their standard deviation, and beneath each method a row of
+    Means of several samples stand with their standard deviation, and below each method those of
     each image's best sample.
     """
     known = {name for name in registry.METRICS if any(name in row for row in scores.values())}
     columns = registry.in_order(known)
-    lines = [
-        "| method | " + " | ".join(registry.find(c).heading for c in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    rows = []
     for name, row in scores.items():
-        lines.append(_line(name, [_cell(row, c) for c in columns]))
-        if any(f"{c}_best" in row for c in columns):
-            best = {c: row[f"{c}_best"] for c in columns if f"{c}_best" in row}
-            lines.append(_line(f"{name}, best sample", [_cell(best, c) for c in columns]))
-    return "\n".join(lines)
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"| {name} | " + " | ".join(cells) + " |"
+        rows.append([name, *(_cell(row, c) for c in columns)])
+        if best := {c: row[f"{c}_best"] for c in columns if f"{c}_best" in row}:
+            rows.append([f"{name}, best sample", *(_cell(best, c) for c in columns)])
+    return markdown.table(["method", *(registry.find(c).heading for c in columns)], rows)
 
 
 def _cell(row: Mapping[str, float], column: str) -> str:

@@ -18,6 +18,7 @@ from etils import epath
 
 from sr3_jax.config import migration
 from sr3_jax.data import resumable, storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics.registry import METRICS, current
 
 # Of Karras et al.'s grid for sure, and what has to be left for the last step.
@@ -217,21 +218,17 @@ def _steps(sampler: str, calls: int) -> int:
 
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
-    """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
+    """Returns a Markdown table: for each number of calls the paper's sampler and the best trial."""
     names = dict.fromkeys((metric, *METRICS))
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
-    lines = [
-        "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
-        "|---" * (3 + len(shown)) + "|",
-    ]
+    rows = []
     for count in calls:
-        rows = [r for r in trials.of(count) if r.status == "done"]
-        best = trials.best(metric, count)
-        for row in (rows[:1] if rows and rows[0] is not best else []) + ([best] if best else []):
+        done = [row for row in trials.of(count) if row.status == "done"]
+        first, best = done[:1], trials.best(metric, count)
+        for row in first + [best for one in first if one is not best]:
             cells = [f"{row.metrics[n]:.4g}" for n in shown]
-            seconds = f"{row.seconds_per_image:.3g}"
-            lines.append(" | ".join([f"| {count}", describe(row.sampling), *cells, seconds]) + " |")
-    return "\n".join(lines)
+            rows.append([count, describe(row.sampling), *cells, f"{row.seconds_per_image:.3g}"])
+    return markdown.table(["calls", "sampling", *shown, "seconds per image"], rows)
 
 
 def describe(sampling: Mapping[str, Any]) -> str:

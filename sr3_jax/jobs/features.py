@@ -16,7 +16,7 @@ from sr3_jax.config import Config, image_sets
 from sr3_jax.data import folders, storage
 from sr3_jax.evaluation import evaluator, scoring
 from sr3_jax.evaluation.pretrained import common, process
-from sr3_jax.evaluation.report import page, provenance, tables
+from sr3_jax.evaluation.report import markdown, provenance, tables
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import shared
 from sr3_jax.metrics import registry
@@ -143,16 +143,11 @@ def report_generated(
     lines = [f"# {len(images)} images of {stages[-1].image_size} pixels", evaluator.table(means)]
     for number in wanted.paper_tables:
         table = tables.paper_rows(number)
-        rows = {row["method"]: row["cells"] for row in table["rows"]}
-        headings = [column.heading for column in table["columns"]]
         lines += [
             f"## The paper's Table {number}: {table['task']}",
-            "\n".join(
-                [
-                    f"| method | {' | '.join(headings)} |",
-                    "|---" * (len(headings) + 1) + "|",
-                    *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
-                ]
+            markdown.table(
+                ["method", *(column.heading for column in table["columns"])],
+                ([row["method"], *row["cells"]] for row in table["rows"]),
             ),
             "\n".join(f"- {statement}" for statement in table["protocol"]),
         ]
@@ -161,13 +156,10 @@ def report_generated(
         f"{stage.config.sampling.num_steps} steps of {stage.config.sampling.sampler}."
         for i, stage in enumerate(stages, 1)
     ]
-    made = provenance.collect()
+    made = (f"{name}: {value}" for name, value in provenance.collect().items())
     lines += [
         "## How ours were made and measured",
-        "\n".join(
-            f"- {page.markdown_safe(line)}"
-            for line in (*how, *found.protocol, *(f"{k}: {v}" for k, v in made.items()))
-        ),
+        markdown.bullets([*how, *found.protocol, *made]),
     ]
     storage.write_whole(output / "report.md", ("\n\n".join(lines) + "\n").encode())
     evaluator.write_json(means, output / "metrics.json")

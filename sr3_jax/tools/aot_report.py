@@ -28,7 +28,7 @@ from sr3_jax import command_line, models, parallel
 from sr3_jax.config import Config, changed, layouts, networks, read, schedules
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
-from sr3_jax.tools.aot import programs, roofline
+from sr3_jax.tools.aot import STEPS_OF_THE_PAPER, programs, roofline
 
 # XLA chooses among Triton's kernels for matrix products by timing them. It cannot do so without a
 # GPU, and some do not compile, so cuBLAS computes all products.
@@ -55,7 +55,6 @@ _QUICK = flags.DEFINE_bool(
 )
 _HLO = flags.DEFINE_string("hlo", None, "File to write the compiled program to, as text.")
 
-_STEPS_OF_THE_PAPER = 1_000_000
 _CALLS = "of the denoiser, the program that upscaling runs; without the sampler's sums between them"
 _QUICK_OPTIONS = {"xla_jf_convolution_performance_target": 0}
 
@@ -317,7 +316,7 @@ def _costs(
         "bytes_per_core": cost["bytes accessed"],
         "estimated_step_seconds": seconds,
         "estimated_steps_per_second": seconds and 1.0 / seconds,
-        "estimated_days_for_1m_steps": seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
+        "estimated_days_for_1m_steps": seconds and seconds * STEPS_OF_THE_PAPER / 86_400,
         "share_of_peak": seconds and peak and model_flops / seconds / peak,
         "parts": {name: dataclasses.asdict(share) for name, share in shares.items()},
     }

@@ -6,7 +6,6 @@ there is made here; how it looks is in `templates/`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 
 from sr3_jax.data import storage
 from sr3_jax.data.image_files import to_8_bits, write_image
-from sr3_jax.evaluation.report import gallery, histograms, intervals, tables
+from sr3_jax.evaluation.report import gallery, histograms, intervals, markdown, tables
 from sr3_jax.evaluation.report.tables import Results
 from sr3_jax.metrics import registry
 
@@ -100,21 +99,6 @@ def write(
         storage.write_whole(target / name, text.encode())
 
 
-def markdown_safe(text: object) -> str:
-    """Text that GitHub shows as it is, in a table's cell, too: neither markup nor HTML."""
-    words = " ".join(str(text).split())
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # Behind an @ GitHub looks for people.
-    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", words).replace("@", "&#64;")
-
-
-def _fenced(text: str) -> str:
-    """Text as a block of code, which ends where it should whatever is in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
 def _environment() -> Any:
     try:
         import jinja2
@@ -129,7 +113,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": markdown_safe, "fenced": _fenced}
+    environment.filters |= {"md": markdown.safe, "fenced": markdown.fenced}
     return environment
 
 

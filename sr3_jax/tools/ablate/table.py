@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sr3_jax.data import storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import registry
 
 # What images are made from and scored with; bicubic upsampling depends on nothing else.
@@ -87,8 +88,8 @@ def table(results: Sequence[Result]) -> str:
         cells = dict(zip(seen, values, strict=True))
         numbers = _means(list(of_seeds.values()), metrics)
         lines.append(["bicubic", *(cells.get(key, "") for key in keys), *numbers, "", ""])
-    rows = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return markdown.table(lines[0], lines[1:])
 
 
 def write(results: Sequence[Result], folder: pathlib.Path) -> None:

@@ -15,7 +15,6 @@ and `--what=samplers` what samplers get wrong in few steps where the truth is kn
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
@@ -298,54 +297,36 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _benchmark_data() -> dict[str, Any]:
-    if _CONFIG.value is None:
-        raise ValueError("--what=data needs --config=FILE; keys can be overridden")
-    result = data.measure(read(_CONFIG.value), _IMAGES.value, _REPEATS.value)
-    print(data.report(result))
-    return dataclasses.asdict(result)
-
-
-def _benchmark_options() -> dict[str, Any]:
-    result = options.measure(_workdir(), _IMAGES.value, _STEPS.value, picture=_PICTURE.value)
-    print(options.report(result))
-    return result
-
-
-def _workdir() -> str:
+def _measure() -> tuple[dict[str, Any], str]:
+    """Measures what --what says; returns the results, and as text."""
+    what, images, steps, repeats = _WHAT.value, _IMAGES.value, _STEPS.value, _REPEATS.value
+    if what == "model":
+        return (found := benchmark_model()), report(found)
+    if what == "samplers":
+        return {"table": (table := samplers.table())}, table
+    if what == "data":
+        if _CONFIG.value is None:
+            raise ValueError("--what=data needs --config=FILE; keys can be overridden")
+        return (found := data.measure(read(_CONFIG.value), images, repeats)), data.report(found)
     if _WORKDIR.value is None:
-        raise ValueError(f"--what={_WHAT.value} needs --workdir=DIR of a trained network")
-    return _WORKDIR.value
-
-
-def _benchmark_upscale() -> dict[str, Any]:
+        raise ValueError(f"--what={what} needs --workdir=DIR of a trained network")
+    if what == "options":
+        found = options.measure(_WORKDIR.value, images, steps, picture=_PICTURE.value)
+        return found, options.report(found)
     try:
         height, width = (int(n) for n in _SIZE.value.split("x"))
     except ValueError:
         raise ValueError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
-    result = upscaling.measure(
-        _workdir(), (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
-    )
-    print(upscaling.report(result))
-    return dataclasses.asdict(result)
+    found = upscaling.measure(_WORKDIR.value, (height, width), images, steps, repeats)
+    return found, upscaling.report(found)
 
 
 def main(_: list[str]) -> None:
-    """Times, prints, and writes JSON where asked."""
-    logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
+    """Prints the results, and writes them as JSON if --json is given."""
+    logging.set_verbosity(logging.WARNING)  # hides jax's search for platforms
     quiet_orbax()
-    if _WHAT.value == "data":
-        results = _benchmark_data()
-    elif _WHAT.value == "upscale":
-        results = _benchmark_upscale()
-    elif _WHAT.value == "options":
-        results = _benchmark_options()
-    elif _WHAT.value == "samplers":
-        results = {"table": samplers.table()}
-        print(results["table"])
-    else:
-        results = benchmark_model()
-        print(report(results))
+    results, text = _measure()
+    print(text)
     if _JSON.value:
         with open(_JSON.value, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)

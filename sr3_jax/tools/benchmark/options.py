@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from sr3_jax.config import run_file
 from sr3_jax.data.image_files import to_8_bits
-from sr3_jax.evaluation.report import grids
+from sr3_jax.evaluation.report import grids, markdown
 from sr3_jax.inference import visualization
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.metrics import registry
@@ -78,20 +78,14 @@ def measure(
 
 def report(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
-    columns = list(next(iter(result["rows"].values())))
-    lines = [
-        f"{result['images']} held-out images, {result['calls']} network calls each",
-        "",
-        f"| option | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for name, row in result["rows"].items():
-        lines.append(f"| {name} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |")
+    rows = result["rows"]
+    columns = list(next(iter(rows.values())))
+    cells = [[name, *(f"{row[column]:.3f}" for column in columns)] for name, row in rows.items()]
     return "\n".join(
         [
-            *lines,
-            "",
-            f"uncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
+            f"{result['images']} held-out images, {result['calls']} network calls each\n",
+            markdown.table(["option", *columns], cells),
+            f"\nuncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
             f"{_BLOCK} pixels {result['rank_correlation']:.2f}; samples are "
             f"{result['distance_ratio']:.2f} times as far from each other as from the truth "
             "(root mean squares)",

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sr3_jax import diffusion
+from sr3_jax.evaluation.report import markdown
 
 # Of y_0 given x, in images of [-1, 1]: from faint texture to edges.
 STD = np.array([0.05, 0.1, 0.2, 0.4])
@@ -95,16 +96,11 @@ def gaussian_errors(sampler: diffusion.Sampler) -> tuple[float, float]:
 
 
 def table(steps: Sequence[int] = STEPS) -> str:
-    """Markdown: errors of mean and variance in percent, of every sampler and noise schedule."""
-    lines = [
-        "| sampler | schedule | " + " | ".join(f"{n} steps" for n in steps) + " |",
-        "|---" * (2 + len(steps)) + "|",
-    ]
+    """Returns a Markdown table of the errors of mean and variance, in percent."""
+    rows = []
     for name, make in SAMPLERS.items():
         for noise, schedule in SCHEDULES.items():
-            cells = []
-            for num_steps in steps:
-                mean, variance = gaussian_errors(make(schedule(num_steps)))
-                cells.append(f"{100 * mean:.1f} / {100 * variance:.1f}")
-            lines.append(" | ".join([f"| {name}", noise, *cells]) + " |")
-    return "\n".join(lines)
+            errors = (gaussian_errors(make(schedule(num_steps))) for num_steps in steps)
+            cells = [f"{100 * mean:.1f} / {100 * variance:.1f}" for mean, variance in errors]
+            rows.append([name, noise, *cells])
+    return markdown.table(["sampler", "schedule", *(f"{n} steps" for n in steps)], rows)
