@@ -186,13 +186,13 @@ def test_images_of_a_cascade_are_measured_beside_the_papers(
     )
     output = epath.Path(tmp_path / "out")
     small_run.write_workdir(epath.Path(stage.workdir), config)
-    (made_by,) = generating._fingerprints([stage], generating.Options(12))
+    (made_by,) = generating._fingerprints([stage], generating.GenerateOptions(12))
     comment = generating._COMMENT + made_by.digest
     made_by.keep(output / "32")
     for number, image in enumerate(reversed(squares)):
         image_files.write_image(image, output / "32" / f"{number:06d}.png", comment=comment)
     measure = generating.measure_of(cascades.read(wanted), [stage])
-    generating.generate([stage], output, generating.Options(12), measure)
+    generating.generate([stage], output, generating.GenerateOptions(12), measure)
     scores = json.loads((output / "metrics.json").read_text())["ours"]
     assert scores["n"] == 12 and scores["is"] > 1
     assert abs(scores["fid"]) < 1e-2 < np.trace(np.cov(np.stack(squares).reshape(12, -1).T))

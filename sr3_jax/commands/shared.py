@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,41 +32,34 @@ class Job:
     stops_together: bool = False
 
 
+def late(function: str, *arguments: Any) -> Callable[[], int | None]:
+    """Returns a call of a function of `sr3_jax.jobs`, which is imported when it is called."""
+    return lambda: pkgutil.resolve_name(f"sr3_jax.jobs:{function}")(*arguments)
+
+
 def define_processes(values: flags.FlagValues) -> None:
     """Defines the flags of every command that say which process of a job this one is."""
+    of = {"flag_values": values}
     flags.DEFINE_string(
         "coordinator",
         None,
         "HOST:PORT of process 0, for a job of several processes. Not needed on TPU pods, under "
         "Slurm and Open MPI.",
-        flag_values=values,
+        **of,
     )
-    flags.DEFINE_integer(
-        "num_processes",
-        None,
-        "Number of processes of the job; 1: this one alone, on any machine.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "process_index",
-        None,
-        "Index of this process, from 0.",
-        lower_bound=0,
-        flag_values=values,
-    )
+    meaning = "Number of processes of the job; 1: this one alone, on any machine."
+    flags.DEFINE_integer("num_processes", None, meaning, lower_bound=1, **of)
+    meaning = "Index of this process, from 0."
+    flags.DEFINE_integer("process_index", None, meaning, lower_bound=0, **of)
 
 
 def define_config(values: flags.FlagValues, meaning: str) -> None:
     """Defines --config, and with it a flag for each of its keys."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
+    meaning = (
         f"{meaning} A file, or the name of one that comes with sr3_jax, as imagenet_64_256. Each "
-        "option can be set: --config.train.batch_size=64 (docs/config.md).",
-        flag_values=values,
-        lock_config=True,
+        "option can be set: --config.train.batch_size=64 (docs/config.md)."
     )
+    config_flags.DEFINE_config_file("config", None, meaning, flag_values=values, lock_config=True)
 
 
 def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the training run.") -> None:
@@ -73,30 +67,28 @@ def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the train
     flags.DEFINE_string("workdir", None, f"{meaning} Local or gs://.", flag_values=values)
 
 
+def define_run(values: flags.FlagValues) -> None:
+    """Defines --workdir and --config of a command that uses a finished run; see `config_of_run`."""
+    define_workdir(values)
+    define_config(values, "In place of the config that the run left.")
+
+
+def define_steps(values: flags.FlagValues, meaning: str) -> None:
+    """Defines --steps, a number of refinement steps."""
+    limits = {"lower_bound": 1, "upper_bound": 100_000}
+    flags.DEFINE_integer("steps", None, meaning, flag_values=values, **limits)
+
+
 def define_sampling(values: flags.FlagValues) -> None:
-    """Defines the flags that replace options of the config's section `sampling`."""
-    flags.DEFINE_integer(
-        "steps",
-        None,
-        "Number of refinement steps.",
-        lower_bound=1,
-        upper_bound=100_000,
-        flag_values=values,
-    )
-    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", flag_values=values)
-    flags.DEFINE_list(
-        "sampling",
-        [],
-        "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, flag_values=values)
-    flags.DEFINE_bool(
-        "overwrite",
-        False,
-        "Make outputs anew, and replace files in their place, whoever wrote them.",
-        flag_values=values,
-    )
+    """Defines the flags of sampling, which replace options of the config's section `sampling`."""
+    of = {"flag_values": values}
+    define_steps(values, "Number of refinement steps.")
+    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", **of)
+    meaning = "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true."
+    flags.DEFINE_list("sampling", [], meaning, **of)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, **of)
+    meaning = "Make outputs anew, and replace files in their place, whoever wrote them."
+    flags.DEFINE_bool("overwrite", False, meaning, **of)
 
 
 def sampling(values: flags.FlagValues) -> dict[str, Any]:

@@ -36,15 +36,15 @@ _MOST_COLUMNS = 10  # of grid.png, where each class has one
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What is asked for.
+class GenerateOptions:
+    """Which images are generated, and which existing ones are replaced.
 
     Attributes:
-      num_images: how many; image k has number k.
-      labels: their classes in turn; empty for all that the networks know.
+      num_images: number of images, 1 to a million.
+      labels: their classes in turn; empty for all classes of the networks.
       seed: of all noise.
-      overwrite: make images anew that are there.
-      renew: those only that were made in another way, where else that is an error.
+      overwrite: replaces all existing images.
+      renew: replaces existing images that were made in another way; otherwise they are an error.
     """
 
     num_images: int
@@ -109,7 +109,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
     `report.md`. What is there of the same weights and sampling is not made again.
     """
     stage = cascade.open_stage(workdir, config=config)
-    options = Options(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
+    options = GenerateOptions(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
     measure = None
     if config.evaluation.feature_metrics:
         reference = config.evaluation.fid_reference or "train"
@@ -139,7 +139,7 @@ def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
 def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
-    options: Options,
+    options: GenerateOptions,
     measure: features.Wanted | None = None,
 ) -> None:
     """Makes the images that are missing, stage by stage; then looks at them.
@@ -192,7 +192,9 @@ def generate(
                 features.report_generated(measure, stages, last, output)
 
 
-def _fingerprints(stages: Sequence[cascade.Stage], options: Options) -> list[resumable.Fingerprint]:
+def _fingerprints(
+    stages: Sequence[cascade.Stage], options: GenerateOptions
+) -> list[resumable.Fingerprint]:
     """Returns that of each stage's images, which holds those of all stages before it."""
     values: dict[str, Any] = {"seed": options.seed}
     if stages[0].num_classes:
@@ -210,7 +212,7 @@ def _prepare(
     output: epath.Path,
     folders: Sequence[epath.Path],
     made_by: Sequence[resumable.Fingerprint],
-    options: Options,
+    options: GenerateOptions,
 ) -> None:
     """Checks that nothing would be replaced that is not ours; then keeps the fingerprints.
 
@@ -281,7 +283,7 @@ def _make(
     index: int,
     numbers: Sequence[int],
     output: epath.Path,
-    options: Options,
+    options: GenerateOptions,
     comment: str,
     stop: parallel.StopSignal,
 ) -> None:
@@ -326,7 +328,7 @@ def _show(
     stages: Sequence[cascade.Stage],
     folders: Sequence[epath.Path],
     output: epath.Path,
-    options: Options,
+    options: GenerateOptions,
 ) -> None:
     """Draws what was made, and says which class each image is of."""
     numbers = np.arange(options.num_images)
