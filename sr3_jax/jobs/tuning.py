@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 
 from sr3_jax import parallel
@@ -80,7 +79,8 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     with parallel.StopSignal() as stop:
         reference = [(options.reference_calls, 1)] if options.reference_calls else []
         for budget, count in [*((n, options.num_trials) for n in budgets), *reference]:
-            with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
+            left = max(0, count - len(trials.of(budget)))
+            with shared.progress_bar(f"{budget} calls", left, "trials") as bar:
                 while len(trials.of(budget)) < count:
                     sampling = schedule_search.propose(trials, metric, budget, config.seed)
                     progress = functools.partial(shared.advance, bar)
@@ -195,9 +195,3 @@ def _score(
         measured = process.measure((option,), inputs, config.evaluation.weights)
         found[metric] = measured.means["made"][metric]
     return found
-
-
-def _bar(name: str, total: int) -> tqdm.tqdm:
-    """Over trials; it moves with every network call."""
-    bar_format = "{l_bar}{bar}| {n:.1f}/{total} trials [{elapsed}<{remaining}{postfix}]"
-    return tqdm.tqdm(desc=name, total=total, dynamic_ncols=True, bar_format=bar_format)

@@ -111,20 +111,21 @@ def _upscale(
     """Yields the record of each input as it is done; raises StoppedError where a signal asks."""
     if not missing:
         return
-    stop = parallel.StopSignal(alone=True)
-    with shared.progress_of("upscale", len(missing), stop) as (advance, each_call):
-        if engine == "ray":
+    stop, is_local = parallel.StopSignal(alone=True), engine == "local"
+    progress = shared.progress_of("upscale", len(missing), stop, by_calls=is_local)
+    with progress as (after_call, after_image):
+        if is_local:
+            with stop:
+                records = upscale_files.upscale_files(
+                    work.load(), missing, work.output, work.options, after_call
+                )
+                for record in records:
+                    yield record
+                    after_image()
+        else:
             for record in ray_engine.run(work, missing, stop, **engine_options):
                 yield record
-                advance(1.0)
-            return
-        with stop:
-            progress = advance if each_call else None
-            for record in upscale_files.upscale_files(
-                work.load(), missing, work.output, work.options, progress
-            ):
-                yield record
-                advance(0.0 if each_call else 1.0)
+                after_image()
 
 
 def _prepare(
