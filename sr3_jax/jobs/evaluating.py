@@ -71,7 +71,6 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
-            num_pictures=config.evaluation.num_pictures,
             **_seen(config),
             share=parallel.of_all_processes,
         )
@@ -79,12 +78,16 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         for skipped, reason in pipeline.skipped.items():
             logging.warning("not scored: %s: %s", skipped, reason)
-        shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
-        grids.save(grids.grid(shown), folder / "samples.png")
         numbers = evaluation.index.tolist()
         found = {key: outputs.Files(images / key, numbers) for key in ("input", "reference", name)}
         found["bicubic"] = outputs.Upsampled(found["input"], found["reference"])
         names = [pipeline.name(number) for number in numbers]
+        if rows := range(min(config.evaluation.num_pictures, len(numbers))):
+            shown = {
+                shared.LABELS.get(key, key): np.stack([found[key][i] for i in rows])
+                for key in ("input", "bicubic", name, "reference")
+            }
+            grids.save(grids.grid(shown), folder / "samples.png")
         _conclude(
             workdir,
             folder,
