@@ -1,4 +1,4 @@
-"""Histograms of a metric over images: one row for each method, on common bins and axes."""
+"""Histograms of a metric over images, a row for each method, with common bins and axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from sr3_jax.metrics import registry
 
-# In the drawing's own units, which are pixels at the width that the page gives it on a phone.
+# In units of the drawing, which are pixels on a phone.
 WIDTH = 350
 _LEFT, _RIGHT = 32, 12
 _LABEL_HEIGHT, _BAR_HEIGHT, _GAP = 20, 40, 8
@@ -22,19 +22,19 @@ _RATIO_OF_LOG_SCALE = 50.0
 
 
 class Row(NamedTuple):
-    """One method: places in the drawing."""
+    """The places of a method's row in the drawing."""
 
     method: str
     label_y: float
     base_y: float
     top_y: float
-    bars: list[tuple[float, float, float, float, str]]  # x, y, width, height, what it says
+    bars: list[tuple[float, float, float, float, str]]  # x, y, width, height, tooltip
     mean_x: float | None
-    num_hidden: int  # not finite, and so nowhere on the axis
+    num_hidden: int  # numbers that are not finite
 
 
 class Panel(NamedTuple):
-    """One metric. `ticks` are (x, text); `most` is the number that the height stands for."""
+    """The drawing of a metric. `ticks` are (x, text); a bar of full height is `most` images."""
 
     height: float
     axis_y: float
@@ -47,11 +47,10 @@ class Panel(NamedTuple):
 
 
 def panel(values: Mapping[str, Sequence[float]]) -> Panel | None:
-    """The histograms of one metric, by method; None where no number is finite.
+    """Returns the histograms of a metric's values by method; None if no number is finite.
 
-    All methods have the same bins and the same height for a count, so that they can be compared
-    by eye. Where the largest number is 50 times the smallest and all are above 0, the axis is
-    logarithmic.
+    All methods have the same bins and the same height for a count. The axis is logarithmic if all
+    numbers are above 0 and the largest is more than 50 times the smallest.
     """
     numbers = {method: np.asarray(v, np.float64) for method, v in values.items()}
     finite = {method: v[np.isfinite(v)] for method, v in numbers.items()}
@@ -61,15 +60,15 @@ def panel(values: Mapping[str, Sequence[float]]) -> Panel | None:
     low, high = float(pooled.min()), float(pooled.max())
     logarithmic = low > 0 and high > _RATIO_OF_LOG_SCALE * low
     edges = _edges(low, high, max(len(v) for v in finite.values()), logarithmic)
-    counts = {method: _counts(v, edges) for method, v in finite.items()}
+    # Clipped, since edges are rounded: none of the numbers may be lost.
+    ends = edges[0], edges[-1]
+    counts = {method: np.histogram(v.clip(*ends), edges)[0] for method, v in finite.items()}
     most = max(int(count.max()) for count in counts.values())
     right = WIDTH - _RIGHT
 
     def place(value: float) -> float:
-        ends = edges[[0, -1]]
-        if logarithmic:
-            value, ends = math.log(value), np.log(ends)
-        share = (value - ends[0]) / (ends[1] - ends[0])
+        low, high, value = map(math.log if logarithmic else float, (*ends, value))
+        share = (value - low) / (high - low)
         return round(float(_LEFT + share * (right - _LEFT)), 2)
 
     rows = []
@@ -87,7 +86,7 @@ def panel(values: Mapping[str, Sequence[float]]) -> Panel | None:
         hidden = len(numbers[method]) - len(finite[method])
         rows.append(Row(method, top - 6, base, top, bars, mean, hidden))
     axis = rows[-1].base_y + 4
-    ticks = [(place(t), registry.write(t, "g")) for t in _ticks(edges[0], edges[-1], logarithmic)]
+    ticks = [(place(t), registry.write(t, "g")) for t in _ticks(*ends, logarithmic)]
     return Panel(axis + _AXIS_HEIGHT, axis, rows, ticks, most, logarithmic, _LEFT, right)
 
 
@@ -95,20 +94,14 @@ def _edges(low: float, high: float, count: int, logarithmic: bool) -> Float[np.n
     bins = int(np.clip(round(2 * math.sqrt(count)), _FEWEST_BINS, _MOST_BINS))
     if logarithmic:
         return np.geomspace(low, high, bins + 1)
-    # Equal numbers, or as good as equal, still need an axis of some width.
+    # Numbers that are almost equal still need an axis of some width.
     width = max(high - low, 0.01 * max(abs(low), abs(high)), 1e-9)
     middle = (low + high) / 2
     return np.linspace(middle - width / 2, middle + width / 2, bins + 1)
 
 
-def _counts(values: Float[np.ndarray, " n"], edges: Float[np.ndarray, " bins"]) -> np.ndarray:
-    # By search, not numpy.histogram: rounding of the outer edges must not lose an image.
-    found = np.searchsorted(edges[1:-1], values, side="right")
-    return np.bincount(found, minlength=len(edges) - 1)
-
-
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Some three to six round numbers between two ends."""
+    """Returns about three to six round numbers between two ends."""
     if logarithmic:
         decades = math.log10(high / low)
         factors = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
