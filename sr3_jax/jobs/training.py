@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -47,20 +47,51 @@ def train(config: Config, workdir: epath.Path) -> None:
         _train(config, workdir)
 
 
+class TrainingProgram(NamedTuple):
+    """The training step of a config, and the state that it takes.
+
+    Attributes:
+      denoiser: the network and what it predicts.
+      init: makes the initial state.
+      state: shapes, types and shardings of the state's arrays.
+      step: the jitted training step.
+    """
+
+    denoiser: models.Denoiser
+    init: Callable[[], training_state.TrainState]
+    state: training_state.TrainState
+    step: jax.stages.Wrapped
+
+
+def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram:
+    """Returns the training step of a config; nothing is allocated or compiled."""
+    denoiser, optimizer = networks.denoiser(config), networks.optimizer(config)
+    init = functools.partial(
+        training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
+    )
+    shapes = jax.eval_shape(init)
+    state = jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        training_state.state_shardings(layout, shapes),
+    )
+    schedule = schedules.training_schedule(config)
+    step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
+    return TrainingProgram(
+        denoiser, init, state, training_step.jit_train_step(step, layout, shapes)
+    )
+
+
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
-    denoiser, schedule = networks.denoiser(config), schedules.training_schedule(config)
-    model = denoiser.network
-    optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
     # Faults are found now, not after days of training.
     schedules.sampler(config)
     features.check_installed(config.evaluation.feature_metrics)
-    init = functools.partial(
-        training_state.init_state, model, optimizer, config.seed, config.data.image_size
-    )
-    like = _like(init, layout)
+    program = training_program(config, layout)
+    denoiser, like = program.denoiser, program.state
+    model = denoiser.network
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
     shared.list_images(config, workdir, training=True)
@@ -73,14 +104,13 @@ def _train(config: Config, workdir: epath.Path) -> None:
         keep_best=config.checkpoint.keep_best,
     )
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
-    state = _first_state(init, like, checkpointer)
+    state = _first_state(program.init, like, checkpointer)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
         checkpointer.close()
         _keep_config(config, workdir)
         evaluate(config, workdir)
         return
-    train_step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
@@ -91,15 +121,14 @@ def _train(config: Config, workdir: epath.Path) -> None:
     shapes = training_step.batch_shapes(
         layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
     )
-    program = training_step.jit_train_step(train_step, layout, state)
     logging.info(
         "compiling the training step and the validation, which usually takes one to five minutes, "
         "or seconds if they were compiled before"
     )
     start = time.perf_counter()
-    compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
+    compiled = parallel.compile_for(mesh.devices.flat[0], program.step.lower(state, shapes))
     _check_memory_of(compiled, mesh)
-    validate = _validation(config, workdir, denoiser, schedule, state.ema_params, mesh)
+    validate = _validation(config, workdir, denoiser, state.ema_params, mesh)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
@@ -138,18 +167,6 @@ def _keep_config(config: Config, workdir: epath.Path) -> None:
     """Writes config.json; only after all checks, since a finished run needs its own."""
     if jax.process_index() == 0:
         run_file.save(config, workdir / "config.json")
-
-
-def _like(
-    init: Callable[[], training_state.TrainState], layout: parallel.Layout
-) -> training_state.TrainState:
-    """Returns shapes, types and shardings of the state's arrays; nothing is allocated."""
-    shapes = jax.eval_shape(init)
-    return jax.tree.map(
-        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        shapes,
-        training_state.state_shardings(layout, shapes),
-    )
 
 
 def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> None:
@@ -216,8 +233,15 @@ def _first_state(
     return state
 
 
-def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
+def _validation(
+    config: Config,
+    workdir: epath.Path,
+    denoiser: models.Denoiser,
+    params: models.Params,
+    mesh: jax.sharding.Mesh,
+) -> loop.Validate:
     """Returns a compiled function: parameters to mean losses of held-out images, at fixed noise."""
+    schedule = schedules.training_schedule(config)
     of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
