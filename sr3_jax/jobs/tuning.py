@@ -27,21 +27,21 @@ _SHOWN = 6  # images, in a picture
 
 
 def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> None:
-    """Searches sampler and schedule on held-out images; see `config.tuning` for how.
+    """Searches sampler and schedule on held-out images, by the options of `config.tuning`.
 
-    Every trial is a row of `workdir/tuning/trials.jsonl`; started again, the search goes on. At the
+    Every trial is a row of `workdir/tuning/trials.jsonl`, so that the same command goes on. At the
     end `workdir/inference.json` holds the sampling that upscaling then uses, `tuning/table.md` the
-    best of each number of network calls; `tuning/quality.png` shows quality against calls and
-    seconds (Figure 12 of the paper), and `tuning/samples.png` images of the best.
+    best of each number of network calls, `tuning/quality.png` quality against calls and seconds
+    (Figure 12 of the paper), and `tuning/samples.png` images of the best.
 
     Args:
       config: of the run.
       workdir: of the run.
-      calls: a budget of network calls for an image, instead of those of `config.tuning.calls`.
+      calls: network calls for an image, in place of those of `config.tuning.calls`.
 
     Raises:
-      ValueError: options that cannot work, a baseline, several processes, or trials of another
-        checkpoint or other images in that folder.
+      ValueError: the method is a baseline, there are several processes, or the folder has trials of
+        another checkpoint or other images.
       HeldError: another search is at work in the workdir.
       StoppedError: a signal asked to stop; the trial under way is lost.
     """
@@ -58,7 +58,6 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
 
 
 def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
-    """Searches; see `tune_schedule`."""
     options, metric = config.tuning, config.tuning_metric
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
@@ -76,9 +75,11 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     )
     trials = schedule_search.Trials(folder / "trials.jsonl", fingerprint)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
+    counts = {budget: options.num_trials for budget in budgets}
+    if options.reference_calls:
+        counts.setdefault(options.reference_calls, 1)
     with parallel.StopSignal() as stop:
-        reference = [(options.reference_calls, 1)] if options.reference_calls else []
-        for budget, count in [*((n, options.num_trials) for n in budgets), *reference]:
+        for budget, count in counts.items():
             left = max(0, count - len(trials.of(budget)))
             with shared.progress_bar(f"{budget} calls", left, "trials") as bar:
                 while len(trials.of(budget)) < count:
@@ -88,8 +89,9 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
                         config, resolver, sampling, budget, score, low, stop, progress
                     )
                     best = trials.best(metric, budget, beside=trial)
-                    if best is trial:
-                        _keep(folder / "images" / f"{budget}.npy", made)
+                    if best is trial:  # kept before its row, since a search may take several runs
+                        with storage.open_whole(folder / "images" / f"{budget}.npy") as file:
+                            np.save(file, made)
                     trials.add(trial)
                     if best:
                         bar.set_postfix_str(f"{metric} {best.metrics[metric]:.4g}")
@@ -97,9 +99,9 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     if best is None:
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
     table = schedule_search.table(trials, metric, sorted({r.calls for r in trials.rows}))
-    storage.write_whole(str(folder / "table.md"), table.encode())
+    storage.write_whole(folder / "table.md", table.encode())
     schedule_search.draw(trials, metric, folder / "quality.png", options.reference_calls)
-    _draw_samples(folder, sorted({*budgets, *(n for n, _ in reference)}), low, high)
+    _draw_samples(folder, sorted(counts), low, high)
     found = {
         "sampling": _keys(best.sampling),
         "calls": best.calls,
@@ -107,16 +109,15 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
         "chosen_by": fingerprint.values,
     }
     path = workdir / run_file.INFERENCE
-    storage.write_whole(str(path), json.dumps(found, indent=2).encode())
+    storage.write_whole(path, json.dumps(found, indent=2).encode())
     print(table)
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
-    said = schedule_search.speedup(trials, metric, options.reference_calls, options.tolerance)
-    if said:
-        print(said)
-    print(
-        f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}, "
-        f"{folder / 'samples.png'}"
-    )
+    if faster := schedule_search.speedup(
+        trials, metric, options.reference_calls, options.tolerance
+    ):
+        print(faster)
+    drawn = f"{folder / 'quality.png'}, {folder / 'samples.png'}"
+    print(f"all trials: {folder / 'trials.jsonl'}; drawn: {drawn}")
 
 
 def _try(
@@ -129,7 +130,7 @@ def _try(
     stop: parallel.StopSignal,
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
-    """Runs a trial; returns it with its result, and the first images."""
+    """Runs a trial; returns it with its result, and the first images; None if it is refused."""
     changed = with_sampling(config, _keys(sampling))
     try:
         schedules.sampler(changed)
@@ -138,8 +139,7 @@ def _try(
         return schedule_search.Trial(calls, sampling, "refused", str(error)), None
     resolver.make_sampler = functools.partial(schedules.sampler, changed)
 
-    # Two samples of each image; its noise is the same in all trials, so that they differ by the
-    # sampler alone.
+    # Two samples of each image, of the same noise in all trials: they differ by the sampler alone.
     twice, steps = np.concatenate([low, low]), sampling["num_steps"]
     share = 1 / resolver.num_refinements(twice.shape, steps)
 
@@ -155,26 +155,20 @@ def _try(
     return trial, samples[0, :_SHOWN]
 
 
-def _keep(path: epath.Path, images: np.ndarray) -> None:
-    """Writes the images of the best trial of a budget; a search may take several runs."""
-    with storage.open_whole(str(path)) as file:
-        np.save(file, images)
-
-
 def _draw_samples(
     folder: epath.Path, budgets: Sequence[int], low: np.ndarray, high: np.ndarray
 ) -> None:
     columns = {"input": low[:_SHOWN]}
     for calls in budgets:
         path = folder / "images" / f"{calls}.npy"
-        if path.exists():  # not where all trials were refused
+        if path.exists():  # unless all trials were refused
             with path.open("rb") as file:
                 columns[f"{calls} calls"] = np.load(file)
     grids.save(grids.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Without what only the search needs."""
+    """Returns the keys of `config.sampling`, without those of the search."""
     return {key: value for key, value in sampling.items() if key != "search"}
 
 
