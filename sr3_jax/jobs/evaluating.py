@@ -44,7 +44,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
     numbers of each image), `samples.png` and, for SR3, `refinement.png`. For a network without a
     source see `generating.evaluate`.
     """
-    features.check_installed(config.evaluation.feature_metrics)
+    features.check(config)
     if not config.has_source:
         generating.evaluate(config, workdir)
         return
@@ -346,7 +346,7 @@ def _score(
     low_resolution: str | None,
 ) -> None:
     config = config or Config()
-    features.check_installed(config.evaluation.feature_metrics)
+    features.check(config)
     target = folders.folder(reference)
     with shared.progress_bar("score", len(target)) as bar:
         scores = scoring.score_folders(

@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, cascades, image_sets, with_sampling
+from sr3_jax.config import Config, cascades, changed, image_sets, with_sampling
 from sr3_jax.data import image_files, resumable, storage
 from sr3_jax.evaluation import neighbours
 from sr3_jax.evaluation.outputs import Files, file_of
@@ -85,20 +85,19 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
     return stages
 
 
-def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> features.Wanted | None:
+def measure_of(
+    config: cascades.Cascade, stages: Sequence[cascade.Stage]
+) -> features.GeneratedMetrics | None:
     """Returns what to measure of the last stage's images; None if nothing."""
-    c = config.evaluation
-    if not c.feature_metrics:
+    if not config.evaluation.feature_metrics:
         return None
+    values = {
+        f.name: getattr(config.evaluation, f.name) for f in dataclasses.fields(config.evaluation)
+    }
+    tables = values.pop("paper_tables")
     last = stages[-1].config
-    evaluation = dataclasses.replace(
-        last.evaluation,
-        feature_metrics=c.feature_metrics,
-        fid_reference=c.fid_reference,
-        inception_weights=c.inception_weights,
-        image_size=0,
-    )
-    return features.Wanted(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
+    evaluation = dataclasses.replace(last.evaluation, **values, image_size=0)
+    return features.GeneratedMetrics(dataclasses.replace(last, evaluation=evaluation), tables)
 
 
 def evaluate(config: Config, workdir: epath.Path) -> None:
@@ -110,13 +109,11 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
     """
     stage = cascade.open_stage(workdir, config=config)
     options = GenerateOptions(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
-    measure = None
-    if config.evaluation.feature_metrics:
-        reference = config.evaluation.fid_reference or "train"
-        evaluation = dataclasses.replace(config.evaluation, fid_reference=reference)
-        measured = dataclasses.replace(config, evaluation=evaluation)
-        table = config.evaluation.paper_table
-        measure = features.Wanted(measured, (table,) if table else ())
+    measure, given = None, config.evaluation
+    if given.feature_metrics:
+        measured = changed(config, {"evaluation.fid_reference": given.fid_reference or "train"})
+        tables = (given.paper_table,) if given.paper_table else ()
+        measure = features.GeneratedMetrics(measured, tables)
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
         images = Files(workdir / "evaluation" / str(stage.image_size), range(options.num_images))
@@ -140,7 +137,7 @@ def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
     options: GenerateOptions,
-    measure: features.Wanted | None = None,
+    measure: features.GeneratedMetrics | None = None,
 ) -> None:
     """Makes the images that are missing, stage by stage; then draws and measures them.
 

@@ -88,7 +88,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     mesh = layout.mesh
     # Faults are found now, not after days of training.
     schedules.sampler(config)
-    features.check_installed(config.evaluation.feature_metrics)
+    features.check(config)
     program = training_program(config, layout)
     denoiser, like = program.denoiser, program.state
     model = denoiser.network

@@ -12,13 +12,13 @@ import numpy as np
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, run_file, schedules, with_sampling
+from sr3_jax.config import Config, in_words, resolve, run_file, schedules, with_sampling
 from sr3_jax.data import locks, resumable, storage
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.pretrained import common, process
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, shared
+from sr3_jax.jobs import shared
 from sr3_jax.metrics import registry
 from sr3_jax.parallel import StoppedError
 
@@ -52,7 +52,9 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
             "tune_schedule runs in one process, on all its devices; use --num_processes=1"
         )
     if option := registry.METRICS[config.tuning_metric].option:
-        features.check_installed((option,), "tuning.metric")
+        key = "config.tuning.metric"
+        if missing := list(resolve.metrics(config.evaluation, (option,), key)):
+            raise ValueError(in_words(missing))
     with locks.hold(workdir / FOLDER, "tuning of schedules"):
         _tune(config, workdir, calls)
 
