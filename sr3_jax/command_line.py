@@ -79,10 +79,7 @@ def take_interrupts() -> None:
 
 @contextlib.contextmanager
 def nothing_to_lose() -> Iterator[None]:
-    """Returns a context in which Ctrl-C ends the process at once, for imports.
-
-    Imported modules may swallow an exception, or take it for their own fault.
-    """
+    """Lets Ctrl-C end the process at once, for imports, which may swallow exceptions."""
     before, _interrupts.at_once = _interrupts.at_once, True
     yield
     _interrupts.at_once = before
