@@ -275,17 +275,6 @@ def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     return statements
 
 
-def _depths(bits: Mapping[str, Sequence[int]]) -> list[str]:
-    """Returns the statement on the depths of files; none if all have 8 bits."""
-    if all(found == [8] for found in bits.values()):
-        return []
-    each = (f"{name} {' and '.join(map(str, found))}" for name, found in bits.items())
-    return [
-        f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the largest "
-        "of its type, so that 8 bits and the same at 16 score the same."
-    ]
-
-
 def score(
     config: Config | None,
     workdir: epath.Path,
@@ -325,8 +314,37 @@ def score(
                     f"{workdir / name} would be replaced, and it is of no scoring, which would "
                     "have left its means in metrics.json; give another --workdir"
                 )
+    config = config or Config()
     with locks.hold(workdir, "scoring"):
-        _score(config, workdir, reference, outputs, low_resolution)
+        features.check(config)
+        target = folders.folder(reference)
+        with shared.progress_bar("score", len(target)) as bar:
+            scores = scoring.score_folders(
+                target,
+                {name: folders.folder(path) for name, path in outputs.items()},
+                folders.folder(low_resolution) if low_resolution else None,
+                **_seen(config),
+                progress=functools.partial(bar.update, 1),
+            )
+        protocol = [f"Images: {reference}, as they are."]
+        given = ({"Inputs": low_resolution} if low_resolution else {}) | {**outputs}
+        protocol += [f"{name}: {path}, matched by name." for name, path in given.items()]
+        if any(bits != [8] for bits in scores.bits.values()):
+            each = (f"{name} {' and '.join(map(str, bits))}" for name, bits in scores.bits.items())
+            protocol.append(
+                f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the "
+                "largest of its type, so that 8 bits and the same at 16 score the same."
+            )
+        _conclude(
+            workdir,
+            workdir,
+            config,
+            tables.Results(scores.means, scores.names, scores.of_images),
+            scores.images,
+            labels=scores.labels,
+            title=f"{', '.join(outputs)}: {len(scores.names)} images",
+            protocol=protocol,
+        )
 
 
 def _has_metrics(folder: epath.Path) -> bool:
@@ -336,40 +354,3 @@ def _has_metrics(folder: epath.Path) -> bool:
         return any("n" in means for means in found.values())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
-
-
-def _score(
-    config: Config | None,
-    workdir: epath.Path,
-    reference: str,
-    outputs: Mapping[str, str],
-    low_resolution: str | None,
-) -> None:
-    config = config or Config()
-    features.check(config)
-    target = folders.folder(reference)
-    with shared.progress_bar("score", len(target)) as bar:
-        scores = scoring.score_folders(
-            target,
-            {name: folders.folder(path) for name, path in outputs.items()},
-            folders.folder(low_resolution) if low_resolution else None,
-            **_seen(config),
-            progress=functools.partial(bar.update, 1),
-        )
-    images = scores.images
-    inputs = [f"Inputs: {low_resolution}, matched by name."] if low_resolution else []
-    _conclude(
-        workdir,
-        workdir,
-        config,
-        tables.Results(scores.means, scores.names, scores.of_images),
-        images,
-        labels=scores.labels,
-        title=f"{', '.join(outputs)}: {len(scores.names)} images",
-        protocol=[
-            f"Images: {reference}, as they are.",
-            *inputs,
-            *(f"{name}: {path}, matched by name." for name, path in outputs.items()),
-            *_depths(scores.bits),
-        ],
-    )

@@ -7,10 +7,8 @@ fingerprint, and files of other programs, are known apart from those that are do
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -331,26 +329,20 @@ def _show(
     numbers = np.arange(options.num_images)
     labels = cascade.labels_of(stages, options.labels, numbers)
     if labels is not None:
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        names = map(file_of, numbers.tolist())
-        rows.writerows([("image", "label"), *zip(names, labels, strict=True)])
-        storage.write_whole(output / "labels.csv", text.getvalue().encode())
-    last = Files(folders[-1], numbers.tolist())
-    classes = [] if labels is None else sorted({*labels.tolist()})
+        rows = (f"{file_of(k)},{label}\n" for k, label in enumerate(labels))
+        storage.write_whole(output / "labels.csv", f"image,label\n{''.join(rows)}".encode())
+    images = [Files(folder, numbers.tolist()) for folder in folders]
+    stack = lambda files, chosen: np.stack([files[int(k)] for k in chosen])  # noqa: E731
+    classes = [] if labels is None else np.unique(labels).tolist()
     if 1 < len(classes) <= _MOST_COLUMNS and options.num_images >= len(classes):
         rows = min(_GRID // 8, options.num_images // len(classes))
-        chosen = {str(c): numbers[labels == c][:rows] for c in classes}
-        shown = {c: np.stack([last[int(k)] for k in found]) for c, found in chosen.items()}
-        grids.save(grids.grid(shown), output / "grid.png")
+        shown = {str(c): stack(images[-1], numbers[labels == c][:rows]) for c in classes}
+        grid = grids.grid(shown)
     else:
-        images = np.stack([last[k] for k in range(min(_GRID, options.num_images))])
-        grids.save(grids.mosaic(images), output / "grid.png")
+        grid = grids.mosaic(stack(images[-1], numbers[:_GRID]))
+    grids.save(grid, output / "grid.png")
     if len(stages) > 1:
-        some = range(min(_STAGES, options.num_images))
-        sizes = {
-            f"{stage.image_size}x{stage.image_size}": np.stack([Files(f, some)[k] for k in some])
-            for stage, f in zip(stages, folders, strict=True)
-        }
-        grids.save(grids.grid(sizes), output / "stages.png")
+        sizes = (f"{stage.image_size}x{stage.image_size}" for stage in stages)
+        made = (stack(files, numbers[:_STAGES]) for files in images)
+        grids.save(grids.grid(dict(zip(sizes, made, strict=True))), output / "stages.png")
     print(f"{options.num_images} images are in {folders[-1]}; some of them: {output}/grid.png")

@@ -14,7 +14,7 @@ from sr3_jax.data import degrade
 from sr3_jax.data.image_files import to_8_bits, write_image
 
 _TILE = 192  # pixels; smaller images are enlarged by whole factors
-_MOSAIC_TILE = 64
+_MOSAIC_TILE, _MOSAIC_MOST = 64, 256
 _GAP = 6
 _TITLE_HEIGHT = 28
 _LINE_HEIGHT = 20
@@ -60,18 +60,15 @@ def grid(
     return np.array(canvas)
 
 
-def mosaic(
-    images: UInt[np.ndarray, "n h w 3"], most: int = 256
-) -> UInt8[np.ndarray, "height width 3"]:
+def mosaic(images: UInt[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
     """Draws images side by side in about as many rows as columns.
 
-    Args:
-      images: of 8 or 16 bits; small ones are enlarged by repeating pixels.
-      most: pixels a side; larger images are shrunk to it by area.
+    Images have 8 or 16 bits. Small ones are enlarged by repeating pixels, large ones shrunk by
+    area to 256 pixels.
     """
     columns = math.ceil(math.sqrt(len(images)))
-    if images.shape[1] > most:
-        images = degrade.by_area(images, most)
+    if images.shape[1] > _MOSAIC_MOST:
+        images = degrade.by_area(images, _MOSAIC_MOST)
     side = images.shape[1] * max(1, _MOSAIC_TILE // images.shape[1])
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (side + 2) - 2, columns * (side + 2) - 2, 3), 255, np.uint8)
