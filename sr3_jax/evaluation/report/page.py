@@ -73,7 +73,6 @@ def write(
         "protocol": list(protocol),
         "paper": tables.paper_rows(paper_table) if paper_table else None,
         "histograms": _histograms(results),
-        "svg_width": histograms.WIDTH,
         "colours": {name: i % _COLOURS for i, name in enumerate(results.means)},
         "gallery_columns": columns,
         "most_shown": gallery.MOST_SHOWN,
