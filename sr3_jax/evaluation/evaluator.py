@@ -106,35 +106,29 @@ def evaluate(
     Raises:
       ValueError: no image is left to score.
     """
-    widths = [_width(method) for method in methods.values()]
     # Rows without an image have the index -1: processes need not find equally many images.
-    found: dict[str, list[np.ndarray]] = {"index": [], "label": [], "numbers": []}
-    spent = np.zeros((1, len(methods)))
+    found, spent = [], np.zeros((1, len(methods)))
     for batch in batches:
         is_scored = batch["weight"] > 0
         low, high, index = (
             batch[key][is_scored] for key in ("low_resolution", "high_resolution", "index")
         )
-        columns = [np.zeros((len(index), width)) for width in widths]
-        for i, method in enumerate(methods.values()) if len(index) else ():
+        numbers = {name: np.zeros((len(is_scored), _width(m))) for name, m in methods.items()}
+        for i, (name, method) in enumerate(methods.items()) if len(index) else ():
             samples, seconds = method.run(low, index)
-            columns[i] = _numbers(samples, high, low, luminance, border)
+            numbers[name][is_scored] = _numbers(samples, high, low, luminance, border)
             spent[0, i] += seconds
-        numbers = np.zeros((len(is_scored), sum(widths)))
-        numbers[is_scored] = np.concatenate(columns, axis=1)
-        found["index"].append(np.where(is_scored, batch["index"], -1))
-        found["label"].append(batch["label"])
-        found["numbers"].append(numbers)
-    rows, spent = share(({name: np.concatenate(parts) for name, parts in found.items()}, spent))
+        index = np.where(is_scored, batch["index"], -1)
+        found.append({"index": index, "label": batch["label"], "numbers": numbers})
+    rows, spent = share((jax.tree.map(lambda *parts: np.concatenate(parts), *found), spent))
     # In the order of the set, so that not even rounding depends on the number of processes.
     order = np.argsort(rows["index"], kind="stable")
     order = order[rows["index"][order] >= 0]
     if not len(order):
         raise ValueError("no held-out image could be used, so there is nothing to score")
-    columns = np.split(rows["numbers"][order], np.cumsum(widths)[:-1], axis=1)
     means, of_images = {}, {}
     for i, (name, method) in enumerate(methods.items()):
-        means[name], of_images[name] = _summary(columns[i], method.num_samples)
+        means[name], of_images[name] = _summary(rows["numbers"][name][order], method.num_samples)
         seconds = float(spent[:, i].sum()) / (len(order) * method.num_samples)
         means[name] |= {"n": len(order), "seconds_per_image": seconds}
     return Evaluation(means, rows["index"][order], rows["label"][order], of_images)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -256,22 +257,22 @@ def draw(trials: Trials, metric: str, path: epath.PathLike, reference_calls: int
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     rows = [row for row in trials.rows if row.status == "done"]
-    compared = [row for row in rows if row.calls != reference_calls]
     sign = -1 if METRICS[metric].is_higher_better else 1
-    for name in sorted({row.sampling["sampler"] for row in compared}):
-        of_it = [row for row in compared if row.sampling["sampler"] == name]
-        best = [
-            min((r for r in of_it if r.calls == n), key=lambda r: _badness(r, metric))
-            for n in sorted({row.calls for row in of_it})
-        ]
+    by_sampler: dict[str, list[Trial]] = {}
+    for row in sorted(rows, key=lambda row: (row.sampling["sampler"], row.calls)):
+        if row.calls != reference_calls:
+            by_sampler.setdefault(row.sampling["sampler"], []).append(row)
+    for name, tried in by_sampler.items():
+        groups = itertools.groupby(tried, key=lambda row: row.calls)
+        best = [min(group, key=lambda row: _badness(row, metric)) for _, group in groups]
         for axis, place in zip(axes, ("calls", "seconds_per_image"), strict=True):
-            x, y = zip(*((getattr(r, place), r.metrics[metric]) for r in best), strict=True)
-            (line,) = axis.plot(x, y, "o-", label=name)
-            x, y = zip(*((getattr(r, place), r.metrics[metric]) for r in of_it), strict=True)
-            axis.plot(x, y, ".", color=line.get_color(), alpha=0.25)
-    for row in trials.of(reference_calls):
-        if row.status != "done":
-            continue
+            points = lambda some, at=place: (  # noqa: E731
+                [getattr(row, at) for row in some],
+                [row.metrics[metric] for row in some],
+            )
+            (line,) = axis.plot(*points(best), "o-", label=name)
+            axis.plot(*points(tried), ".", color=line.get_color(), alpha=0.25)
+    for row in (row for row in rows if row.calls == reference_calls):
         for axis in axes:
             axis.axhline(row.metrics[metric], color="black", ls="--", lw=1)
         axes[1].annotate(

@@ -170,50 +170,47 @@ def _keep_config(config: Config, workdir: epath.Path) -> None:
 
 
 def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> None:
-    """Checks that the training state fits into memory, before minutes of compilation.
-
-    Activations come on top; the compiler reports them.
-
-    Raises:
-      ValueError: it does not fit.
-    """
+    """Checks that the training state fits into memory, before minutes of compilation."""
     needed = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(like)
     )
-    device = mesh.local_devices[0]
-    if device.platform == "cpu":
-        needed *= len(mesh.local_devices)  # they share the memory of the machine
-    free = parallel.free_bytes(device)
-    if free is not None and needed > free:
-        millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
-        raise ValueError(
-            f"the training state (parameters, average, Adam) of this network of {millions:.0f}M "
-            f"parameters takes {needed / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free. "
-            "Lower config.model.channels or config.model.multipliers, or split the state over more "
-            "devices by config.parallel.layout=zero1"
-        )
+    millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
+    _check_free(
+        needed,
+        mesh,
+        "the training state (parameters, average, Adam) of this network of "
+        f"{millions:.0f}M parameters takes {{}} GB of memory",
+        "Lower config.model.channels or config.model.multipliers, or split the state over more "
+        "devices by config.parallel.layout=zero1",
+    )
 
 
 def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
     """Checks that the temporary arrays of a compiled training step fit beside the state.
 
     It checks CPUs alone, since the compilers for TPUs and GPUs refuse programs that do not fit.
-
-    Raises:
-      ValueError: it does not fit.
     """
-    device, found = mesh.local_devices[0], program.memory_analysis()
-    free = parallel.free_bytes(device)
-    if found is None or free is None or device.platform != "cpu":
-        return
-    needed = found.temp_size_in_bytes * len(mesh.local_devices)
-    if needed > free:
-        raise ValueError(
-            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, but "
-            f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
-            "config.train.accumulate_steps, set config.model.remat, or use more devices"
+    found = program.memory_analysis()
+    if found is not None and mesh.local_devices[0].platform == "cpu":
+        _check_free(
+            found.temp_size_in_bytes,
+            mesh,
+            "a training step takes {} GB of memory besides its state",
+            "Lower config.train.batch_size, raise config.train.accumulate_steps, set "
+            "config.model.remat, or use more devices",
         )
+
+
+def _check_free(needed: int, mesh: jax.sharding.Mesh, need: str, fix: str) -> None:
+    """Raises ValueError if a device has fewer free bytes than needed."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        needed *= len(mesh.local_devices)  # they share the memory of the machine
+    free = parallel.free_bytes(device)
+    if free is not None and needed > free:
+        need = need.format(f"{needed / 1e9:.3g}")
+        raise ValueError(f"{need}, but {free / 1e9:.3g} GB are free. {fix}")
 
 
 def _first_state(
