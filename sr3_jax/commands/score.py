@@ -27,7 +27,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     """Checks the flags and reads the config, if any."""
     shared.require(values, "workdir", "reference", "outputs")
     workdir = shared.workdir(values)
-    outputs = shared.named_folders(values.outputs)
+    outputs = shared.pairs("outputs", values.outputs)
     config = None if values.config is None else shared.config_of_network(values)
     arguments = (config, workdir, values.reference, outputs, values.low_resolution)
     return shared.Job(shared.late("score", *arguments), workdir)

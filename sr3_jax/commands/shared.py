@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -95,20 +95,33 @@ def sampling(values: flags.FlagValues) -> dict[str, Any]:
     """Returns the keys of `config.sampling` that --sampler and --sampling give.
 
     Raises:
-      ValueError: a pair is no pair, or a key is given twice.
+      ValueError: an entry is no pair, or a key is given twice.
     """
-    given = {} if values.sampler is None else {"sampler": values.sampler}
-    for pair in values.sampling:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
-        if key in given:
-            raise ValueError(f"the key {key!r} of sampling is given twice; give it once")
+    sampler = [] if values.sampler is None else [f"sampler={values.sampler}"]
+    given: dict[str, Any] = dict(pairs("sampling", [*sampler, *values.sampling]))
+    for key, value in given.items():
         try:
             given[key] = json.loads(value)
         except ValueError:
-            given[key] = value
+            pass  # a text without quotes
     return given
+
+
+def pairs(flag: str, entries: Sequence[str]) -> Mapping[str, str]:
+    """Returns the values of a flag's entries KEY=VALUE by key.
+
+    Raises:
+      ValueError: an entry is no pair, or a key is given twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        key, _, value = entry.partition("=")
+        if not (key and value):
+            raise ValueError(f"--{flag} has {entry!r}; give NAME=VALUE,NAME=VALUE,...")
+        if key in found:
+            raise ValueError(f"--{flag} has {key!r} twice; give it once")
+        found[key] = value
+    return found
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
@@ -172,20 +185,3 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
     if missing := list(check(config)):
         raise ValueError(configs.in_words(missing))
     return config
-
-
-def named_folders(pairs: list[str]) -> Mapping[str, str]:
-    """Returns the folders of --outputs by name.
-
-    Raises:
-      ValueError: a pair is no pair, or a name is given twice.
-    """
-    folders: dict[str, str] = {}
-    for given in pairs:
-        name, _, folder = given.partition("=")
-        if not name or not folder:
-            raise ValueError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
-        if name in folders:
-            raise ValueError(f"--outputs has two folders of the name {name!r}; rename one")
-        folders[name] = folder
-    return folders

@@ -14,7 +14,7 @@ from etils import epath
 from sr3_jax import parallel
 from sr3_jax.config import Config, in_words, resolve, run_file, schedules, with_sampling
 from sr3_jax.data import locks, resumable, storage
-from sr3_jax.evaluation import schedule_search
+from sr3_jax.evaluation import evaluator, schedule_search
 from sr3_jax.evaluation.pretrained import common, process
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -175,17 +175,12 @@ def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    samples: np.ndarray,
-    *,
-    config: Config,
-    low: np.ndarray,
-    high: np.ndarray,
-    metric: str,
+    samples: np.ndarray, *, config: Config, low: np.ndarray, high: np.ndarray, metric: str
 ) -> dict[str, float]:
+    """Returns the metrics of two samples `[2, n, h, w, 3]`; those of images are of the first."""
     made = samples[0]
-    given = {"reference": high, "low_resolution": low, "luminance": False, "border": 0}
-    found = {m.name: float(m.compute(samples, given)) for m in registry.of("trial")}
-    found |= {m.name: float(m.compute(made, given).mean()) for m in registry.of("image")}
+    found = {m.name: float(m.compute(samples, {"reference": high})) for m in registry.of("trial")}
+    found |= {name: float(np.mean(n)) for name, n in evaluator.score(made, high, low).items()}
     if option := registry.METRICS[metric].option:
         inputs = common.Inputs({"made": list(made)}, list(high))
         measured = process.measure((option,), inputs, config.evaluation.weights)
