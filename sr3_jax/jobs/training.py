@@ -36,8 +36,8 @@ _NUM_LOGGED_SAMPLES = 4
 def train(config: Config, workdir: epath.Path) -> None:
     """Trains or resumes in `workdir`, and evaluates.
 
-    Writes `config.json`, `checkpoints/`, TensorBoard's event files and `evaluation/`. If the
-    config is refused, the workdir stays as it was.
+    Writes `config.json`, `checkpoints/`, TensorBoard's event files and `evaluation/`. A config that
+    is refused leaves the workdir as it was.
 
     Raises:
       ValueError: the config cannot work, or its network is not that of the checkpoints.
@@ -48,14 +48,7 @@ def train(config: Config, workdir: epath.Path) -> None:
 
 
 class TrainingProgram(NamedTuple):
-    """The training step of a config, and the state that it takes.
-
-    Attributes:
-      denoiser: the network and what it predicts.
-      init: makes the initial state.
-      state: shapes, types and shardings of the state's arrays.
-      step: the jitted training step.
-    """
+    """The jitted training step of a config; the initial state, and its shapes and shardings."""
 
     denoiser: models.Denoiser
     init: Callable[[], training_state.TrainState]

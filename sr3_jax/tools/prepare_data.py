@@ -54,28 +54,22 @@ def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
                 dynamic_ncols=True,
                 file=sys.stderr,
             ) as bar,
-            worker_processes.pool(num_workers, _Worker.begin, (plan,)) as pool,
+            worker_processes.pool(num_workers, _begin, (plan,)) as pool,
         ):
-            tasks = [pool.submit(_Worker.write, part) for part in missing]
+            tasks = [pool.submit(_write, part) for part in missing]
             for task in futures.as_completed(tasks):
                 bar.update(sum(task.result()))
         return prepared.finish(plan)
 
 
-class _Worker:
-    """A process that writes files. It gets the plan, with all names, once."""
+def _begin(plan: prepared.Plan) -> None:
+    """Gives a worker the plan, with all names in it, once."""
+    global _plan
+    _plan = plan
 
-    plan: prepared.Plan
 
-    @classmethod
-    def begin(cls, plan: prepared.Plan) -> None:
-        """Takes the plan."""
-        cls.plan = plan
-
-    @classmethod
-    def write(cls, part: int) -> tuple[int, int]:
-        """Writes one file."""
-        return prepared.write_file(cls.plan, part)
+def _write(part: int) -> tuple[int, int]:
+    return prepared.write_file(_plan, part)
 
 
 def main(_: list[str]) -> int | None:

@@ -54,7 +54,7 @@ def write(
       ImportError: jinja2 is not installed.
       ValueError: results or pictures do not fit together.
     """
-    results = tables.checked(results)
+    tables.check(results)
     environment = _environment()
     main = list(results.means)[-1]
     methods = [method for method in results.means if method != "reference"]

@@ -30,11 +30,11 @@ class Results:
     of_images: Mapping[str, Mapping[str, Sequence[float | int]]]
 
 
-def checked(results: Results) -> Results:
-    """Returns the results with all numbers as floats.
+def check(results: Results) -> None:
+    """Checks that results fit together.
 
     Raises:
-      ValueError: they do not fit together.
+      ValueError: they do not.
     """
     if not results.means:
         raise ValueError("results of no method: there is nothing to report")
@@ -51,12 +51,6 @@ def checked(results: Results) -> Results:
                     f"{metric} of {method!r} has {len(values)} numbers for "
                     f"{len(results.names)} images"
                 )
-    means = {m: {k: float(v) for k, v in row.items()} for m, row in results.means.items()}
-    of_images = {
-        method: {metric: [float(v) for v in values] for metric, values in by_metric.items()}
-        for method, by_metric in results.of_images.items()
-    }
-    return Results(means, results.names, of_images)
 
 
 def is_of_images(metric: str) -> bool:

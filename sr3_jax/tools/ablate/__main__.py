@@ -161,7 +161,7 @@ def _print_plan(runs: Sequence[Run]) -> None:
         step, training = ablation_plan.next_step(run, runs)
         words = {"done": "done", "train": "to train", "evaluate": "to evaluate"}
         of = "" if training == run.folder else f", of the training of {training.name}"
-        begun = step == "train" and run.has_training
+        begun = step == "train" and ablation_plan.has_training(run.folder)
         print(f"{'goes on' if begun else words.get(step, 'to evaluate')}: {run.folder.name}{of}")
 
 

@@ -50,11 +50,6 @@ class Run:
         """Whether it has been evaluated, which a run does last."""
         return (self.folder / METRICS).exists()
 
-    @property
-    def has_training(self) -> bool:
-        """Whether a training has begun in its folder."""
-        return _has_training(self.folder)
-
 
 def combinations(
     config: ConfigDict,
@@ -179,11 +174,11 @@ def next_step(
     run: Run, runs: Sequence[Run]
 ) -> tuple[Literal["done", "train", "evaluate", "wait"], pathlib.Path]:
     """Returns the next step of a run and the folder of its training; `wait` for another run."""
-    if run.is_done or run.has_training:
+    if run.is_done or has_training(run.folder):
         return "done" if run.is_done else "train", run.folder
     for path in sorted(run.folder.parent.glob("*/config.json")):
         last = path.parent / "checkpoints" / str(run.config.train.num_steps)
-        is_trained = last.is_dir() and _has_training(path.parent)
+        is_trained = last.is_dir() and has_training(path.parent)
         if is_trained and _shares_training(run.config, run_file.load(path)):
             return "evaluate", path.parent
     first = trainer(run, runs)
@@ -192,10 +187,10 @@ def next_step(
 
 def trainer(run: Run, runs: Sequence[Run]) -> Run:
     """Returns the run that trains the network of a run: itself, or one of another sampling."""
-    if run.has_training:
+    if has_training(run.folder):
         return run
     alike = [other for other in runs if _shares_training(run.config, other.config)]
-    return next((other for other in alike if other.has_training), alike[0])
+    return next((other for other in alike if has_training(other.folder)), alike[0])
 
 
 def borrow_training(run: Run, training: pathlib.Path) -> None:
@@ -216,6 +211,7 @@ def _shares_training(ours: Config, theirs: Config) -> bool:
     return all(key.startswith(_AFTER_TRAINING) and key not in apart for key in changed)
 
 
-def _has_training(folder: pathlib.Path) -> bool:
+def has_training(folder: pathlib.Path) -> bool:
+    """Returns whether a training has begun in a folder, and not in one that it links to."""
     checkpoints = folder / "checkpoints"
     return checkpoints.is_dir() and not checkpoints.is_symlink()

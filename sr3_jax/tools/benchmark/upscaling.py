@@ -163,28 +163,22 @@ def _network(
     resolver: SuperResolver, num_images: int, size: tuple[int, int]
 ) -> Callable[[], float]:
     """Returns a function that runs the network once for all images and returns the seconds."""
-    batches = resolver.refiner.network_batches(num_images, size)
-    compiled = {batch: _network_of(resolver, *batch) for batch in set(batches)}
+    batches, calls = resolver.refiner.network_batches(num_images, size), {}
+    for devices, shape in set(batches):
+        # As upscaling compiles the denoiser for (rows, height, width).
+        where = programs.denoiser_shardings(parallel.make_mesh(jax.local_devices()[:devices]))
+        x, y_t = (jax.random.normal(jax.random.key(i), (*shape, 3)) for i in range(2))
+        arguments = (resolver.params, x, y_t, jnp.float32(0.5), jnp.zeros(shape[0], jnp.int32))
+        arguments = jax.device_put(arguments, where["in_shardings"])
+        program = jax.jit(resolver.refiner.denoiser.__call__, **where).lower(*arguments)
+        compiled = parallel.compile_for(jax.devices()[0], program)
+        calls[devices, shape] = functools.partial(compiled, *arguments)
+        jax.block_until_ready(calls[devices, shape]())
 
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            jax.block_until_ready(compiled[batch]())
+            jax.block_until_ready(calls[batch]())
         return time.perf_counter() - begin
 
     return run
-
-
-def _network_of(
-    resolver: SuperResolver, devices: int, shape: tuple[int, int, int]
-) -> Callable[[], jax.Array]:
-    """Returns the denoiser, compiled as upscaling does for a batch of (rows, height, width)."""
-    mesh = parallel.make_mesh(jax.local_devices()[:devices])
-    where = programs.denoiser_shardings(mesh)
-    x, y_t = (jax.random.normal(jax.random.key(i), (*shape, 3)) for i in range(2))
-    arguments = (resolver.params, x, y_t, jnp.float32(0.5), jnp.zeros(shape[0], jnp.int32))
-    arguments = jax.device_put(arguments, where["in_shardings"])
-    program = jax.jit(resolver.refiner.denoiser.__call__, **where).lower(*arguments)
-    compiled = parallel.compile_for(jax.devices()[0], program)
-    jax.block_until_ready(compiled(*arguments))
-    return lambda: compiled(*arguments)
