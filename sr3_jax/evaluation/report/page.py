@@ -166,7 +166,7 @@ def _row(
         piece = None if scale is None else gallery.cut(image, patch, scale)
         patches.append(piece)
         numbers = {
-            registry.find(m): registry.find(m).write(v[choice.index])
+            registry.find(m): registry.find(m).write(float(v[choice.index]))
             for m, v in tables.scores_of(results, column).items()
             if tables.is_of_images(m)
         }

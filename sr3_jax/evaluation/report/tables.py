@@ -81,9 +81,10 @@ def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
                 continue
             known = registry.find(metric)
             found = results.of_images.get(method, {}).get(metric)
-            cell = {"mean": known.write(own[metric]), "interval": "", "best": method in best}
+            mean = float(own[metric])
+            cell = {"mean": known.write(mean), "interval": "", "best": method in best}
             if found is not None and is_of_images(metric):
-                cell["interval"], remarks = _interval(found, own[metric], known)
+                cell["interval"], remarks = _interval(found, mean, known)
                 notes += [f"{method}, {known.heading}: {remark}." for remark in remarks]
             row["cells"].append(cell)
     return rows, notes
