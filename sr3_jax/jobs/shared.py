@@ -119,8 +119,7 @@ def check_same_config(config: Config) -> None:
     """
     digest = hashlib.sha256(to_json(config).encode()).digest()
     everyone = parallel.of_all_processes(np.frombuffer(digest, np.uint8)[None])
-    differs = (everyone != everyone[0]).any(axis=1)
-    if differs.any():
+    if (differs := (everyone != everyone[0]).any(axis=1)).any():
         raise ValueError(
             f"process {int(np.argmax(differs))} of {len(everyone)} has another config than process "
             "0; give all the same flags, and the same version of the code"
@@ -139,14 +138,12 @@ def check_same_images(images: Pipeline) -> None:
     chosen = sorted({0, last // 3, last // 2, last})
     seen = np.array([[images.fingerprint(index) for index in chosen]])
     everyone = parallel.of_all_processes(seen)
-    for process, theirs in enumerate(everyone):
-        if (theirs != everyone[0]).any():
-            index = chosen[int(np.argmax(theirs != everyone[0]))]
-            raise ValueError(
-                f"process {process} of {len(everyone)} reads another image than process 0 as "
-                f"{images.name(index)}; give all hosts the same images, by one file system or a "
-                "bucket"
-            )
+    for process, which in np.argwhere(everyone != everyone[0]):
+        raise ValueError(
+            f"process {process} of {len(everyone)} reads another image than process 0 as "
+            f"{images.name(chosen[which])}; give all hosts the same images, by one file system or "
+            "a bucket"
+        )
 
 
 def count_unusable(images: Pipeline) -> dict[str, int]:

@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 BYTES = dict(pred=1, u8=1, s8=1, u16=2, s16=2, f16=2, bf16=2, u32=4, s32=4, f32=4, u64=8, s64=8)
 # Opcodes that move nothing. (Those that end in `-done` are counted where they start.)
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
@@ -245,12 +247,10 @@ def _convolution_flops(found: _Instruction, shapes: dict[str, str]) -> float:
     for label, size, stride, pad, base, spread in zip(spatial, *settings, strict=True):
         length, steps = image[labels[1].index(label)], out[labels[3].index(label)]
         low = int(re.match(r"-?\d+", pad)[0])
-        inside = 0
-        for tap in range(int(size)):
-            for step in range(steps):
-                at = step * int(stride) + tap * int(spread) - low
-                inside += 0 <= at <= (length - 1) * int(base) and at % int(base) == 0
-        products *= inside / steps
+        taps, places = np.arange(int(size)) * int(spread), np.arange(steps) * int(stride) - low
+        at = taps[:, None] + places  # in the dilated image
+        inside = (at >= 0) & (at <= (length - 1) * int(base)) & (at % int(base) == 0)
+        products *= int(inside.sum()) / steps
     return 2.0 * products
 
 
