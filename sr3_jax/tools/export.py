@@ -29,7 +29,7 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import command_line, diffusion, image_ops, models
+from sr3_jax import command_line, diffusion, image_ops
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
@@ -230,8 +230,7 @@ def write(
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
     # Width packing suits TPUs and is slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _denoiser(plan.config, packed_channels))
-        for packed_channels in (networks.TPU_LANES, 1)
+        _sampling(plan, structure, packed_channels) for packed_channels in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -241,9 +240,11 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
 
 
 def _sampling(
-    plan: Plan, structure: Any, denoiser: models.Denoiser
+    plan: Plan, structure: Any, packed_channels: int
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
     sampling = plan.config.effective_sampling
+    packed_channels = plan.config.model.packed_channels or packed_channels
+    denoiser = networks.denoiser(changed(plan.config, {"model.packed_channels": packed_channels}))
     height, width = plan.large_size
     filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
@@ -266,11 +267,6 @@ def _sampling(
         return image_ops.to_uint8(y_0)
 
     return sample
-
-
-def _denoiser(config: Config, packed_channels: int) -> models.Denoiser:
-    packed_channels = config.model.packed_channels or packed_channels
-    return networks.denoiser(changed(config, {"model.packed_channels": packed_channels}))
 
 
 def _describe(

@@ -119,7 +119,10 @@ def fid_and_is(
     result["is_std"] = score[fidelity.KEY_METRIC_ISC_STD]
     counts = {"images": len(images)}
     if of_reference:
-        result["fid"] = _distance(moments.statistics(weights_name), of_reference)
+        both = (moments.statistics(weights_name), of_reference)
+        both = ({"mu": of.mu, "sigma": of.sigma} for of in both)
+        distance = fidelity.metric_fid.fid_statistics_to_metric(*both, verbose=False)
+        result["fid"] = distance[fidelity.KEY_METRIC_FID]
         counts["reference_images"] = of_reference.n
     few = [f"{n} {name}" for name, n in counts.items() if n is not None and n < _NUM_FEATURES]
     if few:
@@ -242,10 +245,3 @@ def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
         )
     n = int(arrays["n"]) if "n" in arrays else None
     return Statistics(arrays["mu"].astype(float), arrays["sigma"].astype(float), n, weights)
-
-
-def _distance(one: Statistics, other: Statistics) -> float:
-    _, fidelity = common.libraries()
-    statistics = ({"mu": of.mu, "sigma": of.sigma} for of in (one, other))
-    result = fidelity.metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
-    return result[fidelity.KEY_METRIC_FID]
