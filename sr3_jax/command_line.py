@@ -79,10 +79,7 @@ def take_interrupts() -> None:
 
 @contextlib.contextmanager
 def nothing_to_lose() -> Iterator[None]:
-    """Returns a context in which Ctrl-C ends the process at once, for imports.
-
-    Imported modules may swallow an exception, or take it for their own fault.
-    """
+    """Lets Ctrl-C end the process at once, for imports, which may swallow exceptions."""
     before, _interrupts.at_once = _interrupts.at_once, True
     yield
     _interrupts.at_once = before
@@ -167,15 +164,16 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     from sr3_jax.config import locating, migration
 
     changed = [migration.migrate_flag(argument) for argument in arguments]
-    for place, argument in enumerate(arguments):
+    for i, argument in enumerate(arguments):
         flag, separator, given = argument.partition("=")
-        if flag in ("--config", "-config") and not separator and place + 1 < len(arguments):
-            flag, given, place = "", arguments[place + 1], place + 1
-        elif flag not in ("--config", "-config") or not given:
+        if flag not in ("--config", "-config"):
             continue
-        name, *variant = given.split(":", 1)
-        found = ":".join([str(locating.locate(name)), *variant])
-        changed[place] = f"{flag}={found}" if flag else found
+        if not separator and i + 1 < len(arguments):
+            flag, given, i = "", arguments[i + 1], i + 1
+        if given:
+            name, *variant = given.split(":", 1)
+            found = ":".join([str(locating.locate(name)), *variant])
+            changed[i] = f"{flag}={found}" if flag else found
     return changed
 
 

@@ -79,7 +79,7 @@ def test_a_network_is_trained_once_for_all_samplings_and_failures_are_told(
     two, no_two, four, no_four = runs
     assert small_run.read_checkpoint(four.folder, 2)  # by the link
     assert (four.folder / "checkpoints").readlink().parts[1] == two.folder.name
-    assert sum(run.has_training for run in runs) == 1
+    assert sum(ablation_plan.has_training(run.folder) for run in runs) == 1
     assert not list(four.folder.glob("events*")) and list(two.folder.glob("events*"))
 
     table = (tmp_path / "ablation.md").read_text()

@@ -22,7 +22,7 @@ from PIL import Image
 from sr3_jax import SuperResolver, command_line, models
 from sr3_jax.checkpoints import Checkpointer
 from sr3_jax.config import changed, networks, read, run_file, save, with_sampling
-from sr3_jax.tools import export, export_files
+from sr3_jax.tools import export
 
 SIZE = (5, 7)  # times the factor, 3, no multiple of the network's stride, 2
 SEEDS = [3, 2**32 - 1, 5, 6]
@@ -291,7 +291,7 @@ def test_files_that_are_none_of_an_export_are_left_alone(workdir, folder, tmp_pa
     ):
         _command(f"--workdir={workdir}", f"--output={mine}")
     assert [path.name for path in mine.iterdir()] == [name] and (mine / name).read_text() == "{}"
-    export_files.check_output(str(folder))  # may be made anew
+    export.check_output(str(folder))  # may be made anew
 
 
 def test_the_command_without_a_run(tmp_path):

@@ -74,7 +74,7 @@ def _assert_same(one, other):
 def made(workdirs, tmp_path_factory):
     """Seven images at once."""
     output = epath.Path(tmp_path_factory.mktemp("made"))
-    generating.generate(_stages(workdirs), output, generating.Options(7, seed=5))
+    generating.generate(_stages(workdirs), output, generating.GenerateOptions(7, seed=5))
     return output
 
 
@@ -102,7 +102,9 @@ def test_an_image_is_the_same_on_any_number_of_devices(workdirs, made, tmp_path,
     output = epath.Path(tmp_path)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    generating.generate(_stages(workdirs, batch_size=3), output, generating.Options(7, seed=5))
+    generating.generate(
+        _stages(workdirs, batch_size=3), output, generating.GenerateOptions(7, seed=5)
+    )
     _assert_same(made, output)
 
 
@@ -119,11 +121,11 @@ def test_it_goes_on_with_one_network_at_a_time(workdirs, made, tmp_path, monkeyp
     before = sum(array.nbytes for array in jax.live_arrays())
     monkeypatch.setattr(cascade.Stage, "load", observed)
     output = epath.Path(tmp_path)
-    generating.generate(_stages(workdirs), output, generating.Options(3, seed=5))
+    generating.generate(_stages(workdirs), output, generating.GenerateOptions(3, seed=5))
     (output / "16" / "000001.png").unlink()
     (output / "32" / "000001.png").unlink()
     kept = (output / "32" / "000002.png").stat().mtime
-    generating.generate(_stages(workdirs), output, generating.Options(7, seed=5))
+    generating.generate(_stages(workdirs), output, generating.GenerateOptions(7, seed=5))
     _assert_same(made, output)
     assert (output / "32" / "000002.png").stat().mtime == kept
     assert len(held) == 6 and max(held) < before + 10_000
@@ -171,28 +173,28 @@ def test_a_job_of_two_processes_is_killed_and_goes_on_as_one(workdirs, made, tmp
 def test_a_signal_stops_it(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel.StopSignal, "asked", lambda self, step: signal.SIGTERM)
     with pytest.raises(generating.shared.StoppedError, match="SIGTERM"):
-        generating.generate(_stages(workdirs), epath.Path(tmp_path), generating.Options(2))
+        generating.generate(_stages(workdirs), epath.Path(tmp_path), generating.GenerateOptions(2))
 
 
 def test_labels_and_seeds_make_other_images(workdirs, made, tmp_path):
     output, both = epath.Path(tmp_path), _stages(workdirs, SIZES[:2])
-    twos = generating.Options(3, labels=(2,), seed=5)
+    twos = generating.GenerateOptions(3, labels=(2,), seed=5)
     generating.generate(both, output, twos)
     same, others = _read(output, 8), _read(made, 8)
     # Image 2 is of class 2 in both.
     assert np.abs(same["000002.png"] - others["000002.png"]).max() <= 2
     assert np.abs(same["000000.png"] - others["000000.png"]).max() > 2
     with pytest.raises(ValueError, match="labels was .2. and is .1..*--overwrite"):
-        generating.generate(both, output, generating.Options(3, (1,), 5))
+        generating.generate(both, output, generating.GenerateOptions(3, (1,), 5))
     with pytest.raises(ValueError, match="seed was 5 and is 6"):
-        generating.generate(both, output, generating.Options(3, (2,), 6))
+        generating.generate(both, output, generating.GenerateOptions(3, (2,), 6))
     # Of another last stage alone nothing but its own folder is refused, and renewed.
     changed = [both[0], cascade.open_stage(workdirs / "16", num_steps=2)]
     with pytest.raises(ValueError, match=r"16 has outputs.*stage_2.num_steps was 3 and is 2"):
         generating.generate(changed, output, twos)
     (output / "16" / "mine.png").write_text("not of the job")
     before = (output / "8" / "000000.png").stat().mtime, _read(output, 16)
-    generating.generate(changed, output, generating.Options(3, (2,), 5, renew=True))
+    generating.generate(changed, output, generating.GenerateOptions(3, (2,), 5, renew=True))
     after = (output / "8" / "000000.png").stat().mtime, _read(output, 16)
     assert (output / "16" / "mine.png").exists()
     assert before[0] == after[0] and (before[1]["000000.png"] != after[1]["000000.png"]).any()
@@ -205,7 +207,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
     def fails(stages, match, labels=()):
         output = epath.Path(tmp_path / "out")
         with pytest.raises(ValueError, match=match):
-            generating.generate(stages, output, generating.Options(2, labels))
+            generating.generate(stages, output, generating.GenerateOptions(2, labels))
         assert not output.exists()
 
     fails([base, last], "stage 2, .*32, takes 16 pixels, but stage 1, .*8, makes 8")
@@ -283,8 +285,10 @@ def test_a_cascades_config_says_where_stages_are_and_how_they_sample(workdirs):
         measured = config(default.stage(str(workdirs / "8")), **wanted)
         measure = generating.measure_of(cascades.read(measured), [first])
         with pytest.raises((ValueError, FileNotFoundError), match=match):
-            generating.generate([first], epath.Path("/unused"), generating.Options(20), measure)
+            generating.generate(
+                [first], epath.Path("/unused"), generating.GenerateOptions(20), measure
+            )
     with pytest.raises(ValueError, match="num_images = 9: FID and IS need at least 10"):
         config_ = changed(measure.config, {"evaluation.fid_reference": "train"})
         measure = dataclasses.replace(measure, config=config_)
-        generating.generate([first], epath.Path("/unused"), generating.Options(9), measure)
+        generating.generate([first], epath.Path("/unused"), generating.GenerateOptions(9), measure)

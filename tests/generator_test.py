@@ -132,12 +132,12 @@ def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
         *("8", "grid.png", "labels.csv", "neighbours.png")
     }
     output = epath.Path(tmp_path / "generated")
-    generating.generate([cascade.open_stage(workdir)], output, generating.Options(200))
+    generating.generate([cascade.open_stage(workdir)], output, generating.GenerateOptions(200))
     assert digits.judge(tmp_path / "images", output) >= 0.9
     # Asked for one class, all are of it to the classifier, too: guided ones yet more so.
     sevens = epath.Path(tmp_path / "sevens")
     guided = cascade.open_stage(workdir, guidance=2.0)
-    generating.generate([guided], sevens, generating.Options(40, labels=(7,)))
+    generating.generate([guided], sevens, generating.GenerateOptions(40, labels=(7,)))
     assert digits.judge(tmp_path / "images", sevens) >= 0.9
 
 

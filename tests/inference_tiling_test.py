@@ -117,9 +117,9 @@ def test_a_seam_would_be_seen():
     grid = tiling.make_grid((100, 140), 32, 8, 4)
     image = np.random.default_rng(0).integers(40, 60, (1, 100, 140, 3))
     plain = upscale_benchmark.find_seams(image.astype(np.uint8), grid)
-    assert 0.97 < plain.at_edges < 1.03 and plain.largest_at_edges < 1.1
+    assert 0.97 < plain["at_edges"] < 1.03 and plain["largest_at_edges"] < 1.1
     for number, (top, left) in enumerate(grid.starts):
         image[:, top : top + 32, left : left + 32] += 3 * (number % 2)
     marred = upscale_benchmark.find_seams(image.astype(np.uint8), grid)
-    assert marred.largest_at_edges > 1.2 > 1.1 > marred.largest_elsewhere
-    assert marred.at_edges > marred.elsewhere + 0.02
+    assert marred["largest_at_edges"] > 1.2 > 1.1 > marred["largest_elsewhere"]
+    assert marred["at_edges"] > marred["elsewhere"] + 0.02

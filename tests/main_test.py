@@ -63,7 +63,7 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         ([*TRAIN[:1], "--workdir=README.md"], "--workdir=README.md is a file; give a folder"),
         ([*TRAIN, "--factor=2"], "--factor is of --mode=upscale; --mode=train has no use for it"),
         ([*UPSCALE, "--workers=2"], "--workers is of --engine=ray"),
-        ([*UPSCALE, "--sampling=eta=1,eta=0"], "'eta' of sampling is given twice"),
+        ([*UPSCALE, "--sampling=eta=1,eta=0"], "--sampling has 'eta' twice"),
         ([*UPSCALE, "--quality=\N{ARABIC-INDIC DIGIT THREE}"], "a whole number from 1 to 100"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

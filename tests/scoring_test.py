@@ -188,8 +188,8 @@ def test_files_that_are_of_no_scoring_are_left_alone(made, tmp_path, name):
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ("folder", "NAME=FOLDER"),
-        ("A=x,A=y", "two folders of the name 'A'"),
+        ("folder", "NAME=VALUE"),
+        ("A=x,A=y", "--outputs has 'A' twice"),
         ("", "needs --outputs"),
     ],
 )

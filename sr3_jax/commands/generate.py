@@ -20,69 +20,53 @@ def define_flags(values: flags.FlagValues) -> None:
     shared.define_workdir(values, "Folder of the training run of a single network.")
     of = {"flag_values": values}
     flags.DEFINE_integer("num_images", None, "Number of images.", lower_bound=1, **of)
-    flags.DEFINE_string(
-        "output", None, "Folder for the images. Default: the cascade's, or generated/.", **of
-    )
-    flags.DEFINE_list(
-        "label", [], "Classes of the images in turn, from 0. Default: all classes.", **of
-    )
-    flags.DEFINE_float(
-        "guidance",
-        None,
-        "Scale of classifier-free guidance, for class-conditional networks; 1: none.",
-        lower_bound=0.0,
-        **of,
-    )
+    meaning = "Folder for the images. Default: the cascade's, or generated/."
+    flags.DEFINE_string("output", None, meaning, **of)
+    meaning = "Classes of the images in turn, from 0. Default: all classes."
+    flags.DEFINE_list("label", [], meaning, **of)
+    meaning = "Scale of classifier-free guidance, for class-conditional networks; 1: none."
+    flags.DEFINE_float("guidance", None, meaning, lower_bound=0.0, **of)
     shared.define_sampling(values)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
-    """Checks the flags and reads the config of the cascade."""
+    """Checks the flags and reads the config: of a cascade, or of the run of a single network."""
     shared.require(values, "num_images")
     labels = tuple(_label(name) for name in values.label)
     sampling = shared.sampling(values)
+    cascade, workdir = None, None
     if values.config is None:
-        return _of_network(values, labels, sampling)
-    if values.workdir is not None:
-        raise ValueError("--mode=generate takes --config=CASCADE or --workdir, not both")
-    cascade = cascades.read(values.config)
-    for name in ("steps", "sampler", "sampling"):
-        if values[name].value:
-            raise ValueError(
-                f"--{name}: each stage of a cascade has its own; give it as "
-                "--config.stage_1.sampling.KEY=VALUE"
-            )
+        shared.require(values, "workdir")
+        workdir = shared.workdir(values)
+        for key, value in (("num_steps", values.steps), ("guidance", values.guidance)):
+            if value is not None:
+                sampling[key] = value
+        configs.with_sampling(configs.load(workdir / "config.json"), sampling)
+    else:
+        if values.workdir is not None:
+            raise ValueError("--mode=generate takes --config=CASCADE or --workdir, not both")
+        cascade = cascades.read(values.config)
+        for name in ("steps", "sampler", "sampling"):
+            if values[name].value:
+                raise ValueError(
+                    f"--{name}: each stage of a cascade has its own; give it as "
+                    "--config.stage_1.sampling.KEY=VALUE"
+                )
 
     def run() -> None:
+        from sr3_jax.inference.cascade import open_stage
         from sr3_jax.jobs import generating
 
-        options = generating.Options(values.num_images, labels, values.seed, values.overwrite)
-        stages = generating.stages_of(cascade, values.guidance)
-        output = epath.Path(values.output or cascade.output)
-        generating.generate(stages, output, options, generating.measure_of(cascade, stages))
-
-    return shared.Job(run)
-
-
-def _of_network(
-    values: flags.FlagValues, labels: tuple[int, ...], sampling: dict[str, object]
-) -> shared.Job:
-    shared.require(values, "workdir")
-    workdir = shared.workdir(values)
-    if values.steps is not None:
-        sampling["num_steps"] = values.steps
-    if values.guidance is not None:
-        sampling["guidance"] = values.guidance
-    configs.with_sampling(configs.load(workdir / "config.json"), sampling)
-
-    def run() -> None:
-        from sr3_jax.inference import cascade
-        from sr3_jax.jobs import generating
-
-        options = generating.Options(values.num_images, labels, values.seed, values.overwrite)
-        stages = [cascade.open_stage(workdir, **sampling)]
-        output = epath.Path(values.output) if values.output else workdir / "generated"
-        generating.generate(stages, output, options)
+        request = generating.GenerateOptions(
+            values.num_images, labels, values.seed, values.overwrite
+        )
+        if cascade is None:
+            stages, measure = [open_stage(workdir, **sampling)], None
+        else:
+            stages = generating.stages_of(cascade, values.guidance)
+            measure = generating.measure_of(cascade, stages)
+        output = values.output or (workdir / "generated" if cascade is None else cascade.output)
+        generating.generate(stages, epath.Path(output), request, measure)
 
     return shared.Job(run, workdir)
 

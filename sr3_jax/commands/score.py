@@ -17,30 +17,17 @@ def define_flags(values: flags.FlagValues) -> None:
     shared.define_config(values, "A config, whose section evaluation says what is measured.")
     of = {"flag_values": values}
     flags.DEFINE_string("reference", None, "Folder of the reference images.", **of)
-    flags.DEFINE_string(
-        "low_resolution",
-        None,
-        "Folder of the inputs of the programs, for consistency and for bicubic interpolation.",
-        **of,
-    )
-    flags.DEFINE_list(
-        "outputs",
-        [],
-        "NAME=FOLDER of each program, with images of the names of the references.",
-        **of,
-    )
+    meaning = "Folder of the inputs of the programs, for consistency and bicubic interpolation."
+    flags.DEFINE_string("low_resolution", None, meaning, **of)
+    meaning = "NAME=FOLDER of each program, with images of the names of the references."
+    flags.DEFINE_list("outputs", [], meaning, **of)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
     """Checks the flags and reads the config, if any."""
     shared.require(values, "workdir", "reference", "outputs")
     workdir = shared.workdir(values)
-    outputs = shared.named_folders(values.outputs)
+    outputs = shared.pairs("outputs", values.outputs)
     config = None if values.config is None else shared.config_of_network(values)
-
-    def run() -> None:
-        from sr3_jax import jobs
-
-        jobs.score(config, workdir, values.reference, outputs, values.low_resolution)
-
-    return shared.Job(run, workdir)
+    arguments = (config, workdir, values.reference, outputs, values.low_resolution)
+    return shared.Job(shared.late("score", *arguments), workdir)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -31,41 +32,34 @@ class Job:
     stops_together: bool = False
 
 
+def late(function: str, *arguments: Any) -> Callable[[], int | None]:
+    """Returns a call of a function of `sr3_jax.jobs`, which is imported when it is called."""
+    return lambda: pkgutil.resolve_name(f"sr3_jax.jobs:{function}")(*arguments)
+
+
 def define_processes(values: flags.FlagValues) -> None:
     """Defines the flags of every command that say which process of a job this one is."""
+    of = {"flag_values": values}
     flags.DEFINE_string(
         "coordinator",
         None,
         "HOST:PORT of process 0, for a job of several processes. Not needed on TPU pods, under "
         "Slurm and Open MPI.",
-        flag_values=values,
+        **of,
     )
-    flags.DEFINE_integer(
-        "num_processes",
-        None,
-        "Number of processes of the job; 1: this one alone, on any machine.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "process_index",
-        None,
-        "Index of this process, from 0.",
-        lower_bound=0,
-        flag_values=values,
-    )
+    meaning = "Number of processes of the job; 1: this one alone, on any machine."
+    flags.DEFINE_integer("num_processes", None, meaning, lower_bound=1, **of)
+    meaning = "Index of this process, from 0."
+    flags.DEFINE_integer("process_index", None, meaning, lower_bound=0, **of)
 
 
 def define_config(values: flags.FlagValues, meaning: str) -> None:
     """Defines --config, and with it a flag for each of its keys."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
+    meaning = (
         f"{meaning} A file, or the name of one that comes with sr3_jax, as imagenet_64_256. Each "
-        "option can be set: --config.train.batch_size=64 (docs/config.md).",
-        flag_values=values,
-        lock_config=True,
+        "option can be set: --config.train.batch_size=64 (docs/config.md)."
     )
+    config_flags.DEFINE_config_file("config", None, meaning, flag_values=values, lock_config=True)
 
 
 def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the training run.") -> None:
@@ -73,50 +67,61 @@ def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the train
     flags.DEFINE_string("workdir", None, f"{meaning} Local or gs://.", flag_values=values)
 
 
+def define_run(values: flags.FlagValues) -> None:
+    """Defines --workdir and --config of a command that uses a finished run; see `config_of_run`."""
+    define_workdir(values)
+    define_config(values, "In place of the config that the run left.")
+
+
+def define_steps(values: flags.FlagValues, meaning: str) -> None:
+    """Defines --steps, a number of refinement steps."""
+    limits = {"lower_bound": 1, "upper_bound": 100_000}
+    flags.DEFINE_integer("steps", None, meaning, flag_values=values, **limits)
+
+
 def define_sampling(values: flags.FlagValues) -> None:
-    """Defines the flags that replace options of the config's section `sampling`."""
-    flags.DEFINE_integer(
-        "steps",
-        None,
-        "Number of refinement steps.",
-        lower_bound=1,
-        upper_bound=100_000,
-        flag_values=values,
-    )
-    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", flag_values=values)
-    flags.DEFINE_list(
-        "sampling",
-        [],
-        "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, flag_values=values)
-    flags.DEFINE_bool(
-        "overwrite",
-        False,
-        "Make outputs anew, and replace files in their place, whoever wrote them.",
-        flag_values=values,
-    )
+    """Defines the flags of sampling, which replace options of the config's section `sampling`."""
+    of = {"flag_values": values}
+    define_steps(values, "Number of refinement steps.")
+    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", **of)
+    meaning = "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true."
+    flags.DEFINE_list("sampling", [], meaning, **of)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, **of)
+    meaning = "Make outputs anew, and replace files in their place, whoever wrote them."
+    flags.DEFINE_bool("overwrite", False, meaning, **of)
 
 
 def sampling(values: flags.FlagValues) -> dict[str, Any]:
     """Returns the keys of `config.sampling` that --sampler and --sampling give.
 
     Raises:
-      ValueError: a pair is no pair, or a key is given twice.
+      ValueError: an entry is no pair, or a key is given twice.
     """
-    given = {} if values.sampler is None else {"sampler": values.sampler}
-    for pair in values.sampling:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"--sampling has {pair!r}; give KEY=VALUE,KEY=VALUE,...")
-        if key in given:
-            raise ValueError(f"the key {key!r} of sampling is given twice; give it once")
+    sampler = [] if values.sampler is None else [f"sampler={values.sampler}"]
+    given: dict[str, Any] = dict(pairs("sampling", [*sampler, *values.sampling]))
+    for key, value in given.items():
         try:
             given[key] = json.loads(value)
         except ValueError:
-            given[key] = value
+            pass  # a text without quotes
     return given
+
+
+def pairs(flag: str, entries: Sequence[str]) -> Mapping[str, str]:
+    """Returns the values of a flag's entries KEY=VALUE by key.
+
+    Raises:
+      ValueError: an entry is no pair, or a key is given twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        key, _, value = entry.partition("=")
+        if not (key and value):
+            raise ValueError(f"--{flag} has {entry!r}; give NAME=VALUE,NAME=VALUE,...")
+        if key in found:
+            raise ValueError(f"--{flag} has {key!r} twice; give it once")
+        found[key] = value
+    return found
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
@@ -180,20 +185,3 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
     if missing := list(check(config)):
         raise ValueError(configs.in_words(missing))
     return config
-
-
-def named_folders(pairs: list[str]) -> Mapping[str, str]:
-    """Returns the folders of --outputs by name.
-
-    Raises:
-      ValueError: a pair is no pair, or a name is given twice.
-    """
-    folders: dict[str, str] = {}
-    for given in pairs:
-        name, _, folder = given.partition("=")
-        if not name or not folder:
-            raise ValueError(f"--outputs has {given!r}; give NAME=FOLDER,NAME=FOLDER,...")
-        if name in folders:
-            raise ValueError(f"--outputs has two folders of the name {name!r}; rename one")
-        folders[name] = folder
-    return folders

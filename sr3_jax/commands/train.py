@@ -21,14 +21,11 @@ def define_flags(values: flags.FlagValues) -> None:
         values,
         "Folder of the run: checkpoints, logs, results. Default: runs/ and the name of the config.",
     )
-    flags.DEFINE_integer(
-        "steps",
-        None,
+    meaning = (
         "Number of training steps, in place of config.train.num_steps. Warm-up and decay keep "
-        "their share of it.",
-        lower_bound=1,
-        flag_values=values,
+        "their share of it."
     )
+    flags.DEFINE_integer("steps", None, meaning, lower_bound=1, flag_values=values)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
@@ -40,13 +37,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         _change_length(values.config, values.steps)
     check = functools.partial(resolve.faults, trains=True)
     config = shared.config_of_network(values, check)
-
-    def run() -> None:
-        from sr3_jax import jobs
-
-        jobs.train(config, workdir)
-
-    return shared.Job(run, workdir, stops_together=True)
+    return shared.Job(shared.late("train", config, workdir), workdir, stops_together=True)
 
 
 def _change_length(config: config_dict.ConfigDict, steps: int) -> None:

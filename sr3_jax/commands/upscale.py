@@ -23,48 +23,25 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", None, "An image, or a folder of them. Local or a URL.", **of)
     flags.DEFINE_string("output", None, "Folder for the results.", **of)
     shared.define_sampling(values)
-    flags.DEFINE_float(
-        "factor",
-        None,
-        "By how much pictures grow; a factor other than the trained one takes resizing as well.",
-        **of,
-    )
-    flags.DEFINE_integer(
-        "samples",
-        1,
+    meaning = "Growth of pictures; a factor other than the trained one takes resizing as well."
+    flags.DEFINE_float("factor", None, meaning, **of)
+    meaning = (
         "Number of samples of each picture. Of several, their mean is written, and a map of where "
-        "they differ.",
-        lower_bound=1,
-        **of,
+        "they differ."
     )
+    flags.DEFINE_integer("samples", 1, meaning, lower_bound=1, **of)
     flags.DEFINE_bool("animate", False, "Also write a GIF from noise to picture.", **of)
-    flags.DEFINE_enum(
-        "format",
-        "same",
-        _FORMATS,
-        "Format of the outputs; `same`: that of each input, or PNG where it cannot be written.",
-        **of,
+    meaning = (
+        "Format of the outputs; `same`: that of each input, or PNG where it cannot be written."
     )
-    flags.DEFINE_string(
-        "quality",
-        None,
-        "Quality of JPEG, WebP and AVIF, 1 to 100, or `lossless`. Default: 95; of AVIF 90.",
-        **of,
-    )
+    flags.DEFINE_enum("format", "same", _FORMATS, meaning, **of)
+    meaning = "Quality of JPEG, WebP and AVIF, 1 to 100, or `lossless`. Default: 95; of AVIF 90."
+    flags.DEFINE_string("quality", None, meaning, **of)
     flags.DEFINE_enum("engine", "local", ("local", "ray"), "This machine, or a Ray cluster.", **of)
-    flags.DEFINE_string(
-        "ray_address",
-        None,
-        "Address of the Ray cluster, or `auto`. Default: this machine alone.",
-        **of,
-    )
-    flags.DEFINE_integer(
-        "workers",
-        None,
-        "Number of Ray workers with a network. Default: one for each host with devices.",
-        lower_bound=1,
-        **of,
-    )
+    meaning = "Address of the Ray cluster, or `auto`. Default: this machine alone."
+    flags.DEFINE_string("ray_address", None, meaning, **of)
+    meaning = "Number of Ray workers with a network. Default: one for each host with devices."
+    flags.DEFINE_integer("workers", None, meaning, lower_bound=1, **of)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
@@ -99,6 +76,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
             format_,
             quality,
         )
+        engine_options = {"address": values.ray_address, "num_workers": values.workers}
         num_failed = jobs.upscale(
             workdir,
             epath.Path(values.input),
@@ -106,9 +84,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
             options,
             sampling=sampling,
             engine=values.engine,
-            engine_options={"address": values.ray_address, "num_workers": values.workers}
-            if values.engine == "ray"
-            else None,
+            engine_options=engine_options if values.engine == "ray" else None,
             overwrite=values.overwrite,
         )
         return command_line.FAILED if num_failed else None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from sr3_jax.config.sections import Config
+from sr3_jax.config.use_sections import Evaluation
 from sr3_jax.data import source_kinds, storage
 from sr3_jax.data.source_kinds import Half
 from sr3_jax.metrics import registry
@@ -41,7 +42,7 @@ def faults(config: Config, *, trains: bool) -> Iterator[str]:
     if missing:
         missing[-1] += f". {_three_ways(data.tfds_train or data.path)}"
     yield from missing
-    yield from _metrics(config)
+    yield from metrics(config.evaluation, config.evaluation.feature_metrics)
 
 
 def place_of(
@@ -97,14 +98,23 @@ def _three_ways(data_set: str) -> str:
     )
 
 
-def _metrics(config: Config) -> Iterator[str]:
-    evaluation = config.evaluation
+def metrics(
+    evaluation: Evaluation,
+    options: Sequence[str],
+    key: str = "config.evaluation.feature_metrics",
+) -> Iterator[str]:
+    """Yields a message for every package and file that metrics of pretrained networks lack.
+
+    Args:
+      evaluation: the section with the files.
+      options: of `metrics.registry.options()`.
+      key: of the config, which asks for them.
+    """
     packages = {metric.option: metric.package for metric in registry.of("network")}
-    for metric in evaluation.feature_metrics:
-        package = packages[metric]
-        if importlib.util.find_spec(package) is None:
+    for metric in options:
+        if importlib.util.find_spec(packages[metric]) is None:
             yield (
-                f"config.evaluation.feature_metrics has {metric!r}, which needs {package}: pip "
+                f"{key} has {metric!r}, which needs {packages[metric]}: pip "
                 "install 'sr3_jax[eval]', or leave it out"
             )
     keys = ["inception_weights", "lpips_weights", "resnet50_weights"]

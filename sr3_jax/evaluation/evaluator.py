@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -18,11 +17,12 @@ from jaxtyping import Float64, Int, UInt
 
 from sr3_jax import image_ops
 from sr3_jax.data import storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import registry
 from sr3_jax.models import Batch
 
-# low resolution [n, h, w, 3] and each image's number in the set to `samples` high resolutions of
-# each, of the same type, and the seconds that they took altogether.
+# Takes low resolutions [n, h, w, 3] and the number of each in the set; returns `samples` high
+# resolutions of each, of the same type, and the seconds that all of them took.
 Run = Callable[
     [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
     tuple[UInt[np.ndarray, "samples n h2 w2 3"], float],
@@ -30,37 +30,34 @@ Run = Callable[
 
 
 class Method(NamedTuple):
-    """A row of the table: what makes its images, and how many of each."""
+    """A row of the table: the function that makes its images, and the number of each."""
 
     run: Run
     num_samples: int = 1
 
 
-@dataclasses.dataclass
-class Evaluation:
-    """Scores, and the first images they came from.
+class Evaluation(NamedTuple):
+    """Scores of every method on every image.
 
     Attributes:
-      means: for each method the means of `of_images`, `n` (images) and `seconds_per_image`. Where
-        there are several samples of each image, also METRIC_std, the standard deviation between
-        samples of the mean over images (nan where one of these is infinite), and METRIC_best, the
-        mean of each image's best sample.
+      means: for each method the means of `of_images`, `n` (images) and `seconds_per_image`. For
+        several samples of each image, also METRIC_std, the standard deviation between samples of
+        the mean over images (nan if one of these is infinite), and METRIC_best, the mean of each
+        image's best sample.
       index: number of each scored image in the set, ascending.
-      labels: of their classes; `data.sources.NO_LABEL` where there is none.
-      of_images: for each method and metric of `registry.of("image")` one number an image, the mean
-        of its samples; of several samples also those of `registry.of("samples")`.
-      pictures: images: `input`, each method's first sample, `reference`.
+      labels: their classes; `data.sources.NO_LABEL` for none.
+      of_images: for each method and metric of `registry.of("image")` one number for each image, the
+        mean of its samples; for several samples also those of `registry.of("samples")`.
     """
 
     means: dict[str, dict[str, float]]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     of_images: dict[str, dict[str, list[float]]]
-    pictures: dict[str, UInt[np.ndarray, "_pictures _h _w 3"]]
 
 
 def bicubic(factor: int) -> Method:
-    """The baseline: bicubic upsampling, rounded to the input's type."""
+    """Returns the baseline: bicubic upsampling, rounded to the input's type."""
 
     def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
         size = tuple(factor * n for n in low.shape[1:3])
@@ -75,9 +72,9 @@ def bicubic(factor: int) -> Method:
 def resize(
     images: UInt[np.ndarray, "*n h w 3"], size: tuple[int, int], dtype: DTypeLike | None = None
 ) -> UInt[np.ndarray, "*n h2 w2 3"]:
-    """Bicubic resizing (anti-aliased where it makes smaller) to (height, width).
+    """Resizes by bicubic to (height, width), with anti-aliasing where it shrinks.
 
-    Rounded to `dtype`, uint8 or uint16; None for that of the images.
+    Results are rounded to `dtype`, uint8 or uint16; None for that of the images.
     """
     flat = images.reshape(-1, *images.shape[-3:])
     made = _resize(flat, size, np.dtype(images.dtype if dtype is None else dtype))
@@ -93,7 +90,6 @@ def evaluate(
     methods: Mapping[str, Method],
     batches: Iterable[Batch],
     *,
-    num_pictures: int = 8,
     luminance: bool = False,
     border: int = 0,
     share: Callable[[Any], Any] = lambda rows: rows,
@@ -102,66 +98,44 @@ def evaluate(
 
     Args:
       methods: by the name of their row.
-      batches: of held-out images, each once; of this process, if there are several.
-      num_pictures: how many of the first images to return.
+      batches: of held-out images, each once; those of this process.
       luminance: PSNR and SSIM of Y instead of RGB.
       border: pixels at each side that PSNR and SSIM leave out.
-      share: puts the rows of all processes together (`parallel.of_all_processes`).
+      share: concatenates the rows of all processes (`parallel.of_all_processes`).
 
     Raises:
-      ValueError: where no image is left to score.
+      ValueError: no image is left to score.
     """
-    names = ("input", *methods, "reference")
-    # Rows hold no image where the index is -1: processes need not have found equally many.
-    rows_of: dict[str, list[np.ndarray]] = {"index": [], "label": [], "numbers": []}
-    seconds = dict.fromkeys(methods, 0.0)
-    shown: dict[str, np.ndarray] = {}
-    shown_index = np.full(num_pictures, -1)
+    # Rows without an image have the index -1: processes need not find equally many images.
+    found, spent = [], np.zeros((1, len(methods)))
     for batch in batches:
-        low, high = batch["low_resolution"], batch["high_resolution"]
-        rows = np.flatnonzero(batch["weight"] > 0)
-        index = batch["index"][rows]
-        made = {"input": low[rows], "reference": high[rows]}
-        numbers = [np.zeros((len(low), _width(method))) for method in methods.values()]
-        for i, (name, method) in enumerate(methods.items()) if len(rows) else ():
-            samples, spent = method.run(low[rows], index)
-            made[name] = samples[0]
-            seconds[name] += spent
-            numbers[i][rows] = _numbers(samples, high[rows], low[rows], luminance, border)
-        rows_of["index"].append(np.where(batch["weight"] > 0, batch["index"], -1))
-        rows_of["label"].append(batch["label"])
-        rows_of["numbers"].append(np.concatenate(numbers, axis=1))
-        if not shown:
-            shown = {n: np.zeros((num_pictures, *high.shape[1:]), high.dtype) for n in names}
-            shown["input"] = np.zeros((num_pictures, *low.shape[1:]), low.dtype)
-        free = np.flatnonzero(shown_index < 0)[: len(rows)]
-        shown_index[free] = index[: len(free)]
-        for name in names if len(free) else ():
-            shown[name][free] = made[name][: len(free)]
-    spent = np.asarray([list(seconds.values())])
-    everyone = {name: np.concatenate(rows) for name, rows in rows_of.items()}
-    everyone, spent, shown_index, shown = share((everyone, spent, shown_index, shown))
-    if not (everyone["index"] >= 0).any():
-        raise ValueError("no held-out image could be used, so there is nothing to score")
+        is_scored = batch["weight"] > 0
+        low, high, index = (
+            batch[key][is_scored] for key in ("low_resolution", "high_resolution", "index")
+        )
+        numbers = {name: np.zeros((len(is_scored), _width(m))) for name, m in methods.items()}
+        for i, (name, method) in enumerate(methods.items()) if len(index) else ():
+            samples, seconds = method.run(low, index)
+            numbers[name][is_scored] = _numbers(samples, high, low, luminance, border)
+            spent[0, i] += seconds
+        index = np.where(is_scored, batch["index"], -1)
+        found.append({"index": index, "label": batch["label"], "numbers": numbers})
+    rows, spent = share((jax.tree.map(lambda *parts: np.concatenate(parts), *found), spent))
     # In the order of the set, so that not even rounding depends on the number of processes.
-    order = np.argsort(everyone["index"], kind="stable")
-    order = order[everyone["index"][order] >= 0]
-    numbers = everyone["numbers"][order]
-    widths = np.cumsum([_width(method) for method in methods.values()])[:-1]
+    order = np.argsort(rows["index"], kind="stable")
+    order = order[rows["index"][order] >= 0]
+    if not len(order):
+        raise ValueError("no held-out image could be used, so there is nothing to score")
     means, of_images = {}, {}
-    for i, (name, columns) in enumerate(zip(methods, np.split(numbers, widths, 1), strict=True)):
-        means[name], of_images[name] = _summary(columns, methods[name].num_samples)
-        num_made = len(order) * methods[name].num_samples
-        means[name] |= {"n": len(order), "seconds_per_image": float(spent[:, i].sum()) / num_made}
-    first = np.argsort(np.where(shown_index < 0, np.iinfo(np.int64).max, shown_index))
-    first = first[: min(num_pictures, int((shown_index >= 0).sum()))]
-    index, labels = everyone["index"][order], everyone["label"][order]
-    pictures = {name: shown[name][first] for name in names}
-    return Evaluation(means, index, labels, of_images, pictures)
+    for i, (name, method) in enumerate(methods.items()):
+        means[name], of_images[name] = _summary(rows["numbers"][name][order], method.num_samples)
+        seconds = float(spent[:, i].sum()) / (len(order) * method.num_samples)
+        means[name] |= {"n": len(order), "seconds_per_image": seconds}
+    return Evaluation(means, rows["index"][order], rows["label"][order], of_images)
 
 
 def _width(method: Method) -> int:
-    """Numbers that an image has of a method."""
+    """Returns how many numbers an image has from a method."""
     of_samples = len(registry.of("samples")) if method.num_samples > 1 else 0
     return len(registry.of("image")) * method.num_samples + of_samples
 
@@ -182,7 +156,7 @@ def _numbers(
 def _summary(
     numbers: Float64[np.ndarray, "n numbers"], num_samples: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Means over images, and each image's numbers, both by metric."""
+    """Returns the means over images, and the numbers of each image, both by metric."""
     metrics = registry.of("image")
     count = len(metrics) * num_samples
     by_metric = numbers[:, :count].reshape(len(numbers), num_samples, len(metrics))
@@ -211,7 +185,10 @@ def score(
     luminance: bool = False,
     border: int = 0,
 ) -> dict[str, list[float]]:
-    """Every metric of each image; see `evaluate`. Without low resolutions, none that needs them."""
+    """Returns every metric of each image; see `evaluate`.
+
+    Without low resolutions, metrics that need them are left out.
+    """
     metrics = tuple(
         metric
         for metric in registry.of("image")
@@ -240,27 +217,19 @@ def _score(
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores as a Markdown table; of columns, those that there are.
+    """Returns the scores as a Markdown table; columns that no method has are left out.
 
-    Where there are several samples, with their standard deviation, and beneath each method a row of
+    Means of several samples stand with their standard deviation, and below each method those of
     each image's best sample.
     """
     known = {name for name in registry.METRICS if any(name in row for row in scores.values())}
     columns = registry.in_order(known)
-    lines = [
-        "| method | " + " | ".join(registry.find(c).heading for c in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    rows = []
     for name, row in scores.items():
-        lines.append(_line(name, [_cell(row, c) for c in columns]))
-        if any(f"{c}_best" in row for c in columns):
-            best = {c: row[f"{c}_best"] for c in columns if f"{c}_best" in row}
-            lines.append(_line(f"{name}, best sample", [_cell(best, c) for c in columns]))
-    return "\n".join(lines)
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"| {name} | " + " | ".join(cells) + " |"
+        rows.append([name, *(_cell(row, c) for c in columns)])
+        if best := {c: row[f"{c}_best"] for c in columns if f"{c}_best" in row}:
+            rows.append([f"{name}, best sample", *(_cell(best, c) for c in columns)])
+    return markdown.table(["method", *(registry.find(c).heading for c in columns)], rows)
 
 
 def _cell(row: Mapping[str, float], column: str) -> str:
@@ -273,7 +242,7 @@ def _cell(row: Mapping[str, float], column: str) -> str:
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:
-    """Writes numbers as JSON, whole or not at all; those that JSON has not as "Infinity", "NaN"."""
+    """Writes JSON, whole or not at all; numbers that JSON lacks become "Infinity" and "NaN"."""
     text = json.dumps(_finite(value), indent=2, allow_nan=False)
     storage.write_whole(path, (text + "\n").encode())
 

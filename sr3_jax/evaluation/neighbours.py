@@ -1,4 +1,4 @@
-"""The training images that generated ones are nearest to, so that copies would be seen."""
+"""The training images nearest to generated images, which show copies."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jaxtyping import Float, UInt8
 from sr3_jax.data import degrade
 from sr3_jax.evaluation.report import grids
 
-_SIDE = 32  # pixels at which images are compared, at most
+_SIDE = 32  # most pixels a side at which images are compared
 _NEAREST = 3
 _ROWS = 8  # of the picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What generated images are near to.
+    """Distances of generated images to training images.
 
     Attributes:
-      images: generated.
-      nearest: of each the nearest training images.
+      images: the generated images.
+      nearest: training images nearest to each.
       distance: root mean square differences to those, in levels of 255.
-      held_out_distance: of held-out images to the nearest training image of each: how near images
-        come that are certainly no copies.
-      num_shown: training images that were compared with.
+      held_out_distance: from each held-out image to its nearest training image, as a measure of
+        images that are no copies.
+      num_shown: number of training images.
     """
 
     images: UInt8[np.ndarray, "n size size 3"]
@@ -45,7 +45,7 @@ class Comparison:
         )
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The images with the least distances, and what they are nearest to."""
+        """Draws the images with the least distances beside the images nearest to them."""
         order = np.argsort(self.distance[:, 0], kind="stable")[:_ROWS]
         columns = {"generated": self.images[order]}
         for rank in range(self.nearest.shape[1]):
@@ -62,41 +62,43 @@ def compare(
     *,
     mirror: bool = False,
 ) -> Comparison:
-    """Compares images with those of a training, pixel by pixel, at 32 pixels at most.
+    """Compares images with training images by their pixels, at 32 pixels a side at most.
 
     Args:
-      images: generated; like all here of 8 bits.
-      shown: batches of training images; once through.
-      held_out: images that were not trained on, to judge distances by.
-      mirror: training images count as they are and mirrored.
+      images: generated.
+      shown: batches of training images.
+      held_out: images that were not trained on.
+      mirror: whether training images are also compared mirrored.
 
     Raises:
       ValueError: there is no training image.
     """
     wanted = np.concatenate([_small(images), _small(held_out)])
-    count, num_shown = len(wanted), 0
-    distance = np.full((count, _NEAREST), np.inf, np.float32)
-    nearest = np.zeros((count, _NEAREST, *images.shape[1:]), np.uint8)
+    num_shown = 0
+    distance = np.full((len(wanted), _NEAREST), np.inf)
+    number = np.zeros(distance.shape, int)  # of the nearest images, in the order of `shown`
+    kept: dict[int, np.ndarray] = {}
     for batch in _with_mirrored(shown, mirror):
-        num_shown += len(batch)
         small = _small(batch)
+        # |a - b|^2 = |a|^2 + |b|^2 - 2ab, whose products BLAS computes.
         squared = (wanted**2).mean(1)[:, None] + (small**2).mean(1)
-        squared = squared - 2 / wanted.shape[1] * (wanted @ small.T)
+        squared -= 2 / wanted.shape[1] * (wanted @ small.T)
         found = np.sqrt(np.maximum(squared, 0))
-        # Those known and those new, of which the nearest stay.
-        everything = np.concatenate([distance, found], axis=1)
-        best = np.argsort(everything, axis=1, kind="stable")[:, :_NEAREST]
-        distance = np.take_along_axis(everything, best, axis=1)
-        kept = np.take_along_axis(
-            nearest, np.minimum(best, _NEAREST - 1)[..., None, None, None], axis=1
-        )
-        new = batch[np.maximum(best - _NEAREST, 0)]
-        nearest = np.where((best < _NEAREST)[..., None, None, None], kept, new)
+        numbers = np.broadcast_to(num_shown + np.arange(len(batch)), found.shape)
+        distance, number = (np.concatenate(p, 1) for p in ((distance, found), (number, numbers)))
+        best = np.argsort(distance, axis=1, kind="stable")[:, :_NEAREST]
+        distance, number = (np.take_along_axis(a, best, axis=1) for a in (distance, number))
+        kept = {
+            n: kept[n] if n < num_shown else batch[n - num_shown].copy()
+            for n in np.unique(number).tolist()
+        }
+        num_shown += len(batch)
     if not num_shown:
         raise ValueError("there is no training image to compare with")
-    ours = slice(len(images))
+    n = len(images)
+    nearest = np.array([[kept[k] for k in row] for row in number[:n].tolist()])
     num_shown //= 2 if mirror else 1
-    return Comparison(images, nearest[ours], distance[ours], distance[len(images) :, 0], num_shown)
+    return Comparison(images, nearest, distance[:n], distance[n:, 0], num_shown)
 
 
 def _with_mirrored(

@@ -1,11 +1,11 @@
-"""The images of an evaluation as files, so that what was made once is not made again.
+"""The images of an evaluation as files, so that an evaluation that was stopped goes on.
 
     FOLDER/input/000012.png       the 13th image of the set, as the methods get it
     FOLDER/reference/000012.png   what it should be
     FOLDER/sr3/000012.png         what a method made of it; its second sample: sr3_sample_1
 
-The PNGs are lossless, of 8 or 16 bits. Each says in a comment what it was made from (`made_of`, a
-digest) and how long it took; one that says something else, or is damaged, is made again.
+The PNGs are lossless, of 8 or 16 bits. The comment of each holds a digest of what it was made from
+(`made_of`) and the seconds it took. A file with another digest, or a damaged one, is made anew.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt
 
-from sr3_jax.data import image_files
+from sr3_jax.data import image_files, resumable
 from sr3_jax.evaluation import evaluator
 from sr3_jax.evaluation.pretrained.common import Images
 from sr3_jax.models import Batch
 
-# Of inputs [n, h, w, 3] and each one's number in the set.
+# Takes inputs [n, h, w, 3] and the number of each in the set.
 Lacks = Callable[[UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]], bool]
 
 
 class Files(Sequence):
-    """Images of one method by position, read when they are asked for."""
+    """The files of one method, each read when it is asked for."""
 
     def __init__(self, folder: epath.PathLike, numbers: Sequence[int]) -> None:
-        """Takes the files of `FOLDER/METHOD` with these numbers in the set."""
+        """Takes the folder of a method and the numbers of its images in the set."""
         self._folder, self._numbers = epath.Path(folder), list(numbers)
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Files(Sequence):
 
 
 class Upsampled(Sequence):
-    """Inputs, upsampled by bicubic to the sizes and types of their references."""
+    """Bicubic upsamplings of inputs to the sizes and types of their references."""
 
     def __init__(self, inputs: Images, references: Images) -> None:
         self._inputs, self._references = inputs, references
@@ -56,13 +56,8 @@ class Upsampled(Sequence):
 
 
 def file_of(number: int) -> str:
-    """The name of an image of the set, in the folder of each method."""
+    """Returns the file name of an image of the set."""
     return f"{number:06d}.png"
-
-
-def sample_names(method: str, num_samples: int) -> list[str]:
-    """Folders of a method's samples."""
-    return [method, *(f"{method}_sample_{k}" for k in range(1, num_samples))]
 
 
 def kept(
@@ -72,53 +67,65 @@ def kept(
     recipe: str,
     lacks: Lacks = lambda low, index: False,
 ) -> evaluator.Method:
-    """The method, which looks for its images in `folder` before it makes them.
+    """Returns the method, reading images that are in `folder` and writing those that it makes.
 
-    A batch of which any is missing is made as a whole: then nothing is compiled anew.
+    If an image of a batch is missing, the whole batch is made, so that nothing is compiled anew.
 
     Args:
       method: of `evaluator.evaluate`.
       name: of its folders.
       folder: of the evaluation's images.
-      recipe: all that decides what the method makes of an input.
-      lacks: whether something else is missing that the method leaves of these inputs.
+      recipe: everything that decides what the method makes of an input.
+      lacks: whether another file is missing that the method writes for these inputs.
     """
-    folders = [folder / sample for sample in sample_names(name, method.num_samples)]
+    samples = [name, *(f"{name}_sample_{k}" for k in range(1, method.num_samples))]
 
     def run(low: np.ndarray, index: Int[np.ndarray, " n"]) -> tuple[np.ndarray, float]:
         made_of = [digest(recipe, image) for image in low]
-        found = [
-            [read(f / file_of(int(i)), said) for i, said in zip(index, made_of, strict=True)]
-            for f in folders
+        units = [
+            (folder / sample / file_of(int(i)), each)
+            for sample in samples
+            for i, each in zip(index, made_of, strict=True)
         ]
-        is_whole = all(each is not None for sample in found for each in sample)
-        if is_whole and not lacks(low, index):
-            images = np.stack([np.stack([image for image, _ in sample]) for sample in found])
-            return images, sum(spent for sample in found for _, spent in sample)
+        found = _in_threads(read, units)
+        if all(found) and not lacks(low, index):
+            images = np.stack([image for image, _ in found])
+            images = images.reshape(len(samples), len(low), *images.shape[1:])
+            return images, sum(spent for _, spent in found)
         images, seconds = method.run(low, index)
-        share = seconds / (len(folders) * len(low))
-        for sample, into in zip(images, folders, strict=True):
-            for image, i, said in zip(sample, index, made_of, strict=True):
-                write(image, into / file_of(int(i)), said, share)
+        flat, share = images.reshape(-1, *images.shape[2:]), seconds / len(units)
+        made = ((image, *unit, share) for image, unit in zip(flat, units, strict=True))
+        _in_threads(write, made)
         return images, seconds
 
     return evaluator.Method(run, method.num_samples)
 
 
 def with_inputs(batches: Iterable[Batch], folder: epath.Path) -> Iterator[Batch]:
-    """The batches, whose pictures are written to `folder` as they pass."""
+    """Yields the batches, after writing those of their images that `folder` lacks."""
+
+    def write_missing(image: np.ndarray, path: epath.Path) -> None:
+        made_of = digest("", image)
+        if read(path, made_of) is None:
+            write(image, path, made_of, 0.0)
+
     for batch in batches:
-        for row in np.flatnonzero(batch["weight"] > 0):
-            for key, name in (("low_resolution", "input"), ("high_resolution", "reference")):
-                image, path = batch[key][row], folder / name / file_of(int(batch["index"][row]))
-                said = digest("", image)
-                if read(path, said) is None:
-                    write(image, path, said, 0.0)
+        images = (
+            (batch[key][row], folder / name / file_of(int(batch["index"][row])))
+            for row in np.flatnonzero(batch["weight"] > 0)
+            for key, name in (("low_resolution", "input"), ("high_resolution", "reference"))
+        )
+        _in_threads(write_missing, images)
         yield batch
 
 
+def _in_threads(function: Callable, calls: Iterable[tuple]) -> list:
+    """Calls a function with each tuple of arguments; returns the results in order."""
+    return list(resumable.in_threads(lambda arguments: function(*arguments), calls, ahead=64))
+
+
 def digest(recipe: str, inputs: np.ndarray) -> str:
-    """Names what something is made from: how, and of which pixels."""
+    """Returns a digest of what an image is made from: a recipe and the pixels of its input."""
     found = hashlib.sha256(recipe.encode())
     found.update(str(inputs.shape).encode())
     found.update(np.ascontiguousarray(inputs).tobytes())
@@ -126,11 +133,11 @@ def digest(recipe: str, inputs: np.ndarray) -> str:
 
 
 def read(path: epath.Path, made_of: str) -> tuple[np.ndarray, float] | None:
-    """The image and its seconds; None unless it is there, whole, and made from the same."""
+    """Returns an image and its seconds; None if it is missing, damaged, or of another digest."""
     try:
         image, comment = image_files.read_with_comment(str(path))
-        said = json.loads(comment)
-        return (image, float(said["seconds"])) if said["made_of"] == made_of else None
+        found = json.loads(comment)
+        return (image, float(found["seconds"])) if found["made_of"] == made_of else None
     except (image_files.BadImageError, json.JSONDecodeError, KeyError, TypeError):
         return None
 

@@ -1,28 +1,31 @@
-"""Search for an inference schedule and a sampler: what to try, what was tried, what was best.
+"""The search for an inference schedule and a sampler: proposals, trials, and the best of them.
 
-The search is the paper's (section 4.5 and Figure 12), of more than schedules: noise and sampler are
-chosen after training, for a number of network calls, by how good held-out images become. Proposals
-are made by Optuna (a tree-structured Parzen estimator) from all finished trials of the same number
-of calls, after a few that are known to be good.
+As in the paper (section 4.5 and Figure 12), but for samplers as well, they are chosen after
+training, for a number of network calls, by a metric of held-out images. Optuna (a tree-structured
+Parzen estimator) proposes trials from all finished ones of the same number of calls, after a few
+that are known to be good.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from sr3_jax.config import migration
 from sr3_jax.data import resumable, storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics.registry import METRICS, current
 
-# Of Karras et al.'s grid for sure, and what has to be left for the last step.
+# Ranges that include the grid of Karras et al.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = (0.002, 0.2), (20.0, 120.0), (1.5, 12.0)
-_STARTUP = 8  # trials before proposals lean on what was found
+_STARTUP = 8  # random trials before the first proposal of the estimator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,12 @@ class Trial:
     """One row of the table.
 
     Attributes:
-      calls: of the network, for one image.
-      sampling: keys of `config.sampling` that were tried.
-      status: `done`, or `refused`: no schedule can be made of them, such as one that does not end
-        in noise.
+      calls: network calls for one image.
+      sampling: keys of `config.sampling`.
+      status: `done`, or `refused` if they give no valid schedule.
       reason: of a refusal.
       metrics: of the held-out images, by name.
-      seconds_per_image: that sampling took.
+      seconds_per_image: time of sampling.
     """
 
     calls: int
@@ -55,14 +57,14 @@ class Trial:
 
 
 class Trials:
-    """The table of trials, kept whole in a file after each, so that a search goes on."""
+    """The table of trials, written after each trial, so that a search goes on."""
 
     def __init__(self, path: epath.PathLike, fingerprint: resumable.Fingerprint) -> None:
-        """Reads what is there.
+        """Reads the table, if there is one.
 
         Args:
           path: of a JSONL file; its first row is the fingerprint.
-          fingerprint: what trials have in common: weights, images, metric.
+          fingerprint: weights, images and metric of all trials.
 
         Raises:
           ValueError: the file has another fingerprint, or is damaged.
@@ -87,13 +89,13 @@ class Trials:
         resumable.write_rows(self._path, [self._fingerprint.values, *self.rows])
 
     def of(self, calls: int) -> list[Trial]:
-        """Rows of so many network calls."""
+        """Returns the rows of a number of network calls."""
         return [row for row in self.rows if row.calls == calls]
 
     def best(
         self, metric: str, calls: int | None = None, beside: Trial | None = None
     ) -> Trial | None:
-        """The best that is done, of so many calls or of all; None where there is none.
+        """Returns the best finished trial of a number of calls or of all; None if there is none.
 
         `beside` counts as one more row.
         """
@@ -103,41 +105,43 @@ class Trials:
 
 
 def chosen(trials: Trials, metric: str, tolerance: float, budgets: Sequence[int]) -> Trial | None:
-    """The best trial of the fewest calls whose metric is within a share of the best of all.
+    """Returns the best trial of the fewest calls within a share of the best of all budgets.
 
-    None where no trial of the budgets is done.
+    None if no trial of the budgets is done.
     """
-    best = [row for n in sorted(budgets) if (row := trials.best(metric, n)) is not None]
-    if not best:
-        return None
-    limit = min(_badness(row, metric) for row in best)
-    limit += tolerance * abs(limit)
-    return next(row for row in best if _badness(row, metric) <= limit)
+    done = [_badness(row, metric) for n in budgets if (row := trials.best(metric, n)) is not None]
+    return _fewest_calls(trials, metric, budgets, min(done), tolerance) if done else None
 
 
 def speedup(trials: Trials, metric: str, reference_calls: int, tolerance: float) -> str:
-    """Says how much faster the fewest calls are that are as good as the paper's sampler.
+    """Returns a sentence on the fewest calls that are as good as the paper's sampler.
 
-    As good is: no worse by more than a share, `tolerance`. Empty where none is, or the reference is
-    not there.
+    As good means within a share `tolerance`. Empty if none is, or the reference was not tried.
     """
     reference = next((r for r in trials.of(reference_calls) if r.status == "done"), None)
     if reference is None:
         return ""
-    wanted = _badness(reference, metric)
-    wanted += tolerance * abs(wanted)
-    for calls in sorted({row.calls for row in trials.rows} - {reference_calls}):
-        row = trials.best(metric, calls)
-        if row is not None and _badness(row, metric) <= wanted:
-            times = reference.seconds_per_image / row.seconds_per_image
-            return (
-                f"{calls} calls ({describe(row.sampling)}) are within {tolerance:.0%} of "
-                f"{reference_calls} of {describe(reference.sampling)}: {metric} "
-                f"{row.metrics[metric]:.4g} and {reference.metrics[metric]:.4g}, in "
-                f"{row.seconds_per_image:.3g} and {reference.seconds_per_image:.3g} s for an "
-                f"image: {times:.0f} times faster"
-            )
-    return ""
+    budgets = {row.calls for row in trials.rows} - {reference_calls}
+    row = _fewest_calls(trials, metric, budgets, _badness(reference, metric), tolerance)
+    if row is None:
+        return ""
+    times = reference.seconds_per_image / row.seconds_per_image
+    return (
+        f"{row.calls} calls ({describe(row.sampling)}) are within {tolerance:.0%} of "
+        f"{reference_calls} of {describe(reference.sampling)}: {metric} "
+        f"{row.metrics[metric]:.4g} and {reference.metrics[metric]:.4g}, in "
+        f"{row.seconds_per_image:.3g} and {reference.seconds_per_image:.3g} s for an "
+        f"image: {times:.0f} times faster"
+    )
+
+
+def _fewest_calls(
+    trials: Trials, metric: str, budgets: Collection[int], badness: float, tolerance: float
+) -> Trial | None:
+    """Returns the best trial of the fewest calls within a share `tolerance` of a badness."""
+    limit = badness + tolerance * abs(badness)
+    best = (trials.best(metric, calls) for calls in sorted(budgets))
+    return next((row for row in best if row and _badness(row, metric) <= limit), None)
 
 
 def propose(trials: Trials, metric: str, calls: int, seed: int) -> dict[str, Any]:
@@ -171,7 +175,7 @@ def _badness(trial: Trial, metric: str) -> float:
 
 
 def _known(calls: int) -> list[dict[str, Any]]:
-    """Where to begin: the paper's, and what is good on Gaussians (docs/sampling.md)."""
+    """Returns the first trials: the paper's, and those good on Gaussians (docs/sampling.md)."""
     noise = {"schedule": "log_snr", "sigma_min": 0.02, "sigma_max": 20.0}
     known = [
         {"sampler": "ancestral", "variance": "fixed_large", "schedule": "respaced"},
@@ -186,7 +190,7 @@ def _known(calls: int) -> list[dict[str, Any]]:
 
 
 def _suggest(trial: Any, calls: int) -> dict[str, Any]:
-    """One point of the space; only options that matter to the sampler and schedule are asked."""
+    """Draws a point of the search space, with only the options of its sampler and schedule."""
     samplers = ["ancestral", "ddim", "dpmpp_2m", *(["heun"] if calls % 2 and calls > 2 else [])]
     found: dict[str, Any] = {"sampler": trial.suggest_categorical("sampler", samplers)}
     if found["sampler"] == "ancestral":
@@ -217,25 +221,21 @@ def _steps(sampler: str, calls: int) -> int:
 
 
 def table(trials: Trials, metric: str, calls: Sequence[int]) -> str:
-    """Markdown: the best of each number of calls, beside the paper's sampler in as many."""
+    """Returns a Markdown table: for each number of calls the paper's sampler and the best trial."""
     names = dict.fromkeys((metric, *METRICS))
     shown = [n for n in names if any(n in row.metrics for row in trials.rows)]
-    lines = [
-        "| calls | sampling | " + " | ".join(shown) + " | seconds per image |",
-        "|---" * (3 + len(shown)) + "|",
-    ]
+    rows = []
     for count in calls:
-        rows = [r for r in trials.of(count) if r.status == "done"]
-        best = trials.best(metric, count)
-        for row in (rows[:1] if rows and rows[0] is not best else []) + ([best] if best else []):
+        done = [row for row in trials.of(count) if row.status == "done"]
+        first, best = done[:1], trials.best(metric, count)
+        for row in first + [best for one in first if one is not best]:
             cells = [f"{row.metrics[n]:.4g}" for n in shown]
-            seconds = f"{row.seconds_per_image:.3g}"
-            lines.append(" | ".join([f"| {count}", describe(row.sampling), *cells, seconds]) + " |")
-    return "\n".join(lines)
+            rows.append([count, describe(row.sampling), *cells, f"{row.seconds_per_image:.3g}"])
+    return markdown.table(["calls", "sampling", *shown, "seconds per image"], rows)
 
 
 def describe(sampling: Mapping[str, Any]) -> str:
-    """In a few words."""
+    """Returns a short description of keys of `config.sampling`."""
     options = [f"{k} {sampling[k]:.3g}" for k in ("eta",) if sampling.get(k)]
     if sampling["sampler"] == "ancestral":
         options.append(f"{sampling['variance']} variance")
@@ -246,40 +246,37 @@ def describe(sampling: Mapping[str, Any]) -> str:
 
 
 def draw(trials: Trials, metric: str, path: epath.PathLike, reference_calls: int = 0) -> None:
-    """Quality against network calls and against seconds, of each sampler the best (Figure 12).
+    """Draws quality against network calls and seconds for the best of each sampler (Figure 12).
 
-    A dashed line is the paper's sampler in `reference_calls`, where it was tried. What is far worse
-    than the rest is left out, and said to be.
+    A dashed line is the paper's sampler in `reference_calls`. Trials far worse than the rest lie
+    outside; the title counts them.
     """
-    import io
-
     from matplotlib import ticker  # late: it takes a second
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     rows = [row for row in trials.rows if row.status == "done"]
-    compared = [row for row in rows if row.calls != reference_calls]
     sign = -1 if METRICS[metric].is_higher_better else 1
-    for name in sorted({row.sampling["sampler"] for row in compared}):
-        of_it = [row for row in compared if row.sampling["sampler"] == name]
-        best = [
-            min((r for r in of_it if r.calls == n), key=lambda r: _badness(r, metric))
-            for n in sorted({row.calls for row in of_it})
-        ]
+    by_sampler: dict[str, list[Trial]] = {}
+    for row in sorted(rows, key=lambda row: (row.sampling["sampler"], row.calls)):
+        if row.calls != reference_calls:
+            by_sampler.setdefault(row.sampling["sampler"], []).append(row)
+    for name, tried in by_sampler.items():
+        groups = itertools.groupby(tried, key=lambda row: row.calls)
+        best = [min(group, key=lambda row: _badness(row, metric)) for _, group in groups]
         for axis, place in zip(axes, ("calls", "seconds_per_image"), strict=True):
-            x, y = zip(*((getattr(r, place), r.metrics[metric]) for r in best), strict=True)
-            (line,) = axis.plot(x, y, "o-", label=name)
-            x, y = zip(*((getattr(r, place), r.metrics[metric]) for r in of_it), strict=True)
-            axis.plot(x, y, ".", color=line.get_color(), alpha=0.25)
-    for row in trials.of(reference_calls):
-        if row.status != "done":
-            continue
+            points = lambda some, at=place: (  # noqa: E731
+                [getattr(row, at) for row in some],
+                [row.metrics[metric] for row in some],
+            )
+            (line,) = axis.plot(*points(best), "o-", label=name)
+            axis.plot(*points(tried), ".", color=line.get_color(), alpha=0.25)
+    for row in (row for row in rows if row.calls == reference_calls):
         for axis in axes:
             axis.axhline(row.metrics[metric], color="black", ls="--", lw=1)
-        said = f"{row.sampling['sampler']} in {row.calls} calls: {row.seconds_per_image:.3g} s"
         axes[1].annotate(
-            said,
+            f"{row.sampling['sampler']} in {row.calls} calls: {row.seconds_per_image:.3g} s",
             (1, row.metrics[metric]),
             xycoords=("axes fraction", "data"),
             xytext=(-4, -13),
@@ -304,7 +301,7 @@ def draw(trials: Trials, metric: str, path: epath.PathLike, reference_calls: int
 
 
 def _limit(losses: Sequence[float], sign: int, axis: Any) -> None:
-    """Shows from the best to somewhat beyond what 9 of 10 trials reach."""
+    """Limits an axis to the best nine of ten trials, and somewhat beyond."""
     ordered = sorted(losses)
     best, usual = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
     room = 0.15 * (usual - best) or 0.01 * abs(best) or 1.0

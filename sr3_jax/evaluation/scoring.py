@@ -1,11 +1,12 @@
-"""Scores of images that any program made: folders of files, matched by name.
+"""Scores of images that any program made, in folders of files that are matched by name.
 
-Files are read at their own depth, and values count as shares of the largest of it: of an 8-bit
-output and a 16-bit reference as if the output were multiplied by 257.
+Files are read at their own depth, and values are shares of its largest one: an 8-bit output scores
+against a 16-bit reference as if it were multiplied by 257.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,15 +22,15 @@ _MOST_NAMED = 100
 
 
 class Scores(NamedTuple):
-    """What was measured.
+    """Scores of folders.
 
     Attributes:
-      means: by method and metric (`psnr`, `ssim`, `consistency`), and `n`, the number of images.
+      means: by method and metric, and `n`, the number of images.
       names: of the images, in order.
       of_images: by method and metric, one number for each image.
-      images: `reference`, `input` (with low resolutions) and each method's, read when asked for.
-      labels: of the references' classes; `data.sources.NO_LABEL` where there is none.
-      bits: depths of the files read, by method, `reference` and `input`.
+      images: `reference`, `input` (with low resolutions) and those of each method.
+      labels: classes of the references; `data.sources.NO_LABEL` for none.
+      bits: depths of the files, by the names of `images`.
     """
 
     means: dict[str, dict[str, float]]
@@ -41,7 +42,7 @@ class Scores(NamedTuple):
 
 
 class Read(Sequence):
-    """Images of a source."""
+    """The images of a source, each read when it is asked for."""
 
     def __init__(self, source: sources.Source) -> None:
         self._source = source
@@ -62,20 +63,20 @@ def score_folders(
     border: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Scores each image of each method; those of one name belong together.
+    """Scores each image of each method against the reference of its name.
 
     Args:
-      reference: what the images should be.
+      reference: the references.
       outputs: by the name of the method.
-      low_resolution: what they were made from; with it consistency is scored, too, and bicubic
-        upsampling as a method of its own.
+      low_resolution: inputs of the methods; with them consistency is scored, too, and bicubic
+        upsampling as another method.
       luminance: see `evaluator.evaluate`.
-      border: see there.
+      border: see `evaluator.evaluate`.
       progress: called after each image.
 
     Raises:
-      ValueError: images without a partner, of another size than their reference, or that cannot be
-        read, each named; or a method that is called bicubic.
+      ValueError: images have no partner, cannot be read, or have another size than their reference
+        (each is named); or a method is called bicubic, input or reference.
     """
     if low_resolution is not None and "bicubic" in outputs:
         raise ValueError("'bicubic' is made from the low resolutions; call the method otherwise")
@@ -86,30 +87,27 @@ def score_folders(
         given["input"] = low_resolution
     matched = dict(zip(given, pairs.match(*given.values()), strict=True))
     methods = [*outputs] if low_resolution is None else ["bicubic", *outputs]
-    of_images: dict[str, dict[str, list[float]]] = {method: {} for method in methods}
-    names, labels, wrong = [], [], []
+    of_images = {method: collections.defaultdict(list) for method in methods}
+    names, labels, wrong = [ref.name for ref in reference], [], []
     bits: dict[str, set[int]] = {name: set() for name in matched}
-    for i in range(len(reference)):
-        names.append(reference[i].name)
+    for i, name in enumerate(names):
         try:
-            pictures = {name: images[i].read() for name, images in matched.items()}
+            pictures = {key: images[i].read() for key, images in matched.items()}
             labels.append(pictures["reference"].label)
-            images = {name: picture.image for name, picture in pictures.items()}
-            for name, image in images.items():
-                bits[name].add(8 * image.itemsize)
-            scores = _score_image(images, luminance, border)
+            images = {key: picture.image for key, picture in pictures.items()}
+            for key, image in images.items():
+                bits[key].add(8 * image.itemsize)
+            for method, scores in _score_image(images, luminance, border).items():
+                for metric, (number,) in scores.items():
+                    of_images[method][metric].append(number)
         except ValueError as error:
-            wrong.append(f"{names[-1]}: {error}")
-        else:
-            for method, metric in ((m, n) for m in methods for n in scores[m]):
-                of_images[method].setdefault(metric, []).append(scores[method][metric])
+            wrong.append(f"{name}: {error}")
         progress()
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise ValueError(
             f"{len(wrong)} of {len(names)} images cannot be scored: "
-            + "; ".join(wrong[:_MOST_NAMED])
-            + more
+            f"{'; '.join(wrong[:_MOST_NAMED])}{more}"
         )
     means = {
         method: {metric: float(np.mean(values)) for metric, values in by_metric.items()}
@@ -120,28 +118,25 @@ def score_folders(
     if low_resolution is not None:
         images["bicubic"] = Upsampled(images["input"], images["reference"])
     depths = {name: sorted(found) for name, found in bits.items()}
-    return Scores(means, names, of_images, images, labels, depths)
+    numbers = {method: dict(by_metric) for method, by_metric in of_images.items()}
+    return Scores(means, names, numbers, images, labels, depths)
 
 
 def _score_image(
     images: dict[str, np.ndarray], luminance: bool, border: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, list[float]]]:
+    """Returns the scores of one image, in lists of one number, by method and metric."""
     reference, low = images.pop("reference"), images.pop("input", None)
+    size = lambda image: f"{image.shape[1]}x{image.shape[0]}"  # noqa: E731
     for name, image in images.items():
         if image.shape != reference.shape:
             raise BadImageError(
-                f"{_size(image)} by {name}, where the reference has {_size(reference)}"
+                f"{size(image)} by {name}, where the reference has {size(reference)}"
             )
     if low is not None:
         images["bicubic"] = evaluator.resize(low, reference.shape[:2], reference.dtype)
-    found = {}
-    for name, image in images.items():
-        scores = evaluator.score(
-            image[None], reference[None], None if low is None else low[None], luminance, border
-        )
-        found[name] = {metric: of_image[0] for metric, of_image in scores.items()}
-    return found
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    inputs = None if low is None else low[None]
+    return {
+        name: evaluator.score(image[None], reference[None], inputs, luminance, border)
+        for name, image in images.items()
+    }

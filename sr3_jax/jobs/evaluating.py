@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,12 +39,12 @@ _NEXT_SAMPLE = 1 << 24
 def evaluate(config: Config, workdir: epath.Path) -> None:
     """Scores a checkpoint (`config.evaluation.checkpoint`) on held-out images; prints the table.
 
-    In `workdir/evaluation` it leaves every image (see `evaluation.outputs`), which the next run
-    with the same weights and sampling finds there, `metrics.json` (means by method), `images.json`
-    (every number), `samples.png` and, of SR3, `refinement.png`. Of a network without a source: see
-    `generating.evaluate`.
+    Writes into `workdir/evaluation`: every image (`evaluation.outputs`), so that an evaluation of
+    the same weights and sampling goes on; `metrics.json` (means by method), `images.json` (the
+    numbers of each image), `samples.png` and, for SR3, `refinement.png`. For a network without a
+    source see `generating.evaluate`.
     """
-    features.check_installed(config.evaluation.feature_metrics)
+    features.check(config)
     if not config.has_source:
         generating.evaluate(config, workdir)
         return
@@ -53,7 +53,6 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
 
 
 def _evaluate(config: Config, workdir: epath.Path) -> None:
-    """Evaluates a network with a source; see `evaluate`."""
     shared.check_same_config(config)
     folder = workdir / "evaluation"
     images = folder / "images"
@@ -65,15 +64,13 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     shared.check_same_images(pipeline)
     name, (size, low) = config.method, pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
-        has_steps = not config.predicts_image
         recipe = _recipe(config, workdir, resolver)
-        strip = _Strip(folder / "refinement.png", recipe, resolver.batch_size, has_steps)
-        made = _method(config, resolver, bar, strip)
-        method = outputs.kept(made, name, images, recipe, strip.is_missing)
+        network = _Network(config, resolver, recipe, folder / "refinement.png", bar)
+        made = evaluator.Method(network.run, config.num_samples)
+        method = outputs.kept(made, name, images, recipe, network.lacks_strip)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
-            num_pictures=config.evaluation.num_pictures,
             **_seen(config),
             share=parallel.of_all_processes,
         )
@@ -81,23 +78,27 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         for skipped, reason in pipeline.skipped.items():
             logging.warning("not scored: %s: %s", skipped, reason)
-        shown = {shared.LABELS.get(key, key): made for key, made in evaluation.pictures.items()}
-        grids.save(grids.grid(shown), folder / "samples.png")
+        numbers = evaluation.index.tolist()
+        found = {key: outputs.Files(images / key, numbers) for key in ("input", "reference", name)}
+        found["bicubic"] = outputs.Upsampled(found["input"], found["reference"])
+        names = [pipeline.name(number) for number in numbers]
+        if rows := range(min(config.evaluation.num_pictures, len(numbers))):
+            shown = {
+                shared.LABELS.get(key, key): np.stack([found[key][i] for i in rows])
+                for key in ("input", "bicubic", name, "reference")
+            }
+            grids.save(grids.grid(shown), folder / "samples.png")
         _conclude(
             workdir,
             folder,
             config,
-            tables.Results(
-                evaluation.means,
-                [pipeline.name(int(number)) for number in evaluation.index],
-                evaluation.of_images,
-            ),
-            _images_of(images, evaluation, name),
+            tables.Results(evaluation.means, names, evaluation.of_images),
+            found,
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
             protocol=_protocol(config, pipeline, resolver.nfe()),
             checkpoint_step=resolver.checkpoint_step,
-            files=[outputs.file_of(int(number)) for number in evaluation.index],
+            files=[outputs.file_of(number) for number in numbers],
         )
     parallel.wait_for_all()
 
@@ -144,86 +145,84 @@ def _conclude(
     )
     each = {"names": results.names} | ({"files": list(files)} if files else {})
     evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
-    # Last: where it is, all of it is.
+    # Written last: its presence marks completion.
     evaluator.write_json(means, folder / "metrics.json")
     print(evaluator.table(means))
     print(f"report: {folder / 'report.html'}")
 
 
-class _Strip:
-    """`refinement.png`, from noise to image, of the first images of the set.
+class _Network(NamedTuple):
+    """The network as a method of the evaluation; it moves the bar and draws `refinement.png`.
 
-    It is drawn by the batch that makes these, before their files are written. So an evaluation that
-    goes on leaves the same strip as one that was not stopped.
+    That strip shows the first images of the set, from noise to image. The batch that makes these
+    draws it before their files are written. So an evaluation that goes on leaves the same strip as
+    one that was not stopped.
     """
 
-    def __init__(self, path: epath.Path, recipe: str, batch_size: int, is_drawn: bool) -> None:
-        """Where it is, what decides how it looks, images of a batch, and whether there is one."""
-        self._path, self._recipe = path, recipe
-        self._batch_size, self._is_drawn = batch_size, is_drawn and jax.process_index() == 0
+    config: Config
+    resolver: SuperResolver
+    recipe: str
+    strip: epath.Path
+    bar: tqdm.tqdm
 
-    def is_missing(self, low: np.ndarray, index: np.ndarray) -> bool:
-        """Whether these are the first batch, and it is not there or of something else."""
-        is_first = self._is_drawn and int(index[0]) < self._batch_size
-        return is_first and outputs.read(self._path, self._made_of(low)) is None
+    def lacks_strip(self, low: np.ndarray, index: np.ndarray) -> bool:
+        """Returns whether these inputs are in the strip, and it is missing or of other inputs."""
+        if (
+            self.config.predicts_image
+            or jax.process_index()
+            or index[0] >= self.resolver.batch_size
+        ):
+            return False
+        return outputs.read(self.strip, self._strip_digest(low)) is None
 
-    def draw(self, times: np.ndarray, refinement: np.ndarray, low: np.ndarray) -> None:
-        """Writes it, of y_t at `times` (`[k, n, h, w, 3]`)."""
-        columns = {
-            f"t = {t}": picture[:_NUM_REFINED] for t, picture in zip(times, refinement, strict=True)
-        }
-        outputs.write(grids.grid(columns), self._path, self._made_of(low), 0.0)
-
-    def _made_of(self, low: np.ndarray) -> str:
-        return outputs.digest(self._recipe, low[:_NUM_REFINED])
-
-
-def _method(
-    config: Config, resolver: SuperResolver, bar: tqdm.tqdm, strip: _Strip
-) -> evaluator.Method:
-    """The network; while it works the bar moves. Of the first batch it draws the strip."""
-    num_samples, side = config.num_samples, config.evaluation.network_input
-    steps = resolver.nfe()
-    times = np.round(np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1))).astype(int)
-
-    def run(low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
-        # Not for longer: who waits for other processes, or compiles, should end as any program.
+    def run(self, low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+        """Samples high resolutions; see `evaluator.Run`."""
+        # The signal is taken for this call alone: a process that waits for others, or compiles,
+        # should end as any program.
         with parallel.StopSignal(alone=True) as stop:
-            return draw(low, index, stop)
+            return self._sample(low, index, stop)
 
-    def draw(
-        low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
+    def _sample(
+        self, low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
     ) -> tuple[np.ndarray, float]:
-        is_wanted = strip.is_missing(low, index)
-        size = tuple(resolver.factor * n for n in low.shape[1:3])
+        resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(low, index)
+        side, size = config.evaluation.network_input, [resolver.factor * n for n in low.shape[1:3]]
         inputs = evaluator.resize(low, (side, side)) if side else low
-        calls = resolver.num_refinements(inputs.shape) * num_samples
+        calls = resolver.num_refinements(inputs.shape) * config.num_samples
         share = len(low) * jax.process_count() / calls
+        steps = resolver.nfe()
+        times = np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1)).round().astype(int)
         samples, seconds = [], 0.0
 
         def advance() -> None:
             shared.check_signal(stop)
-            shared.advance(bar, share)
+            shared.advance(self.bar, share)
 
-        for k in range(num_samples):
+        for k in range(config.num_samples):
             result = resolver.sample(
                 inputs,
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
-                num_snapshots=len(times) if is_wanted and k == 0 else 0,
+                num_snapshots=len(times) if is_strip_due and k == 0 else 0,
                 progress=advance,
             )
-            if is_wanted and k == 0:
-                strip.draw(times, result.refinement, low)
-            samples.append(evaluator.resize(result.images, size) if side else result.images)
+            if is_strip_due and k == 0:
+                columns = {
+                    f"t = {t}": y_t[:_NUM_REFINED]
+                    for t, y_t in zip(times, result.refinement, strict=True)
+                }
+                outputs.write(grids.grid(columns), self.strip, self._strip_digest(low), 0.0)
+            made = result.images
+            samples.append(evaluator.resize(made, tuple(size)) if side else made)
             seconds += result.seconds
         return np.stack(samples), seconds
 
-    return evaluator.Method(run, num_samples)
+    def _strip_digest(self, low: np.ndarray) -> str:
+        return outputs.digest(self.recipe, low[:_NUM_REFINED])
 
 
 def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
-    """The batches; when one is done, the bar stands at as many images as there were."""
+    """Yields the batches; after each, moves the bar to the number of images that are done."""
     done = 0
     for batch in batches:
         yield batch
@@ -237,7 +236,7 @@ def _seen(config: Config) -> dict[str, Any]:
 
 
 def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
-    """All that decides what a network makes of an input: weights, sampling, seed."""
+    """Returns everything that decides what a network makes of an input: weights, sampling, seed."""
     weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
     sections = json.loads(to_json(config))
     how = {key: sections[key] for key in ("seed", "model", "diffusion")}
@@ -246,54 +245,34 @@ def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str
     return json.dumps([weights, how], sort_keys=True)
 
 
-def _images_of(
-    folder: epath.Path, evaluation: evaluator.Evaluation, method: str
-) -> dict[str, common.Images]:
-    """The pictures of an evaluation, read when they are asked for."""
-    numbers = evaluation.index.tolist()
-    images = {
-        name: outputs.Files(folder / name, numbers) for name in ("input", "reference", method)
-    }
-    return images | {"bicubic": outputs.Upsampled(images["input"], images["reference"])}
-
-
 def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     """Returns the protocol of the evaluation, one statement for each step."""
     c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
     held_out = c.eval_path or f"held out of {c.path or c.source}"
-    said = [
+    statements = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
         f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
         *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
     ]
     if config.evaluation.downsampling == "matlab":
-        said.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
+        statements.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
     if side := config.evaluation.network_input:
-        said.append(
+        statements.append(
             f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
             f"{size}x{size}."
         )
     if not config.predicts_image:
-        said.append(
+        statements.append(
             f"Sampling: {schedules.sampler_name(config)}, {steps} network calls, noise schedule "
             f"{config.sampling.schedule!r}, seed {config.seed}."
         )
     if config.num_samples > 1:
-        said.append(f"Samples: {config.num_samples} of each image; means are over all.")
+        statements.append(f"Samples: {config.num_samples} of each image; means are over all.")
     if config.sampling.consistent:
-        said.append("Outputs were moved to the nearest image whose downsampling is the input.")
-    return said
-
-
-def _depths(bits: Mapping[str, Sequence[int]]) -> list[str]:
-    """Says at which depth files were compared, where any has other than 8 bits."""
-    if all(found == [8] for found in bits.values()):
-        return []
-    each = (f"{name} {' and '.join(map(str, found))}" for name, found in bits.items())
-    return [
-        f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the largest "
-        "of its type, so that 8 bits and the same at 16 score the same."
-    ]
+        statements.append(
+            "Outputs were moved to the nearest image whose downsampling is the input."
+        )
+    return statements
 
 
 def score(
@@ -305,12 +284,19 @@ def score(
 ) -> None:
     """Scores folders of images that any program made; prints the table.
 
-    Writes `metrics.json` (means by method), `images.json` (every number), `report.html` and
-    `report.md` in `workdir`. Of the config its section `evaluation` says what is measured.
+    Writes `metrics.json` (means by method), `images.json` (the numbers of each image),
+    `report.html` and `report.md` into `workdir`.
+
+    Args:
+      config: its section `evaluation` says what is measured; None for the defaults.
+      workdir: folder of the results.
+      reference: folder of the references.
+      outputs: folder of each program's images, by the name of the program.
+      low_resolution: folder of the programs' inputs.
 
     Raises:
-      ValueError: images cannot be scored, or `workdir` lies among them, or has files of these names
-        that are not of a scoring.
+      ValueError: images cannot be scored, `workdir` lies among them, or it has files of these
+        names that no scoring wrote.
       HeldError: another scoring is at work in `workdir`.
     """
     if jax.process_index() != 0:
@@ -328,8 +314,37 @@ def score(
                     f"{workdir / name} would be replaced, and it is of no scoring, which would "
                     "have left its means in metrics.json; give another --workdir"
                 )
+    config = config or Config()
     with locks.hold(workdir, "scoring"):
-        _score(config, workdir, reference, outputs, low_resolution)
+        features.check(config)
+        target = folders.folder(reference)
+        with shared.progress_bar("score", len(target)) as bar:
+            scores = scoring.score_folders(
+                target,
+                {name: folders.folder(path) for name, path in outputs.items()},
+                folders.folder(low_resolution) if low_resolution else None,
+                **_seen(config),
+                progress=functools.partial(bar.update, 1),
+            )
+        protocol = [f"Images: {reference}, as they are."]
+        given = ({"Inputs": low_resolution} if low_resolution else {}) | {**outputs}
+        protocol += [f"{name}: {path}, matched by name." for name, path in given.items()]
+        if any(bits != [8] for bits in scores.bits.values()):
+            each = (f"{name} {' and '.join(map(str, bits))}" for name, bits in scores.bits.items())
+            protocol.append(
+                f"Bits: {', '.join(each)}. Nothing was rounded: a value counts as a share of the "
+                "largest of its type, so that 8 bits and the same at 16 score the same."
+            )
+        _conclude(
+            workdir,
+            workdir,
+            config,
+            tables.Results(scores.means, scores.names, scores.of_images),
+            scores.images,
+            labels=scores.labels,
+            title=f"{', '.join(outputs)}: {len(scores.names)} images",
+            protocol=protocol,
+        )
 
 
 def _has_metrics(folder: epath.Path) -> bool:
@@ -339,41 +354,3 @@ def _has_metrics(folder: epath.Path) -> bool:
         return any("n" in means for means in found.values())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
-
-
-def _score(
-    config: Config | None,
-    workdir: epath.Path,
-    reference: str,
-    outputs: Mapping[str, str],
-    low_resolution: str | None,
-) -> None:
-    """Scores; see `score`."""
-    config = config or Config()
-    features.check_installed(config.evaluation.feature_metrics)
-    target = folders.folder(reference)
-    with shared.progress_bar("score", len(target)) as bar:
-        scores = scoring.score_folders(
-            target,
-            {name: folders.folder(path) for name, path in outputs.items()},
-            folders.folder(low_resolution) if low_resolution else None,
-            **_seen(config),
-            progress=functools.partial(bar.update, 1),
-        )
-    images = scores.images
-    inputs = [f"Inputs: {low_resolution}, matched by name."] if low_resolution else []
-    _conclude(
-        workdir,
-        workdir,
-        config,
-        tables.Results(scores.means, scores.names, scores.of_images),
-        images,
-        labels=scores.labels,
-        title=f"{', '.join(outputs)}: {len(scores.names)} images",
-        protocol=[
-            f"Images: {reference}, as they are.",
-            *inputs,
-            *(f"{name}: {path}, matched by name." for name, path in outputs.items()),
-            *_depths(scores.bits),
-        ],
-    )

@@ -1,56 +1,47 @@
-"""Measures a job's images with pretrained networks; the report of images made from nothing."""
+"""Metrics of pretrained networks for a job's images; the report of images made from nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from sr3_jax.config import Config, image_sets
+from sr3_jax.config import Config, image_sets, in_words, resolve
 from sr3_jax.data import folders, storage
 from sr3_jax.evaluation import evaluator, scoring
 from sr3_jax.evaluation.pretrained import common, process
-from sr3_jax.evaluation.report import page, provenance, tables
+from sr3_jax.evaluation.report import markdown, provenance, tables
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import shared
 from sr3_jax.metrics import registry
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to measure of images made from nothing.
+class GeneratedMetrics:
+    """The metrics of images made from nothing.
 
     Attributes:
       config: its sections `evaluation`, and `data` of the last stage; see `measure`.
-      paper_tables: whose figures stand beside.
+      paper_tables: tables of the paper to print beside them.
     """
 
     config: Config
     paper_tables: tuple[str, ...] = ()
 
 
-def check_installed(options: Sequence[str], key: str = "evaluation.feature_metrics") -> None:
-    """Checks that what pretrained networks need is installed, without importing it.
-
-    Args:
-      options: of `registry.options()`.
-      key: of the config, which asks for them.
+def check(config: Config) -> None:
+    """Checks that the packages and files of `config.evaluation.feature_metrics` are there.
 
     Raises:
-      ImportError: naming the library that is not there.
+      ValueError: naming what is missing.
     """
-    for metric in registry.of("network"):
-        if metric.option in options and importlib.util.find_spec(metric.package) is None:
-            raise ImportError(
-                f"config.{key} asks for {metric.option!r}, which needs {metric.package}: "
-                "pip install -e '.[eval]', or leave it out"
-            )
+    if missing := list(resolve.metrics(config.evaluation, config.evaluation.feature_metrics)):
+        raise ValueError(in_words(missing))
 
 
 def measure(
@@ -60,13 +51,13 @@ def measure(
     reference: common.Images | None,
     labels: Sequence[int] = (),
 ) -> common.Measured:
-    """Measures what `config.evaluation.feature_metrics` asks for, if anything.
+    """Computes the metrics of `config.evaluation.feature_metrics`, if any.
 
     Args:
       config: its sections `evaluation`, and `data` for statistics of the training images.
-      workdir: of the run, where those are kept.
+      workdir: of the run, which keeps those statistics.
       methods: images by name.
-      reference: what each should be; None where there is no such thing.
+      reference: reference of each image; None for images made from nothing.
       labels: of the references.
     """
     wanted, given = config.evaluation, config.evaluation.fid_reference
@@ -74,7 +65,7 @@ def measure(
         return common.Measured()
     of_fid: dict[str, Any] = {}
     if given == "train":
-        # Taken once and kept: for ImageNet that takes hours.
+        # Kept, since they take hours for ImageNet.
         index = workdir / shared.INDEX
         sizes = [config.evaluation_size, wanted.weights["fid"]]
         data = json.dumps([config.data.source, config.data.path, *sizes])
@@ -89,23 +80,21 @@ def measure(
     return process.measure(wanted.feature_metrics, inputs, wanted.weights)
 
 
-def check_generated(wanted: Wanted, num_images: int) -> None:
-    """Checks that so many images made from nothing can be measured, before they are made.
+def check_generated(wanted: GeneratedMetrics, num_images: int) -> None:
+    """Checks that images made from nothing can be measured, before they are made.
 
     Raises:
-      FileNotFoundError: what to compare with is missing, or the weights are.
-      ImportError: see `check_installed`.
-      ValueError: a metric that needs references or labels, nothing to compare with, or too few
-        images.
+      ValueError: a metric needs references or labels, its packages or files are missing, or there
+        are too few images.
     """
     config, options = wanted.config, wanted.config.evaluation
-    given, possible = options.fid_reference, registry.options(without=("reference", "labels"))
+    possible = registry.options(without=("reference", "labels"))
     if not set(options.feature_metrics) <= set(possible):
         raise ValueError(
             f"config.evaluation.feature_metrics = {options.feature_metrics}: of images that were "
             f"made from nothing only {possible} can be measured"
         )
-    if not given:
+    if not options.fid_reference:
         raise ValueError(
             "config.evaluation.fid_reference is empty; give `train`, a folder of images, or an "
             ".npz file of statistics"
@@ -115,44 +104,30 @@ def check_generated(wanted: Wanted, num_images: int) -> None:
             f"num_images = {num_images}: FID and IS need at least 10 (the paper took 50,000); give "
             "more with --num_images, or with --config.evaluation.num_images for a single network"
         )
-    for key in ("fid_reference", "inception_weights"):
-        path = getattr(options, key)
-        if path not in ("", "train") and not storage.exists(path):
-            raise FileNotFoundError(
-                f"config.evaluation.{key} = {path!r} does not exist; give the path of one that does"
-            )
-    check_installed(options.feature_metrics)
-    if given == "train":
+    check(config)
+    if options.fid_reference == "train":
         image_sets.training_source(config)
     for number in wanted.paper_tables:
         tables.paper_rows(number)
 
 
 def report_generated(
-    wanted: Wanted,
+    wanted: GeneratedMetrics,
     stages: Sequence[cascade.Stage],
     images: common.Images,
     output: epath.Path,
 ) -> None:
-    """Measures FID and the Inception score of a cascade's images, and writes what they are.
-
-    `report.md` has them beside the paper's, `metrics.json` the numbers; the table is printed.
-    """
+    """Measures a cascade's images; writes `report.md` and `metrics.json`, and prints the table."""
     found = measure(wanted.config, epath.Path(stages[-1].workdir), {"ours": images}, None)
     means = {"ours": {**found.means["ours"], "n": len(images)}}
     lines = [f"# {len(images)} images of {stages[-1].image_size} pixels", evaluator.table(means)]
     for number in wanted.paper_tables:
         table = tables.paper_rows(number)
-        rows = {row["method"]: row["cells"] for row in table["rows"]}
-        headings = [column.heading for column in table["columns"]]
         lines += [
             f"## The paper's Table {number}: {table['task']}",
-            "\n".join(
-                [
-                    f"| method | {' | '.join(headings)} |",
-                    "|---" * (len(headings) + 1) + "|",
-                    *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
-                ]
+            markdown.table(
+                ["method", *(column.heading for column in table["columns"])],
+                ([row["method"], *row["cells"]] for row in table["rows"]),
             ),
             "\n".join(f"- {statement}" for statement in table["protocol"]),
         ]
@@ -161,13 +136,10 @@ def report_generated(
         f"{stage.config.sampling.num_steps} steps of {stage.config.sampling.sampler}."
         for i, stage in enumerate(stages, 1)
     ]
-    made = provenance.collect()
+    made = (f"{name}: {value}" for name, value in provenance.collect().items())
     lines += [
         "## How ours were made and measured",
-        "\n".join(
-            f"- {page.markdown_safe(line)}"
-            for line in (*how, *found.protocol, *(f"{k}: {v}" for k, v in made.items()))
-        ),
+        markdown.bullets([*how, *found.protocol, *made]),
     ]
     storage.write_whole(output / "report.md", ("\n\n".join(lines) + "\n").encode())
     evaluator.write_json(means, output / "metrics.json")

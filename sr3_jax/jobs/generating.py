@@ -1,16 +1,14 @@
-"""Images by a cascade, stage by stage into files, so that it can be stopped and shared.
+"""Generation by a cascade, stage by stage into files, by jobs that can be stopped and shared.
 
-Each file says in a comment by which recipe it was made. So an image of another recipe, of a folder
-that is made anew, is told from those that are there already, and from what is not ours.
+The comment of each file holds the digest of its stage's fingerprint. So images of another
+fingerprint, and files of other programs, are known apart from those that are done.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, cascades, image_sets, with_sampling
+from sr3_jax.config import Config, cascades, changed, image_sets, with_sampling
 from sr3_jax.data import image_files, resumable, storage
 from sr3_jax.evaluation import neighbours
 from sr3_jax.evaluation.outputs import Files, file_of
@@ -28,23 +26,23 @@ from sr3_jax.evaluation.report import grids
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import features, shared
 
-_COMMENT = "made by recipe "  # of each image, with the digest of the recipe
-_BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # what else is written
+_COMMENT = "made by recipe "  # of each image, before the digest of the fingerprint
+_BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # the other files written
 _GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
-_COMPARED, _SHOWN = 64, 20_000  # images, and those of the training that each is compared with
-_MOST_COLUMNS = 10  # of grid.png, where each class has one
+_COMPARED, _SHOWN = 64, 20_000  # generated images, and training images they are compared with
+_MOST_COLUMNS = 10  # classes with a column in grid.png
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What is asked for.
+class GenerateOptions:
+    """Which images are generated, and which existing ones are replaced.
 
     Attributes:
-      num_images: how many; image k has number k.
-      labels: their classes in turn; empty for all that the networks know.
+      num_images: number of images, 1 to a million.
+      labels: their classes in turn; empty for all classes of the networks.
       seed: of all noise.
-      overwrite: make images anew that are there.
-      renew: those only that were made in another way, where else that is an error.
+      overwrite: replaces all existing images.
+      renew: replaces existing images that were made in another way; otherwise they are an error.
     """
 
     num_images: int
@@ -67,11 +65,11 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
 
     Args:
       config: of the cascade.
-      guidance: of all stages that know classes, in place of theirs.
+      guidance: scale of all class-conditional stages; None for that of each.
 
     Raises:
       FileNotFoundError: a stage is missing.
-      ValueError: stages do not fit together, or guidance is of no use.
+      ValueError: guidance is given, and no stage is class-conditional.
     """
     stages = []
     for section in config.stages:
@@ -85,38 +83,35 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
     return stages
 
 
-def measure_of(config: cascades.Cascade, stages: Sequence[cascade.Stage]) -> features.Wanted | None:
+def measure_of(
+    config: cascades.Cascade, stages: Sequence[cascade.Stage]
+) -> features.GeneratedMetrics | None:
     """Returns what to measure of the last stage's images; None if nothing."""
-    c = config.evaluation
-    if not c.feature_metrics:
+    if not config.evaluation.feature_metrics:
         return None
+    values = {
+        f.name: getattr(config.evaluation, f.name) for f in dataclasses.fields(config.evaluation)
+    }
+    tables = values.pop("paper_tables")
     last = stages[-1].config
-    evaluation = dataclasses.replace(
-        last.evaluation,
-        feature_metrics=c.feature_metrics,
-        fid_reference=c.fid_reference,
-        inception_weights=c.inception_weights,
-        image_size=0,
-    )
-    return features.Wanted(dataclasses.replace(last, evaluation=evaluation), c.paper_tables)
+    evaluation = dataclasses.replace(last.evaluation, **values, image_size=0)
+    return features.GeneratedMetrics(dataclasses.replace(last, evaluation=evaluation), tables)
 
 
 def evaluate(config: Config, workdir: epath.Path) -> None:
-    """Draws images by a network without a source, and looks whether they are copies.
+    """Generates images by a network without a source, and compares them with training images.
 
-    In `workdir/evaluation` it leaves `config.evaluation.num_images` of them (64 where that is 0),
-    `grid.png`, `neighbours.png` (`evaluation.neighbours`), and where the config asks for FID
-    `report.md`. What is there of the same weights and sampling is not made again.
+    Writes into `workdir/evaluation`: `config.evaluation.num_images` images (64 if that is 0),
+    `grid.png`, `neighbours.png` (`evaluation.neighbours`), and `report.md` if the config asks for
+    FID. Images of the same weights and sampling are not made again.
     """
     stage = cascade.open_stage(workdir, config=config)
-    options = Options(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
-    measure = None
-    if config.evaluation.feature_metrics:
-        reference = config.evaluation.fid_reference or "train"
-        evaluation = dataclasses.replace(config.evaluation, fid_reference=reference)
-        measured = dataclasses.replace(config, evaluation=evaluation)
-        table = config.evaluation.paper_table
-        measure = features.Wanted(measured, (table,) if table else ())
+    options = GenerateOptions(config.evaluation.num_images or _GRID, seed=config.seed, renew=True)
+    measure, given = None, config.evaluation
+    if given.feature_metrics:
+        measured = changed(config, {"evaluation.fid_reference": given.fid_reference or "train"})
+        tables = (given.paper_table,) if given.paper_table else ()
+        measure = features.GeneratedMetrics(measured, tables)
     generate([stage], workdir / "evaluation", options, measure)
     if jax.process_index() == 0:
         images = Files(workdir / "evaluation" / str(stage.image_size), range(options.num_images))
@@ -125,7 +120,7 @@ def evaluate(config: Config, workdir: epath.Path) -> None:
 
 
 def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
-    """Draws `neighbours.png`: images, and the training images that they are nearest to."""
+    """Draws `neighbours.png`: images beside the training images that they are nearest to."""
     found = neighbours.compare(
         np.stack([images[k] for k in range(min(_COMPARED, len(images)))]),
         image_sets.shown_in_training(config, _SHOWN, workdir / shared.INDEX),
@@ -139,30 +134,30 @@ def _compare(config: Config, workdir: epath.Path, images: Files) -> None:
 def generate(
     stages: Sequence[cascade.Stage],
     output: epath.Path,
-    options: Options,
-    measure: features.Wanted | None = None,
+    options: GenerateOptions,
+    measure: features.GeneratedMetrics | None = None,
 ) -> None:
-    """Makes the images that are missing, stage by stage; then looks at them.
+    """Makes the images that are missing, stage by stage; then draws and measures them.
 
         OUTPUT/64/000012.png      the 13th image as the stage that makes 64 pixels made it
         OUTPUT/1024/000012.png    as the last one did
         OUTPUT/grid.png           the first ones; stages.png: some at all sizes
-        OUTPUT/labels.csv         the class of each, where there are classes
-        OUTPUT/report.md          FID and Inception score, where asked for
+        OUTPUT/labels.csv         the class of each, of class-conditional networks
+        OUTPUT/report.md          FID and Inception score, if they are measured
 
-    Files are written whole or not at all, and image k depends on seed, k and its label alone: so
+    Files are written whole or not at all, and image k depends on seed, k and its label alone. So
     the same command goes on where it was stopped, on any number of processes and devices, and may
     ask for more images. Networks are loaded one after the other.
 
     Args:
       stages: see `stages_of`.
       output: the folder.
-      options: what is asked for.
-      measure: what of the last stage's images; see `measure_of`.
+      options: which images.
+      measure: metrics of the last stage's images; see `measure_of`.
 
     Raises:
-      ValueError: stages do not fit together, or the folder has images made in another way. Before
-        anything is sampled.
+      ValueError: stages do not fit together, or the folder has images made in another way; raised
+        before anything is sampled.
       StoppedError: a signal asked to stop.
     """
     output = epath.Path(storage.absolute(output))
@@ -192,8 +187,10 @@ def generate(
                 features.report_generated(measure, stages, last, output)
 
 
-def _fingerprints(stages: Sequence[cascade.Stage], options: Options) -> list[resumable.Fingerprint]:
-    """Returns that of each stage's images, which holds those of all stages before it."""
+def _fingerprints(
+    stages: Sequence[cascade.Stage], options: GenerateOptions
+) -> list[resumable.Fingerprint]:
+    """Returns the fingerprint of each stage's images, which includes all stages before it."""
     values: dict[str, Any] = {"seed": options.seed}
     if stages[0].num_classes:
         values["labels"] = list(options.labels) or "all in turn"
@@ -210,12 +207,12 @@ def _prepare(
     output: epath.Path,
     folders: Sequence[epath.Path],
     made_by: Sequence[resumable.Fingerprint],
-    options: Options,
+    options: GenerateOptions,
 ) -> None:
-    """Checks that nothing would be replaced that is not ours; then keeps the fingerprints.
+    """Checks that only files of this program would be replaced; then keeps the fingerprints.
 
     Raises:
-      ValueError: images made in another way, or files that this program did not write. Before
+      ValueError: there are images made in another way, or files of other programs; raised before
         anything is touched.
     """
     anew = []
@@ -246,9 +243,9 @@ def _prepare(
 def _survey(
     folder: epath.Path, numbers: Sequence[int], fingerprint: resumable.Fingerprint
 ) -> tuple[set[int], dict[str, str]]:
-    """Returns the numbers of the images that are made, and what is wrong with other files there.
+    """Returns the numbers of the finished images, and what is wrong with files of other programs.
 
-    Images of another fingerprint are neither: they are made anew.
+    Images of another fingerprint are in neither: they are made anew.
     """
     there, is_older = resumable.existing(folder), _is_older(folder)
     wanted, made, unknown = [k for k in numbers if file_of(k) in there], set(), {}
@@ -281,11 +278,11 @@ def _make(
     index: int,
     numbers: Sequence[int],
     output: epath.Path,
-    options: Options,
+    options: GenerateOptions,
     comment: str,
     stop: parallel.StopSignal,
 ) -> None:
-    """Makes the images of these numbers in one stage, from what the one before made."""
+    """Makes the images of these numbers in one stage, from those of the stage before."""
     stage, before = stages[index], stages[index - 1] if index else None
     network, devices = stage.load(), jax.local_device_count()
     size = -(-network.batch_size // devices) * devices
@@ -302,16 +299,16 @@ def _make(
     name = f"{stage.image_size} pixels"
     with (
         contextlib.closing(inputs),
-        shared.progress_of(name, len(numbers), stop) as (advance, each_call),
+        shared.progress_of(name, len(numbers), stop) as (after_call, after_image),
     ):
 
         def begin() -> Iterator[Callable[[], np.ndarray]]:
-            """In the order of the numbers: functions that wait for the images of a batch."""
+            """Yields functions that wait for the images of a batch, in the order of numbers."""
             for first in range(0, len(numbers), size):
                 some = np.asarray(numbers[first : first + size])
                 pixels = np.stack([next(inputs) for _ in some]) if before else None
                 calls = network.refiner.num_batches(len(some), (low, low)) * network.nfe()
-                progress = functools.partial(advance, len(some) / calls) if each_call else None
+                progress = after_call and functools.partial(after_call, len(some) / calls)
                 labels = cascade.labels_of(stages, options.labels, some)
                 keys = cascade.keys_of(options.seed, index, some)
                 yield from cascade.start(network, pixels, keys, labels, progress)
@@ -319,39 +316,33 @@ def _make(
         images = (image for batch in resumable.one_behind(begin()) for image in batch)
         made = zip(numbers, images, strict=True)
         for _ in resumable.in_threads(write, made, ahead=2 * size, eager=True):
-            advance(0.0 if each_call else 1.0)
+            after_image()
 
 
 def _show(
     stages: Sequence[cascade.Stage],
     folders: Sequence[epath.Path],
     output: epath.Path,
-    options: Options,
+    options: GenerateOptions,
 ) -> None:
-    """Draws what was made, and says which class each image is of."""
+    """Draws `grid.png` and `stages.png`, and writes the class of each image."""
     numbers = np.arange(options.num_images)
     labels = cascade.labels_of(stages, options.labels, numbers)
     if labels is not None:
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        names = map(file_of, numbers.tolist())
-        rows.writerows([("image", "label"), *zip(names, labels, strict=True)])
-        storage.write_whole(output / "labels.csv", text.getvalue().encode())
-    last = Files(folders[-1], numbers.tolist())
-    classes = [] if labels is None else sorted({*labels.tolist()})
+        rows = (f"{file_of(k)},{label}\n" for k, label in enumerate(labels))
+        storage.write_whole(output / "labels.csv", f"image,label\n{''.join(rows)}".encode())
+    images = [Files(folder, numbers.tolist()) for folder in folders]
+    stack = lambda files, chosen: np.stack([files[int(k)] for k in chosen])  # noqa: E731
+    classes = [] if labels is None else np.unique(labels).tolist()
     if 1 < len(classes) <= _MOST_COLUMNS and options.num_images >= len(classes):
         rows = min(_GRID // 8, options.num_images // len(classes))
-        chosen = {str(c): numbers[labels == c][:rows] for c in classes}
-        shown = {c: np.stack([last[int(k)] for k in found]) for c, found in chosen.items()}
-        grids.save(grids.grid(shown), output / "grid.png")
+        shown = {str(c): stack(images[-1], numbers[labels == c][:rows]) for c in classes}
+        grid = grids.grid(shown)
     else:
-        images = np.stack([last[k] for k in range(min(_GRID, options.num_images))])
-        grids.save(grids.mosaic(images), output / "grid.png")
+        grid = grids.mosaic(stack(images[-1], numbers[:_GRID]))
+    grids.save(grid, output / "grid.png")
     if len(stages) > 1:
-        some = range(min(_STAGES, options.num_images))
-        sizes = {
-            f"{stage.image_size}x{stage.image_size}": np.stack([Files(f, some)[k] for k in some])
-            for stage, f in zip(stages, folders, strict=True)
-        }
-        grids.save(grids.grid(sizes), output / "stages.png")
+        sizes = (f"{stage.image_size}x{stage.image_size}" for stage in stages)
+        made = (stack(files, numbers[:_STAGES]) for files in images)
+        grids.save(grids.grid(dict(zip(sizes, made, strict=True))), output / "stages.png")
     print(f"{options.num_images} images are in {folders[-1]}; some of them: {output}/grid.png")

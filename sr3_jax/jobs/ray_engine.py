@@ -1,8 +1,8 @@
-"""Upscaling on a Ray cluster: actors, each with one network on its host's devices.
+"""Upscaling on a Ray cluster, by actors with one network each on the devices of their host.
 
-Actors are given chunks of names. What an actor makes it writes itself, whole or not at all, and
-only records come back, so that nothing is lost where an actor dies: another one does the chunk
-again, image by image; an image at which actors die again and again fails.
+An actor takes a chunk of inputs, writes their outputs, whole or not at all, and returns records. If
+it dies, others do its chunk again, image by image. An image at which actors die again and again
+fails.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.jobs import shared
 
-_CHUNK = 64  # images that an actor is given at once, and at most done again
+_CHUNK = 64  # images of a chunk, which may all be done again
 _MAX_DEATHS = 3  # of actors at one image
-_NO_PROGRESS_SECONDS = 6 * 3600  # of a cluster without any record: a job that hangs must end
+_NO_PROGRESS_SECONDS = 6 * 3600  # without any answer of an actor; then the job ends
 _LOOPBACK = "127.0.0.1"
-_PASSED_ON = ("JAX_", "XLA_", "LIBTPU_", "SR3_")  # variables, to workers
-_OBJECT_STORE_BYTES = 100 << 20  # of a cluster of this machine: only names and records go there
+_PASSED_ON = ("JAX_", "XLA_", "LIBTPU_", "SR3_")  # prefixes of variables that workers get
+_OBJECT_STORE_BYTES = 100 << 20  # of a cluster of this machine, for names and records
 
 
 class ActorError(RuntimeError):
@@ -41,13 +41,7 @@ class ActorError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Everything that who upscales has to know: an actor, or this process.
-
-    Attributes:
-      network: which one, and how it samples.
-      output: the folder of outputs.
-      options: how files are upscaled.
-    """
+    """The work of an actor, or of this process: a network, the folder of outputs, and options."""
 
     network: cascade.Stage
     output: str
@@ -63,15 +57,15 @@ class Upscaler:
     """The actor."""
 
     def __init__(self, work: Work) -> None:
-        """Loads the network; where that fails, `upscale` says so."""
+        """Loads the network; `upscale` raises the errors of that."""
         self._work, self._failure = work, ""
         try:
             self._resolver = work.load()
-        except Exception as error:  # whatever it is, it must reach the user
+        except Exception as error:  # any error must reach the user
             self._failure = f"{type(error).__name__}: {error}"
 
     def upscale(self, refs: Sequence[sources.FileRef]) -> list[manifest.Record]:
-        """Upscales a chunk, perhaps an empty one; where it raises something, image by image."""
+        """Upscales a chunk, which may be empty; after an error, image by image."""
         if self._failure:
             raise ActorError(f"a worker could not start: {self._failure}")
         records: list[manifest.Record] = []
@@ -104,26 +98,26 @@ def run(
     """Yields one record for each input, in no particular order.
 
     Args:
-      work: what actors do; its folders must be reachable from all hosts.
+      work: of the actors; all hosts must reach its folders.
       inputs: the images.
-      stop: entered here, and looked at every second.
-      address: of a cluster, `auto` for the one this machine belongs to; None starts one of this
-        machine alone, unless this process is connected to one.
-      num_workers: actors; None for one on each host with TPUs, one for each GPU, or, of a cluster
-        without either, one on each host.
+      stop: entered here, and checked every second.
+      address: of a cluster, or `auto` for that of this machine; None starts one of this machine
+        alone, unless this process is connected to one.
+      num_workers: number of actors; None for one on each host with TPUs, one for each GPU, or, if
+        the cluster has neither, one on each host.
 
     Raises:
       ImportError: Ray is not installed.
-      ActorError: the network cannot be loaded there, or no actor has answered for six hours.
+      ActorError: an actor cannot load the network, or none has answered for six hours.
       StoppedError: a signal asked to stop.
     """
-    with cluster(address) as ray, stop:  # in this order: Ray takes SIGTERM when it starts
+    with cluster(address) as ray, stop:  # in this order, since Ray handles SIGTERM as it starts
         each, count = _resources(ray)
         upscaler = ray.remote(**each)(Upscaler)
         actors = num_workers or count
         size = max(1, min(_CHUNK, -(-len(inputs) // actors)))
         refs = [sources.FileRef(ref.name, os.fspath(epath.Path(ref.path))) for ref in inputs]
-        # What is left to do, and how many actors have died at it.
+        # Chunks that are left, and how many actors have died at each.
         left = collections.deque((refs[i : i + size], 0) for i in range(0, len(refs), size))
         free: list[Any] = []
         busy: dict[Any, tuple[Any, list[sources.FileRef], int]] = {}
@@ -132,7 +126,7 @@ def run(
             busy[actor.upscale.remote(chunk)] = (actor, chunk, deaths)
 
         for _ in range(min(actors, len(left))):
-            give(upscaler.remote(work), [], 0)  # answered when the network is loaded
+            give(upscaler.remote(work), [], 0)  # it answers when the network is loaded
         answered = time.monotonic()
         while left or any(chunk for _, chunk, _ in busy.values()):
             while left and free:
@@ -163,11 +157,11 @@ def run(
 
 @contextlib.contextmanager
 def cluster(address: str | None, **options: Any) -> Iterator[Any]:
-    """Yields Ray, connected to a cluster; one that this process is connected to already is kept.
+    """Yields Ray, connected to a cluster; an existing connection is kept.
 
-    A cluster of this machine alone listens on the loopback interface and asks for a token, which
-    this process and its workers alone have. Ray itself would listen on all interfaces, and run
-    whatever anyone sends it.
+    A cluster of this machine alone listens on the loopback interface and asks for a token that only
+    this process and its workers have. By default Ray listens on all interfaces and runs whatever it
+    is sent.
 
     Args:
       address: of a cluster, or `auto`; None starts one of this machine alone.
@@ -177,13 +171,13 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
       ImportError: Ray is not installed.
       ActorError: this version of Ray does not keep to the loopback interface.
     """
-    # Before it is imported: it would tell its makers about each use, and upload this folder.
+    # Set before the import: no reports of usage, and no upload of this folder.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     closed = {}
     if address is None and "ray" not in sys.modules:
-        # The first has Ray keep the loopback address that it is given, as it does on macOS.
+        # The first makes Ray keep the loopback address that it is given, as on macOS.
         closed = {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
@@ -214,15 +208,9 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
 def _start(ray: Any, address: str | None, **options: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        given = {"num_cpus": os.cpu_count(), **options}
-        ray.init(
-            address="local",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _node_ip_address=_LOOPBACK,
-            **quiet,
-            **given,
-        )
+        closed = {"address": "local", "include_dashboard": False, "_node_ip_address": _LOOPBACK}
+        given = {"num_cpus": os.cpu_count(), "object_store_memory": _OBJECT_STORE_BYTES, **options}
+        ray.init(**closed, **quiet, **given)
         if any(node["NodeManagerAddress"] != _LOOPBACK for node in ray.nodes()):
             raise ActorError(
                 f"Ray {ray.__version__} listens on all interfaces of this machine, as it does "
@@ -235,7 +223,7 @@ def _start(ray: Any, address: str | None, **options: Any) -> None:
             "can run programs on the cluster at %s (docs/upscaling.md)",
             address,
         )
-    # To other machines: jax's settings and this project's, and this package as it is here.
+    # Other machines get the settings of jax and of this project, and this package as it is here.
     variables = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
     package = epath.Path(__file__).parent.parent
     runtime_env = {"env_vars": variables, "py_modules": [str(package)]}
@@ -246,7 +234,7 @@ def _resources(ray: Any) -> tuple[dict[str, Any], int]:
     """Returns the resources of an actor, and how many actors there is room for."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if chips := [node["TPU"] for node in nodes if node.get("TPU")]:
-        # All of a host's: a process that takes some of them locks the others.
+        # All chips of a host, since a process that takes some of them locks the others.
         return {"num_cpus": 0, "resources": {"TPU": min(chips)}}, len(chips)
     if gpus := int(sum(node.get("GPU", 0) for node in nodes)):
         return {"num_cpus": 1, "num_gpus": 1}, gpus

@@ -1,8 +1,9 @@
-"""What several jobs need."""
+"""Checks, listings and progress bars of several jobs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import secrets
@@ -24,14 +25,13 @@ from sr3_jax.parallel import StoppedError
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data.pipeline import Pipeline
 
-# In the workdir: the images found when the run began.
-INDEX = "index"
+INDEX = "index"  # in the workdir: the images found when the run began
 
 _MOST_NAMED = 20  # files, in one message
-# Up to so many images a bar moves with every network call, for which each is waited for.
+# For at most so many images a bar moves with every network call, which must be waited for.
 _FEW = 32
 
-# Of columns of pictures, where they are not a method's name.
+# Labels of methods in pictures, where they differ from their names.
 LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
 
 
@@ -40,7 +40,7 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
     """Holds a folder for a job of any number of processes; see `data.locks.hold`.
 
     Raises:
-      HeldError: another job holds it; in every process.
+      HeldError: another job holds it; raised in every process.
     """
     with contextlib.ExitStack() as stack:
         error: Exception | None = None
@@ -49,7 +49,7 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
                 stack.enter_context(locks.hold(folder, job))
             except (locks.HeldError, OSError) as why:
                 error = why
-        # Nobody begins before the folder is held, or waits for those that cannot.
+        # No process begins before the folder is held, or waits for others if it is not.
         if not parallel.of_all_processes(np.asarray([error is None])).all():
             raise error or locks.HeldError(f"process 0 could not take {folder} for this job")
         check_shared(folder)
@@ -100,9 +100,9 @@ def listed(reasons: Mapping[str, str]) -> str:
 
 
 def list_images(config: Config, workdir: epath.Path, *, training: bool) -> None:
-    """Has process 0 list the images where no list is kept yet, and leave it to the others.
+    """Makes the lists of images that are not kept yet, in process 0, for all processes.
 
-    Those to train on where `training`, and the held-out ones.
+    They are of the held-out images and, if `training`, of those to train on.
     """
     if jax.process_index() == 0:
         if training:
@@ -119,8 +119,7 @@ def check_same_config(config: Config) -> None:
     """
     digest = hashlib.sha256(to_json(config).encode()).digest()
     everyone = parallel.of_all_processes(np.frombuffer(digest, np.uint8)[None])
-    differs = (everyone != everyone[0]).any(axis=1)
-    if differs.any():
+    if (differs := (everyone != everyone[0]).any(axis=1)).any():
         raise ValueError(
             f"process {int(np.argmax(differs))} of {len(everyone)} has another config than process "
             "0; give all the same flags, and the same version of the code"
@@ -128,10 +127,10 @@ def check_same_config(config: Config) -> None:
 
 
 def check_same_images(images: Pipeline) -> None:
-    """Has all processes read a few images, and compares what they have read.
+    """Checks that all processes read the same pixels, by a few images.
 
     Raises:
-      ValueError: where one has other images, as where each host has a disk of its own.
+      ValueError: a process reads another image, as if each host had a disk of its own.
     """
     if jax.process_count() == 1:
         return
@@ -139,20 +138,18 @@ def check_same_images(images: Pipeline) -> None:
     chosen = sorted({0, last // 3, last // 2, last})
     seen = np.array([[images.fingerprint(index) for index in chosen]])
     everyone = parallel.of_all_processes(seen)
-    for process, theirs in enumerate(everyone):
-        if (theirs != everyone[0]).any():
-            index = chosen[int(np.argmax(theirs != everyone[0]))]
-            raise ValueError(
-                f"process {process} of {len(everyone)} reads another image than process 0 as "
-                f"{images.name(index)}; give all hosts the same images, by one file system or a "
-                "bucket"
-            )
+    for process, which in np.argwhere(everyone != everyone[0]):
+        raise ValueError(
+            f"process {process} of {len(everyone)} reads another image than process 0 as "
+            f"{images.name(chosen[which])}; give all hosts the same images, by one file system or "
+            "a bucket"
+        )
 
 
 def count_unusable(images: Pipeline) -> dict[str, int]:
-    """Counts the unusable images of all processes; too many end all processes alike."""
+    """Counts the unusable images of all processes; too many are an error in every process."""
     damaged, too_small = images.unusable
-    # Below zero for the one kind, so that one exchange does for both.
+    # Negative numbers stand for one kind, so that one exchange does for both.
     found = parallel.union(np.concatenate([damaged, -1 - too_small]))
     damaged = found[found >= 0]
     images.check_damaged(damaged)
@@ -162,10 +159,10 @@ def count_unusable(images: Pipeline) -> dict[str, int]:
 def held_out(
     config: Config, workdir: epath.Path, count: int
 ) -> tuple[UInt[np.ndarray, "b h w 3"], UInt[np.ndarray, "b h2 w2 3"]]:
-    """Low and high resolutions of the first held-out images, all at once, in one process.
+    """Returns the low and high resolutions of the first `count` held-out images.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no image is usable.
     """
     list_images(config, workdir, training=False)
     pipeline = image_sets.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
@@ -183,46 +180,46 @@ def held_out(
 
 
 def check_signal(stop: parallel.StopSignal) -> None:
-    """Raises StoppedError where a signal asked this process to stop.
+    """Raises StoppedError if a signal asked this process to stop.
 
-    Args:
-      stop: alone, since processes that each have files of their own need not agree.
+    Other processes are not asked: each has files of its own, so they need not agree.
     """
     if (signal := stop.asked(0)) is not None:
         raise StoppedError(signal, "the same command does what is missing", alone=True)
 
 
 def advance(bar: tqdm.tqdm, share: float) -> None:
-    """Moves on by a share of an image; sums of shares may round to more than the total."""
+    """Moves a bar by a share of an image; sums of shares may round to more than the total."""
     bar.update(min(share, bar.total - bar.n))
 
 
 @contextlib.contextmanager
 def progress_of(
-    name: str, total: int, stop: parallel.StopSignal
-) -> Iterator[tuple[Callable[[float], None], bool]]:
+    name: str, total: int, stop: parallel.StopSignal, *, by_calls: bool = True
+) -> Iterator[tuple[Callable[[float], None] | None, Callable[[], None]]]:
     """Shows a bar over images that are sampled.
 
     Yields:
-      A function that moves the bar by a share of an image, and raises StoppedError where a signal
-      asked to stop; and whether to call it with each network call, or with each image only.
+      A function to call after each network call with the share of an image that it made, or None if
+      the bar moves by whole images (which it does if `by_calls` is False); and one to call after
+      each image. Both raise StoppedError if a signal asked to stop.
     """
+    by_calls = by_calls and (total <= _FEW or jax.default_backend() == "cpu")
     with progress_bar(name, total) as bar:
 
-        def advance_by(share: float) -> None:
+        def move(share: float) -> None:
             check_signal(stop)
             advance(bar, share)
 
-        yield advance_by, total <= _FEW or jax.default_backend() == "cpu"
+        yield move if by_calls else None, functools.partial(move, 0.0 if by_calls else 1.0)
 
 
-def progress_bar(name: str, total: int) -> tqdm.tqdm:
-    """A bar over images that moves while a batch is refined."""
+def progress_bar(name: str, total: int, unit: str = "images") -> tqdm.tqdm:
+    """Returns a bar that can move by shares of a unit."""
     return tqdm.tqdm(
         total=total,
         desc=name,
-        unit="image",
         dynamic_ncols=True,
         disable=jax.process_index() != 0,
-        bar_format="{l_bar}{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]",
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} " + unit + " [{elapsed}<{remaining}{postfix}]",
     )

@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -36,8 +36,8 @@ _NUM_LOGGED_SAMPLES = 4
 def train(config: Config, workdir: epath.Path) -> None:
     """Trains or resumes in `workdir`, and evaluates.
 
-    Writes `config.json`, `checkpoints/`, TensorBoard's event files and `evaluation/`. If the
-    config is refused, the workdir stays as it was.
+    Writes `config.json`, `checkpoints/`, TensorBoard's event files and `evaluation/`. A config that
+    is refused leaves the workdir as it was.
 
     Raises:
       ValueError: the config cannot work, or its network is not that of the checkpoints.
@@ -47,20 +47,44 @@ def train(config: Config, workdir: epath.Path) -> None:
         _train(config, workdir)
 
 
+class TrainingProgram(NamedTuple):
+    """The jitted training step of a config; the initial state, and its shapes and shardings."""
+
+    denoiser: models.Denoiser
+    init: Callable[[], training_state.TrainState]
+    state: training_state.TrainState
+    step: jax.stages.Wrapped
+
+
+def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram:
+    """Returns the training step of a config; nothing is allocated or compiled."""
+    denoiser, optimizer = networks.denoiser(config), networks.optimizer(config)
+    init = functools.partial(
+        training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
+    )
+    shapes = jax.eval_shape(init)
+    state = jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        training_state.state_shardings(layout, shapes),
+    )
+    schedule = schedules.training_schedule(config)
+    step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
+    return TrainingProgram(
+        denoiser, init, state, training_step.jit_train_step(step, layout, shapes)
+    )
+
+
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
-    denoiser, schedule = networks.denoiser(config), schedules.training_schedule(config)
-    model = denoiser.network
-    optimizer = networks.optimizer(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
     # Faults are found now, not after days of training.
     schedules.sampler(config)
-    features.check_installed(config.evaluation.feature_metrics)
-    init = functools.partial(
-        training_state.init_state, model, optimizer, config.seed, config.data.image_size
-    )
-    like = _like(init, layout)
+    features.check(config)
+    program = training_program(config, layout)
+    denoiser, like = program.denoiser, program.state
+    model = denoiser.network
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
     shared.list_images(config, workdir, training=True)
@@ -73,14 +97,13 @@ def _train(config: Config, workdir: epath.Path) -> None:
         keep_best=config.checkpoint.keep_best,
     )
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
-    state = _first_state(init, like, checkpointer)
+    state = _first_state(program.init, like, checkpointer)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
         checkpointer.close()
         _keep_config(config, workdir)
         evaluate(config, workdir)
         return
-    train_step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
@@ -91,15 +114,14 @@ def _train(config: Config, workdir: epath.Path) -> None:
     shapes = training_step.batch_shapes(
         layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
     )
-    program = training_step.jit_train_step(train_step, layout, state)
     logging.info(
         "compiling the training step and the validation, which usually takes one to five minutes, "
         "or seconds if they were compiled before"
     )
     start = time.perf_counter()
-    compiled = parallel.compile_for(mesh.devices.flat[0], program.lower(state, shapes))
+    compiled = parallel.compile_for(mesh.devices.flat[0], program.step.lower(state, shapes))
     _check_memory_of(compiled, mesh)
-    validate = _validation(config, workdir, denoiser, schedule, state.ema_params, mesh)
+    validate = _validation(config, workdir, denoiser, state.ema_params, mesh)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
@@ -140,63 +162,48 @@ def _keep_config(config: Config, workdir: epath.Path) -> None:
         run_file.save(config, workdir / "config.json")
 
 
-def _like(
-    init: Callable[[], training_state.TrainState], layout: parallel.Layout
-) -> training_state.TrainState:
-    """Returns shapes, types and shardings of the state's arrays; nothing is allocated."""
-    shapes = jax.eval_shape(init)
-    return jax.tree.map(
-        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        shapes,
-        training_state.state_shardings(layout, shapes),
-    )
-
-
 def _check_memory(like: training_state.TrainState, mesh: jax.sharding.Mesh) -> None:
-    """Checks that the training state fits into memory, before minutes of compilation.
-
-    Activations come on top; the compiler reports them.
-
-    Raises:
-      ValueError: it does not fit.
-    """
+    """Checks that the training state fits into memory, before minutes of compilation."""
     needed = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(like)
     )
-    device = mesh.local_devices[0]
-    if device.platform == "cpu":
-        needed *= len(mesh.local_devices)  # they share the memory of the machine
-    free = parallel.free_bytes(device)
-    if free is not None and needed > free:
-        millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
-        raise ValueError(
-            f"the training state (parameters, average, Adam) of this network of {millions:.0f}M "
-            f"parameters takes {needed / 1e9:.3g} GB of memory, but {free / 1e9:.3g} GB are free. "
-            "Lower config.model.channels or config.model.multipliers, or split the state over more "
-            "devices by config.parallel.layout=zero1"
-        )
+    millions = sum(leaf.size for leaf in jax.tree.leaves(like.params)) / 1e6
+    _check_free(
+        needed,
+        mesh,
+        "the training state (parameters, average, Adam) of this network of "
+        f"{millions:.0f}M parameters takes {{}} GB of memory",
+        "Lower config.model.channels or config.model.multipliers, or split the state over more "
+        "devices by config.parallel.layout=zero1",
+    )
 
 
 def _check_memory_of(program: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
     """Checks that the temporary arrays of a compiled training step fit beside the state.
 
     It checks CPUs alone, since the compilers for TPUs and GPUs refuse programs that do not fit.
-
-    Raises:
-      ValueError: it does not fit.
     """
-    device, found = mesh.local_devices[0], program.memory_analysis()
-    free = parallel.free_bytes(device)
-    if found is None or free is None or device.platform != "cpu":
-        return
-    needed = found.temp_size_in_bytes * len(mesh.local_devices)
-    if needed > free:
-        raise ValueError(
-            f"a training step takes {needed / 1e9:.3g} GB of memory besides its state, but "
-            f"{free / 1e9:.3g} GB are free. Lower config.train.batch_size, raise "
-            "config.train.accumulate_steps, set config.model.remat, or use more devices"
+    found = program.memory_analysis()
+    if found is not None and mesh.local_devices[0].platform == "cpu":
+        _check_free(
+            found.temp_size_in_bytes,
+            mesh,
+            "a training step takes {} GB of memory besides its state",
+            "Lower config.train.batch_size, raise config.train.accumulate_steps, set "
+            "config.model.remat, or use more devices",
         )
+
+
+def _check_free(needed: int, mesh: jax.sharding.Mesh, need: str, fix: str) -> None:
+    """Raises ValueError if a device has fewer free bytes than needed."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        needed *= len(mesh.local_devices)  # they share the memory of the machine
+    free = parallel.free_bytes(device)
+    if free is not None and needed > free:
+        need = need.format(f"{needed / 1e9:.3g}")
+        raise ValueError(f"{need}, but {free / 1e9:.3g} GB are free. {fix}")
 
 
 def _first_state(
@@ -216,8 +223,15 @@ def _first_state(
     return state
 
 
-def _validation(config, workdir, denoiser, schedule, params, mesh) -> loop.Validate:
+def _validation(
+    config: Config,
+    workdir: epath.Path,
+    denoiser: models.Denoiser,
+    params: models.Params,
+    mesh: jax.sharding.Mesh,
+) -> loop.Validate:
     """Returns a compiled function: parameters to mean losses of held-out images, at fixed noise."""
+    schedule = schedules.training_schedule(config)
     of_batch = training_step.make_validation(denoiser, schedule, config)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)

@@ -9,17 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, run_file, schedules, with_sampling
+from sr3_jax.config import Config, in_words, resolve, run_file, schedules, with_sampling
 from sr3_jax.data import locks, resumable, storage
-from sr3_jax.evaluation import schedule_search
+from sr3_jax.evaluation import evaluator, schedule_search
 from sr3_jax.evaluation.pretrained import common, process
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, shared
+from sr3_jax.jobs import shared
 from sr3_jax.metrics import registry
 from sr3_jax.parallel import StoppedError
 
@@ -28,21 +27,21 @@ _SHOWN = 6  # images, in a picture
 
 
 def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> None:
-    """Searches sampler and schedule on held-out images; see `config.tuning` for how.
+    """Searches sampler and schedule on held-out images, by the options of `config.tuning`.
 
-    Every trial is a row of `workdir/tuning/trials.jsonl`; started again, the search goes on. At the
+    Every trial is a row of `workdir/tuning/trials.jsonl`, so that the same command goes on. At the
     end `workdir/inference.json` holds the sampling that upscaling then uses, `tuning/table.md` the
-    best of each number of network calls; `tuning/quality.png` shows quality against calls and
-    seconds (Figure 12 of the paper), and `tuning/samples.png` images of the best.
+    best of each number of network calls, `tuning/quality.png` quality against calls and seconds
+    (Figure 12 of the paper), and `tuning/samples.png` images of the best.
 
     Args:
       config: of the run.
       workdir: of the run.
-      calls: a budget of network calls for an image, instead of those of `config.tuning.calls`.
+      calls: network calls for an image, in place of those of `config.tuning.calls`.
 
     Raises:
-      ValueError: options that cannot work, a baseline, several processes, or trials of another
-        checkpoint or other images in that folder.
+      ValueError: the method is a baseline, there are several processes, or the folder has trials of
+        another checkpoint or other images.
       HeldError: another search is at work in the workdir.
       StoppedError: a signal asked to stop; the trial under way is lost.
     """
@@ -53,13 +52,14 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
             "tune_schedule runs in one process, on all its devices; use --num_processes=1"
         )
     if option := registry.METRICS[config.tuning_metric].option:
-        features.check_installed((option,), "tuning.metric")
+        key = "config.tuning.metric"
+        if missing := list(resolve.metrics(config.evaluation, (option,), key)):
+            raise ValueError(in_words(missing))
     with locks.hold(workdir / FOLDER, "tuning of schedules"):
         _tune(config, workdir, calls)
 
 
 def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
-    """Searches; see `tune_schedule`."""
     options, metric = config.tuning, config.tuning_metric
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
@@ -77,10 +77,13 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     )
     trials = schedule_search.Trials(folder / "trials.jsonl", fingerprint)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
+    counts = {budget: options.num_trials for budget in budgets}
+    if options.reference_calls:
+        counts.setdefault(options.reference_calls, 1)
     with parallel.StopSignal() as stop:
-        reference = [(options.reference_calls, 1)] if options.reference_calls else []
-        for budget, count in [*((n, options.num_trials) for n in budgets), *reference]:
-            with _bar(f"{budget} calls", max(0, count - len(trials.of(budget)))) as bar:
+        for budget, count in counts.items():
+            left = max(0, count - len(trials.of(budget)))
+            with shared.progress_bar(f"{budget} calls", left, "trials") as bar:
                 while len(trials.of(budget)) < count:
                     sampling = schedule_search.propose(trials, metric, budget, config.seed)
                     progress = functools.partial(shared.advance, bar)
@@ -88,8 +91,9 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
                         config, resolver, sampling, budget, score, low, stop, progress
                     )
                     best = trials.best(metric, budget, beside=trial)
-                    if best is trial:
-                        _keep(folder / "images" / f"{budget}.npy", made)
+                    if best is trial:  # kept before its row, since a search may take several runs
+                        with storage.open_whole(folder / "images" / f"{budget}.npy") as file:
+                            np.save(file, made)
                     trials.add(trial)
                     if best:
                         bar.set_postfix_str(f"{metric} {best.metrics[metric]:.4g}")
@@ -97,9 +101,9 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     if best is None:
         raise ValueError(f"every trial was refused; {folder / 'trials.jsonl'} says why")
     table = schedule_search.table(trials, metric, sorted({r.calls for r in trials.rows}))
-    storage.write_whole(str(folder / "table.md"), table.encode())
+    storage.write_whole(folder / "table.md", table.encode())
     schedule_search.draw(trials, metric, folder / "quality.png", options.reference_calls)
-    _draw_samples(folder, sorted({*budgets, *(n for n, _ in reference)}), low, high)
+    _draw_samples(folder, sorted(counts), low, high)
     found = {
         "sampling": _keys(best.sampling),
         "calls": best.calls,
@@ -107,16 +111,15 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
         "chosen_by": fingerprint.values,
     }
     path = workdir / run_file.INFERENCE
-    storage.write_whole(str(path), json.dumps(found, indent=2).encode())
+    storage.write_whole(path, json.dumps(found, indent=2).encode())
     print(table)
     print(f"{path}: {best.calls} calls, {schedule_search.describe(best.sampling)}")
-    said = schedule_search.speedup(trials, metric, options.reference_calls, options.tolerance)
-    if said:
-        print(said)
-    print(
-        f"all trials: {folder / 'trials.jsonl'}; drawn: {folder / 'quality.png'}, "
-        f"{folder / 'samples.png'}"
-    )
+    if faster := schedule_search.speedup(
+        trials, metric, options.reference_calls, options.tolerance
+    ):
+        print(faster)
+    drawn = f"{folder / 'quality.png'}, {folder / 'samples.png'}"
+    print(f"all trials: {folder / 'trials.jsonl'}; drawn: {drawn}")
 
 
 def _try(
@@ -129,7 +132,7 @@ def _try(
     stop: parallel.StopSignal,
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
-    """Runs a trial; returns it with its result, and the first images."""
+    """Runs a trial; returns it with its result, and the first images; None if it is refused."""
     changed = with_sampling(config, _keys(sampling))
     try:
         schedules.sampler(changed)
@@ -138,8 +141,7 @@ def _try(
         return schedule_search.Trial(calls, sampling, "refused", str(error)), None
     resolver.make_sampler = functools.partial(schedules.sampler, changed)
 
-    # Two samples of each image; its noise is the same in all trials, so that they differ by the
-    # sampler alone.
+    # Two samples of each image, of the same noise in all trials: they differ by the sampler alone.
     twice, steps = np.concatenate([low, low]), sampling["num_steps"]
     share = 1 / resolver.num_refinements(twice.shape, steps)
 
@@ -155,49 +157,32 @@ def _try(
     return trial, samples[0, :_SHOWN]
 
 
-def _keep(path: epath.Path, images: np.ndarray) -> None:
-    """Writes the images of the best trial of a budget; a search may take several runs."""
-    with storage.open_whole(str(path)) as file:
-        np.save(file, images)
-
-
 def _draw_samples(
     folder: epath.Path, budgets: Sequence[int], low: np.ndarray, high: np.ndarray
 ) -> None:
     columns = {"input": low[:_SHOWN]}
     for calls in budgets:
         path = folder / "images" / f"{calls}.npy"
-        if path.exists():  # not where all trials were refused
+        if path.exists():  # unless all trials were refused
             with path.open("rb") as file:
                 columns[f"{calls} calls"] = np.load(file)
     grids.save(grids.grid(columns | {"reference": high[:_SHOWN]}), folder / "samples.png")
 
 
 def _keys(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Without what only the search needs."""
+    """Returns the keys of `config.sampling`, without those of the search."""
     return {key: value for key, value in sampling.items() if key != "search"}
 
 
 def _score(
-    samples: np.ndarray,
-    *,
-    config: Config,
-    low: np.ndarray,
-    high: np.ndarray,
-    metric: str,
+    samples: np.ndarray, *, config: Config, low: np.ndarray, high: np.ndarray, metric: str
 ) -> dict[str, float]:
+    """Returns the metrics of two samples `[2, n, h, w, 3]`; those of images are of the first."""
     made = samples[0]
-    given = {"reference": high, "low_resolution": low, "luminance": False, "border": 0}
-    found = {m.name: float(m.compute(samples, given)) for m in registry.of("trial")}
-    found |= {m.name: float(m.compute(made, given).mean()) for m in registry.of("image")}
+    found = {m.name: float(m.compute(samples, {"reference": high})) for m in registry.of("trial")}
+    found |= {name: float(np.mean(n)) for name, n in evaluator.score(made, high, low).items()}
     if option := registry.METRICS[metric].option:
         inputs = common.Inputs({"made": list(made)}, list(high))
         measured = process.measure((option,), inputs, config.evaluation.weights)
         found[metric] = measured.means["made"][metric]
     return found
-
-
-def _bar(name: str, total: int) -> tqdm.tqdm:
-    """Over trials; it moves with every network call."""
-    bar_format = "{l_bar}{bar}| {n:.1f}/{total} trials [{elapsed}<{remaining}{postfix}]"
-    return tqdm.tqdm(desc=name, total=total, dynamic_ncols=True, bar_format=bar_format)

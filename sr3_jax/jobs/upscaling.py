@@ -35,26 +35,26 @@ def upscale(
     engine_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Upscales what has no output yet, or whose input has changed; returns how many inputs failed.
+    """Upscales inputs without an output, and changed ones; returns the number that failed.
 
-    Every output is written whole or not at all, so that the same command goes on where a job was
-    stopped or killed. `output/manifest.jsonl` has the status of each input. Nothing is replaced
-    that this program did not write there, and never an input (docs/guarantees.md).
+    Every output is written whole or not at all, so the same command goes on where a job was stopped
+    or killed. `output/manifest.jsonl` has the status of each input. Only files that this program
+    wrote are replaced, and never an input (docs/guarantees.md).
 
     Args:
       workdir: of a training run.
       input_path: an image, or a folder of them; local or a URL.
-      output: a folder, made where missing.
-      options: how.
+      output: a folder, which need not exist.
+      options: of upscaling files.
       sampling: keys of `config.sampling`, before those of `inference.json` and of the config.
-      engine: `local` uses the devices of this process, and where there are several processes each
-        takes its share; `ray` a cluster (`jobs.ray_engine`).
+      engine: `local` uses the devices of this process, or of each process for its share; `ray` a
+        cluster (`jobs.ray_engine`).
       engine_options: of `ray_engine.run`.
-      overwrite: make outputs anew that are there, whoever wrote them.
+      overwrite: replaces all existing outputs, whoever wrote them.
 
     Raises:
       ValueError: an output would be one of the inputs, two inputs would have one output, or the
-        folder has outputs made in another way, or files that this program did not write.
+        folder has outputs made in another way or files of other programs.
       HeldError: another job is at work in the folder.
       OSError: the folder takes no files.
       StoppedError: a signal asked to stop.
@@ -74,8 +74,7 @@ def upscale(
     work, fingerprint = Work(network, str(output), options), _fingerprint(network, options)
     if not overwrite:
         fingerprint.check(output)
-    # Pictures by their names, of formats that are not read.
-    unread = getattr(found, "unread", ())
+    unread = getattr(found, "unread", ())  # pictures of formats that are not read
     with shared.holding(output, "upscaling"):
         if jax.process_index() == 0:
             _prepare(found, input_path, output, fingerprint, options, overwrite=overwrite)
@@ -108,23 +107,24 @@ def _upscale(
     engine: Engine,
     engine_options: Mapping[str, Any],
 ) -> Iterator[manifest.Record]:
-    """Yields the record of each input as it is done; raises StoppedError where a signal asks."""
+    """Yields the record of each input as it is done; raises StoppedError if a signal asks."""
     if not missing:
         return
-    stop = parallel.StopSignal(alone=True)
-    with shared.progress_of("upscale", len(missing), stop) as (advance, each_call):
-        if engine == "ray":
+    stop, is_local = parallel.StopSignal(alone=True), engine == "local"
+    progress = shared.progress_of("upscale", len(missing), stop, by_calls=is_local)
+    with progress as (after_call, after_image):
+        if is_local:
+            with stop:
+                records = upscale_files.upscale_files(
+                    work.load(), missing, work.output, work.options, after_call
+                )
+                for record in records:
+                    yield record
+                    after_image()
+        else:
             for record in ray_engine.run(work, missing, stop, **engine_options):
                 yield record
-                advance(1.0)
-            return
-        with stop:
-            progress = advance if each_call else None
-            for record in upscale_files.upscale_files(
-                work.load(), missing, work.output, work.options, progress
-            ):
-                yield record
-                advance(0.0 if each_call else 1.0)
+                after_image()
 
 
 def _prepare(
@@ -136,10 +136,10 @@ def _prepare(
     *,
     overwrite: bool,
 ) -> None:
-    """Finds what is to be made, and writes fingerprint and plan: so the folder takes files.
+    """Finds what is to be made; writes fingerprint and plan, which shows that files can be written.
 
     Raises:
-      ValueError: a file in the place of an output is not one that this program wrote there.
+      ValueError: a file in the place of an output was not written by this program.
     """
     damage = manifest.damage(output)
     if overwrite and (damage or not fingerprint.fits(output)):
@@ -163,7 +163,7 @@ def _prepare(
 
 
 def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
-    """Everything that decides what an input becomes."""
+    """Returns everything that decides what an input becomes."""
     how, given = network.fingerprint(), dataclasses.asdict(options)
     steps = given.pop("steps") or how.values["num_steps"]
     return dataclasses.replace(how, values={**how.values, **given, "num_steps": steps})
@@ -202,7 +202,7 @@ def _check_outputs(
 
 
 def _conclude(output: epath.Path, names: Sequence[str]) -> int:
-    """Makes the manifest, prints how many outputs there are, and returns how many inputs failed."""
+    """Makes the manifest, prints a summary, and returns the number of inputs that failed."""
     manifest.merge(output)
     wanted = set(names)
     rows = [row for row in manifest.read(output) if row.input in wanted]

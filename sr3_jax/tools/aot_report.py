@@ -2,21 +2,22 @@
 
     python -m sr3_jax.tools.aot_report --config=configs/imagenet_64_256.py --topology=v3:8x8
 
-compiles the training step (or, with --mode=sample, one call of the denoiser, the program of all
-sampling) for TPUs that need not be there: memory by part, operations, bytes, collectives, and the
-compiler's own estimate of the time. Needs libtpu (`pip install libtpu`), which runs on any Linux.
+compiles the training step (or, with --mode=sample, one call of the denoiser) for TPUs, which need
+not be there, and reports memory by part, operations, bytes, collectives, and the compiler's
+estimate of the time. It needs libtpu (`pip install libtpu`), which runs on any Linux.
 `--topology=h100`, `a100` or `rtx4090` compiles for one GPU, and needs `pip install 'jax[cuda13]'`,
-but no GPU. Its compiler estimates no time; there is a sum of our own (`roofline`). Nothing here is
-a measurement.
+but no GPU; its time is the sum of `roofline`, since its compiler estimates none. Nothing here is a
+measurement.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -28,7 +29,7 @@ from sr3_jax import command_line, models, parallel
 from sr3_jax.config import Config, changed, layouts, networks, read, schedules
 from sr3_jax.data import storage
 from sr3_jax.parallel import topology as topologies
-from sr3_jax.tools.aot import programs, roofline
+from sr3_jax.tools.aot import STEPS_OF_THE_PAPER, programs, roofline
 
 # XLA chooses among Triton's kernels for matrix products by timing them. It cannot do so without a
 # GPU, and some do not compile, so cuBLAS computes all products.
@@ -55,7 +56,6 @@ _QUICK = flags.DEFINE_bool(
 )
 _HLO = flags.DEFINE_string("hlo", None, "File to write the compiled program to, as text.")
 
-_STEPS_OF_THE_PAPER = 1_000_000
 _CALLS = "of the denoiser, the program that upscaling runs; without the sampler's sums between them"
 _QUICK_OPTIONS = {"xla_jf_convolution_performance_target": 0}
 
@@ -66,24 +66,21 @@ class Report:
 
     Attributes:
       hbm_parts: unpadded sizes of arrays that stay between steps, padded sizes of the others.
+      flops_per_core: of the compiled program, with recomputation and zeros of packed convolutions.
+      model_flops_per_core: of the network as written (`models.count_flops`).
       estimated_step_seconds: the compiler's estimate: the sum over operations of the longer of
         arithmetic at the peak and bytes at the memory's bandwidth; None if it gives none.
+      nfe: number of calls of the denoiser for a batch, by `config.sampling`; None for training.
+      share_of_peak: of the core's bf16 peak, by `model_flops_per_core` and the estimate.
       cycle_seconds: the sum of the kernels' cycles by the compiler's cost model, without
-        collectives. It exceeds the estimate, since no kernel reaches the peak. None for a quick
-        report.
-      compiler: its version.
+        collectives; it exceeds the estimate. None for a quick report.
+      quick: whether kernels were emitted in the first way, not the best one.
       kernels: number of kernels that a GPU launches; None for TPUs.
       float32_images: number and bytes of the images that a GPU's kernels write in float32.
       bytes_by_kind: bytes that each opcode, and each call of a library, moves on a GPU.
-      quick: whether kernels were emitted in the first way, not the best one.
-      flops_per_core: of the compiled program; a packed convolution's zeros and what is recomputed
-        are among them.
-      model_flops_per_core: of the network as written (`models.count_flops`).
-      nfe: number of calls of the denoiser for a batch, by `config.sampling`; None for training.
-      share_of_peak: of the core's bf16 peak, by `model_flops_per_core`, if the estimate holds.
       collectives: number, and bytes of the results, of each kind of collective.
-      parts: for each part of the network, `seconds`, `arithmetic_seconds` among them, and
-        `num_bytes`, by our own sum over the program's operations (`roofline`).
+      parts: `seconds`, `arithmetic_seconds` and `num_bytes` of each part of the network, by
+        `roofline`.
       message: the compiler's message if the program does not fit.
       advice: options that make it fit.
     """
@@ -176,10 +173,16 @@ def compile_report(
     parts["activations and other temporaries"] = memory.temp_size_in_bytes
     parts["program"] = memory.generated_code_size_in_bytes
     used = _used_bytes(memory)
-    facts |= _gpu_facts(found) if is_gpu else {}
-    if is_gpu and used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
-        message = f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes"
-        return too_big(used, message, " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.")
+    if is_gpu:
+        images = roofline.float32_images(found)
+        facts |= {
+            "kernels": len(found),
+            "float32_images": {"count": len(images), "bytes": sum(images)},
+            "bytes_by_kind": roofline.by_kind(found),
+        }
+        if used > (most := _GPU_SHARE * topologies.gpu_memory(topology)):
+            message = f"{used / 1e9:.1f} GB are more than the {most / 1e9:.1f} GB that jax takes"
+            return too_big(used, message, " XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 helps, too.")
     size = config.data.image_size if is_training else config.tile_size
     model_flops = models.count_flops(networks.model(config), size)
     model_flops *= config.train.batch_size / len(devices) * (3 if is_training else 1)
@@ -195,33 +198,22 @@ def compile_report(
     )
 
 
-def largest_batch(
-    config: Config,
-    topology: str,
-    mode: Mode,
-    hlo_path: str | None = None,
-    quick: bool = False,
-) -> Report:
+def largest_batch(config: Config, topology: str, compile_one: Callable[[Config], Report]) -> Report:
     """Returns the report of the largest batch that fits, by doubling or halving that of `config`.
 
     If not even one image for each group of devices fits, the report says so.
     """
     groups = parallel.num_batch_parts(layouts.layout(config, topologies.devices(topology)).mesh)
     parts = groups * config.train.accumulate_steps
-
-    def of(rows: int) -> Report:
-        other = changed(config, {"train.batch_size": rows * parts})
-        return compile_report(other, topology, mode, hlo_path, quick)
-
+    of = lambda rows: compile_one(changed(config, {"train.batch_size": rows * parts}))  # noqa: E731
     rows = config.train.batch_size // parts
     report = of(rows)
-    if not report.fits:
-        while not report.fits and rows > 1:
-            rows //= 2
-            report = of(rows)
-        return report
-    while (larger := of(2 * rows)).fits:
-        report, rows = larger, 2 * rows
+    if report.fits:
+        while (larger := of(2 * rows)).fits:
+            report, rows = larger, 2 * rows
+    while not report.fits and rows > 1:
+        rows //= 2
+        report = of(rows)
     return report
 
 
@@ -294,13 +286,9 @@ def _costs(
     model_flops: float,
     devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
-    """Returns a report's fields about arithmetic, bytes and time, of one core.
+    """Returns a report's fields about arithmetic, bytes and time of one core.
 
-    Args:
-      cost: the compiler's analysis; None for GPUs, where the operations are summed instead.
-      found: the operations of the program.
-      model_flops: operations of the network as written.
-      devices: devices of the topology.
+    `cost` is the compiler's analysis, or None for GPUs, for which the operations are summed.
     """
     if cost is None:
         cost = {
@@ -317,19 +305,9 @@ def _costs(
         "bytes_per_core": cost["bytes accessed"],
         "estimated_step_seconds": seconds,
         "estimated_steps_per_second": seconds and 1.0 / seconds,
-        "estimated_days_for_1m_steps": seconds and seconds * _STEPS_OF_THE_PAPER / 86_400,
+        "estimated_days_for_1m_steps": seconds and seconds * STEPS_OF_THE_PAPER / 86_400,
         "share_of_peak": seconds and peak and model_flops / seconds / peak,
         "parts": {name: dataclasses.asdict(share) for name, share in shares.items()},
-    }
-
-
-def _gpu_facts(found: list[roofline.Operation]) -> dict[str, Any]:
-    """Returns the fields of a report that only GPUs have."""
-    images = roofline.float32_images(found)
-    return {
-        "kernels": len(found),
-        "float32_images": {"count": len(images), "bytes": sum(images)},
-        "bytes_by_kind": roofline.by_kind(found),
     }
 
 
@@ -358,16 +336,17 @@ def _used_hbm(message: str) -> int | None:
 
 def _advice(config: Config, layout: parallel.Layout) -> str:
     """Returns options that make a program fit, the cheapest first."""
-    rows = config.train.batch_size // config.train.accumulate_steps
+    steps, groups = config.train.accumulate_steps, parallel.num_batch_parts(layout.mesh)
     ideas = []
     if layout.name == "replicated":
         ideas.append("--config.parallel.layout=zero1")
-    if rows > parallel.num_batch_parts(layout.mesh):
-        ideas.append(f"--config.train.accumulate_steps={2 * config.train.accumulate_steps}")
+    is_splittable = config.train.batch_size // steps > groups
+    if is_splittable:
+        ideas.append(f"--config.train.accumulate_steps={2 * steps}")
         ideas.append("a smaller --config.train.batch_size")
     if not config.model.remat:
         ideas.append("--config.model.remat=True")
-    if rows <= parallel.num_batch_parts(layout.mesh):
+    if not is_splittable:
         spatial = layout.mesh.shape[parallel.SPATIAL_AXIS]
         ideas.append(f"--config.parallel.spatial={2 * spatial}")
     return "To make it fit, in this order: " + ", ".join(ideas) + ", or a larger topology."
@@ -377,8 +356,18 @@ def main(_: list[str]) -> None:
     """Prints the report of the flags."""
     if _CONFIG.value is None:
         raise ValueError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
-    make = largest_batch if _LARGEST.value else compile_report
-    report = make(read(_CONFIG.value), _TOPOLOGY.value, _MODE.value, _HLO.value, _QUICK.value)
+    config = read(_CONFIG.value)
+    compile_one = functools.partial(
+        compile_report,
+        topology=_TOPOLOGY.value,
+        mode=_MODE.value,
+        hlo_path=_HLO.value,
+        quick=_QUICK.value,
+    )
+    if _LARGEST.value:
+        report = largest_batch(config, _TOPOLOGY.value, compile_one)
+    else:
+        report = compile_one(config)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     report = dataclasses.replace(report, config=epath.Path(name).stem)
     print(render(report))

@@ -25,6 +25,8 @@ from absl import flags
 from sr3_jax import command_line
 from sr3_jax.config import cascades
 from sr3_jax.data import storage
+from sr3_jax.evaluation.report import markdown
+from sr3_jax.tools.aot import STEPS_OF_THE_PAPER
 
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "File of the table.")
@@ -46,7 +48,6 @@ _STAGES = (*_BASES, "imagenet_64_256", "ffhq_256_1024")
 SAME_PROGRAMS = {"imagenet_64_256": "ffhq_64_256"}
 _BATCH_OF_THE_PAPER = ("v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 _ONE_HOST = "v3:2x2"
-_STEPS_OF_THE_PAPER = 1_000_000
 _BEGIN, _END = "<!-- aot_table: begin -->\n", "<!-- aot_table: end -->\n"
 # Rows of the table of cascades.
 _WHOLE_CASCADES = ("cascade_ffhq_1024", "cascade_imagenet_256")
@@ -86,15 +87,8 @@ def _program(
 
 def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the reports as a Markdown table, in the order of `programs`; some may be missing."""
-    lines = [
-        "| config | topology (cores) | program | batch | memory per core | step | steps/s "
-        "| share of peak | days for 1M steps | bytes moved per core |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, _ in programs():
-        if name not in reports:
-            continue
-        row = reports[name]
+    rows = []
+    for row in (reports[name] for name, _ in programs() if name in reports):
         memory = row["hbm_bytes_per_core"]
         cells = [
             ", ".join(filter(None, (row["config"], SAME_PROGRAMS.get(row["config"])))),
@@ -103,24 +97,29 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
             row["batch_size"],
             f"{memory / 1e9:.2f} GB" if memory else "",
         ]
-        seconds = row["estimated_step_seconds"]
         if not row["fits"]:
             cells[-1] += " **does not fit**"
-            cells += [""] * 5
-        else:
-            # A star marks roofline's sum, where the compiler gives no estimate.
-            star = " *" if seconds is None else ""
-            seconds = _seconds(row)
-            days = seconds * _STEPS_OF_THE_PAPER / 86_400
-            cells += [
+            rows.append(cells + [""] * 5)
+            continue
+        # A star marks roofline's sum, where the compiler gives no estimate.
+        star = " *" if row["estimated_step_seconds"] is None else ""
+        seconds = _seconds(row)
+        days = seconds * STEPS_OF_THE_PAPER / 86_400
+        rows.append(
+            [
+                *cells,
                 f"{seconds:.4f} s{star}",
                 f"{1 / seconds:.2f}{star}",
                 f"{row['share_of_peak']:.1%}" if not star else "",
                 f"{days:.1f}{star}" if row["mode"] == "train" else "",
                 f"{row['bytes_per_core'] / 1e9:.1f} GB",
             ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        )
+    headings = (
+        "config, topology (cores), program, batch, memory per core, step, steps/s, share of peak, "
+        "days for 1M steps, bytes moved per core"
+    )
+    return markdown.table(headings.split(", "), rows) + "\n"
 
 
 def _seconds(row: Mapping[str, Any]) -> float:
@@ -134,10 +133,7 @@ def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
     Guidance, transfers of images and the loading of networks are not included.
     """
-    lines = [
-        "| cascade | cores | images at once | steps times a step's time | in all | an image |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     same = {other: name for name, other in SAME_PROGRAMS.items()}
     for cascade in _WHOLE_CASCADES:
         config = cascades.read(importlib.import_module(f"configs.{cascade}").get_config())
@@ -154,9 +150,9 @@ def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
             batch = rows[0][0]["batch_size"]
             each = " + ".join(f"{steps} x {_seconds(row) * 1e3:.2f} ms" for row, steps in rows)
             cores = f"{rows[0][0]['topology']} ({rows[0][0]['num_cores']})"
-            cells = (cascade, cores, batch, each, f"{total:.1f} s", f"{total / batch:.3f} s")
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append((cascade, cores, batch, each, f"{total:.1f} s", f"{total / batch:.3f} s"))
+    headings = "cascade, cores, images at once, steps times a step's time, in all, an image"
+    return markdown.table(headings.split(", "), lines) + "\n"
 
 
 def write_table(document: pathlib.Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sr3_jax import command_line
 from sr3_jax.config import SECTIONS, Config, fields
+from sr3_jax.evaluation.report import markdown
 
 _HEAD = """# Options
 
@@ -34,11 +35,12 @@ def page() -> str:
 def _section(name: str, section: type) -> Iterator[str]:
     summary = (section.__doc__ or "").strip()
     yield f"\n## {name or 'The run'}\n\n{summary}\n"
-    yield "| option | default | range | meaning |\n|---|---|---|---|"
+    rows = []
     for key, (_, default, what) in fields.declared(section).items():
         mark = "" if what.may_change else " *"
         cells = (f"`{key}`{mark}", f"`{_text(default)}`", what.range(), what.meaning)
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        rows.append([cell.replace("|", "\\|") for cell in cells])
+    yield markdown.table(["option", "default", "range", "meaning"], rows)
 
 
 def _text(value: Any) -> str:

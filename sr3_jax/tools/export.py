@@ -1,18 +1,18 @@
-"""The sampler of a trained run as files that jax alone can run: `python -m sr3_jax.tools.export`.
+"""Exports the sampler of a run to files that jax alone can run: `python -m sr3_jax.tools.export`.
 
     python -m sr3_jax.tools.export --workdir=runs/quickstart --output=FOLDER [--size=64x64]
     python FOLDER/run.py INPUT.png OUTPUT.png
 
 writes all refinement steps as one StableHLO program for images of one size, in batches of any size,
-and beside it the weights, a description, and an example that runs it where this package and Flax
-are not installed. For a seed it gives what `SuperResolver.upscale(images, seed=[...])` gives, up to
-rounding: both draw the same noise. Larger images than a tile are left to
-`--mode=upscale`.
+with the weights, a description, and an example that runs it without this package and Flax. For a
+seed its results are those of `SuperResolver.upscale(images, seed=[...])`, up to rounding. Images
+larger than a tile are left to `--mode=upscale`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import re
@@ -29,18 +29,18 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import command_line, diffusion, image_ops, models
+from sr3_jax import command_line, diffusion, image_ops
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver, tiling
 from sr3_jax.models import Params
-from sr3_jax.tools import export_example, export_files
-from sr3_jax.tools.export_files import ABOUT, EXAMPLE, PROGRAM, WEIGHTS
+from sr3_jax.tools import export_example
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax has names for
+PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # as jax names them
 
-# What docs.jax.dev/en/latest/export/export.html#compatibility-guarantees says of every export.
+# By docs.jax.dev/en/latest/export/export.html#compatibility-guarantees.
 _PROMISE = (
     "jax promises to run it with releases up to 6 months newer than the one it was made with, by "
     "the dates of the releases, and up to 3 weeks older; export anew after that"
@@ -49,15 +49,15 @@ _PROMISE = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is exported; see `make_plan`.
+    """An export; see `make_plan`.
 
     Attributes:
-      config: of the run, with the sampling that is exported.
-      sampler: of the steps that are exported.
+      config: of the run, with the sampling of the export.
+      sampler: of the refinement steps.
       size: height and width of the low resolution.
-      tile: height and width of what the network sees.
-      factor: by how much images grow.
-      platforms: that the program shall run on.
+      tile: height and width of the network's input.
+      factor: growth of images.
+      platforms: that the program runs on.
     """
 
     config: Config
@@ -82,15 +82,15 @@ def make_plan(
     """Plans the export of a run.
 
     Args:
-      config: its section `sampling` says how images are drawn.
+      config: of the run, with the sampling to export.
       size: height and width of the low resolution; None for a square of
         `config.data.low_resolution`.
       steps: refinement steps; None for the config's.
-      platforms: some of `PLATFORMS`; none of them needs to be here.
+      platforms: some of `PLATFORMS`, whether they are here or not.
 
     Raises:
-      ValueError: for images larger than a tile, steps that the schedule cannot do, or an unknown
-        platform.
+      ValueError: images are larger than a tile, the schedule cannot do the steps, or a platform is
+        unknown.
     """
     if not config.has_source or config.model.num_classes:
         raise ValueError(
@@ -120,12 +120,37 @@ def make_plan(
     return plan
 
 
+def check_output(folder: str) -> None:
+    """Checks that an export replaces only files of an export.
+
+    Raises:
+      FileExistsError: the folder has other files of these names.
+      NotADirectoryError: the folder is a file.
+    """
+    folder = folder.rstrip("/")
+    if storage.exists(folder) and not storage.is_folder(folder):
+        raise NotADirectoryError(f"--output={folder} is a file; give a folder")
+    there = [
+        name for name in (ABOUT, PROGRAM, WEIGHTS, EXAMPLE) if storage.exists(f"{folder}/{name}")
+    ]
+    try:
+        about = json.loads(storage.read(f"{folder}/{ABOUT}")) if ABOUT in there else {}
+        is_export = about["versions"]["sr3_jax"] and set(about["files"]) == {PROGRAM, WEIGHTS}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_export = False
+    if there and not is_export:
+        raise FileExistsError(
+            f"--output={folder} has files that this command would replace, and did not make as far "
+            f"as one can tell: {', '.join(there)}; remove them, or give another folder"
+        )
+
+
 def export_sampler(plan: Plan, params: Params) -> jax_export.Exported:
-    """The sampler as a program of any batch size.
+    """Returns the sampler as a program of any batch size.
 
     Args:
-      plan: what to export.
-      params: the network's weights, or their shapes; they are arguments of the program.
+      plan: the export.
+      params: the network's weights, or their shapes.
 
     Returns:
       A function of the leaves of `params` in their order, the low resolution uint8 `[b, h, w, 3]`
@@ -138,7 +163,7 @@ def export_sampler(plan: Plan, params: Params) -> jax_export.Exported:
         jax.ShapeDtypeStruct((b, *plan.size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b,), jnp.uint32),
     ]
-    # Arguments that a baseline does not use stay, so that all programs are called alike.
+    # Unused arguments of baselines stay, so that all programs are called alike.
     program = jax.jit(_program(plan, structure), keep_unused=True)
     return jax_export.export(program, platforms=plan.platforms)(*arguments)
 
@@ -152,14 +177,14 @@ def write(
 ) -> dict[str, Any]:
     """Writes an export's four files, each whole or not at all.
 
-    The description comes last and has the others' checksums, so that files of two exports are never
+    The description comes last, with checksums of the others, so that files of two exports are never
     taken for one.
 
     Args:
-      folder: for the files, on a disk or in a bucket; need not exist.
-      plan: what is exported.
+      folder: on a disk or in a bucket; need not exist.
+      plan: the export.
       params: the weights.
-      exported: as `export_sampler` made it of them.
+      exported: the result of `export_sampler`.
       checkpoint_step: of training, for the description.
 
     Returns:
@@ -173,18 +198,22 @@ def write(
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(params)
     }
-    files, plain = {}, {name: export_files.plain(array) for name, array in weights.items()}
+    # numpy knows no bfloat16, which is stored as its bits.
+    arrays = {
+        name: array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+        for name, array in weights.items()
+    }
+    files = {}
     for name, save in (
         (PROGRAM, lambda file: file.write(bytes(exported.serialize()))),
-        (
-            WEIGHTS,
-            lambda file: np.savez(file, **plain),
-        ),
+        (WEIGHTS, lambda file: np.savez(file, **arrays)),
     ):
-        with storage.open_whole(f"{folder}/{name}") as file:
-            hashed = export_files.Hashed(file)
-            save(hashed)
-        files[name] = {"sha256": hashed.sha256.hexdigest(), "bytes": hashed.size}
+        path = f"{folder}/{name}"
+        with storage.open_whole(path) as file:
+            save(file)
+        with storage.open_read(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        files[name] = {"sha256": sha256, "bytes": storage.size(path)}
     about = _describe(plan, exported, checkpoint_step) | {
         "files": files,
         "weights": [
@@ -199,10 +228,9 @@ def write(
 
 
 def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    # Packed, as TPUs want it, the network would be slow elsewhere.
+    # Width packing suits TPUs and is slow elsewhere.
     tpu, others = (
-        _sampling(plan, structure, _denoiser(plan.config, packed_channels))
-        for packed_channels in (networks.TPU_LANES, 1)
+        _sampling(plan, structure, packed_channels) for packed_channels in (networks.TPU_LANES, 1)
     )
     if "tpu" not in plan.platforms:
         return others
@@ -212,9 +240,11 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
 
 
 def _sampling(
-    plan: Plan, structure: Any, denoiser: models.Denoiser
+    plan: Plan, structure: Any, packed_channels: int
 ) -> Callable[..., UInt8[Array, "b h w 3"]]:
     sampling = plan.config.effective_sampling
+    packed_channels = plan.config.model.packed_channels or packed_channels
+    denoiser = networks.denoiser(changed(plan.config, {"model.packed_channels": packed_channels}))
     height, width = plan.large_size
     filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
@@ -237,11 +267,6 @@ def _sampling(
         return image_ops.to_uint8(y_0)
 
     return sample
-
-
-def _denoiser(config: Config, packed_channels: int) -> models.Denoiser:
-    packed_channels = config.model.packed_channels or packed_channels
-    return networks.denoiser(changed(config, {"model.packed_channels": packed_channels}))
 
 
 def _describe(
@@ -280,7 +305,7 @@ def _text(size: tuple[int, int]) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Of a flag."""
+    """Reads --size."""
     if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
         raise ValueError(
             f"--size={text} is no size; give height x width of the low resolution, as 64x64"
@@ -290,7 +315,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _which(text: str | None) -> Which | None:
-    """Of a flag."""
+    """Reads --which."""
     if text is None or text in ("latest", "best"):
         return text
     if not text.isdecimal():
@@ -301,27 +326,25 @@ def _which(text: str | None) -> Which | None:
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The command's; not at import, so that the module can be used beside other tools."""
-    text = lambda name, default, words: flags.DEFINE_string(  # noqa: E731
-        name, default, words, flag_values=values
-    )
-    text("workdir", None, "Folder of the run; local or gs://.")
-    text("output", None, "Folder for the files; local or gs://.")
-    text("size", None, "Height x width of the low resolution, as 64x64; the config's if not given.")
-    text("which", None, "latest, best or a step; config.evaluation.checkpoint if not given.")
-    flags.DEFINE_integer(
-        "steps", None, "Refinement steps; the config's if not given.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "platforms", "cpu,cuda,tpu", f"Of {', '.join(PLATFORMS)}.", flag_values=values
-    )
+    """Defines the flags; not on import, so that the module can be used beside other tools."""
+    for name, meaning in (
+        ("workdir", "Folder of the run; local or gs://."),
+        ("output", "Folder for the files; local or gs://."),
+        ("size", "Height x width of the low resolution, as 64x64. Default: the config's."),
+        ("which", "latest, best or a step. Default: config.evaluation.checkpoint."),
+    ):
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+    meaning = "Refinement steps. Default: the config's."
+    flags.DEFINE_integer("steps", None, meaning, flag_values=values)
+    meaning = f"Of {', '.join(PLATFORMS)}."
+    flags.DEFINE_list("platforms", "cpu,cuda,tpu", meaning, flag_values=values)
 
 
 def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
-    """Exports, and says what."""
+    """Exports, and prints a summary."""
     if not given.workdir or not given.output:
         raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
-    export_files.check_output(given.output)
+    check_output(given.output)
     size = None if given.size is None else _size(given.size)
     which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
     config = run_file.load(workdir / "config.json")

@@ -1,12 +1,12 @@
-"""A folder of images to a few large files: `python -m sr3_jax.tools.prepare_data`.
+"""Packs a folder of images into a few large files: `python -m sr3_jax.tools.prepare_data`.
 
     python -m sr3_jax.tools.prepare_data --input=FOLDER --output=DIR --image_size=256
 
-reads every image once, keeps its largest central square at 256 pixels (by area, as training does,
-in PNG), and leaves TFRecord files that training opens at once and reads in any order
-(`--config.data.source=tfrecord --config.data.path=DIR`), with the same batches as from the folder.
-For folders of millions of files, and for buckets. It can be stopped at any time; the same command
-goes on. `--check` reads what is there again and compares checksums.
+resizes the largest central square of each image to 256 pixels (by area, as training does) and
+writes TFRecord files of PNGs, which training reads in any order (`--config.data.source=tfrecord
+--config.data.path=DIR`), with the same batches as from the folder. It is meant for millions of
+files and for buckets. It can be stopped at any time; the same command goes on. `--check` reads the
+files again and compares checksums.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _CHECK = flags.DEFINE_bool("check", False, "Compare the files of --output with t
 
 
 def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
-    """Writes what is missing of `plan` in `num_workers` processes; returns the manifest.
+    """Writes the missing files of `plan` in `num_workers` processes; returns the manifest.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds other files.
         locks.HeldError: another command is at work in the folder.
         OSError: a file cannot be written.
-        ValueError: no image could be used, or the folder lies in that of the images.
+        ValueError: no image is usable, or the folder lies in that of the images.
     """
     prepared.check_place(plan)
     with locks.hold(plan.output, "prepare_data"):
@@ -54,28 +54,22 @@ def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
                 dynamic_ncols=True,
                 file=sys.stderr,
             ) as bar,
-            worker_processes.pool(num_workers, _Worker.begin, (plan,)) as pool,
+            worker_processes.pool(num_workers, _begin, (plan,)) as pool,
         ):
-            tasks = [pool.submit(_Worker.write, part) for part in missing]
+            tasks = [pool.submit(_write, part) for part in missing]
             for task in futures.as_completed(tasks):
                 bar.update(sum(task.result()))
         return prepared.finish(plan)
 
 
-class _Worker:
-    """A process that writes files; it gets the plan, with all names in it, once."""
+def _begin(plan: prepared.Plan) -> None:
+    """Gives a worker the plan, with all names in it, once."""
+    global _plan
+    _plan = plan
 
-    plan: prepared.Plan
 
-    @classmethod
-    def begin(cls, plan: prepared.Plan) -> None:
-        """At its start."""
-        cls.plan = plan
-
-    @classmethod
-    def write(cls, part: int) -> tuple[int, int]:
-        """Writes one file."""
-        return prepared.write_file(cls.plan, part)
+def _write(part: int) -> tuple[int, int]:
+    return prepared.write_file(_plan, part)
 
 
 def main(_: list[str]) -> int | None:

@@ -1,12 +1,12 @@
-"""What a config trains on, as a picture: `python -m sr3_jax.tools.preview_data`.
+"""Draws the images that a config trains on: `python -m sr3_jax.tools.preview_data`.
 
     python -m sr3_jax.tools.preview_data --config=configs/ffhq_16_128.py --config.data.path=FOLDER \
         --output=preview.png
 
-draws the first images of the first training step as the network gets them, flips and blurs
-included, one a row: the low resolution, x, which is its bicubic upsampling, and y_0. It then reads
-a thousand images, or as many as are asked for, and counts what is usable, too small and damaged,
-and what is lost of the others, such as 16 bits that are read at 8.
+draws the first images of the first training step as the network gets them, with flips and blurs:
+the low resolution, x (its bicubic upsampling) and y_0 in each row. It then reads a thousand images,
+or `--num_read`, and counts those that are usable, too small and damaged, and losses such as 16 bits
+that are read at 8.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,22 +28,16 @@ from PIL import Image
 
 from sr3_jax import command_line, image_ops
 from sr3_jax.config import Config, changed, image_sets, read
-from sr3_jax.data import pipeline, sources, storage
+from sr3_jax.data import sources, storage
 from sr3_jax.evaluation.report import grids
 from sr3_jax.training import step as training_step
 
 _MOST_NAMED = 20
-_COMMENT = "sr3_jax.tools.preview_data"  # in the PNG: a file that may be replaced
+_COMMENT = "sr3_jax.tools.preview_data"  # in the PNG, which may then be replaced
 
 
 class Preview(NamedTuple):
-    """What a config's images are.
-
-    Attributes:
-      sheet: the picture.
-      counts: lines of text, also at the foot of the sheet.
-      skipped: reasons by name, of the images that were read and cannot be used.
-    """
+    """A picture of a config's images; the counts at its foot; why images are unusable, by name."""
 
     sheet: UInt8[np.ndarray, "h w 3"]
     counts: list[str]
@@ -51,10 +45,10 @@ class Preview(NamedTuple):
 
 
 def preview(config: Config, num_images: int, num_read: int, held_out: bool = False) -> Preview:
-    """Draws the first `num_images` of a config, and reads `num_read` of them (0: all) to count.
+    """Draws the first `num_images` of a config, and counts among `num_read` of them (0: all).
 
     Raises:
-      ValueError: of a wrong config, or where no image is usable.
+      ValueError: no image is usable.
     """
     allowed_share, size = config.data.max_bad_share, config.data.image_size
     config = changed(config, {"data.max_bad_share": 1.0, "data.cache_gb": 0.0})
@@ -63,14 +57,20 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
         size = config.evaluation_size
     else:
         source = image_sets.training_source(config)
-    made = _pipeline(config, source, num_images, held_out)
+    # More than are shown, since some may be unusable.
+    batch_size = min(4 * num_images, config.train.batch_size)
+    if held_out:
+        made = image_sets.evaluation_pipeline(config, batch_size)
+    else:
+        made = image_sets.make_pipeline(config, source, batch_size, config.data.image_size)
     config = changed(config, {"data.dtype": made.dtype.name})  # whatever is counted
     batches = made.evaluation_batches() if held_out else made.training_batches()
     with contextlib.closing(batches):
         # Row i of the first batch is row i of the first step.
         step, batch = next((i, b) for i, b in enumerate(batches) if b["weight"].any())
     rows = np.flatnonzero(batch["weight"])[:num_images]
-    seen = batch if held_out else _augmented(config, batch, step)
+    augment = jax.jit(lambda rows: training_step.augment(rows, step, config))
+    seen = batch if held_out else augment(dict(batch))
     low, high = (np.asarray(seen[k])[rows] for k in ("low_resolution", "high_resolution"))
     names = [
         source[index].name + (f"  class {label}" if label >= 0 else "")
@@ -85,24 +85,10 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
     return Preview(grids.grid(columns, names, counts), counts, skipped)
 
 
-def _pipeline(
-    config: Config, source: sources.Source, num_images: int, held_out: bool
-) -> pipeline.Pipeline:
-    # Some more than are shown, since some may be unusable.
-    batch_size = min(4 * num_images, config.train.batch_size)
-    if held_out:
-        return image_sets.evaluation_pipeline(config, batch_size)
-    return image_sets.make_pipeline(config, source, batch_size, config.data.image_size)
-
-
-def _augmented(config: Config, batch: pipeline.Batch, step: int) -> Mapping[str, Any]:
-    return jax.jit(lambda rows: training_step.augment(rows, step, config))(dict(batch))
-
-
 def _count(
     config: Config, source: sources.Source, num_read: int, image_size: int, allowed_share: float
 ) -> tuple[list[str], Mapping[str, str]]:
-    """Lines of text, and the reasons of the unusable ones by name."""
+    """Returns the counts as lines of text, and why images are unusable, by name."""
     total = len(source)
     chosen = np.arange(total)
     if 0 < num_read < total:
@@ -132,11 +118,11 @@ def _count(
 
 
 def check_output(config: Config, output: str) -> None:
-    """Checks where the picture shall go, before anything is read.
+    """Checks the path of the picture, before anything is read.
 
     Raises:
-      FileExistsError: there is a file that is no preview.
-      ValueError: it would be among the images of the config, or is no PNG by its name.
+      FileExistsError: the file exists and is no preview.
+      ValueError: the path is among the images of the config, or does not end in .png.
     """
     for key in ("path", "low_path", "eval_path", "eval_low_path"):
         folder = getattr(config.data, key)
@@ -152,7 +138,7 @@ def check_output(config: Config, output: str) -> None:
     try:
         with Image.open(io.BytesIO(storage.read(output)), formats=("PNG",)) as file:
             is_preview = file.info.get("Comment") == _COMMENT
-    except (OSError, ValueError, SyntaxError):  # Pillow's, for what is no PNG
+    except (OSError, ValueError, SyntaxError):  # Pillow raises these for other files
         is_preview = False
     if not is_preview:
         raise FileExistsError(
@@ -162,13 +148,11 @@ def check_output(config: Config, output: str) -> None:
 
 
 def define_flags() -> None:
-    """The command's; not at import, so that `preview` can be used beside other tools."""
+    """Defines the flags; not on import, so that `preview` can be used beside other tools."""
     config_flags.DEFINE_config_file("config", None, "The config, as for training.")
     flags.DEFINE_string("output", "preview.png", "Picture to write.")
     flags.DEFINE_integer("num_images", 6, "Rows of the picture.", 1)
-    flags.DEFINE_integer(
-        "num_read", 1000, "So many, chosen at random, are read and counted; 0: all.", 0
-    )
+    flags.DEFINE_integer("num_read", 1000, "Images to read and count, at random; 0: all.", 0)
     flags.DEFINE_bool("held_out", False, "Show the held-out images, in their order.")
 
 
@@ -179,7 +163,7 @@ def main(_: list[str]) -> None:
         raise ValueError("--config=configs/NAME.py is needed")
     output = os.path.expanduser(given.output)
     check_output(given.config, output)
-    # Listed at the end, not between the lines of the progress bar.
+    # Unusable images are listed at the end, not within the progress bar.
     logging.set_verbosity(logging.ERROR)
     made = preview(read(given.config), given.num_images, given.num_read, given.held_out)
     grids.save(made.sheet, output, _COMMENT)

@@ -1,4 +1,4 @@
-"""What the metrics of pretrained networks share: inputs, results, torch-fidelity, and weights."""
+"""Inputs, results, libraries and weights of the metrics of pretrained networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sr3_jax.data import image_files, storage
 
 @runtime_checkable
 class Images(Protocol):
-    """RGB images of 8 or 16 bits, each read as it is asked for; IndexError after the last."""
+    """RGB images of 8 or 16 bits, each read when it is asked for; IndexError after the last."""
 
     def __len__(self) -> int: ...
 
@@ -30,15 +30,14 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What networks measure.
+    """The images that networks measure.
 
     Attributes:
-      methods: images by the name of what made them.
-      reference: what each should be; None if there is no such thing.
+      methods: images by the name of their method.
+      reference: reference of each image; None for images made from nothing.
       labels: class of each reference, from 0.
-      fid_reference: what FID compares with: images, or a file of their statistics; None for
-        `reference`.
-      make_fid_reference: gives the images of that file if it does not exist yet.
+      fid_reference: references of FID, or a file of their statistics; None for `reference`.
+      make_fid_reference: returns the images of that file, if it does not exist yet.
     """
 
     methods: Mapping[str, Images]
@@ -54,46 +53,46 @@ class Inputs:
 
 
 class Measured:
-    """What was measured.
+    """Results of networks.
 
     Attributes:
-      means: by method and metric; a row `reference` is of the references.
-      of_images: by method and metric, one number an image; metrics of sets have none.
-      protocol: how, a statement each.
+      means: by method and metric; `reference` is the references' own row.
+      of_images: by method and metric, one number for each image; metrics of sets have none.
+      protocol: statements on how they were measured.
     """
 
     def __init__(self, methods: Iterable[str] = ()) -> None:
-        """Nothing yet; `methods` are the rows in their order."""
+        """Takes the names of the rows in their order."""
         self.means: dict[str, dict[str, float]] = {name: {} for name in methods}
         self.of_images: dict[str, dict[str, list[float]]] = {name: {} for name in self.means}
         self.protocol: list[str] = []
 
     def add(self, method: str, **of_images: list[float]) -> None:
-        """Adds each image's numbers, by metric, and their means."""
+        """Adds the numbers of each image, by metric, and their means."""
         for metric, values in of_images.items():
             self.of_images.setdefault(method, {})[metric] = values
             self.means.setdefault(method, {})[metric] = float(np.mean(values))
 
     def add_all(self, other: Measured) -> None:
-        """Adds what another has."""
+        """Adds other results of the same rows."""
         for method, means in other.means.items():
             self.means[method] |= means
             self.of_images[method] |= other.of_images.get(method, {})
         self.protocol += other.protocol
 
 
-def bar(name: str, total: int | None = None) -> tqdm.tqdm:
-    """A bar over images."""
-    return tqdm.tqdm(desc=name, total=total, unit="image", dynamic_ncols=True)
+def bar(name: str, images: Iterable[Any]) -> tqdm.tqdm:
+    """Returns the images, which move a bar as they are read."""
+    return tqdm.tqdm(images, desc=name, unit="image", dynamic_ncols=True)
 
 
 def checked(
     images: Images | Iterable[UInt[np.ndarray, "_h _w 3"]],
 ) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
-    """Each image, in the 8 bits that pretrained networks take.
+    """Yields each image in the 8 bits that pretrained networks take.
 
     Raises:
-      ValueError: one that is not RGB of 8 or 16 bits.
+      ValueError: an image is not RGB of 8 or 16 bits.
     """
     for i, image in enumerate(images):
         if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
@@ -105,10 +104,10 @@ def checked(
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[str]:
-    """A file's path on a disk, for libraries that know no buckets.
+    """Yields the path of a file, or of a copy of it if it is in a bucket.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no such file.
     """
     path = os.path.expanduser(path)
     if not storage.exists(path):
@@ -124,15 +123,15 @@ def local_copy(path: epath.PathLike) -> Iterator[str]:
 
 @contextlib.contextmanager
 def naming_weights(network: str, weights: epath.PathLike | None) -> Iterator[None]:
-    """Says of what goes wrong while a network is loaded which weights it is about.
+    """Adds the names of network and weights to errors of loading.
 
     Raises:
-      OSError: they could not be downloaded.
-      ValueError: they are not the network's.
+      OSError: the weights could not be downloaded.
+      ValueError: the weights are not the network's.
     """
     try:
         yield
-    # Which errors there are is not said by the libraries, and pickle's may be any.
+    # The libraries do not document their errors, and pickle may raise any.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if weights is None:
@@ -144,10 +143,10 @@ def naming_weights(network: str, weights: epath.PathLike | None) -> Iterator[Non
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
-    """The modules torch and torch_fidelity, which are imported nowhere else.
+    """Returns the modules torch and torch_fidelity, which are imported here alone.
 
     Raises:
-      ImportError: one is not installed.
+      ImportError: one of them is not installed.
     """
     try:
         import torch
@@ -161,20 +160,20 @@ def libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def device() -> str:
-    """Where torch is to compute."""
+    """Returns the device that torch computes on."""
     torch, _ = libraries()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """No gradients, and on GPUs float32, not TF32: scores must not depend on the machine."""
+    """Computes without gradients and without TF32, so that scores do not depend on the machine."""
     torch, _ = libraries()
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 def tensor(images: UInt8[np.ndarray, "n h w 3"], device: str) -> Any:
-    """Stacks images as torch's networks take them: uint8 [n, 3, h, w]."""
+    """Returns images as torch's networks take them: uint8 [n, 3, h, w]."""
     torch, _ = libraries()
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)

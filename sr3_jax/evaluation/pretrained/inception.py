@@ -1,11 +1,11 @@
-"""FID and the Inception score, by torch-fidelity and the network that it downloads."""
+"""FID and the Inception score, by torch-fidelity and its network."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,19 +18,14 @@ from sr3_jax.evaluation.pretrained import common
 _BATCH_SIZE = 64
 _NUM_FEATURES = 2048
 _NUM_SPLITS = 10
-# Of torch-fidelity's command line, so that the scores are the same.
-_SHUFFLE_SEED = 2020
-_MOST_BYTES = 1 << 26  # of a file's statistics; in float64 they have 34 million
+_SHUFFLE_SEED = 2020  # as torch-fidelity's command line has it, so that scores are the same
+_MOST_BYTES = 1 << 26  # of a file of statistics; those in float64 have 34 million
 
 
 class Statistics(NamedTuple):
-    """Of Inception's features of a set of images.
+    """Mean and covariance of Inception's features of `n` images (None: unknown).
 
-    Attributes:
-      mu: their mean.
-      sigma: their covariance.
-      n: number of images; None where a file does not say.
-      weights: name of the file of the network's weights.
+    `weights` is the name of the file of the network's weights.
     """
 
     mu: Float[np.ndarray, " 2048"]
@@ -40,23 +35,21 @@ class Statistics(NamedTuple):
 
 
 def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
-    """FID and Inception score of each method's images and of the references; see `fid_and_is`."""
-    common.libraries()  # torch comes first: images may be read by what loads TensorFlow
+    """Measures FID and Inception score of each method and of the references; see `fid_and_is`."""
+    common.libraries()  # torch first: reading images may load TensorFlow
     found = common.Measured(inputs.rows)
     given = inputs.fid_reference
     with tempfile.TemporaryDirectory() as folder:
         kept = given if isinstance(given, str) else f"{folder}/references.npz"
         if kept is not given or (inputs.make_fid_reference and not storage.exists(kept)):
-            # Once, for all methods.
             images = inputs.reference if given is None else given
             images = inputs.make_fid_reference() if inputs.make_fid_reference else images
-            with common.bar("statistics of FID's references") as bar:
-                write_statistics(images, kept, weights=weights, progress=bar.update)
+            bar = common.bar("statistics of FID's references", images)
+            write_statistics(bar, kept, weights=weights)
         for name, images in inputs.rows.items():
-            # Of the references with themselves it is 0.
+            # The FID of the references with themselves is 0, and is not measured.
             target = None if given is None and name == "reference" else kept
-            with common.bar(f"FID of {name}", len(images)) as bar:
-                scores = fid_and_is(images, target, weights=weights, progress=bar.update)
+            scores = fid_and_is(common.bar(f"FID of {name}", images), target, weights=weights)
             found.means[name] = {key: scores[key] for key in ("fid", "is") if key in scores}
             how = "; ".join(f"{key}: {value}" for key, value in scores["protocol"].items())
             found.protocol.append(f"FID and IS of {name}: {how}.")
@@ -66,33 +59,31 @@ def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Mea
 
 
 def fid_and_is(
-    images: common.Images,
+    images: Collection[UInt[np.ndarray, "_h _w 3"]],
     reference: Iterable[UInt[np.ndarray, "_h _w 3"]] | epath.PathLike | None = None,
     *,
     weights: epath.PathLike | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Fréchet Inception distance to a reference, and the Inception score.
+    """Computes the Fréchet Inception distance to a reference, and the Inception score.
 
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule"; Salimans et al., "Improved
     Techniques for Training GANs". Sizes may differ; the network resizes each image.
 
     Args:
-      images: what is scored. The Inception score, not FID, depends on their order.
-      reference: images, or a file of their statistics (`write_statistics`; others' `.npz` files
-        with `mu` and `sigma` will do); None for no FID.
+      images: to score. The Inception score, not FID, depends on their order.
+      reference: images, or an `.npz` file of their statistics (`write_statistics`) with `mu` and
+        `sigma`; None for no FID.
       weights: of Inception, in torch-fidelity's format; None to download them.
-      progress: called after each image, those of the reference too.
 
     Returns:
       `n`, `is` and `is_std` (mean and deviation over the splits), `fid` (with a reference),
-      `protocol` (what was done, by name) and, where there are too few images, `warning`.
+      `protocol` (settings by name) and, for too few images, `warning`.
 
     Raises:
       ImportError: torch-fidelity is not installed.
-      FileNotFoundError: no such weights or statistics.
+      FileNotFoundError: there are no such weights or statistics.
       OSError: the weights could not be downloaded.
-      ValueError: too few images, or a file or image that cannot be used.
+      ValueError: there are too few images, or a file or an image cannot be used.
     """
     torch, fidelity = common.libraries()
     if len(images) < _NUM_SPLITS:
@@ -110,14 +101,14 @@ def fid_and_is(
         "inception_score": f"{_NUM_SPLITS} splits, images shuffled with seed {_SHUFFLE_SEED}",
     }
     of_reference = None
-    # First, since it is here that an unusable file is found.
+    # First, so that an unusable file is found before the images are read.
     if isinstance(reference, (str, os.PathLike)):
         of_reference = _read_statistics(reference, weights_name)
         protocol["reference_statistics"] = os.path.basename(os.fspath(reference))
     elif reference is not None:
-        of_reference = _statistics(network, weights_name, reference, progress)
+        of_reference = _statistics(network, weights_name, reference)
     moments, logits = _Moments(), []
-    for features, of_classes in _features(network, images, progress):
+    for features, of_classes in _features(network, images):
         moments.add(features)
         logits.append(of_classes)
     score = fidelity.metric_isc.isc_features_to_metric(
@@ -127,7 +118,10 @@ def fid_and_is(
     result["is_std"] = score[fidelity.KEY_METRIC_ISC_STD]
     counts = {"images": len(images)}
     if of_reference:
-        result["fid"] = _distance(moments.statistics(weights_name), of_reference)
+        both = (moments.statistics(weights_name), of_reference)
+        both = ({"mu": of.mu, "sigma": of.sigma} for of in both)
+        distance = fidelity.metric_fid.fid_statistics_to_metric(*both, verbose=False)
+        result["fid"] = distance[fidelity.KEY_METRIC_FID]
         counts["reference_images"] = of_reference.n
     few = [f"{n} {name}" for name, n in counts.items() if n is not None and n < _NUM_FEATURES]
     if few:
@@ -141,31 +135,19 @@ def write_statistics(
     path: epath.PathLike,
     *,
     weights: epath.PathLike | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Keeps what FID needs of reference images, for `fid_and_is`: whole or not at all.
+    """Writes the statistics of reference images for `fid_and_is`; arguments and errors as there.
 
-    The file is NumPy's `.npz` with `mu` [2048] and `sigma` [2048, 2048] as others use it, in
-    float64, and `n` and `weights`.
-
-    Args:
-      images: at least two.
-      path: of the file.
-      weights: see `fid_and_is`.
-      progress: called after each image.
-
-    Raises:
-      ImportError: see `fid_and_is`.
-      OSError: see there.
-      ValueError: see there.
+    The file is NumPy's `.npz` with `mu` [2048] and `sigma` [2048, 2048] in float64, as other
+    programs have it, and `n` and `weights`.
     """
     network, weights_name = _inception(["2048"], weights)
-    statistics = _statistics(network, weights_name, images, progress)
+    statistics = _statistics(network, weights_name, images)
     index_file.write_arrays(path, **statistics._asdict())
 
 
 def _inception(layers: list[str], weights: epath.PathLike | None) -> tuple[Any, str]:
-    """The network with outputs `layers`, on the device; and its weights' name."""
+    """Returns the network with outputs `layers`, on the device, and the name of its weights."""
     _, fidelity = common.libraries()
     with contextlib.ExitStack() as stack:
         path = None if weights is None else stack.enter_context(common.local_copy(weights))
@@ -179,7 +161,7 @@ def _inception(layers: list[str], weights: epath.PathLike | None) -> tuple[Any, 
 
 
 def _batches(images: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "_n _h _w 3"]]:
-    """In order; a batch ends where the size of images changes."""
+    """Yields batches of images in order; a batch ends where their size changes."""
     batch: list[np.ndarray] = []
     for image in images:
         if batch and (len(batch) == _BATCH_SIZE or image.shape != batch[0].shape):
@@ -191,20 +173,17 @@ def _batches(images: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "_n _h 
 
 
 def _features(
-    network: Any, images: Iterable[np.ndarray], progress: Callable[[], None]
+    network: Any, images: Iterable[np.ndarray]
 ) -> Iterator[tuple[Float[np.ndarray, "_n _c"], ...]]:
-    """For each batch what the network's layers give."""
+    """Yields the outputs of the network's layers for each batch."""
     device = common.device()
     for batch in _batches(common.checked(images)):
         with common.exact():
-            features = tuple(layer.cpu().numpy() for layer in network(common.tensor(batch, device)))
-        yield features
-        for _ in batch:
-            progress()
+            yield tuple(layer.cpu().numpy() for layer in network(common.tensor(batch, device)))
 
 
 class _Moments:
-    """Mean and covariance of rows that come in batches, in float64 and without cancellation.
+    """Computes mean and covariance of rows in batches, in float64 and without cancellation.
 
     Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances".
     """
@@ -227,11 +206,9 @@ class _Moments:
         return Statistics(self.mean, self.scatter / (self.n - 1), self.n, weights)
 
 
-def _statistics(
-    network: Any, weights: str, images: Iterable[np.ndarray], progress: Callable[[], None]
-) -> Statistics:
+def _statistics(network: Any, weights: str, images: Iterable[np.ndarray]) -> Statistics:
     moments = _Moments()
-    for features, *_ in _features(network, images, progress):
+    for features, *_ in _features(network, images):
         moments.add(features)
     if moments.n < 2:
         raise ValueError(f"{moments.n} reference images have no covariance; give at least two")
@@ -256,7 +233,7 @@ def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
                 f"statistics {path} must be an .npz file with finite `{name}` of shape {shape}, "
                 f"and have {what}; write_statistics makes them"
             )
-    # Other programs' files do not say; they are of the weights that torch-fidelity downloads.
+    # Files of other programs do not name them; they are those that torch-fidelity downloads.
     made_with = str(arrays["weights"]) if "weights" in arrays else weights
     if made_with != weights:
         raise ValueError(
@@ -265,10 +242,3 @@ def _read_statistics(path: epath.PathLike, weights: str) -> Statistics:
         )
     n = int(arrays["n"]) if "n" in arrays else None
     return Statistics(arrays["mu"].astype(float), arrays["sigma"].astype(float), n, weights)
-
-
-def _distance(one: Statistics, other: Statistics) -> float:
-    _, fidelity = common.libraries()
-    statistics = ({"mu": of.mu, "sigma": of.sigma} for of in (one, other))
-    result = fidelity.metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
-    return result[fidelity.KEY_METRIC_FID]

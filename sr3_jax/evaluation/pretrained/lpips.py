@@ -1,4 +1,4 @@
-"""LPIPS, by torch-fidelity and the networks that it downloads."""
+"""LPIPS, by torch-fidelity and its networks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt
 
 from sr3_jax.data import storage
 from sr3_jax.evaluation.pretrained import common
@@ -18,12 +19,11 @@ _SMALLEST = 16  # pixels: VGG halves them four times
 
 
 def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Measured:
-    """LPIPS of each method's images; see `lpips`."""
+    """Measures LPIPS of each method's images; see `lpips`."""
     found = common.Measured()
     for name, images in inputs.methods.items():
-        with common.bar(f"LPIPS of {name}", len(images)) as bar:
-            distances = lpips(images, inputs.reference, weights=weights, progress=bar.update)
-        found.add(name, lpips=distances)
+        bar = common.bar(f"LPIPS of {name}", images)
+        found.add(name, lpips=lpips(bar, inputs.reference, weights=weights))
     found.protocol.append(
         "LPIPS: version 0.1, VGG16, by torch-fidelity, at the images' size, in 8 bits."
     )
@@ -31,29 +31,27 @@ def measure(inputs: common.Inputs, weights: epath.PathLike | None) -> common.Mea
 
 
 def lpips(
-    images: common.Images,
-    reference: common.Images,
+    images: Collection[UInt[np.ndarray, "_h _w 3"]],
+    reference: Collection[UInt[np.ndarray, "_h _w 3"]],
     *,
     weights: epath.PathLike | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Perceptual distance of each image to its reference, at their own size.
+    """Computes the perceptual distance of each image to its reference, at their own size.
 
     Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric": version
     0.1 on VGG16 (not AlexNet, whose distances are others), by torch-fidelity.
 
     Args:
-      images: what is scored.
-      reference: of the same number, and each of the size of its image.
-      weights: a folder with the files `weights-vgg16-lpips.pth` and `vgg16-397923af.pth`; None to
+      images: to score.
+      reference: of each image, of its size.
+      weights: folder of the files `weights-vgg16-lpips.pth` and `vgg16-397923af.pth`; None to
         download them.
-      progress: called after each pair.
 
     Raises:
       ImportError: torch-fidelity is not installed.
-      FileNotFoundError: no such weights.
+      FileNotFoundError: there are no such weights.
       OSError: the weights could not be downloaded.
-      ValueError: images that do not belong together, or a file or image that cannot be used.
+      ValueError: images and references are no pairs, or a file or an image cannot be used.
     """
     torch, fidelity = common.libraries()
     if len(images) != len(reference):
@@ -64,7 +62,7 @@ def lpips(
     network.to(device)
     distances = []
     pairs = zip(common.checked(images), common.checked(reference), strict=True)
-    # One by one: memory is for one pair of any size.
+    # One pair at a time, since pairs may have any size.
     for i, pair in enumerate(pairs):
         shapes = [f"{image.shape[1]}x{image.shape[0]}" for image in pair]
         if shapes[0] != shapes[1]:
@@ -74,13 +72,12 @@ def lpips(
         both = common.tensor(np.stack(pair), device)
         with common.exact():
             distances.append(network(both[:1], both[1:]).item())
-        progress()
     return distances
 
 
 @contextlib.contextmanager
 def _lpips_weights(folder: epath.PathLike | None) -> Iterator[None]:
-    """Has torch-fidelity, which takes no path of these, find them where it keeps downloads."""
+    """Lets torch-fidelity, which takes no path of them, find weights among its downloads."""
     if folder is None:
         yield
         return

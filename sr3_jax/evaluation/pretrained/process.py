@@ -17,20 +17,19 @@ def measure(
 ) -> Measured:
     """Measures each method's images, and the references themselves; shows bars.
 
-    It runs in a process of its own, on the CPU and what torch finds: torch cannot be loaded after
-    TensorFlow, which training loads for TensorBoard, and the devices here are taken. So the inputs
-    must be such that can be pickled.
+    Networks run in a process of their own: torch cannot be loaded after TensorFlow, and jax holds
+    the devices here. So the inputs must be picklable.
 
     Args:
       options: some of `registry.options()`.
-      inputs: the images, and what they are compared with.
-      weights: files of weights, by option; those that are missing or None are downloaded.
+      inputs: the images.
+      weights: files of weights by option; those that are missing or None are downloaded.
 
     Raises:
       ImportError: a library is not installed.
-      FileNotFoundError: no such weights.
+      FileNotFoundError: there are no such weights.
       OSError: weights could not be downloaded.
-      ValueError: inputs that do not fit; see the metrics.
+      ValueError: a metric cannot be computed on the inputs.
     """
     with worker_processes.pool(1, _leave_devices) as pool:
         return pool.submit(_measure, options, inputs, weights or {}).result()

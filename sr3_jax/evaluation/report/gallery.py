@@ -1,4 +1,4 @@
-"""The images that a report shows: which, and as what, the part where methods go wrong enlarged."""
+"""The images that a report shows, with the square where methods differ most from the reference."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ Picture = Callable[[str, int], UInt[np.ndarray, "h w 3"]]
 
 NUM_EXTREMES = 3
 NUM_MIDDLE = 2
-# Rows beyond this many pictures are left out: a page of them is 10 MB.
-_MOST_PICTURES = 160
-# By these images are chosen, those there are; the first one's middle is shown, too.
+_MOST_PICTURES = 160  # a page of so many has 10 MB; further rows are left out
+# Metrics that choose images, if there are any; for the first also the middle is shown.
 _CHOSEN_BY = ("psnr", "lpips", "consistency")
 # The page shows pictures 192 or 160 pixels wide, whole multiples of both sides.
 _PATCH, _SMALL_PATCH = 32, 16
@@ -38,8 +37,8 @@ class Choice(NamedTuple):
 
     Attributes:
       index: of the image.
-      reasons: such as "worst by PSNR (dB), 1 of 3"; the first heads its group.
-      group: what it is shown under.
+      reasons: such as "worst by PSNR (dB), 1 of 3".
+      group: heading that it is shown under.
     """
 
     index: int
@@ -58,17 +57,17 @@ class Patch(NamedTuple):
 def choose(
     scores: Mapping[str, Sequence[float]], num_columns: int
 ) -> tuple[list[Choice], list[str]]:
-    """Which images to show, each once, by the numbers of one method.
+    """Chooses the images to show, each once, by the numbers of one method.
 
-    Of the first metric the three worst, the three best and two from the middle; of the others the
-    worst and best. All of them where there are no more than that.
+    They are the three worst and three best by each metric, and two from the middle by the first;
+    all images if there are no more.
 
     Args:
-      scores: of the method, by metric.
+      scores: of the method, by metric; not empty.
       num_columns: pictures in a row.
 
     Returns:
-      The images, and what is to be said of those that were left out.
+      The images, and notes on images that were left out.
     """
     directed = [m for m in scores if registry.find(m).best is not None]
     metrics = [m for m in _CHOSEN_BY if m in directed] or directed[:1]
@@ -96,7 +95,7 @@ def choose(
 
 
 def _groups(order: list[int], *, with_middle: bool) -> dict[str, list[int]]:
-    """Chooses images, from the worst to the best."""
+    """Chooses images of an order from the worst to the best, by the heading of each group."""
     if with_middle and len(order) <= 2 * NUM_EXTREMES + NUM_MIDDLE:
         return {"From worst to best": order}
     count = min(NUM_EXTREMES, len(order) // 2)
@@ -110,12 +109,13 @@ def patch_of(
     outputs: Sequence[UInt8[np.ndarray, "h w 3"]],
     factor: int | None,
 ) -> Patch:
-    """The square where the methods differ most from the reference: mean square error of all.
+    """Returns the square with the largest mean square error of all methods together.
 
     Args:
-      reference: what it should be.
+      reference: the image that the methods should make.
       outputs: of the methods.
-      factor: of which its corners and side are multiples, so that it is whole pixels of the input.
+      factor: corners and side are multiples of it, so that the square is whole pixels of the input;
+        None for any.
     """
     height, width = reference.shape[:2]
     wanted = _SMALL_PATCH if min(height, width) < _SMALL_IMAGE else _PATCH
@@ -124,7 +124,7 @@ def patch_of(
     error = np.zeros((height, width))
     for output in outputs:
         error += np.square(output.astype(np.float64) - reference).sum(axis=-1)
-    # Sums over all squares from the corners of one integral: exact, for they are whole numbers.
+    # Sums over all squares, by an integral image; exact, since they are whole numbers.
     integral = np.pad(error.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     below, above = integral[side:], integral[:-side]
     sums = below[:, side:] - below[:, :-side] - above[:, side:] + above[:, :-side]
@@ -143,13 +143,13 @@ def factor_between(small: tuple[int, ...], large: tuple[int, ...]) -> int | None
 def cut(
     image: UInt8[np.ndarray, "h w 3"], patch: Patch, factor: int = 1
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A patch of an image; of an input, the part that `factor` times enlarged is the patch."""
+    """Cuts a patch out of an image that is `factor` times smaller than the reference."""
     top, left, side = (n // factor for n in patch)
     return image[top : top + side, left : left + side]
 
 
 def uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """An image as a `data:` URI: PNG, without loss; one larger than `MOST_SHOWN` smaller, JPEG."""
+    """Returns an image as a `data:` URI: PNG, or above `MOST_SHOWN` pixels shrunk to it, JPEG."""
     data = io.BytesIO()
     picture, kind = Image.fromarray(image), "png"
     if max(picture.size) > MOST_SHOWN:
@@ -166,22 +166,13 @@ def strip(
     pictures: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     patches: Sequence[UInt8[np.ndarray, "_h2 _w2 3"] | None],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Pictures side by side, the patch of each below: small ones enlarged by pixels.
-
-    The first picture may be small: it is enlarged to the others' size.
-    """
+    """Draws pictures side by side at one size, enlarged by pixels, and the patch of each below."""
     height, width = pictures[-1].shape[:2]
     scale = STRIP_TILE / width
     scale = float(max(1, math.floor(scale))) if scale >= 1 else scale
     tile = (max(1, round(scale * width)), max(1, round(scale * height)))  # width, height
-    sheet = Image.new(
-        "RGB",
-        (
-            len(pictures) * (tile[0] + _STRIP_GAP) - _STRIP_GAP,
-            tile[1] + _STRIP_GAP + tile[0],
-        ),
-        "white",
-    )
+    across = len(pictures) * (tile[0] + _STRIP_GAP) - _STRIP_GAP
+    sheet = Image.new("RGB", (across, tile[1] + _STRIP_GAP + tile[0]), "white")
     for i, (picture, patch) in enumerate(zip(pictures, patches, strict=True)):
         left = i * (tile[0] + _STRIP_GAP)
         grows = picture.shape[0] <= tile[1]

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sr3_jax.data import degrade
 from sr3_jax.data.image_files import to_8_bits, write_image
 
-_TILE = 192  # pixels; smaller images are enlarged by whole factors, pixel by pixel
-_MOSAIC_TILE = 64
+_TILE = 192  # pixels; smaller images are enlarged by whole factors
+_MOSAIC_TILE, _MOSAIC_MOST = 64, 256
 _GAP = 6
 _TITLE_HEIGHT = 28
 _LINE_HEIGHT = 20
@@ -25,14 +25,13 @@ def grid(
     names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A white sheet with one labelled column for each entry and one row for each image.
+    """Draws a labelled column for each entry and a row for each image on a white sheet.
 
-    Images of different sizes are enlarged to one size without smoothing, so that what is looked
-    at are the pixels. Sizes must divide the largest.
+    Images are enlarged to one size by repeating pixels; sizes must divide the largest.
 
     Args:
-      columns: images by label; those of 16 bits are shown in 8.
-      names: of the rows, written under each; what does not fit is cut off.
+      columns: images by label, of 8 or 16 bits.
+      names: texts under the rows; what does not fit is cut off.
       notes: lines of text at the foot.
     """
     side = max(images.shape[1] for images in columns.values())
@@ -61,19 +60,15 @@ def grid(
     return np.array(canvas)
 
 
-def mosaic(
-    images: UInt[np.ndarray, "n h w 3"], most: int = 256
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Images side by side in rows, as nearly square as may be, with nothing between the rows' ends.
+def mosaic(images: UInt[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Draws images side by side in about as many rows as columns.
 
-    Args:
-      images: of 8 or 16 bits, shown in 8; small ones are enlarged by a whole factor, pixel by
-        pixel.
-      most: larger ones are made smaller by area, to so many pixels.
+    Images have 8 or 16 bits. Small ones are enlarged by repeating pixels, large ones shrunk by
+    area to 256 pixels.
     """
     columns = math.ceil(math.sqrt(len(images)))
-    if images.shape[1] > most:
-        images = degrade.by_area(images, most)
+    if images.shape[1] > _MOSAIC_MOST:
+        images = degrade.by_area(images, _MOSAIC_MOST)
     side = images.shape[1] * max(1, _MOSAIC_TILE // images.shape[1])
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (side + 2) - 2, columns * (side + 2) - 2, 3), 255, np.uint8)

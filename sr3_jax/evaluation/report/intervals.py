@@ -1,4 +1,4 @@
-"""How sure a mean over images is: intervals, and differences on the same images."""
+"""Confidence intervals of means over images, and of differences on the same images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """Of a mean over images.
+    """A mean over images with the ends of its 95 % interval, both of the finite numbers alone.
 
-    Attributes:
-      mean: of the finite numbers; nan without any.
-      low: end of the 95 % interval; nan with fewer than two finite numbers.
-      high: the other end.
-      num_finite: numbers that mean and interval are of.
-      num_infinite: left out.
-      num_nan: left out.
+    The mean is nan without any finite number, the ends with fewer than two.
     """
 
     mean: float
@@ -31,12 +25,9 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of two methods on the same images.
+    """The interval of a mean difference, and on how many images the first method is higher, lower.
 
-    Attributes:
-      interval: of the mean difference, one method's number minus the other's, image by image.
-      num_higher: images on which the one has the higher number, infinite ones included.
-      num_lower: images on which it has the lower one.
+    Infinite numbers count as higher or lower, too.
     """
 
     interval: Interval
@@ -45,14 +36,13 @@ class Difference(NamedTuple):
 
 
 def of_mean(values: Sequence[float]) -> Interval:
-    """The interval of a mean by Student's t, over images as draws of all possible ones.
+    """Returns the interval of a mean by Student's t; images are draws from all possible ones.
 
-    It covers the true mean as often as it says where numbers are normal, however few, and less
-    often where few are skewed; a bootstrap of few images covers it still less often
-    (docs/evaluation.md). Numbers that are not finite have no place in a mean; they are left out and
-    counted.
+    Its coverage is exact for normal numbers, however few, and smaller for few skewed ones; that of
+    a bootstrap of few images is smaller still (docs/evaluation.md). Numbers that are not finite are
+    left out and counted.
     """
-    from scipy import stats  # it takes a second
+    from scipy import stats  # late: the import takes a second
 
     numbers = np.asarray(values, np.float64)
     finite = numbers[np.isfinite(numbers)]
@@ -66,13 +56,13 @@ def of_mean(values: Sequence[float]) -> Interval:
 
 
 def of_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Returns the interval of `values` minus `others`, which are of the same images in order.
+    """Returns the difference of `values` minus `others`, which are of the same images in order.
 
-    Images vary more than methods do, so that the methods' own intervals can overlap where the
-    difference is plain.
+    Images vary more than methods, so the methods' own intervals can overlap where the difference is
+    plain.
 
     Raises:
-      ValueError: where there are not as many of one as of the other.
+      ValueError: the numbers of images differ.
     """
     a, b = np.asarray(values, np.float64), np.asarray(others, np.float64)
     if a.shape != b.shape:

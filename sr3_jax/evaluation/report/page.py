@@ -1,12 +1,11 @@
-"""The report of an evaluation: one page for a browser, and the same for GitHub.
+"""The report of an evaluation: a page for browsers, and the same for GitHub.
 
-`report.html` needs nothing besides itself: style, drawings and pictures are in it. What is written
-there is made here; how it looks is in `templates/`.
+`report.html` is one file, with style, drawings and pictures in it. This module makes the values of
+the templates in `templates/`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 
 from sr3_jax.data import storage
 from sr3_jax.data.image_files import to_8_bits, write_image
-from sr3_jax.evaluation.report import gallery, histograms, intervals, tables
+from sr3_jax.evaluation.report import gallery, histograms, intervals, markdown, tables
 from sr3_jax.evaluation.report.tables import Results
 from sr3_jax.metrics import registry
 
@@ -38,24 +37,24 @@ def write(
     """Writes `report.html`, `report.md`, and in `report/` the pictures of the latter.
 
     The last method is the main one: its best and worst images are shown, and it is compared with
-    each other one.
+    each other method.
 
     Args:
-      folder: where to; local or in a bucket.
+      folder: local or in a bucket.
       results: of at least one method.
       title: of the report.
-      picture: the image of ("input", "reference" or a method, number of the image). Outputs are of
-        their reference's size.
-      provenance: what produced the results (`provenance.collect`); of several lines, folded.
-      protocol: how it was measured: data, number of images, sizes; a statement each.
+      picture: returns an image; see `gallery.Picture`. Outputs have their reference's size.
+      provenance: what produced the results (`provenance.collect`); values of several lines are
+        folded.
+      protocol: how they were measured (data, number of images, sizes), one statement each.
       paper_table: "1" to "5", the paper's table of the same task; "" for none.
       with_input: whether there are low resolutions.
 
     Raises:
-      ImportError: without jinja2.
-      ValueError: results or pictures that do not fit together.
+      ImportError: jinja2 is not installed.
+      ValueError: results or pictures do not fit together.
     """
-    results = tables.checked(results)
+    tables.check(results)
     environment = _environment()
     main = list(results.means)[-1]
     methods = [method for method in results.means if method != "reference"]
@@ -74,21 +73,20 @@ def write(
         "protocol": list(protocol),
         "paper": tables.paper_rows(paper_table) if paper_table else None,
         "histograms": _histograms(results),
-        "svg_width": histograms.WIDTH,
         "colours": {name: i % _COLOURS for i, name in enumerate(results.means)},
         "gallery_columns": columns,
         "most_shown": gallery.MOST_SHOWN,
         "strip_tile": gallery.STRIP_TILE,
         "provenance": dict(provenance),
     }
-    choices, values["gallery_notes"] = _choose(results, main, len(columns))
-    values["gallery"] = []
-    strips = {}
+    scores = tables.scores_of(results, main)
+    choices, values["gallery_notes"] = gallery.choose(scores, len(columns)) if scores else ([], [])
+    values["gallery"], strips = [], {}
     for i, choice in enumerate(choices):
         images = _images(results.names[choice.index], choice.index, columns, picture)
         row, strip = _row(results, choice, images)
         if i < _MARKDOWN_PICTURES:
-            # Names of images are not names of files.
+            # Numbered, since names of images are not names of files.
             row["file"] = f"report/{i + 1:02d}.png"
             strips[row["file"]] = strip
         values["gallery"].append(row)
@@ -98,21 +96,6 @@ def write(
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.j2").render(values)
         storage.write_whole(target / name, text.encode())
-
-
-def markdown_safe(text: object) -> str:
-    """Text that GitHub shows as it is, in a table's cell, too: neither markup nor HTML."""
-    words = " ".join(str(text).split())
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # Behind an @ GitHub looks for people.
-    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", words).replace("@", "&#64;")
-
-
-def _fenced(text: str) -> str:
-    """Text as a block of code, which ends where it should whatever is in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
 
 
 def _environment() -> Any:
@@ -129,12 +112,12 @@ def _environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": markdown_safe, "fenced": _fenced}
+    environment.filters |= {"md": markdown.safe, "fenced": markdown.fenced}
     return environment
 
 
 def _histograms(results: Results) -> list[dict[str, Any]]:
-    """A panel for each metric that images have."""
+    """Returns a panel for each metric of images."""
     metrics = {metric for by_metric in results.of_images.values() for metric in by_metric}
     found = []
     for metric in filter(tables.is_of_images, registry.in_order(metrics)):
@@ -143,28 +126,18 @@ def _histograms(results: Results) -> list[dict[str, Any]]:
             for method in results.means
             if metric in results.of_images.get(method, {})
         }
-        panel = histograms.panel(values)
-        if panel is not None:
+        if panel := histograms.panel(values):
             found.append({"measure": registry.find(metric), "panel": panel})
     return found
-
-
-def _choose(
-    results: Results, main: str, num_columns: int
-) -> tuple[list[gallery.Choice], list[str]]:
-    scores = tables.scores_of(results, main)
-    if not results.names or not scores:
-        return [], []
-    return gallery.choose(scores, num_columns)
 
 
 def _images(
     name: str, index: int, columns: Sequence[str], picture: gallery.Picture
 ) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-    """The pictures of one image, in the 8 bits that a page shows.
+    """Returns the pictures of one image in 8 bits.
 
     Raises:
-      ValueError: where a method's is of another size than the reference.
+      ValueError: the size of a method's picture is not that of the reference.
     """
     images = {column: to_8_bits(picture(column, index)) for column in columns}
     wanted = images["reference"].shape
@@ -179,7 +152,7 @@ def _images(
 def _row(
     results: Results, choice: gallery.Choice, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
 ) -> tuple[dict[str, Any], UInt8[np.ndarray, "h w 3"]]:
-    """One image's row of the gallery, and its strip for Markdown."""
+    """Returns the row of an image in the gallery, and its strip for Markdown."""
     reference = images["reference"]
     height, width = reference.shape[:2]
     outputs = [image for column, image in images.items() if column not in ("input", "reference")]
@@ -193,7 +166,7 @@ def _row(
         piece = None if scale is None else gallery.cut(image, patch, scale)
         patches.append(piece)
         numbers = {
-            registry.find(m): registry.find(m).write(v[choice.index])
+            registry.find(m): registry.find(m).write(float(v[choice.index]))
             for m, v in tables.scores_of(results, column).items()
             if tables.is_of_images(m)
         }

@@ -1,4 +1,4 @@
-"""What produced a result: code, config, checkpoint, machine, command."""
+"""What produced a result: code, config, checkpoint, machine and command."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _GIT_SECONDS = 20
 
 
 def collect(*, config: Config | None = None, checkpoint_step: int | None = None) -> dict[str, str]:
-    """Collects facts of this run by name; an unknown one says so.
+    """Returns facts of this run by name.
 
     Args:
-      config: of the run, kept whole as JSON.
-      checkpoint_step: which checkpoint was used.
+      config: of the run; the facts have it as JSON.
+      checkpoint_step: of the checkpoint that was used.
     """
     devices = jax.devices()
-    cores = os.cpu_count()
     found = {
         "commit": commit(),
         "sr3_jax": sr3_jax.__version__,
@@ -39,7 +38,7 @@ def collect(*, config: Config | None = None, checkpoint_step: int | None = None)
     found |= {
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "processes": str(jax.process_count()),
-        "processor": f"{_processor()}, {cores} logical cores",
+        "processor": f"{_processor()}, {os.cpu_count()} logical cores",
         "system": platform.platform(),
         "Python": platform.python_version(),
         "jax": f"{jax.__version__}, jaxlib {jax.lib.__version__}",
@@ -50,10 +49,10 @@ def collect(*, config: Config | None = None, checkpoint_step: int | None = None)
 
 
 def commit(package: pathlib.Path = _PACKAGE) -> str:
-    """The git commit of a package's own checkout; "unknown, ..." where that cannot be told.
+    """Returns the git commit of a package's checkout, and whether its folder differs from it.
 
-    Where the package's folder differs from the commit, that is said. A package that does not lie
-    at the top of a repository was installed there, and that repository's commit says nothing.
+    "unknown, ..." if there is none: a package that is not at the top of a repository was installed
+    there, and the commit of that repository says nothing about it.
     """
     root = package.resolve().parent
     try:
@@ -74,7 +73,7 @@ def commit(package: pathlib.Path = _PACKAGE) -> str:
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str:
-    # A hook's GIT_DIR would name another repository; and nothing is to be written, or translated.
+    # A hook's GIT_DIR names another repository. Git shall write no locks, and speak English.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     return subprocess.run(
         ["git", "-C", str(folder), *arguments],
@@ -87,7 +86,7 @@ def _git(folder: pathlib.Path, *arguments: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; ARM's kernels tell none."""
+    """Returns the processor's name; kernels of ARM give none."""
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""What was measured, and the tables of it: means, differences, the paper's figures; as text."""
+"""Results, and the tables of a report: means, differences, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SAME_MEAN = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What was measured.
+    """Results of an evaluation.
 
     Attributes:
-      means: by method and metric (`metrics.registry`). A row `reference` is of the references.
+      means: by method and metric (`metrics.registry`); `reference` is the references' own row.
       names: of the images, in order.
-      of_images: by method and metric, one number for each image. Metrics of whole sets, such as
-        FID, are in `means` alone.
+      of_images: by method and metric, one number for each image; metrics of sets, such as FID, are
+        in `means` alone.
     """
 
     means: Mapping[str, Mapping[str, float | int]]
@@ -30,11 +30,11 @@ class Results:
     of_images: Mapping[str, Mapping[str, Sequence[float | int]]]
 
 
-def checked(results: Results) -> Results:
-    """The same, all of it floats.
+def check(results: Results) -> None:
+    """Checks that results fit together.
 
     Raises:
-      ValueError: where it does not fit together.
+      ValueError: they do not.
     """
     if not results.means:
         raise ValueError("results of no method: there is nothing to report")
@@ -51,12 +51,6 @@ def checked(results: Results) -> Results:
                     f"{metric} of {method!r} has {len(values)} numbers for "
                     f"{len(results.names)} images"
                 )
-    means = {m: {k: float(v) for k, v in row.items()} for m, row in results.means.items()}
-    of_images = {
-        method: {metric: [float(v) for v in values] for metric, values in by_metric.items()}
-        for method, by_metric in results.of_images.items()
-    }
-    return Results(means, results.names, of_images)
 
 
 def is_of_images(metric: str) -> bool:
@@ -65,18 +59,18 @@ def is_of_images(metric: str) -> bool:
 
 
 def metric_names(results: Results) -> list[str]:
-    """All that there are a mean of, in the order of tables."""
+    """Returns the metrics with a mean, in the order of tables."""
     return registry.in_order({metric for row in results.means.values() for metric in row})
 
 
 def scores_of(results: Results, method: str) -> dict[str, Sequence[float]]:
-    """One method's numbers of each image, by metric in the order of tables."""
+    """Returns a method's numbers of each image, by metric in the order of tables."""
     by_metric = results.of_images.get(method, {})
     return {m: by_metric[m] for m in registry.in_order(set(by_metric))}
 
 
 def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the table of means, and what is to be said of single cells."""
+    """Returns the rows of the table of means, and notes on single cells."""
     notes: list[str] = []
     rows = [{"method": method, "cells": []} for method in results.means]
     for metric in metric_names(results):
@@ -87,46 +81,40 @@ def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
                 continue
             known = registry.find(metric)
             found = results.of_images.get(method, {}).get(metric)
-            interval = ""
+            mean = float(own[metric])
+            cell = {"mean": known.write(mean), "interval": "", "best": method in best}
             if found is not None and is_of_images(metric):
-                interval, said = _interval(found, own[metric], known)
-                notes += [f"{method}, {known.heading}: {s}." for s in said]
-            row["cells"].append(
-                {
-                    "mean": known.write(own[metric]),
-                    "interval": interval,
-                    "best": method in best,
-                }
-            )
+                cell["interval"], remarks = _interval(found, mean, known)
+                notes += [f"{method}, {known.heading}: {remark}." for remark in remarks]
+            row["cells"].append(cell)
     return rows, notes
 
 
 def _interval(
     values: Sequence[float], mean: float, metric: registry.Metric
 ) -> tuple[str, list[str]]:
-    """The interval as text, and what is to be said of it."""
+    """Returns the interval as text, and remarks on it."""
     found = intervals.of_mean(values)
-    said = []
-    left_out = found.num_infinite + found.num_nan
-    if left_out:
+    remarks = []
+    if found.num_infinite or found.num_nan:
         kinds = {"infinite": found.num_infinite, "nan": found.num_nan}
         which = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        said.append(
+        remarks.append(
             f"of {len(values)} numbers {which}; the interval is of the other {found.num_finite}, "
             f"whose mean is {metric.write(found.mean)}"
         )
     elif not math.isclose(found.mean, mean, rel_tol=_SAME_MEAN, abs_tol=1e-9):
         return "", ["no interval, since it is not the mean of the images' numbers"]
     if math.isnan(found.low):
-        return "", [*said, "no interval from fewer than two numbers"]
-    return f"{metric.write(found.low)} to {metric.write(found.high)}", said
+        return "", [*remarks, "no interval from fewer than two numbers"]
+    return f"{metric.write(found.low)} to {metric.write(found.high)}", remarks
 
 
 def _best(results: Results, metric: str) -> set[str]:
-    """The methods with the best mean; none where one has no competitor.
+    """Returns the methods with the best mean; none without a competitor.
 
-    None either where a mean is not finite: one image that equals its reference makes the PSNR of
-    all infinite, and says nothing of the others.
+    None either if a mean is not finite: one image that equals its reference makes the mean PSNR
+    infinite, which says nothing of the others.
     """
     known = registry.find(metric)
     found = {m: row[metric] for m, row in results.means.items() if metric in row}
@@ -137,28 +125,19 @@ def _best(results: Results, metric: str) -> set[str]:
 
 
 def differences(results: Results, main: str) -> dict[str, Any] | None:
-    """The main method minus each other one, on the same images."""
-    own = {
-        metric: values
-        for metric, values in scores_of(results, main).items()
-        if is_of_images(metric)
-    }
-    others = [
-        method
-        for method in results.means
-        if method != main and own.keys() & results.of_images.get(method, {}).keys()
-    ]
-    if not own or not others:
-        return None
+    """Returns the table of the main method minus each other one, on the same images."""
+    own = {m: values for m, values in scores_of(results, main).items() if is_of_images(m)}
     rows = []
-    for method in others:
-        theirs = results.of_images[method]
+    for method in results.means:
+        theirs = results.of_images.get(method, {})
+        if method == main or not own.keys() & theirs.keys():
+            continue
         cells = [
             _difference(registry.find(metric), values, theirs[metric]) if metric in theirs else None
             for metric, values in own.items()
         ]
         rows.append({"method": method, "cells": cells})
-    return {"columns": [registry.find(metric) for metric in own], "rows": rows}
+    return {"columns": [registry.find(metric) for metric in own], "rows": rows} if rows else None
 
 
 def _difference(
@@ -174,8 +153,7 @@ def _difference(
         "left_out": "",
     }
     if not math.isnan(low):
-        ends = (metric.write(x, signed=True) for x in (low, high))
-        cell["interval"] = " to ".join(ends)
+        cell["interval"] = " to ".join(metric.write(end, signed=True) for end in (low, high))
     if metric.is_higher_better is not None:
         wins = found.num_higher if metric.is_higher_better else found.num_lower
         cell["count"] = f"better in {wins} of {len(values)}"
@@ -188,10 +166,10 @@ def _difference(
 
 
 def paper_rows(number: str) -> dict[str, Any]:
-    """One of the paper's tables, with the digits as printed.
+    """Returns one of the paper's tables, with the digits as printed.
 
     Raises:
-      ValueError: for a table that is not known.
+      ValueError: the table is unknown.
     """
     table = paper.table(number)
     metrics = registry.in_order({metric for row in table.rows.values() for metric in row})

@@ -3,27 +3,27 @@
     python -m sr3_jax.tools.ablate --config=configs/quickstart.py --workdir=DIR \
         --vary=train.loss=l1,l2 --vary=train.blur_probability=0,0.5 [--config.KEY=VALUE ...]
 
-Each combination is a run of `sr3_jax.main` in a process and a workdir of its own, named after what
-varies: `DIR/train.loss=l1,train.blur_probability=0`, with all that it said in `log.txt`. The
-command can be stopped at any time; the same command goes on. `--dry_run` says what is left to do.
-Results are in DIR/ablation.md and DIR/ablation.json. `--seeds=3` trains each combination with
-three seeds and gives means and standard deviations.
+Each combination is a run of `sr3_jax.main` in a process and a workdir of its own, named after the
+varied keys: `DIR/train.loss=l1,train.blur_probability=0`, with its output in `log.txt`. The command
+can be stopped at any time; the same command goes on. `--dry_run` prints what is left to do. Results
+are in DIR/ablation.md and DIR/ablation.json. `--seeds=3` trains each combination with three seeds
+and gives means and standard deviations.
 
-Values are separated by commas, the numbers of a tuple by colons:
-`--vary=model.multipliers=1:2:2,1:2:4`; no number at all is the empty tuple.
+Commas separate values, colons the numbers of a tuple: `--vary=model.multipliers=1:2:2,1:2:4`; no
+number at all is the empty tuple.
 
-Keys of `sampling` and `evaluation` leave the network as it is, which is trained once for all of
-their values: the first combination's workdir holds the training, and in those of the others
-`checkpoints` is a link to it (so DIR is on a disk, and is moved as a whole). Where
+Keys of `sampling` and `evaluation` do not change the network, which is trained once for all of
+their values: the workdir of the first combination holds the training, and in the others
+`checkpoints` is a link to it (so DIR is on a disk, and is moved as a whole). If
 `evaluation.checkpoint` is `best`, images of another `evaluation.image_size` or `num_images` may
-choose another checkpoint, and each is trained.
+choose another checkpoint, so each is trained.
 
-The ablations of the paper, and of what it leaves open, are in configs/ablations, with its figures:
+The ablations of the paper, and of questions that it leaves open, are in configs/ablations:
 
     --flagfile=configs/ablations/loss.flags --flagfile=configs/ablations/blur.flags
 
-Exit status: 0 all is done; 1 a combination failed, and those that could be done are; 2 wrong use;
-75 or 130 it was stopped, by SIGTERM or Ctrl-C, and the same command goes on.
+Exit status: 0 all is done; 1 a combination failed, and the others are done; 2 wrong use; 75 or 130
+stopped by SIGTERM or Ctrl-C, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from sr3_jax.tools.ablate import plan as ablation_plan
 from sr3_jax.tools.ablate import table as ablation_table
 from sr3_jax.tools.ablate.plan import Run
 
-# What a run that someone else has stopped ends with, and what this program does then.
+# Exit statuses of a run that was stopped, and the status of this program then.
 _STOPPED = {
     START_AGAIN: START_AGAIN,
     128 + signal.SIGTERM: START_AGAIN,
@@ -62,9 +62,9 @@ _END_OF_LOG = 1 << 16  # bytes
 
 
 def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
-    """Does what is left, one run after the other, with a report after each; the exit status."""
+    """Does what is left, run by run, with a report after each; returns the exit status."""
     failed: dict[Run, str] = {}
-    # Those that share a training follow it.
+    # Runs that share a training follow it.
     trainers = {run: ablation_plan.trainer(run, runs) for run in runs}
     order = sorted(runs, key=lambda run: (runs.index(trainers[run]), trainers[run] is not run))
     with parallel.StopSignal(alone=True) as stop:
@@ -97,16 +97,16 @@ def run_all(runs: Sequence[Run], workdir: pathlib.Path) -> int:
 def _execute(
     main_flags: Sequence[str], folder: pathlib.Path, stop: parallel.StopSignal
 ) -> tuple[int, str]:
-    """Runs `sr3_jax.main` to its end, and passes on a signal that asks to stop.
+    """Runs `sr3_jax.main` to its end, shows its output, and passes on a signal to stop.
 
     Returns:
-      Its exit status and its last words; what it says is shown.
+      Its exit status and its error, or its last line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOG, "ab") as log, open(folder / _LOG, "rb") as said:
         begin = said.seek(0, os.SEEK_END)
         try:
-            # The run inherits the lock, which so holds even where this program is killed.
+            # The run inherits the lock, which then holds even if this program is killed.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(
@@ -136,7 +136,7 @@ def _execute(
 
 def _start(main_flags: Sequence[str], log: IO[bytes]) -> Any:
     command = [sys.executable, "-m", "sr3_jax.main", *main_flags]
-    # In a session of its own: Ctrl-C goes to all processes of a terminal's, and a second one,
+    # In a session of its own: a terminal sends Ctrl-C to all of its processes, and a second one,
     # passed on, would end the run before it has saved.
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
@@ -161,12 +161,12 @@ def _print_plan(runs: Sequence[Run]) -> None:
         step, training = ablation_plan.next_step(run, runs)
         words = {"done": "done", "train": "to train", "evaluate": "to evaluate"}
         of = "" if training == run.folder else f", of the training of {training.name}"
-        begun = step == "train" and run.has_training
+        begun = step == "train" and ablation_plan.has_training(run.folder)
         print(f"{'goes on' if begun else words.get(step, 'to evaluate')}: {run.folder.name}{of}")
 
 
 def define_flags() -> None:
-    """The command's; not at import, so that the module can be used beside other tools."""
+    """Defines the flags; not on import, so that the module can be used beside other tools."""
     config_flags.DEFINE_config_file("config", None, "The config, as for training.")
     flags.DEFINE_string("workdir", None, "Folder of all runs, on a disk.")
     flags.DEFINE_multi_string("vary", [], "KEY=V1,V2,...; can be given several times.")
@@ -175,7 +175,7 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> int:
-    """Does what is left of the ablation, or says what it is; returns the exit status."""
+    """Does what is left of the ablation, or prints it; returns the exit status."""
     given = flags.FLAGS
     if given.config is None or not given.workdir or not given.vary:
         raise ValueError("--config=FILE, --workdir=DIR and --vary=KEY=V1,V2 are needed")
@@ -184,9 +184,8 @@ def main(_: list[str]) -> int:
     workdir = pathlib.Path(given.workdir).expanduser().absolute()
     filename = config_flags.get_config_filename(given["config"])
     overrides = config_flags.get_override_values(given["config"])
-    runs = ablation_plan.combinations(
-        given.config, filename, overrides, given.vary, given.seeds, workdir
-    )
+    keys = (given.vary, given.seeds, workdir)
+    runs = ablation_plan.combinations(given.config, filename, overrides, *keys)
     ablation_plan.check_folders(runs)
     configs = {run.folder.name: run.config for run in runs}
     with worker_processes.pool(1) as pool:

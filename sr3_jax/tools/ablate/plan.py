@@ -1,4 +1,4 @@
-"""What an ablation consists of: its runs, whether they can work, and what is left of them."""
+"""The runs of an ablation: their configs, their faults, and what is left of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sr3_jax.tools.ablate.table import text
 METRICS = "evaluation/metrics.json"
 
 _AFTER_TRAINING = ("sampling.", "evaluation.")
-# Of held-out images, by which a training tells its best checkpoint.
+# Keys of the held-out images that choose the best checkpoint.
 _CHOOSE_BEST = ("evaluation.image_size", "evaluation.num_images")
 _PARSERS = {
     bool: flags.BooleanParser(),
@@ -36,7 +36,7 @@ class Run:
     Attributes:
       values: of the varied keys.
       config: with those values.
-      flags: of `sr3_jax.main`, which give it this config.
+      flags: of `sr3_jax.main`, for this config.
       folder: its workdir.
     """
 
@@ -47,13 +47,8 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has been evaluated, which is the last thing a run does."""
+        """Whether it has been evaluated, which a run does last."""
         return (self.folder / METRICS).exists()
-
-    @property
-    def has_training(self) -> bool:
-        """Whether a training in its own folder has begun, perhaps ended."""
-        return _has_training(self.folder)
 
 
 def combinations(
@@ -64,18 +59,18 @@ def combinations(
     num_seeds: int,
     workdir: pathlib.Path,
 ) -> list[Run]:
-    """Every combination of the varied values, and of each as many seeds.
+    """Returns a run for every combination of the varied values and every seed.
 
     Args:
       config: with the overrides.
-      filename: where the config is from, as the command line has it.
-      overrides: keys set on the command line, which the runs are given too.
+      filename: of the config, as on the command line.
+      overrides: keys set on the command line, for all runs.
       vary: `KEY=V1,V2,...` each.
-      num_seeds: `config.seed` and the following ones.
-      workdir: where the runs' folders are.
+      num_seeds: number of seeds, from `config.seed`.
+      workdir: of the runs' folders.
 
     Raises:
-      ValueError: naming the key: an unknown one, values of another type, either of them twice.
+      ValueError: a key is unknown, a value has another type, or one of them is given twice.
     """
     varied: dict[str, list[Any]] = {}
     for given in vary:
@@ -90,7 +85,7 @@ def combinations(
         values = dict(zip(varied, chosen, strict=True))
         named = {key: urllib.parse.quote(text(v), safe=":+") for key, v in values.items()}
         for seed in range(config.seed, config.seed + num_seeds):
-            # The first seed's folder is that of a single one, so that seeds can be added.
+            # The folder of the first seed names no seed, so that seeds can be added later.
             extra = {"seed": seed} if seed != config.seed else {}
             name = ",".join(f"{key}={value}" for key, value in {**named, **extra}.items())
             changes = {**overrides, **values, **extra}
@@ -109,10 +104,10 @@ def combinations(
 
 
 def parse_values(config: ConfigDict, given: str) -> tuple[str, list[Any]]:
-    """The key and the values of `KEY=V1,V2,...`; those of a tuple are separated by colons.
+    """Returns the key and the values of `KEY=V1,V2,...`; colons separate those of a tuple.
 
     Raises:
-      ValueError: where the key is unknown, a value is of another type, or there twice.
+      ValueError: the key is unknown, or a value has another type or is given twice.
     """
     key, equals, listed = given.partition("=")
     if not equals:
@@ -148,9 +143,9 @@ def _parse(key: str, value: str, like: Any) -> Any:
 
 
 def check(configs: Mapping[str, Config]) -> None:
-    """Raises ValueError, with the name of the config, where a schedule or a layout cannot work.
+    """Raises ValueError, with the name of the config, if a schedule or a layout cannot work.
 
-    Asks for devices: to be run in a process that ends before the first run needs them.
+    It takes devices, so it should run in a process that ends before the first run needs them.
     """
     for name, config in configs.items():
         try:
@@ -161,7 +156,7 @@ def check(configs: Mapping[str, Config]) -> None:
 
 
 def check_folders(runs: Sequence[Run]) -> None:
-    """Raises ValueError, naming the keys, where a run's folder is of another config."""
+    """Raises ValueError, naming the keys, if a run's folder is of another config."""
     for run in runs:
         path = run.folder / "config.json"
         if not path.exists() and not run.is_done:
@@ -179,32 +174,29 @@ def next_step(
     run: Run, runs: Sequence[Run]
 ) -> tuple[Literal["done", "train", "evaluate", "wait"], pathlib.Path]:
     """Returns the next step of a run and the folder of its training; `wait` for another run."""
-    if run.is_done or run.has_training:
+    if run.is_done or has_training(run.folder):
         return "done" if run.is_done else "train", run.folder
     for path in sorted(run.folder.parent.glob("*/config.json")):
         last = path.parent / "checkpoints" / str(run.config.train.num_steps)
-        if (
-            last.is_dir()
-            and _has_training(path.parent)
-            and _shares_training(run.config, run_file.load(path))
-        ):
+        is_trained = last.is_dir() and has_training(path.parent)
+        if is_trained and _shares_training(run.config, run_file.load(path)):
             return "evaluate", path.parent
     first = trainer(run, runs)
     return "train" if first is run else "wait", first.folder
 
 
 def trainer(run: Run, runs: Sequence[Run]) -> Run:
-    """The one that trains the network of a run: itself, or another that differs in sampling."""
-    if run.has_training:
+    """Returns the run that trains the network of a run: itself, or one of another sampling."""
+    if has_training(run.folder):
         return run
     alike = [other for other in runs if _shares_training(run.config, other.config)]
-    return next((other for other in alike if other.has_training), alike[0])
+    return next((other for other in alike if has_training(other.folder)), alike[0])
 
 
 def borrow_training(run: Run, training: pathlib.Path) -> None:
-    """Makes a folder in which the network of another is evaluated."""
+    """Makes a folder in which the network of another run is evaluated."""
     for path in sorted((training / "index").glob("*.npz")):
-        # A list of its own: evaluation makes it anew where it is of other files.
+        # A copy, since an evaluation of other files makes its list anew.
         storage.write_whole(run.folder / "index" / path.name, path.read_bytes())
     run.folder.mkdir(parents=True, exist_ok=True)
     link = run.folder / "checkpoints"
@@ -219,6 +211,7 @@ def _shares_training(ours: Config, theirs: Config) -> bool:
     return all(key.startswith(_AFTER_TRAINING) and key not in apart for key in changed)
 
 
-def _has_training(folder: pathlib.Path) -> bool:
+def has_training(folder: pathlib.Path) -> bool:
+    """Returns whether a training has begun in a folder, and not in one that it links to."""
     checkpoints = folder / "checkpoints"
     return checkpoints.is_dir() and not checkpoints.is_symlink()

@@ -1,4 +1,4 @@
-"""What the runs of an ablation gave, as a table and as JSON."""
+"""The results of an ablation, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sr3_jax.data import storage
+from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import registry
 
-# What images are made from and scored with; bicubic upsampling depends on nothing else.
+# Keys that the results of bicubic upsampling depend on.
 _OF_BICUBIC = ("data.", "evaluation.", "seed")
 
 
 class Result(NamedTuple):
-    """One run.
+    """The result of one run.
 
     Attributes:
       values: of the varied keys.
       seed: `config.seed`.
       folder: name of its workdir.
-      method: its own row of the scores.
-      training_steps: how many it takes.
-      scores: by method and metric; None where it is not done.
-      failure: why it failed; empty where it did not.
+      method: the row of its network in the scores.
+      training_steps: number of training steps.
+      scores: by method and metric; None until it is done.
+      failure: why it failed; empty if it did not.
     """
 
     values: Mapping[str, Any]
@@ -39,14 +40,14 @@ class Result(NamedTuple):
 
     @property
     def status(self) -> str:
-        """One word."""
+        """`failed`, `pending` or `done`."""
         if self.failure:
             return "failed"
         return "pending" if self.scores is None else "done"
 
 
 def text(value: Any) -> str:
-    """A value of a config as the command line has it, always in the same way."""
+    """Returns a value of a config as written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -63,15 +64,15 @@ def read_scores(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]] | None:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table with a row for each combination, and for bicubic upsampling.
+    """Returns a Markdown table with a row for each combination, and for bicubic upsampling.
 
-    Where there are several seeds, numbers are means over those that are done, with their (sample)
-    standard deviation.
+    For several seeds, numbers are means over those that are done, with their (sample) standard
+    deviation.
     """
     keys = list(results[0].values)
     methods = [row for r in results for row in (r.scores or {}).values()]
     metrics = list(dict.fromkeys(name for row in methods for name in row))
-    # As `evaluator.table`, the time comes last.
+    # The time comes last, as in `evaluator.table`.
     metrics.sort(key=lambda name: name in ("n", "seconds_per_image"))
     headings = ["method", *keys, *(registry.find(name).heading for name in metrics)]
     lines = [headings + ["training steps", "status"]]
@@ -82,13 +83,13 @@ def table(results: Sequence[Result]) -> str:
         lines.append([group[0].method, *values, *numbers, steps, _status(group)])
     seen = [key for key in keys if key.startswith(_OF_BICUBIC)]
     for values, group in _groups([r for r in results if r.status == "done"], seen):
-        # Of each seed once: what else varies does not change it.
+        # Each seed counts once, since no other key changes it.
         of_seeds = {r.seed: r.scores["bicubic"] for r in reversed(group)}
         cells = dict(zip(seen, values, strict=True))
         numbers = _means(list(of_seeds.values()), metrics)
         lines.append(["bicubic", *(cells.get(key, "") for key in keys), *numbers, "", ""])
-    rows = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return markdown.table(lines[0], lines[1:])
 
 
 def write(results: Sequence[Result], folder: pathlib.Path) -> None:
@@ -101,7 +102,7 @@ def write(results: Sequence[Result], folder: pathlib.Path) -> None:
 def _groups(
     results: Iterable[Result], keys: Sequence[str]
 ) -> Iterable[tuple[tuple[str, ...], list[Result]]]:
-    """Results by the values of some keys, in their order."""
+    """Returns results by the values of some keys, in their order."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(text(result.values[key]) for key in keys), []).append(result)
@@ -111,13 +112,13 @@ def _groups(
 def _means(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
     cells = []
     for name in metrics:
-        # What JSON has no number for is there as text, as "Infinity".
+        # Numbers that JSON lacks are there as text, such as "Infinity".
         values = [float(row[name]) for row in rows if name in row]
         cell = ""
         if values:
             mean = statistics.fmean(values)
             cell = f"{mean:.0f}" if name == "n" else f"{mean:#.4g}"
-        # Numbers of which one is infinite, such as the PSNR of equal images, have no deviation.
+        # There is no deviation if a number is infinite, such as the PSNR of equal images.
         if len(values) > 1 and name != "n" and all(map(math.isfinite, values)):
             cell += f" ± {statistics.stdev(values):.2g}"
         cells.append(cell)
@@ -128,7 +129,6 @@ def _status(group: Sequence[Result]) -> str:
     states = [result.status for result in group]
     failures = "; ".join(f"failed: {r.failure}" for r in group if r.failure)
     if len(set(states)) > 1:
-        return f"{states.count('done')} of {len(group)} done" + (
-            f"; {failures}" if failures else ""
-        )
+        done = f"{states.count('done')} of {len(group)} done"
+        return "; ".join(filter(None, (done, failures)))
     return failures or states[0]

@@ -1,4 +1,4 @@
-"""The programs that TPUs run, on shapes alone: what `aot_report` compiles."""
+"""The programs that `aot_report` compiles, on shapes alone."""
 
 from __future__ import annotations
 
@@ -10,46 +10,32 @@ import jax
 import jax.numpy as jnp
 
 from sr3_jax import models, parallel
-from sr3_jax.config import Config, networks, schedules
+from sr3_jax.config import Config, networks
 from sr3_jax.inference import programs
-from sr3_jax.training import state as training_state
+from sr3_jax.jobs import training
 from sr3_jax.training import step as training_step
 
-# A jitted function, its abstract arguments, and bytes that each device holds of what stays.
+# A jitted function, its abstract arguments, and the bytes of them on each device by name.
 Program = tuple[jax.stages.Wrapped, tuple[Any, ...], dict[str, int]]
 
 
 def train(config: Config, layout: parallel.Layout) -> Program:
-    """The jitted training step, its abstract arguments, and sizes of what it holds."""
-    denoiser, optimizer = networks.denoiser(config), networks.optimizer(config)
-    init = functools.partial(
-        training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
-    )
-    shapes = jax.eval_shape(init)
-    shardings = training_state.state_shardings(layout, shapes)
-    state = jax.tree.map(_placed, shapes, shardings)
-    step = training_step.make_train_step(
-        denoiser,
-        schedules.training_schedule(config),
-        optimizer,
-        config,
-        layout,
-    )
+    """Returns the training step of a config, as training compiles it."""
+    program = training.training_program(config, layout)
     batch = training_step.batch_shapes(
         layout, config.train.batch_size, config.data.image_size, config.data.low_resolution
     )
-    program = training_step.jit_train_step(step, layout, shapes)
     parts = {
-        "parameters": _size(state.params),
-        "average of the parameters": _size(state.ema_params),
-        "optimizer state": _size(state.opt_state),
+        "parameters": _size(program.state.params),
+        "average of the parameters": _size(program.state.ema_params),
+        "optimizer state": _size(program.state.opt_state),
         "batch": _size(batch),
     }
-    return program, (state, batch), parts
+    return program.step, (program.state, batch), parts
 
 
 def sample(config: Config, layout: parallel.Layout) -> Program:
-    """One call of the denoiser on `config.train.batch_size` tiles, as upscaling compiles it."""
+    """Returns a denoiser's call on `config.train.batch_size` tiles, as upscaling compiles it."""
     denoiser = networks.denoiser(config)
     rows, size = config.train.batch_size, config.tile_size
     where = programs.denoiser_shardings(layout.mesh)
@@ -77,7 +63,7 @@ def _placed(shape, sharding):
 
 
 def _size(tree: Any) -> int:
-    """Bytes of one device's share, padding not counted."""
+    """Returns the bytes of one device's share, without padding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

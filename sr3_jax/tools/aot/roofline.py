@@ -13,8 +13,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
-BYTES |= {"u16": 2, "s16": 2, "u64": 8, "s64": 8}
+import numpy as np
+
+BYTES = dict(pred=1, u8=1, s8=1, u16=2, s16=2, f16=2, bf16=2, u32=4, s32=4, f32=4, u64=8, s64=8)
 # Opcodes that move nothing. (Those that end in `-done` are counted where they start.)
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
 _WIDEST_KERNEL = 3
@@ -192,12 +193,11 @@ def _flops(found: _Instruction, shapes: dict[str, str], computations: _Computati
         body = computations[found.attribute(_FUSED)]
         within = {inner.name: inner.shape for inner in body}
         return sum(_flops(inner, within, computations) for inner in body)
-    count = {
-        "convolution": _convolution_flops,  # on TPUs, matrix products are convolutions, too
-        "dot": _product_flops,
-        "custom-call": _library_flops,
-    }.get(found.opcode)
-    return count(found, shapes) if count else 0.0
+    if found.opcode == "convolution":  # on TPUs, matrix products are convolutions, too
+        return _convolution_flops(found, shapes)
+    if found.opcode == "dot":
+        return _product_flops(found, shapes)
+    return _library_flops(found, shapes) if found.opcode == "custom-call" else 0.0
 
 
 def _product_flops(found: _Instruction, shapes: dict[str, str]) -> float:
@@ -247,12 +247,10 @@ def _convolution_flops(found: _Instruction, shapes: dict[str, str]) -> float:
     for label, size, stride, pad, base, spread in zip(spatial, *settings, strict=True):
         length, steps = image[labels[1].index(label)], out[labels[3].index(label)]
         low = int(re.match(r"-?\d+", pad)[0])
-        inside = 0
-        for tap in range(int(size)):
-            for step in range(steps):
-                at = step * int(stride) + tap * int(spread) - low
-                inside += 0 <= at <= (length - 1) * int(base) and at % int(base) == 0
-        products *= inside / steps
+        taps, places = np.arange(int(size)) * int(spread), np.arange(steps) * int(stride) - low
+        at = taps[:, None] + places  # in the dilated image
+        inside = (at >= 0) & (at <= (length - 1) * int(base)) & (at % int(base) == 0)
+        products *= int(inside.sum()) / steps
     return 2.0 * products
 
 
@@ -275,21 +273,16 @@ def _size(shape: str) -> int:
 
 
 def count_collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """Returns number, and bytes of the results, of a program's collectives by kind.
+    """Returns number, and unpadded bytes of the results, of a program's collectives by kind.
 
     Asynchronous ones count once, where they end.
     """
     found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-    kinds = "|".join(COLLECTIVES)
-    for match in re.finditer(rf"= (.+?) ({kinds})(-start|-done)?\(", hlo):
-        result, kind, phase = match.groups()
-        if phase == "-start":
-            continue
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        size = sum(
-            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-            for dtype, dims in shapes
-        )
+    for result, kind in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", hlo):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
         found[kind]["count"] += 1
-        found[kind]["bytes"] += size
+        found[kind]["bytes"] += sum(
+            BYTES.get(dtype, 4) * math.prod(int(n) for n in axes.split(",") if n)
+            for dtype, axes in arrays
+        )
     return dict(found)

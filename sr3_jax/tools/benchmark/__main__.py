@@ -1,21 +1,19 @@
 """How fast the network runs: `python -m sr3_jax.tools.benchmark`.
 
-Times the forward pass, the training step (gradient and Adam update) and, with `--sample_steps`,
-sampling, each compiled; with `--peer=diffusers` also PyTorch's `diffusers.UNet2DModel` of the same
-size (on GPUs under `torch.compile`), turn by turn with ours, so that what else the machine does
-hits both. The batch is split over all JAX devices. docs/cpu.md has results and the settings that
-matter on CPUs; launch/gpu_benchmark.sh does what docs/gpu.md says.
+Times the compiled forward pass, training step (gradient and Adam update) and, with
+`--sample_steps`, sampling; with `--peer=diffusers` also PyTorch's `diffusers.UNet2DModel` of the
+same size (on GPUs under `torch.compile`), in turn with ours, so that other load of the machine
+affects both. All JAX devices share the batch. docs/cpu.md has results and the settings for CPUs;
+launch/gpu_benchmark.sh makes the measurements of docs/gpu.md.
 
-`--what=data --config=FILE` times the reading of a config's images instead (docs/data.md),
-`--what=upscale --workdir=DIR` upscaling from file to file (docs/upscaling.md). Two tell how good
-images are: `--what=options --workdir=DIR` what upscaling's options are worth on held-out images,
-and `--what=samplers` what samplers get wrong in few steps where the truth is known
-(docs/sampling.md).
+`--what=data --config=FILE` times the reading of a config's images (docs/data.md), `--what=upscale
+--workdir=DIR` upscaling from file to file (docs/upscaling.md). `--what=options --workdir=DIR`
+scores the options of upscaling on held-out images, and `--what=samplers` gives the errors of
+samplers in few steps in closed form (docs/sampling.md).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
@@ -36,16 +34,15 @@ from sr3_jax.config import read
 from sr3_jax.models import layers
 from sr3_jax.tools.benchmark import data, diffusers_peer, options, samplers, upscaling
 
-# Of a quiet machine's runs, the median is within a fifth of the fastest.
-_NOISY = 1.4
+_NOISY = 1.4  # median over fastest run; on a quiet machine it is below 1.2
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _WHAT = flags.DEFINE_enum(
     "what",
     "model",
     ["model", "data", "samplers", "upscale", "options"],
-    "What to measure: the network; reading a config's images; what samplers get wrong in few steps "
-    "where that is known; upscaling from file to file; what its options are worth.",
+    "What to measure: the network; reading a config's images; errors of samplers in few steps; "
+    "upscaling from file to file; scores of its options.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained network (--what=upscale, options).")
 _SIZE = flags.DEFINE_string("size", "64x64", "Height x width of inputs (--what=upscale).")
@@ -81,20 +78,19 @@ def make_runs(
     """Compiles the network and its training step on random images, split over all devices.
 
     Returns:
-      `forward`, `train` and, of more than 0 steps, `sample`, each of which runs once and returns
-      the seconds it took; and facts: `parameters`, `forward_flops` of the whole batch,
-      `compile_seconds` by run.
+      `forward`, `train` and, with sample steps, `sample`, each of which runs once and returns the
+      seconds; and facts: `parameters`, `forward_flops` of the batch, `compile_seconds` by run.
     """
     mesh = parallel.make_mesh()
     parallel.check_batch_size(batch_size, mesh, "--batch_size")
-    # Of the program as written, before XLA rewrites convolutions into other forms.
+    # Operations of the network as written, before XLA rewrites convolutions.
     forward_flops = batch_size * _flops_of_image(model, image_size)
     shape = (batch_size, image_size, image_size, 3)
     keys = jax.random.split(jax.random.key(0), 3)
     x, y_0, eps = (jax.random.normal(key, shape) for key in keys)
     gamma = jnp.full((batch_size,), 0.5)
     y_t = diffusion.diffuse(y_0, gamma, eps)
-    # Arguments, not constants of the program: of constants every device would get all.
+    # Arguments, since every device would get all of a constant.
     batch = jax.device_put((x, y_t, gamma, eps), parallel.split_batch(mesh))
 
     one = jnp.zeros((1, *shape[1:]))
@@ -145,7 +141,7 @@ def make_runs(
         "train": _timed(train_once),
     }
     if sample_steps:
-        # Weights are sampled with in the type that they are computed with.
+        # Sampling uses weights in the type of the computation.
         few = jax.jit(denoiser.cast_params)(params)
         row_keys = jax.device_put(jax.random.split(keys[0], batch_size), parallel.split_batch(mesh))
         run_sample = compiled("sample", jax.jit(sample).lower(few, row_keys, batch[0]))
@@ -184,22 +180,22 @@ def interleave(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            # The first run after another's turn finds cold caches and sleeping threads.
+            # A first run after another's turn meets cold caches and sleeping threads.
             run()
             seconds[name].append(run())
     return seconds
 
 
 def summarise(seconds: list[float], flops: float) -> dict[str, float]:
-    """Median and fastest seconds, and the rate at the median."""
+    """Returns median and fastest seconds, and the rate at the median."""
     median = statistics.median(seconds)
     return {"seconds": median, "fastest": min(seconds), "flops_per_second": flops / median}
 
 
 def compare(facts: dict[str, Any], peer: dict[str, Any], name: str) -> dict[str, float]:
-    """Ours over theirs in seconds and in seconds for each FLOP; below 1, ours is faster.
+    """Returns ours over theirs in seconds and in seconds for each FLOP; below 1, ours is faster.
 
-    `rounds` is the median of the ratios within a round, which noise that lasts hits least.
+    `rounds` is the median of the ratios within a round, the least sensitive to lasting noise.
     """
     ratios = [a / b for a, b in zip(facts["all"][name], peer["all"][name], strict=True)]
     rounds = statistics.median(ratios)
@@ -236,7 +232,7 @@ def benchmark_model() -> dict[str, Any]:
     }
     peer = diffusers_peer.Peer(_PEER_PYTHON.value, description) if _PEER.value else None
     own, facts = make_runs(model, _IMAGE_SIZE.value, _BATCH_SIZE.value, _SAMPLE_STEPS.value)
-    # A training step is three forward passes: two more for the gradient.
+    # A training step takes the operations of three forward passes.
     passes = {"forward": 1, "train": 3, "sample": _SAMPLE_STEPS.value}
     sides = {"sr3_jax": (own, facts)}
     if peer:
@@ -263,7 +259,7 @@ def benchmark_model() -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text."""
+    """Returns the results as text."""
     lines = [f"device: {results['device']}"]
     timed = []
     for side in ("sr3_jax", "diffusers"):
@@ -298,54 +294,36 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _benchmark_data() -> dict[str, Any]:
-    if _CONFIG.value is None:
-        raise ValueError("--what=data needs --config=FILE; keys can be overridden")
-    result = data.measure(read(_CONFIG.value), _IMAGES.value, _REPEATS.value)
-    print(data.report(result))
-    return dataclasses.asdict(result)
-
-
-def _benchmark_options() -> dict[str, Any]:
-    result = options.measure(_workdir(), _IMAGES.value, _STEPS.value, picture=_PICTURE.value)
-    print(options.report(result))
-    return result
-
-
-def _workdir() -> str:
+def _measure() -> tuple[dict[str, Any], str]:
+    """Measures what --what says; returns the results, and as text."""
+    what, images, steps, repeats = _WHAT.value, _IMAGES.value, _STEPS.value, _REPEATS.value
+    if what == "model":
+        return (found := benchmark_model()), report(found)
+    if what == "samplers":
+        return {"table": (table := samplers.table())}, table
+    if what == "data":
+        if _CONFIG.value is None:
+            raise ValueError("--what=data needs --config=FILE; keys can be overridden")
+        return (found := data.measure(read(_CONFIG.value), images, repeats)), data.report(found)
     if _WORKDIR.value is None:
-        raise ValueError(f"--what={_WHAT.value} needs --workdir=DIR of a trained network")
-    return _WORKDIR.value
-
-
-def _benchmark_upscale() -> dict[str, Any]:
+        raise ValueError(f"--what={what} needs --workdir=DIR of a trained network")
+    if what == "options":
+        found = options.measure(_WORKDIR.value, images, steps, picture=_PICTURE.value)
+        return found, options.report(found)
     try:
         height, width = (int(n) for n in _SIZE.value.split("x"))
     except ValueError:
         raise ValueError(f"--size={_SIZE.value}; give HEIGHTxWIDTH, such as 64x64") from None
-    result = upscaling.measure(
-        _workdir(), (height, width), _IMAGES.value, _STEPS.value, _REPEATS.value
-    )
-    print(upscaling.report(result))
-    return dataclasses.asdict(result)
+    found = upscaling.measure(_WORKDIR.value, (height, width), images, steps, repeats)
+    return found, upscaling.report(found)
 
 
 def main(_: list[str]) -> None:
-    """Times, prints, and writes JSON where asked."""
-    logging.set_verbosity(logging.WARNING)  # not what platforms jax looked for
+    """Prints the results, and writes them as JSON if --json is given."""
+    logging.set_verbosity(logging.WARNING)  # hides jax's search for platforms
     quiet_orbax()
-    if _WHAT.value == "data":
-        results = _benchmark_data()
-    elif _WHAT.value == "upscale":
-        results = _benchmark_upscale()
-    elif _WHAT.value == "options":
-        results = _benchmark_options()
-    elif _WHAT.value == "samplers":
-        results = {"table": samplers.table()}
-        print(results["table"])
-    else:
-        results = benchmark_model()
-        print(report(results))
+    results, text = _measure()
+    print(text)
     if _JSON.value:
         with open(_JSON.value, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=2)

@@ -1,13 +1,12 @@
-"""How fast a config's images come: `python -m sr3_jax.tools.benchmark --what=data --config=FILE`.
+"""The speed of reading a config's images: `tools.benchmark --what=data --config=FILE`.
 
-Compares the training pipeline, without its cache, with the bound: the same images read, decoded
-and resized by as many threads, nothing else. Both in turn, so that what else the machine does hits
-both. docs/data.md has results.
+Compares the training pipeline, without its cache, with a bound: as many threads that read, decode
+and resize the same images and do nothing else. Both run in turn, so that other load of the machine
+affects both. docs/data.md has results.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import resource
@@ -16,50 +15,25 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent import futures
+from typing import Any
 
 from sr3_jax.config import Config, changed, image_sets
 from sr3_jax.data import degrade, sources
 from sr3_jax.data.image_files import BadImageError
 
-# Of the bound: images for each turn of a thread.
-_ROWS = 8
+_ROWS = 8  # images of a task of the bound
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Images per second, of each round; and what it took to get there.
+def measure(config: Config, images_per_round: int, repeats: int) -> dict[str, Any]:
+    """Times the reading of a config's images.
 
-    Attributes:
-      bound: reading, decoding and both resizes, in threads that do nothing else.
-      pipeline: batches in the order of training.
-      cached: the same from memory, where the images fit `config.data.cache_gb`; else empty.
-      open_seconds: until the source was listed.
-      first_seconds: from there until the first batch.
-      memory_bytes: the most this process had in memory, before the source was opened and without
-        a cache of images since.
+    Returns:
+      Sizes and settings, and: images per second in each round, `bound` (reading, decoding and both
+      resizes alone), `pipeline` (the batches of training), `cached` (the same from memory; empty if
+      the images do not fit into `config.data.cache_gb`); `open_seconds` until the source is listed
+      and `first_seconds` from there until the first batch; `memory_bytes`, the peak of this process
+      before the source is opened and after the rounds without a cache.
     """
-
-    num_images: int
-    image_size: int
-    low_resolution: int
-    num_threads: int
-    bound: list[float]
-    pipeline: list[float]
-    cached: list[float]
-    open_seconds: float
-    first_seconds: float
-    memory_bytes: tuple[int, int]
-
-    @property
-    def share(self) -> float:
-        """Returns the share of the bound that is reached: the median ratio of the rounds."""
-        return statistics.median(
-            own / bound for own, bound in zip(self.pipeline, self.bound, strict=True)
-        )
-
-
-def measure(config: Config, images_per_round: int, repeats: int) -> Result:
-    """Times the images of `config`, over so many rounds of so many images."""
     before = _peak_memory()
     begin = time.perf_counter()
     source = image_sets.training_source(config)
@@ -99,22 +73,22 @@ def measure(config: Config, images_per_round: int, repeats: int) -> Result:
         rounds = [(run_bound(), run_pipeline()) for _ in range(repeats)]
     getattr(stream, "close", lambda: None)()
     memory_bytes = before, _peak_memory()
-    return Result(
-        num_images=len(source),
-        image_size=options.image_size,
-        low_resolution=options.low_resolution,
-        num_threads=threads,
-        bound=[bound for bound, _ in rounds],
-        pipeline=[own for _, own in rounds],
-        cached=_cached(config, len(source), repeats),
-        open_seconds=open_seconds,
-        first_seconds=first_seconds,
-        memory_bytes=memory_bytes,
-    )
+    return {
+        "num_images": len(source),
+        "image_size": options.image_size,
+        "low_resolution": options.low_resolution,
+        "num_threads": threads,
+        "bound": [bound for bound, _ in rounds],
+        "pipeline": [own for _, own in rounds],
+        "cached": _cached(config, len(source), repeats),
+        "open_seconds": open_seconds,
+        "first_seconds": first_seconds,
+        "memory_bytes": memory_bytes,
+    }
 
 
 def _cached(config: Config, num_images: int, repeats: int) -> list[float]:
-    """Images per second once all are in memory; nothing where they do not fit."""
+    """Returns images per second once all are in memory; nothing if they do not fit."""
     images = image_sets.training_pipeline(config)
     of_pair = 3 * images.dtype.itemsize * sum(size**2 for size in images.sizes)
     if config.data.crop == "random" or num_images * of_pair > config.data.cache_gb * 2**30:
@@ -145,27 +119,30 @@ def _make_pairs(refs: Sequence[sources.ImageRef], options: degrade.DegradeOption
 
 
 def _peak_memory() -> int:
-    """The most that this process has had in memory so far, in bytes."""
+    """Returns the peak memory of this process so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def report(result: Result) -> str:
-    """The result as text."""
+def report(result: dict[str, Any]) -> str:
+    """Returns the result as text."""
 
-    def line(name: str, rates: list[float]) -> str:
+    def line(name: str) -> str:
+        rates = result[name]
         spread = f"({min(rates):.0f} to {max(rates):.0f})"
         return f"  {name:9s}{statistics.median(rates):8.0f} images/s {spread}"
 
+    pairs = zip(result["pipeline"], result["bound"], strict=True)
+    share = statistics.median(own / bound for own, bound in pairs)
+    before, after = (size / 2**20 for size in result["memory_bytes"])
     lines = [
-        f"{result.num_images} images to {result.image_size} and {result.low_resolution} pixels, "
-        f"{result.num_threads} threads",
-        f"  listed in {result.open_seconds:.2f} s, first batch after {result.first_seconds:.2f} s",
-        line("bound", result.bound) + ": read, decode, resize twice",
-        line("pipeline", result.pipeline) + f": {result.share:.0%} of the bound",
+        f"{result['num_images']} images to {result['image_size']} and {result['low_resolution']} "
+        f"pixels, {result['num_threads']} threads",
+        f"  listed in {result['open_seconds']:.2f} s, first batch after "
+        f"{result['first_seconds']:.2f} s",
+        f"{line('bound')}: read, decode, resize twice",
+        f"{line('pipeline')}: {share:.0%} of the bound",
+        *([line("cached")] if result["cached"] else []),
+        f"  memory   {after:8.0f} MiB, of which {before:.0f} before the source was opened",
     ]
-    if result.cached:
-        lines.append(line("cached", result.cached))
-    before, after = (size / 2**20 for size in result.memory_bytes)
-    lines.append(f"  memory   {after:8.0f} MiB, of which {before:.0f} before the source was opened")
     return "\n".join(lines)

@@ -1,9 +1,8 @@
-"""The benchmark's opponent: diffusers.UNet2DModel in PyTorch, in a process of its own.
+"""diffusers.UNet2DModel in PyTorch, in a process of its own, to compare with.
 
-`python diffusers_peer.py JSON` builds the network that JSON describes, prints one line of JSON
-about it, and then answers each line of stdin, `forward`, `train` or `sample`, by running that once
-and printing the seconds it took. The file imports nothing of sr3_jax, so that any interpreter that
-has torch and diffusers can run it.
+`python diffusers_peer.py JSON` builds the network that JSON describes and prints one line of JSON
+about it. For each line of stdin, `forward`, `train` or `sample`, it runs that once and prints the
+seconds. The file imports nothing of sr3_jax, so any interpreter with torch and diffusers runs it.
 """
 
 import json
@@ -25,7 +24,7 @@ class Peer:
     """The other process; `facts` has `parameters`, `forward_flops`, `threads` and `versions`."""
 
     def __init__(self, python: str, description: dict):
-        """Starts it and waits until it has built its network."""
+        """Starts the process and waits until it has built its network."""
         self._process = subprocess.Popen(
             [python, os.path.abspath(__file__), json.dumps(description)],
             stdin=subprocess.PIPE,
@@ -46,7 +45,7 @@ class Peer:
         return float(self._read())
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
 
@@ -112,7 +111,7 @@ def _serve(d: dict) -> None:
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image, step)
-    if device == "cuda":  # after the operations are counted, which are those of plain calls
+    if device == "cuda":  # after the operations of plain calls are counted
         model = torch.compile(model)
 
     def sample():

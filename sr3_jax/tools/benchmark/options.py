@@ -1,8 +1,7 @@
-"""What the options of upscaling are worth, on held-out images: `tools.benchmark --what=options`."""
+"""Scores of upscaling's options on held-out images: `tools.benchmark --what=options`."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,13 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from sr3_jax.config import run_file
+from sr3_jax.data import degrade
 from sr3_jax.data.image_files import to_8_bits
-from sr3_jax.evaluation.report import grids
+from sr3_jax.evaluation import evaluator
+from sr3_jax.evaluation.report import grids, markdown
 from sr3_jax.inference import visualization
 from sr3_jax.inference.super_resolver import SuperResolver
+from sr3_jax.jobs import shared
 from sr3_jax.metrics import registry
 
 _SHOWN = 4  # images, in a picture
@@ -31,20 +33,15 @@ def measure(
     """Measures plain and consistent samples, means of several, and half the network's factor.
 
     Args:
-      workdir: of a training run; its config says where held-out images are.
-      num_images: of them, the first.
+      workdir: of a training run, whose held-out images are used.
+      num_images: number of them.
       steps: refinement steps; None for the workdir's.
       num_samples: of which the mean is taken.
       picture: file for a picture of samples, means and deviations of the first images.
 
     Returns:
-      By option what the metrics say (the mean over images), and what `uncertainty` is worth.
+      Means of the metrics by option, and the results of `_uncertainty`.
     """
-    # Late: jobs import TensorFlow, to write TensorBoard's files; it greets.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from sr3_jax.jobs import shared
-
     workdir = epath.Path(workdir)
     config = run_file.load(workdir / "config.json")
     low, high = map(to_8_bits, shared.held_out(config, workdir, num_images))
@@ -67,8 +64,8 @@ def measure(
     resolver = SuperResolver.from_workdir(workdir)
     factor, seeds = resolver.factor / 2, range(len(low))
     if factor == int(factor):
-        # The truth at half the size; and the input at half, as if it came so.
-        truth, small = (_shrunk(images, 2) for images in (high, low))
+        # The truth at half the size, and the input at half, as if it came so.
+        truth, small = (degrade.by_area(a, a.shape[1] // 2) for a in (high, low))
         made = resolver.upscale(low, steps, list(seeds), factor=factor)
         rows[f"factor {factor:g}: result resized"] = _score(made, truth, low)
         made = resolver.upscale(small, steps, list(seeds))
@@ -78,20 +75,14 @@ def measure(
 
 def report(result: dict[str, Any]) -> str:
     """Returns the result as Markdown."""
-    columns = list(next(iter(result["rows"].values())))
-    lines = [
-        f"{result['images']} held-out images, {result['calls']} network calls each",
-        "",
-        f"| option | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for name, row in result["rows"].items():
-        lines.append(f"| {name} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |")
+    rows = result["rows"]
+    columns = list(next(iter(rows.values())))
+    cells = [[name, *(f"{row[column]:.3f}" for column in columns)] for name, row in rows.items()]
     return "\n".join(
         [
-            *lines,
-            "",
-            f"uncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
+            f"{result['images']} held-out images, {result['calls']} network calls each\n",
+            markdown.table(["option", *columns], cells),
+            f"\nuncertainty: rank correlation of deviation and error over blocks of {_BLOCK}x"
             f"{_BLOCK} pixels {result['rank_correlation']:.2f}; samples are "
             f"{result['distance_ratio']:.2f} times as far from each other as from the truth "
             "(root mean squares)",
@@ -104,13 +95,12 @@ def _score(
     high: UInt8[np.ndarray, "n h w 3"],
     low: UInt8[np.ndarray, "n low_h low_w 3"],
 ) -> dict[str, float]:
-    shift = made.mean((1, 2)) - low.mean((1, 2))
-    metrics = registry.of("image")
-    given = {"reference": high, "low_resolution": low, "luminance": False, "border": 0}
+    shift = np.abs(made.mean((1, 2)) - low.mean((1, 2)))
+    scores = evaluator.score(made, high, low)
     return {
-        **{metric.heading: float(metric.compute(made, given).mean()) for metric in metrics},
-        "colour shift (levels)": float(np.abs(shift).max(-1).mean()),
-        "largest": float(np.abs(shift).max()),
+        **{registry.find(name).heading: float(np.mean(each)) for name, each in scores.items()},
+        "colour shift (levels)": float(shift.max(-1).mean()),
+        "largest": float(shift.max()),
     }
 
 
@@ -139,12 +129,12 @@ def _draw(
 def _uncertainty(
     samples: UInt8[np.ndarray, "k n h w 3"], high: UInt8[np.ndarray, "n h w 3"]
 ) -> dict[str, float]:
-    """Whether samples differ where they are wrong, and by as much.
+    """Measures whether samples differ where, and by as much as, they are wrong.
 
     Returns:
       `rank_correlation` of deviation and error of the mean over blocks, and `distance_ratio`: the
-      distance between two samples over that of a sample from the truth, both root mean squares. It
-      is 1 for draws from the truth's own distribution.
+      distance between two samples over that of a sample from the truth (root mean squares), which
+      is 1 for draws from the distribution of the truth.
     """
     deviation = np.stack([visualization.deviation(images) for images in samples.swapaxes(0, 1)])
     unit = samples.astype(np.float32) / 255
@@ -160,14 +150,7 @@ def _uncertainty(
 
 
 def _blocks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n rows columns"]:
-    """Means over blocks."""
+    """Returns means over blocks."""
     height, width = (n // _BLOCK * _BLOCK for n in maps.shape[1:])
     cut = maps[:, :height, :width]
     return cut.reshape(len(maps), height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).mean((2, 4))
-
-
-def _shrunk(images: UInt8[np.ndarray, "n h w 3"], by: int) -> UInt8[np.ndarray, "n h2 w2 3"]:
-    """Means over squares: as data pipelines make high resolutions."""
-    n, height, width, c = images.shape
-    mean = images.reshape(n, height // by, by, width // by, by, c).mean((2, 4))
-    return np.round(mean).astype(np.uint8)

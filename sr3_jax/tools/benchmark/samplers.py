@@ -1,14 +1,14 @@
-"""What samplers get wrong in few steps, where that is known: `tools.benchmark --what=samplers`.
+"""Errors of samplers in few steps, in closed form: `tools.benchmark --what=samplers`.
 
-Where y_0 is Gaussian, so is every y_t, and the best estimate of y_0 is linear in y_t. With it in
-place of a network, all that is wrong with what a sampler draws is the sampler's own. Its mean and
-variance are propagated through the steps; nothing is sampled.
+If y_0 is Gaussian, so is every y_t, and the best estimate of y_0 is linear in y_t. With it in place
+of a network, all errors are the sampler's own. Mean and variance are propagated through the steps;
+nothing is sampled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sr3_jax import diffusion
+from sr3_jax.evaluation.report import markdown
 
-# Of y_0 given x, in images of [-1, 1]: from faint texture to edges.
+# Of y_0 given x, in [-1, 1], from faint texture to edges.
 STD = np.array([0.05, 0.1, 0.2, 0.4])
 MEAN = np.array([0.8, -0.3, 0.1, 0.5])
-# Half a level of 8 bits: what is left for the last step is not seen.
-SIGMA_MIN = 0.004
+SIGMA_MIN = 0.004  # half a level of 8 bits, which is not seen
 
 STEPS = (5, 10, 20, 50, 100)
 SAMPLERS: dict[str, Callable[[diffusion.NoiseSchedule], diffusion.Sampler]] = {
@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Callable[[int], diffusion.NoiseSchedule]] = {
 
 
 def denoise(y_t: Float[Array, "b d"], gamma: Float[Array, " b"]) -> Float[Array, "b d"]:
-    """The mean of y_0 given y_t, for y_0 normal with `MEAN` and `STD`."""
+    """Returns the mean of y_0 given y_t, for y_0 normal with `MEAN` and `STD`."""
     mean, variance = jnp.asarray(MEAN, jnp.float32), jnp.square(jnp.asarray(STD, jnp.float32))
     gamma = gamma[:, None]
     gain = jnp.sqrt(gamma) * variance / (gamma * variance + 1 - gamma)
@@ -50,14 +50,13 @@ def denoise(y_t: Float[Array, "b d"], gamma: Float[Array, " b"]) -> Float[Array,
 
 
 def moments(sampler: diffusion.Sampler) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Mean and variance of what a sampler draws in each dimension; exact but for rounding.
+    """Returns mean and variance of a sampler's draws in each dimension, exact but for rounding.
 
     With a denoiser that is affine in y_t, each row of a sampler maps its state (y_t, and y_t and
-    the estimate of y_0 of the row before) affinely and adds noise. Probing `diffusion.advance`, the
-    step of the real loop, with unit states shows that map, by which mean and covariance of the
-    state are then moved.
+    the estimate of y_0 of the row before) affinely and adds noise. Unit states, put through
+    `diffusion.advance`, give that map, which then moves mean and covariance of the state.
     """
-    # The probes are without noise; one program then serves all samplers of as many calls.
+    # Probes are without noise, so one program serves all samplers of as many calls.
     return _propagate(dataclasses.replace(sampler, is_stochastic=False, looks_back=True))
 
 
@@ -88,23 +87,18 @@ def _propagate(sampler: diffusion.Sampler) -> tuple[Float[Array, " d"], Float[Ar
 
 
 def gaussian_errors(sampler: diffusion.Sampler) -> tuple[float, float]:
-    """Largest error of a mean, in standard deviations, and of a variance, relative to it."""
+    """Returns the largest error of a mean, in standard deviations, and of a variance, relative."""
     mean, variance = map(np.asarray, moments(sampler))
     errors = np.abs(mean - MEAN) / STD, np.abs(variance / np.square(STD) - 1)
     return float(errors[0].max()), float(errors[1].max())
 
 
-def table(steps: Sequence[int] = STEPS) -> str:
-    """Markdown: errors of mean and variance in percent, of every sampler and noise schedule."""
-    lines = [
-        "| sampler | schedule | " + " | ".join(f"{n} steps" for n in steps) + " |",
-        "|---" * (2 + len(steps)) + "|",
-    ]
+def table() -> str:
+    """Returns a Markdown table of the errors of mean and variance, in percent."""
+    rows = []
     for name, make in SAMPLERS.items():
         for noise, schedule in SCHEDULES.items():
-            cells = []
-            for num_steps in steps:
-                mean, variance = gaussian_errors(make(schedule(num_steps)))
-                cells.append(f"{100 * mean:.1f} / {100 * variance:.1f}")
-            lines.append(" | ".join([f"| {name}", noise, *cells]) + " |")
-    return "\n".join(lines)
+            errors = (gaussian_errors(make(schedule(num_steps))) for num_steps in STEPS)
+            cells = [f"{100 * mean:.1f} / {100 * variance:.1f}" for mean, variance in errors]
+            rows.append([name, noise, *cells])
+    return markdown.table(["sampler", "schedule", *(f"{n} steps" for n in STEPS)], rows)

@@ -1,13 +1,13 @@
-"""How fast pictures are upscaled, from file to file: `tools.benchmark --what=upscale`."""
+"""The speed of upscaling from file to file: `tools.benchmark --what=upscale`."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,54 +21,7 @@ from sr3_jax.data import photos, sources
 from sr3_jax.inference import manifest, programs, tiling, upscale_files
 from sr3_jax.inference.super_resolver import SuperResolver
 
-
-@dataclasses.dataclass(frozen=True)
-class Seams:
-    """Gradient from each column (or row) to the next, over that of the eight around it.
-
-    Attributes:
-      at_edges: of tiles, the mean.
-      largest_at_edges: and the largest.
-      elsewhere: the mean.
-      largest_elsewhere: and the largest.
-    """
-
-    at_edges: float
-    largest_at_edges: float
-    elsewhere: float
-    largest_elsewhere: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Of one size of pictures.
-
-    Attributes:
-      device: what it ran on.
-      size: height and width of the inputs.
-      factor: by which they grew.
-      calls: of the network for each picture.
-      load_seconds: until the weights are on the devices.
-      first_seconds: from the start of loading until the first picture is written, compilation
-        included; what is kept of that on disk makes it shorter.
-      images_per_second: from file to file, of the later pictures.
-      network_share: how much of that time the compiled network alone would take for as many calls.
-      reference_seconds: that one picture would take in `reference_calls` calls, estimated from the
-        network's time alone.
-      seams: what the outputs show at the edges of tiles; None where pictures are not cut.
-    """
-
-    device: str
-    size: tuple[int, int]
-    factor: int
-    calls: int
-    load_seconds: float
-    first_seconds: float
-    images_per_second: float
-    network_share: float
-    reference_calls: int
-    reference_seconds: float
-    seams: Seams | None
+_REFERENCE_CALLS = 2000  # of the paper's sampler
 
 
 def measure(
@@ -77,17 +30,22 @@ def measure(
     num_images: int,
     steps: int | None,
     repeats: int,
-    reference_calls: int = 2000,
-) -> Result:
+) -> dict[str, Any]:
     """Times a trained network on crops of scikit-image's photographs, saved as PNG.
 
     Args:
       workdir: of a training run.
-      size: height and width of the inputs; at most those of the photographs.
-      num_images: in a folder, that is upscaled `repeats` times.
+      size: height and width of the inputs.
+      num_images: number of inputs.
       steps: refinement steps; None for the workdir's.
-      repeats: of which the median counts.
-      reference_calls: of the sampler to compare with.
+      repeats: number of timed runs; results are medians.
+
+    Returns:
+      Settings, and: `load_seconds` until the weights are on the devices; `first_seconds` until
+      the first picture is written, compilation included; from file to file
+      `images_per_second` and `network_share`, the share of the network's own calls in that time;
+      `reference_seconds` of `reference_calls` calls, by the network's time alone; `seams` of the
+      outputs (`find_seams`), None if they are of one tile.
     """
     with tempfile.TemporaryDirectory() as root:
         folder = epath.Path(root) / "in"
@@ -115,27 +73,33 @@ def measure(
         seams = find_seams(np.stack(made), grid) if grid.is_cut else None
     each = statistics.median(seconds) / num_images
     a_call = statistics.median(alone) / num_images
-    return Result(
-        device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        size=size,
-        factor=resolver.factor,
-        calls=calls,
-        load_seconds=loaded,
-        first_seconds=first,
-        images_per_second=1 / each,
-        network_share=statistics.median(a * calls / s for a, s in zip(alone, seconds, strict=True)),
-        reference_calls=reference_calls,
-        reference_seconds=a_call * reference_calls,
-        seams=seams,
-    )
+    return {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "size": size,
+        "factor": resolver.factor,
+        "calls": calls,
+        "load_seconds": loaded,
+        "first_seconds": first,
+        "images_per_second": 1 / each,
+        "network_share": statistics.median(
+            a * calls / s for a, s in zip(alone, seconds, strict=True)
+        ),
+        "reference_calls": _REFERENCE_CALLS,
+        "reference_seconds": a_call * _REFERENCE_CALLS,
+        "seams": seams,
+    }
 
 
-def find_seams(images: UInt8[np.ndarray, "n h w c"], grid: tiling.Grid) -> Seams:
-    """Compares the gradient across the edges of tiles with that elsewhere, along both axes.
+def find_seams(images: UInt8[np.ndarray, "n h w c"], grid: tiling.Grid) -> dict[str, float]:
+    """Compares gradients across the edges of tiles with those elsewhere, along both axes.
 
     Args:
-      images: that were refined in tiles.
-      grid: how.
+      images: refined in tiles.
+      grid: the tiles.
+
+    Returns:
+      Means and maxima of the gradient from a column (or row) to the next over that of the eight
+      around it: `at_edges`, `largest_at_edges`, `elsewhere`, `largest_elsewhere`.
     """
     edges, others = [], []
     for axis in (1, 2):
@@ -149,34 +113,33 @@ def find_seams(images: UInt8[np.ndarray, "n h w c"], grid: tiling.Grid) -> Seams
         is_edge = np.isin(np.arange(4, len(gradient) - 4), [bound - 1 for bound in bounds])
         edges.append(ratio[is_edge])
         others.append(ratio[~is_edge])
-    at, elsewhere = np.concatenate(edges), np.concatenate(others)
-    return Seams(*(float(n) for n in (at.mean(), at.max(), elsewhere.mean(), elsewhere.max())))
+    found = {}
+    for name, ratios in (("at_edges", edges), ("elsewhere", others)):
+        ratio = np.concatenate(ratios)
+        found |= {name: float(ratio.mean()), f"largest_{name}": float(ratio.max())}
+    return found
 
 
-def report(result: Result) -> str:
+def report(result: dict[str, Any]) -> str:
     """Returns the result as text."""
-    height, width = result.size
-    each = 1 / result.images_per_second
-    seams = []
-    if (found := result.seams) is not None:
-        seams = [
+    (height, width), each = result["size"], 1 / result["images_per_second"]
+    lines = [
+        f"device: {result['device']}",
+        f"pictures of {width}x{height}, {result['factor']} times as large, {result['calls']} calls",
+        f"  first picture after {result['first_seconds']:.2f} s ({result['load_seconds']:.2f} s of "
+        "them loading the network)",
+        f"  {1 / each:.4g} images/s from file to file: {each:.3g} s each",
+        f"  {result['network_share']:.1%} of that is the network itself",
+        f"  {result['reference_calls']} calls would take {result['reference_seconds']:.4g} s: "
+        f"{result['reference_seconds'] / each:.0f} times as long",
+    ]
+    if found := result["seams"]:
+        lines.append(
             "  gradient across the edges of tiles, over that around them: mean "
-            f"{found.at_edges:.3f}, at most {found.largest_at_edges:.2f}; elsewhere "
-            f"{found.elsewhere:.3f}, at most {found.largest_elsewhere:.2f}"
-        ]
-    return "\n".join(
-        [
-            f"device: {result.device}",
-            f"pictures of {width}x{height}, {result.factor} times as large, {result.calls} calls",
-            f"  first picture after {result.first_seconds:.2f} s ({result.load_seconds:.2f} s of "
-            "them loading the network)",
-            f"  {result.images_per_second:.4g} images/s from file to file: {each:.3g} s each",
-            f"  {result.network_share:.1%} of that is the network itself",
-            f"  {result.reference_calls} calls would take {result.reference_seconds:.4g} s: "
-            f"{result.reference_seconds / each:.0f} times as long",
-            *seams,
-        ]
-    )
+            f"{found['at_edges']:.3f}, at most {found['largest_at_edges']:.2f}; elsewhere "
+            f"{found['elsewhere']:.3f}, at most {found['largest_elsewhere']:.2f}"
+        )
+    return "\n".join(lines)
 
 
 def _write(folder: epath.Path, number: int, size: tuple[int, int]) -> sources.FileRef:
@@ -199,29 +162,23 @@ def _check(records: list[manifest.Record]) -> None:
 def _network(
     resolver: SuperResolver, num_images: int, size: tuple[int, int]
 ) -> Callable[[], float]:
-    """A function that runs the network once for all images, and returns the seconds."""
-    batches = resolver.refiner.network_batches(num_images, size)
-    compiled = {batch: _network_of(resolver, *batch) for batch in set(batches)}
+    """Returns a function that runs the network once for all images and returns the seconds."""
+    batches, calls = resolver.refiner.network_batches(num_images, size), {}
+    for devices, shape in set(batches):
+        # As upscaling compiles the denoiser for (rows, height, width).
+        where = programs.denoiser_shardings(parallel.make_mesh(jax.local_devices()[:devices]))
+        x, y_t = (jax.random.normal(jax.random.key(i), (*shape, 3)) for i in range(2))
+        arguments = (resolver.params, x, y_t, jnp.float32(0.5), jnp.zeros(shape[0], jnp.int32))
+        arguments = jax.device_put(arguments, where["in_shardings"])
+        program = jax.jit(resolver.refiner.denoiser.__call__, **where).lower(*arguments)
+        compiled = parallel.compile_for(jax.devices()[0], program)
+        calls[devices, shape] = functools.partial(compiled, *arguments)
+        jax.block_until_ready(calls[devices, shape]())
 
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            jax.block_until_ready(compiled[batch]())
+            jax.block_until_ready(calls[batch]())
         return time.perf_counter() - begin
 
     return run
-
-
-def _network_of(
-    resolver: SuperResolver, devices: int, shape: tuple[int, int, int]
-) -> Callable[[], jax.Array]:
-    """The denoiser compiled, as upscaling does, for a batch of some rows, height and width."""
-    mesh = parallel.make_mesh(jax.local_devices()[:devices])
-    where = programs.denoiser_shardings(mesh)
-    x, y_t = (jax.random.normal(jax.random.key(i), (*shape, 3)) for i in range(2))
-    arguments = (resolver.params, x, y_t, jnp.float32(0.5), jnp.zeros(shape[0], jnp.int32))
-    arguments = jax.device_put(arguments, where["in_shardings"])
-    program = jax.jit(resolver.refiner.denoiser.__call__, **where).lower(*arguments)
-    compiled = parallel.compile_for(jax.devices()[0], program)
-    jax.block_until_ready(compiled(*arguments))
-    return lambda: compiled(*arguments)
