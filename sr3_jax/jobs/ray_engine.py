@@ -189,7 +189,7 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
         try:
             import ray
         except ImportError as error:
-            raise ImportError(f"--engine=ray needs Ray ({error}): pip install ray") from error
+            raise ImportError(f"--engine=ray needs Ray ({error}): pip install 'sr3_jax[ray]'") from error
         if ray.is_initialized():
             yield ray
             return

@@ -154,7 +154,7 @@ def libraries() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise ImportError(
             f"FID, Inception score and LPIPS need torch-fidelity ({error}): "
-            "pip install -e '.[eval]'"
+            "pip install 'sr3_jax[eval]'"
         ) from error
     return torch, torch_fidelity
 

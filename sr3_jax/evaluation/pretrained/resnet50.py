@@ -95,7 +95,7 @@ def _keras() -> ModuleType:
     try:
         import keras
     except ImportError as error:
-        raise ImportError(f"ResNet-50 needs Keras ({error}): pip install -e '.[eval]'") from error
+        raise ImportError(f"ResNet-50 needs Keras ({error}): pip install 'sr3_jax[eval]'") from error
     return keras
 
 
