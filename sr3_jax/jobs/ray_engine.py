@@ -189,7 +189,8 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
         try:
             import ray
         except ImportError as error:
-            raise ImportError(f"--engine=ray needs Ray ({error}): pip install 'sr3_jax[ray]'") from error
+            hint = "pip install 'sr3_jax[ray]'"
+            raise ImportError(f"--engine=ray needs Ray ({error}): {hint}") from error
         if ray.is_initialized():
             yield ray
             return

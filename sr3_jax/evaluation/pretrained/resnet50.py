@@ -95,7 +95,8 @@ def _keras() -> ModuleType:
     try:
         import keras
     except ImportError as error:
-        raise ImportError(f"ResNet-50 needs Keras ({error}): pip install 'sr3_jax[eval]'") from error
+        hint = "pip install 'sr3_jax[eval]'"
+        raise ImportError(f"ResNet-50 needs Keras ({error}): {hint}") from error
     return keras
 
 
