@@ -17,7 +17,6 @@ from sr3_jax.data.source_kinds import Half
 from sr3_jax.metrics import registry
 
 _MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
-
 _IMAGENET_TARS = (
     "--config.data.path=ILSVRC2012_img_train.tar --config.data.eval_path=ILSVRC2012_img_val.tar"
 )
@@ -26,9 +25,7 @@ _IMAGENET_TARS = (
 def faults(config: Config, *, trains: bool) -> Iterator[str]:
     """Yields a message, with the key and the fix, for everything that is missing.
 
-    Args:
-      config: the config of the run.
-      trains: whether training images are needed, besides the held-out ones.
+    Training images are needed if the run `trains`; held-out ones always.
     """
     data = config.data
     has_own = bool(data.eval_path or data.eval_source)
@@ -101,11 +98,10 @@ def _metrics(config: Config) -> Iterator[str]:
     evaluation = config.evaluation
     packages = {metric.option: metric.package for metric in registry.of("network")}
     for metric in evaluation.feature_metrics:
-        package = packages[metric]
-        if importlib.util.find_spec(package) is None:
+        if importlib.util.find_spec(packages[metric]) is None:
             yield (
-                f"config.evaluation.feature_metrics has {metric!r}, which needs {package}: pip "
-                "install 'sr3_jax[eval]', or leave it out"
+                f"config.evaluation.feature_metrics has {metric!r}, which needs "
+                f"{packages[metric]}: pip install 'sr3_jax[eval]', or leave it out"
             )
     keys = ["inception_weights", "lpips_weights", "resnet50_weights"]
     if evaluation.fid_reference not in ("", "train"):
