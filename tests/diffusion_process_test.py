@@ -22,7 +22,8 @@ def test_posterior_is_bayes_rule_on_a_grid(name, t):
     variance = np.float64(schedule.one_minus_gamma[t - 1])
     y_0 = 0.7
     y_t = np.sqrt(schedule.gamma[t]) * y_0 + 0.6 * np.sqrt(schedule.one_minus_gamma[t])
-    mean, var = diffusion.posterior(schedule, t, jnp.float32(y_0), jnp.float32(y_t))
+    from_y_0, from_y_t, var = (c[t] for c in diffusion.process.posterior_coefficients(schedule))
+    mean = from_y_0 * y_0 + from_y_t * y_t
     # A grid about where either factor has its mass.
     width = 12 * np.sqrt(min(variance, beta / (1 - beta)))
     center = y_t / np.sqrt(1 - beta) if beta / (1 - beta) < variance else np.sqrt(gamma) * y_0
@@ -38,10 +39,8 @@ def test_posterior_is_bayes_rule_on_a_grid(name, t):
 
 
 def test_posterior_at_the_first_step_is_y_0():
-    schedule = diffusion.linear()
-    mean, variance = diffusion.posterior(schedule, 1, jnp.float32(0.3), jnp.float32(0.9))
-    assert np.isclose(mean, 0.3, atol=1e-6)
-    assert variance == 0.0
+    coefficients = diffusion.process.posterior_coefficients(diffusion.linear())
+    np.testing.assert_allclose([c[1] for c in coefficients], [1.0, 0.0, 0.0], atol=1e-6)
 
 
 def test_forward_process_has_the_stated_mean_and_variance():

@@ -62,16 +62,13 @@ class Checkpointer:
             measured, of the lowest `validation_loss`.
           read_only: change nothing in the directory; a run may be writing into it.
         """
-        policies = [checkpoint_managers.LatestN(keep_last)]
-        if keep_best:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=_value_to_minimise,
-                    reverse=True,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_value_to_minimise,
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies = [checkpoint_managers.LatestN(keep_last), *([best] if keep_best else [])]
         self.directory = epath.Path(directory).expanduser().absolute()
         self._names = orbax_parts.SoundSteps()
         self._error: BaseException | None = None
@@ -101,10 +98,7 @@ class Checkpointer:
     def save(self, step: int, state: object, metrics: Mapping[str, float]) -> None:
         """Starts to write a checkpoint; returns once the buffers of `state` may be changed.
 
-        Args:
-          step: number of updates that made `state`; no checkpoint of it may exist.
-          state: a pytree of arrays.
-          metrics: validation metrics; `keep_best` says which of them select the best checkpoint.
+        No checkpoint of the step may exist. The metrics are of validation, and select the best.
 
         Raises:
           CheckpointError: this checkpoint or the previous one cannot be written, or `state` has
@@ -134,15 +128,9 @@ class Checkpointer:
             )
 
     def restore(self, like: T, which: Which = "latest") -> tuple[int, T]:
-        """Restores a whole checkpoint.
+        """Restores a whole checkpoint; returns the step and the state.
 
-        Args:
-          like: a pytree of arrays or `jax.ShapeDtypeStruct` that gives structure, shapes and
-            shardings of the result.
-          which: `latest`, `best`, or a step.
-
-        Returns:
-          The step and the state.
+        `like`, of arrays or `jax.ShapeDtypeStruct`, gives structure, shapes and shardings.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
@@ -150,29 +138,24 @@ class Checkpointer:
           CheckpointError: it is damaged (for `latest`: all checkpoints are), or has numbers that
             are not finite.
         """
+        args = ocp.args.Composite(default=ocp.args.StandardRestore(like))
 
         def read(step: int) -> T:
-            args = ocp.args.Composite(default=ocp.args.StandardRestore(like))
             return self._manager.restore(step, args=args)["default"]
 
         return self._read(like, which, read)
 
     def restore_part(self, like: T, which: Which = "latest") -> tuple[int, T]:
-        """Restores only the top-level fields of a checkpoint that the mapping `like` has.
+        """Restores, and reads, only the top-level fields that the mapping `like` has.
 
-        Nothing else is read. (Adam's moments are twice the size of the parameters.) Raises as
-        `restore`.
+        (Adam's moments are twice the size of the parameters.) Raises as `restore`.
         """
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True)
 
         def read(step: int) -> T:
             with ocp.PyTreeCheckpointer() as reader:
-                return reader.restore(
-                    self._path(step),
-                    args=ocp.args.PyTreeRestore(
-                        item=like, restore_args=restore_args, partial_restore=True
-                    ),
-                )
+                return reader.restore(self._path(step), args=args)
 
         return self._read(like, which, read)
 
@@ -244,10 +227,10 @@ class Checkpointer:
         return f"{', '.join(wrong[:3])}: not the numbers that were written" if wrong else ""
 
     def digest(self, like: object, step: int) -> str:
-        """Returns a digest of the arrays of a checkpoint that `like` has, to identify a network.
+        """Returns a digest of the arrays of a checkpoint that `like` has, and of nothing else.
 
-        It depends on the arrays alone. The arrays are read only if the checkpoint is of an older
-        version that stored no digests. Arguments and errors are those of `restore_part`.
+        The arrays are read only of checkpoints of older versions, without digests. Raises as
+        `restore_part`.
         """
         self.check_shapes(like, step)
         record = digests.read(self.directory / str(step))
@@ -280,11 +263,7 @@ class Checkpointer:
             ) from error
 
     def find(self, which: Which) -> int:
-        """Returns the step of a checkpoint.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint, or not the one asked for.
-        """
+        """Returns the step of a checkpoint; raises FileNotFoundError if it is not there."""
         steps = self.steps
         if not steps:
             raise FileNotFoundError(
@@ -307,10 +286,7 @@ class Checkpointer:
         return self.directory / str(step) / "default"
 
     def check_shapes(self, like: object, step: int) -> None:
-        """Raises ValueError if the shapes in the checkpoint are not those of `like`.
-
-        Reads no arrays.
-        """
+        """Raises ValueError if shapes in a checkpoint are not those of `like`; reads no arrays."""
         with ocp.PyTreeCheckpointer() as reader:
             found = _shapes(reader.metadata(self._path(step)).item_metadata.tree)
         for name, shape in _shapes(like).items():

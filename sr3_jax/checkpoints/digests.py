@@ -55,20 +55,13 @@ def named(tree: Any) -> dict[str, Any]:
 
     The names are the same whether the tree is made of dataclasses or of dictionaries.
     """
-    return {
-        "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path): (
-            leaf
-        )
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if hasattr(leaf, "shape")
-    }
+    leaves = jax.tree.leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def of(tree: Any) -> dict[str, Digest]:
-    """Returns the digest of each array, by name.
-
-    All processes that hold shards of an array must call it together.
-    """
+    """Returns the digest of each array, by name; all processes that hold shards must ask for it."""
     arrays = {
         name: array if isinstance(array, jax.Array) else jax.numpy.asarray(array)
         for name, array in named(tree).items()
@@ -95,9 +88,7 @@ def combine(parts: Mapping[str, Any]) -> str:
 def read(checkpoint: epath.Path) -> Record | None:
     """Reads the record of a checkpoint's folder; None if an older version wrote the checkpoint.
 
-    Raises:
-      ValueError: the record is damaged.
-      OSError: it cannot be read.
+    Raises ValueError if the record is damaged.
     """
     if not (checkpoint / FOLDER).exists():
         return None
@@ -114,15 +105,12 @@ def read(checkpoint: epath.Path) -> Record | None:
 
 
 def _own_share(array: jax.Array) -> tuple[int, bool]:
-    """Returns the sum of hashes over this process's shards, and whether all numbers are finite.
-
-    A shard that several devices hold counts once.
-    """
+    """Returns the sum of hashes over this process's shards, and whether all numbers are finite."""
     total, is_finite = 0, True
     shape = array.shape or (1,)
     strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1]
     for shard in array.addressable_shards:
-        if shard.replica_id or not shard.data.size:
+        if shard.replica_id or not shard.data.size:  # one that several devices hold counts once
             continue
         # The flat index in the whole array is the sum of the row's and the one within the row.
         slices = shard.index or (slice(None),)

@@ -89,10 +89,7 @@ def handler(note: Callable[[BaseException], None]) -> ocp.StandardCheckpointHand
 
 
 def quiet_orbax() -> None:
-    """Drops Orbax's log below the level of warnings: dozens of lines for each checkpoint.
-
-    Warnings about what `Checkpointer` does on purpose are dropped, too.
-    """
+    """Drops Orbax's log but warnings, and of these what `Checkpointer` does on purpose."""
     intended = (
         "CheckpointManagerOptions.read_only=True",
         "Given directory is read only",

@@ -14,25 +14,17 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from sr3_jax.config import locating
+from sr3_jax.config import cascades, locating
 from sr3_jax.config.sections import Config
 
 
 def default() -> config_dict.ConfigDict:
     """Returns all options with the paper's values, locked, so that a wrong key is an error."""
-    values = {
-        name: config_dict.ConfigDict(value) if isinstance(value, dict) else value
-        for name, value in dataclasses.asdict(Config()).items()
-    }
-    return config_dict.ConfigDict(values).lock()
+    return config_dict.ConfigDict(dataclasses.asdict(Config())).lock()
 
 
 def based_on(name: str) -> config_dict.ConfigDict:
-    """Returns the config of another file, to be changed.
-
-    Args:
-      name: name of a file in `configs/`, such as `quickstart`; or its path.
-    """
+    """Returns the config of another file, to be changed, by its path or name in `configs/`."""
     return locating.load(name).get_config()
 
 
@@ -48,7 +40,7 @@ def variant(
       config: a config of SR3; changed in place.
       names: empty, or names with commas: `regression` or `srcnn`; `table_2` or `table_3`, whose
         metrics are measured; `cascade`, a stage after the first, whose sources are blurred.
-      learning_rate: learning rate of the regression baseline; the paper's is 1e-5.
+      learning_rate: of the regression baseline; the paper's is 1e-5.
     """
     for name in filter(None, names.split(",")):
         if name in ("regression", "srcnn", "cascade") and not config.data.low_resolution:
@@ -74,12 +66,10 @@ def variant(
 
 
 def stage(workdir: str, **sampling: object) -> config_dict.ConfigDict:
-    """Returns the section of a stage of a cascade.
+    """Returns the section of a stage of a cascade, whose network is of a training's workdir.
 
-    Args:
-      workdir: workdir of the training run of its network.
-      **sampling: keys of `sampling` that replace the run's; each can also be set on the command
-        line, as --config.stage_1.sampling.num_steps=50.
+    `sampling` replaces keys of the run's; each can also be set on the command line, as
+    --config.stage_1.sampling.num_steps=50.
     """
     config = config_dict.ConfigDict()
     config.workdir = workdir
@@ -92,23 +82,15 @@ def stage(workdir: str, **sampling: object) -> config_dict.ConfigDict:
 
 
 def cascade(output: str, *stages: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Returns the config of a cascade, for --mode=generate.
+    """Returns the config of a cascade of stages (`stage`) in order, for --mode=generate.
 
-    Args:
-      output: folder of the images; --output overrides it.
-      *stages: the stages in order; see `stage`.
+    `output` is the folder of the images; --output overrides it.
     """
     config = config_dict.ConfigDict({"output": output})
     for number, section in enumerate(stages, 1):
         config[f"stage_{number}"] = section
-    config.evaluation = evaluation = config_dict.ConfigDict()
-    # Metrics of the last stage's images; `config.cascades.Measures` says what each key means.
-    evaluation.feature_metrics = ()
-    evaluation.fid_reference = ""
-    evaluation.inception_weights = ""
-    evaluation.paper_tables = ()
-    config.lock()
-    return config
+    config.evaluation = dataclasses.asdict(cascades.Measures())
+    return config.lock()
 
 
 def _measure_table(config: config_dict.ConfigDict, name: str) -> None:

@@ -19,31 +19,32 @@ def faults(config: Config) -> Iterator[str]:
 
 def _method(config: Config) -> Iterator[str]:
     method, noise = config.method, config.train.source_noise
-    if config.predicts_image and not config.has_source:
-        yield (
-            f"config.data.low_resolution = 0, but a {method} makes its image from the low "
-            "resolution; only config.method = 'sr3' works without one"
-        )
-    if config.predicts_image and config.model.num_classes:
-        yield (
-            f"config.model.num_classes = {config.model.num_classes}, but a {method} takes no "
-            "class labels; use 0"
-        )
-    if config.predicts_image:
-        for key, value, paper in (
-            ("model.prediction", config.model.prediction, "eps"),
-            ("train.loss_weight", config.train.loss_weight, "none"),
-        ):
-            if value != paper:
-                yield (
-                    f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
-                    f"without noise; use {paper!r}"
-                )
     if noise and (config.predicts_image or not config.has_source):
         yield (
             f"config.train.source_noise = {noise} is for networks of method 'sr3' with a source; "
             "use 0"
         )
+    if not config.predicts_image:
+        return
+    if not config.has_source:
+        yield (
+            f"config.data.low_resolution = 0, but a {method} makes its image from the low "
+            "resolution; only config.method = 'sr3' works without one"
+        )
+    if config.model.num_classes:
+        yield (
+            f"config.model.num_classes = {config.model.num_classes}, but a {method} takes no "
+            "class labels; use 0"
+        )
+    for key, value, paper in (
+        ("model.prediction", config.model.prediction, "eps"),
+        ("train.loss_weight", config.train.loss_weight, "none"),
+    ):
+        if value != paper:
+            yield (
+                f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
+                f"without noise; use {paper!r}"
+            )
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -91,7 +92,7 @@ def _data(config: Config) -> Iterator[str]:
 
 
 def _training(config: Config) -> Iterator[str]:
-    train, schedule = config.train, config.diffusion
+    train = config.train
     if train.num_decay_steps and train.num_warmup_steps + train.num_decay_steps > train.num_steps:
         yield (
             f"config.train.num_warmup_steps = {train.num_warmup_steps} and num_decay_steps = "
@@ -106,12 +107,6 @@ def _training(config: Config) -> Iterator[str]:
         yield (
             f"config.train.blur_probability = {train.blur_probability}, but with "
             "config.data.low_resolution = 0 there is nothing to blur; use 0"
-        )
-    linear = schedule.schedule in ("linear", "quadratic")
-    if linear and schedule.beta_start > schedule.beta_end:
-        yield (
-            f"config.diffusion.beta_start = {schedule.beta_start} is above beta_end = "
-            f"{schedule.beta_end}; noise must not fall with time"
         )
 
 
@@ -143,8 +138,12 @@ def _sampling(config: Config) -> Iterator[str]:
             f"config.sampling.sigma_min = {sampling.sigma_min} must be below sigma_max = "
             f"{sampling.sigma_max}"
         )
-    if sampling.beta_start > sampling.beta_end:
-        yield (
-            f"config.sampling.beta_start = {sampling.beta_start} is above beta_end = "
-            f"{sampling.beta_end}; noise must not fall with time"
-        )
+    schedules = {"sampling": sampling}
+    if config.diffusion.schedule in ("linear", "quadratic"):
+        schedules["diffusion"] = config.diffusion
+    for name, schedule in schedules.items():
+        if schedule.beta_start > schedule.beta_end:
+            yield (
+                f"config.{name}.beta_start = {schedule.beta_start} is above beta_end = "
+                f"{schedule.beta_end}; noise must not fall with time"
+            )

@@ -48,16 +48,11 @@ class Declared:
         """Describes the range: `one of l1, l2`, `at least 1`, `above 0 and below 1`."""
         if self.choices:
             return f"one of {', '.join(repr(c) if c == '' else str(c) for c in self.choices)}"
-        bounds = {
-            "at least": self.at_least,
-            "above": self.above,
-            "at most": self.at_most,
-            "below": self.below,
-        }
+        bounds = [(n, getattr(self, n)) for n in ("at_least", "above", "at_most", "below")]
         return " and ".join(
-            f"{word} {b if isinstance(b, int) else format(b, 'g')}"
-            for word, b in bounds.items()
-            if b is not None
+            f"{name.replace('_', ' ')} {bound if isinstance(bound, int) else format(bound, 'g')}"
+            for name, bound in bounds
+            if bound is not None
         )
 
     def nearest(self, value: Scalar) -> Scalar | None:
@@ -114,16 +109,11 @@ def declared(section: type) -> dict[str, tuple[Any, Value, Declared]]:
 
 
 def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
-    """Makes a section from plain values, and lists faulty values.
-
-    Args:
-      section: a frozen dataclass of `option` fields.
-      values: values by field name. Lists become tuples, whole numbers floats.
-      prefix: prefix of the keys in messages, such as `config.train.`.
+    """Makes a section from plain values by field name; lists become tuples, whole numbers floats.
 
     Returns:
-      The section, with defaults for missing and faulty values, and a message for each fault: key,
-      value, range and, if there is one, the nearest allowed value.
+      The section, with defaults for missing and faulty values, and a message for each fault: key
+      (after `prefix`, as `config.train.`), value, range and, if there is one, the nearest allowed.
     """
     fields, faults, good = declared(section), [], {}
     for name in values.keys() - fields.keys():

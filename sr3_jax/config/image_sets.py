@@ -26,9 +26,7 @@ _ROWS = 64  # read together where no batch is made of them
 def training_source(config: Config, index_dir: epath.PathLike | None = None) -> sources.Source:
     """The images to train on.
 
-    Args:
-      config: its section `data`.
-      index_dir: where lists of what was found are kept, for the next start; None: nowhere.
+    Lists of what was found are kept in `index_dir`, for the next start; None: nowhere.
     """
     images = _open(config, "train", index_dir)
     if resolve.has_held_out(config):
@@ -58,11 +56,7 @@ def evaluation_pipeline(
     split: bool = True,
     index_dir: epath.PathLike | None = None,
 ) -> pipeline.Pipeline:
-    """Batches of (the first `num_images` of) the held-out images.
-
-    Where `split`, each process gets rows of its own. Inputs are made by
-    `config.evaluation.downsampling`.
-    """
+    """Batches of (the first `num_images` of) the held-out images; see `make_pipeline`."""
     source = evaluation_source(config, index_dir)[:num_images]
     how = config.evaluation.downsampling
     return make_pipeline(config, source, batch_size, config.evaluation_size, split, how)
@@ -74,19 +68,16 @@ def central_training_images(
     """The largest central square of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
     pipeline_ = make_pipeline(config, source, _ROWS, config.evaluation_size, split=False)
-    batches = pipeline_.evaluation_batches()
-    for batch in batches:
+    for batch in pipeline_.evaluation_batches():
         yield from batch["high_resolution"][batch["weight"] > 0]
 
 
 def shown_in_training(
     config: Config, most: int, index_dir: epath.PathLike | None = None
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
-    """Yields the first training crops in batches, as training draws them but for its flips.
+    """Yields the first training crops in 8 bits, as training draws them but for its flips.
 
-    In 8 bits, as the images that are generated, with which they are compared.
-    Of random crops `most` at least, drawn as in training; of central ones each image once, or
-    `most` of them.
+    Random crops are `most` at least; of central ones, it yields each image once, or `most`.
     """
     yield from _first_crops(config, training_source(config, index_dir), most)
 

@@ -14,11 +14,10 @@ _FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
 
 
 def locate(given: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the file of a config.
+    """Returns the file of a config, given its path or name.
 
-    Args:
-      given: a path; or a name, such as `imagenet_64_256`, which is searched in `configs/` of the
-        working directory, of the repository, and of the installed package.
+    A name, such as `imagenet_64_256`, is searched in `configs/` of the working directory, of the
+    repository, and of the installed package.
 
     Raises:
       FileNotFoundError: there is no such file; lists the configs of the package.
@@ -47,11 +46,7 @@ def names() -> list[str]:
 
 
 def load(given: str | os.PathLike[str]) -> types.ModuleType:
-    """Runs a config file and returns its module, which has `get_config`.
-
-    Raises:
-      FileNotFoundError: see `locate`.
-    """
+    """Runs a config file (`locate`) and returns its module, which has `get_config`."""
     path = locate(given)
     spec = importlib.util.spec_from_file_location(f"sr3_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

@@ -13,11 +13,7 @@ VALUES = {"sampling.variance": {"upper": "fixed_large", "posterior": "fixed_smal
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested values of a config with today's keys and values.
-
-    Args:
-      values: by section and key; of any version.
-    """
+    """Returns values of a config of any version, by section and key, as they are today."""
     migrated = {
         name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()
     }

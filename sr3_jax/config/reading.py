@@ -19,11 +19,9 @@ Check = Callable[[Config], Iterable[str]]
 def read(
     values: config_dict.ConfigDict | Mapping[str, Any] | Config, check: Check | None = None
 ) -> Config:
-    """Returns a config from nested values; what is missing has its default.
+    """Returns a config from values by section and key; what is missing has its default.
 
-    Args:
-      values: by section and key.
-      check: yields more faults, such as `resolve.faults`.
+    `check` yields more faults, such as `resolve.faults`.
 
     Raises:
       ValueError: naming every fault at once: unknown keys, values of a wrong type or out of range,
@@ -80,11 +78,7 @@ def in_words(faults: list[str]) -> str:
 
 
 def with_sampling(config: Config, sampling: Mapping[str, Any]) -> Config:
-    """Returns the config with other values in its section `sampling`.
-
-    Raises:
-      ValueError: a key is unknown, or a value is invalid.
-    """
+    """Returns the config with other values in its section `sampling`; raises as `changed`."""
     return changed(config, {f"sampling.{key}": value for key, value in sampling.items()})
 
 

@@ -18,7 +18,6 @@ from sr3_jax.data.source_kinds import Half
 from sr3_jax.metrics import registry
 
 _MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
-
 _IMAGENET_TARS = (
     "--config.data.path=ILSVRC2012_img_train.tar --config.data.eval_path=ILSVRC2012_img_val.tar"
 )
@@ -27,9 +26,7 @@ _IMAGENET_TARS = (
 def faults(config: Config, *, trains: bool) -> Iterator[str]:
     """Yields a message, with the key and the fix, for everything that is missing.
 
-    Args:
-      config: the config of the run.
-      trains: whether training images are needed, besides the held-out ones.
+    Training images are needed if the run `trains`; held-out ones always.
     """
     data = config.data
     has_own = bool(data.eval_path or data.eval_source)

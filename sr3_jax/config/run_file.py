@@ -55,10 +55,6 @@ def load(path: epath.PathLike) -> Config:
 def tuned(workdir: epath.PathLike, config: Config) -> dict[str, Any]:
     """Returns the best keys of `config.sampling` by `--mode=tune_schedule`; empty if not tuned.
 
-    Args:
-      workdir: workdir of the run, which has `inference.json` if schedules were tuned.
-      config: config of the run.
-
     Raises:
       ValueError: the file is damaged, or has unknown keys or invalid values.
     """
@@ -85,32 +81,13 @@ def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (a, b) for (key, a), (_, b) in pairs if a != b}
 
 
-def may_change() -> list[str]:
-    """Returns the keys that may change when a run is resumed, evaluated or used for upscaling.
-
-    All other keys determine what the parameters mean, or what they were trained for.
-    """
-    sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}
-    return [
-        prefix + name
-        for prefix, section in sections.items()
-        for name, (_, _, what) in fields.declared(section).items()
-        if what.may_change
-    ]
-
-
 def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
-    """Checks that the checkpoints of one config can be used with another.
-
-    Args:
-      old: the config of the training.
-      new: the config of their use.
-      path: the file of the old config, for the message.
+    """Checks that checkpoints of an old config, which is in the file `path`, fit a new one.
 
     Raises:
       ValueError: keys that may not change differ; names them with both values.
     """
-    allowed = set(may_change())
+    allowed = _may_change()
     differing = [
         f"config.{key} was {was!r} and is now {now!r}"
         for key, (was, now) in changed_keys(old, new).items()
@@ -122,6 +99,17 @@ def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
             f"{'; '.join(differing)}. Use the config they were trained with, or another --workdir; "
             "docs/config.md says which keys may change"
         )
+
+
+def _may_change() -> set[str]:
+    """Returns the keys that do not determine what parameters mean or were trained for."""
+    sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}
+    return {
+        prefix + name
+        for prefix, section in sections.items()
+        for name, (_, _, what) in fields.declared(section).items()
+        if what.may_change
+    }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

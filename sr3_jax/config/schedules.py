@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from sr3_jax import diffusion
 from sr3_jax.config.sections import Config
 
@@ -18,10 +16,8 @@ def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
         return None
     c = config.diffusion
     make = {
-        "linear": functools.partial(diffusion.linear, beta_start=c.beta_start, beta_end=c.beta_end),
-        "quadratic": functools.partial(
-            diffusion.quadratic, beta_start=c.beta_start, beta_end=c.beta_end
-        ),
+        "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
+        "quadratic": lambda n: diffusion.quadratic(n, c.beta_start, c.beta_end),
         "cosine": diffusion.cosine,
         "uniform_gamma": diffusion.uniform_gamma,
     }
@@ -31,11 +27,7 @@ def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
 def sampling_schedule(
     config: Config, num_steps: int | None = None
 ) -> diffusion.NoiseSchedule | None:
-    """Makes the noise schedule of sampling; None for a baseline.
-
-    Args:
-      config: config of the run.
-      num_steps: replaces `config.sampling.num_steps`.
+    """Makes the noise schedule of sampling, of `num_steps` if given; None for a baseline.
 
     Raises:
       ValueError: the schedule does not end in noise, or has too many steps; or steps are given for
@@ -56,9 +48,8 @@ def sampling_schedule(
         "noise_level": lambda n: diffusion.uniform_noise_level(n, c.sigma_max),
         "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
     }
-    return _of_section(
-        "sampling", make[c.schedule], c.num_steps if num_steps is None else num_steps
-    )
+    num_steps = c.num_steps if num_steps is None else num_steps
+    return _of_section("sampling", make[c.schedule], num_steps)
 
 
 def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
@@ -79,12 +70,9 @@ def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
 def sampler_name(config: Config) -> str:
     """Returns the sampler with its option for reports: `ancestral (variance fixed_large)`."""
     c = config.sampling
-    option = {
-        "ancestral": f" (variance {c.variance})",
-        "ddim": f" (eta {c.eta:g})",
-        "dpmpp_2m": f" (eta {c.eta:g})",
-    }
-    return c.sampler + option.get(c.sampler, "")
+    eta = f" (eta {c.eta:g})"
+    option = {"ancestral": f" (variance {c.variance})", "ddim": eta, "dpmpp_2m": eta, "heun": ""}
+    return c.sampler + option[c.sampler]
 
 
 def check(config: Config) -> None:

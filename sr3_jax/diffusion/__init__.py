@@ -5,24 +5,21 @@ Pure functions of arrays that need nothing but jax: no model, no device, no file
 
 from sr3_jax.diffusion.loss import (
     LOSS_WEIGHTS,
-    LossName,
     denoising_loss,
-    log_snr_density,
     sample_gamma,
     weigh,
 )
 from sr3_jax.diffusion.parameterization import PREDICTIONS, Prediction, precondition
-from sr3_jax.diffusion.process import diffuse, posterior
+from sr3_jax.diffusion.process import diffuse
 from sr3_jax.diffusion.samplers import (
     Sampler,
-    Variance,
     ancestral,
     ddim,
     dpmpp_2m,
     heun,
     one_call,
 )
-from sr3_jax.diffusion.sampling import Denoise, State, advance, begin, sample
+from sr3_jax.diffusion.sampling import State, advance, begin, sample
 from sr3_jax.diffusion.schedule import (
     MAX_TERMINAL_NOISE_LEVEL,
     NoiseSchedule,
@@ -41,13 +38,10 @@ __all__ = [
     "LOSS_WEIGHTS",
     "MAX_TERMINAL_NOISE_LEVEL",
     "PREDICTIONS",
-    "Denoise",
-    "LossName",
     "NoiseSchedule",
     "Prediction",
     "Sampler",
     "State",
-    "Variance",
     "advance",
     "ancestral",
     "begin",
@@ -60,9 +54,7 @@ __all__ = [
     "heun",
     "karras",
     "linear",
-    "log_snr_density",
     "one_call",
-    "posterior",
     "precondition",
     "quadratic",
     "respace",

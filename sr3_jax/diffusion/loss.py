@@ -78,14 +78,9 @@ def weigh(
     schedule: NoiseSchedule | None,
     loss: LossName,
 ) -> Float[Array, " b"] | None:
-    """Returns each example's factor of the loss; None for 1.
+    """Returns each example's factor of the loss (`LOSS_WEIGHTS`); None for 1.
 
-    Args:
-      weighting: one of `LOSS_WEIGHTS`.
-      prediction: type of the prediction whose error is weighed.
-      gamma: as drawn by `sample_gamma`.
-      schedule: from which it was drawn.
-      loss: norm of the loss.
+    `gamma` was drawn by `sample_gamma` from the schedule.
     """
     if LOSS_WEIGHTS[weighting] is None:
         return None
@@ -106,16 +101,8 @@ def denoising_loss(
 ) -> Float[Array, ""]:
     """Mean over examples and pixels of |prediction - target|^p (Eq. 6): p = 1 `l1`, p = 2 `l2`.
 
-    Args:
-      prediction: the network's, of eps in SR3.
-      target: what it should be.
-      loss: `l1` or `l2`.
-      weight: one weight for each example, 0 for rows that hold no image. The mean is over
-        the weights; it is 0 where all of them are 0. None counts every example alike.
-      factor: of each example's loss; see `weigh`. None: 1.
-
-    Raises:
-      ValueError: for an unknown `loss`.
+    Each example's loss is multiplied by its `factor` (`weigh`). The mean is over `weight`, 0 for
+    rows that hold no image; it is 0 where all weights are. None counts every example alike.
     """
     if loss not in ("l1", "l2"):
         raise ValueError(f"loss = {loss!r} is unknown; use 'l1' or 'l2'")

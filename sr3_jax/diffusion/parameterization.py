@@ -51,7 +51,9 @@ from jaxtyping import Array, Float
 
 from sr3_jax.diffusion.process import per_example
 
-Formula = Callable[..., Float[Array, "b ..."]]
+Images = Float[Array, "b ..."]
+PerImage = Float[Array, " b"]
+Formula = Callable[..., Images]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +72,19 @@ class Prediction:
     y_0_formula: Formula
     eps_formula: Formula
 
-    def target(
-        self, y_0: Float[Array, "b ..."], eps: Float[Array, "b ..."], gamma: Float[Array, " b"]
-    ) -> Float[Array, "b ..."]:
+    def target(self, y_0: Images, eps: Images, gamma: PerImage) -> Images:
         """Returns what the prediction should be, for y_t = `diffuse(y_0, gamma, eps)`."""
         return self.formula(y_0, eps, *_alpha_sigma(gamma, y_0))
 
-    def to_y_0(
-        self,
-        prediction: Float[Array, "b ..."],
-        y_t: Float[Array, "b ..."],
-        gamma: Float[Array, " b"],
-    ) -> Float[Array, "b ..."]:
+    def to_y_0(self, prediction: Images, y_t: Images, gamma: PerImage) -> Images:
         """Converts a prediction to an estimate of y_0; of `eps` finite for gamma > 0 only."""
         return self.y_0_formula(prediction, y_t, *_alpha_sigma(gamma, y_t))
 
-    def to_eps(
-        self,
-        prediction: Float[Array, "b ..."],
-        y_t: Float[Array, "b ..."],
-        gamma: Float[Array, " b"],
-    ) -> Float[Array, "b ..."]:
+    def to_eps(self, prediction: Images, y_t: Images, gamma: PerImage) -> Images:
         """Converts a prediction to an estimate of eps; of `y_0` finite for gamma < 1 only."""
         return self.eps_formula(prediction, y_t, *_alpha_sigma(gamma, y_t))
 
-    def error_of_y_0(self, gamma: Float[Array, " b"]) -> Float[Array, " b"]:
+    def error_of_y_0(self, gamma: PerImage) -> PerImage:
         """Returns delta y_0 where the prediction is wrong by 1: the slope of `to_y_0`."""
         return self.to_y_0(jnp.ones_like(gamma), jnp.zeros_like(gamma), gamma)
 
@@ -126,22 +116,17 @@ PREDICTIONS = {
 
 
 def precondition(
-    output: Float[Array, "b ..."],
+    output: Images,
     prediction: Prediction,
-    x: Float[Array, "b ..."] | None,
-    y_t: Float[Array, "b ..."],
-    gamma: Float[Array, " b"],
+    x: Images | None,
+    y_t: Images,
+    gamma: PerImage,
     sigma_data: float,
-) -> Float[Array, "b ..."]:
-    """Returns the prediction of a preconditioned network, Eq. 4 above.
+) -> Images:
+    """Returns the prediction of a preconditioned network whose output is F, Eq. 4 above.
 
-    Args:
-      output: F, the network's output.
-      prediction: its type.
-      x: the source, upsampled to the size of `y_t`; None where there is none, which is x = 0.
-      y_t: the noisy image.
-      gamma: the share of signal variance in each y_t, in [0, 1].
-      sigma_data: root mean square of y_0 - x, in units of the images; over 0.
+    `x` is upsampled to the size of `y_t`; None is x = 0. `sigma_data` is the root mean square of
+    y_0 - x, above 0.
     """
     x = jnp.zeros_like(y_t) if x is None else x
     alpha, sigma = _alpha_sigma(gamma, y_t)
@@ -154,9 +139,7 @@ def precondition(
     return mean + c_out * output
 
 
-def _alpha_sigma(
-    gamma: Float[Array, " b"], like: Float[Array, "b ..."]
-) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
+def _alpha_sigma(gamma: PerImage, like: Images) -> tuple[Images, Images]:
     """Returns shares of signal and noise, to broadcast over `like`."""
     gamma = per_example(gamma, like)
     return jnp.sqrt(gamma), jnp.sqrt(1.0 - gamma)

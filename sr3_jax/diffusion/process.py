@@ -25,21 +25,10 @@ def diffuse(
     return jnp.sqrt(gamma) * y_0 + jnp.sqrt(1.0 - gamma) * eps
 
 
-def posterior(
-    schedule: NoiseSchedule,
-    t: int | Float[Array, ""],
-    y_0: Float[Array, "*shape"],
-    y_t: Float[Array, "*shape"],
-) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
-    """Mean and variance of q(y_{t-1} | y_0, y_t), 1 <= t <= T (Eq. 5 of SR3)."""
-    from_y_0, from_y_t, variance = map(jnp.asarray, posterior_coefficients(schedule))
-    return from_y_0[t] * y_0 + from_y_t[t] * y_t, variance[t]
-
-
 def posterior_coefficients(
     schedule: NoiseSchedule,
 ) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, " knots"], Float[np.ndarray, " knots"]]:
-    """For each t: the weights of y_0 and y_t in the posterior mean, and its variance (Eq. 5).
+    """For each t: weights of y_0 and y_t in the mean of q(y_{t-1} | y_0, y_t), variance (Eq. 5).
 
     Of a schedule whose arrays are concrete. Entry 0 is meaningless and set to 0. At t = 1 the
     posterior is y_0 itself.

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from sr3_jax.diffusion import process
 from sr3_jax.diffusion.schedule import NoiseSchedule
@@ -71,15 +71,8 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "fixed_large") -> Sa
     """Makes iterative refinement (Algorithm 2 of SR3), which draws from p(y_{t-1} | y_t).
 
     The mean is that of q(y_{t-1} | y_0, y_t) at the estimate of y_0; without clipping that is
-    Eq. 11 of SR3. It takes one call a step.
-
-    Args:
-      schedule: its T is the number of refinement steps.
-      variance: `fixed_large` is 1 - alpha_t, SR3's choice (section 2.3); `fixed_small` is that of
-        q(y_{t-1} | y_0, y_t).
-
-    Raises:
-      ValueError: the variance is unknown.
+    Eq. 11 of SR3. The variance `fixed_large` is 1 - alpha_t, SR3's choice (section 2.3);
+    `fixed_small` is that of q(y_{t-1} | y_0, y_t). It takes one call a step.
     """
     if variance not in get_args(Variance):
         raise ValueError(f"variance = {variance!r} is unknown; use 'fixed_large' or 'fixed_small'")
@@ -93,37 +86,24 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "fixed_large") -> Sa
 def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
     """Makes DDIM (Song, Meng and Ermon 2021, Eq. 12 and 16), with one call a step.
 
-    Args:
-      schedule: the noise schedule of inference.
-      eta: standard deviation of the noise that each step draws, as a share of the posterior's: 0
-        is deterministic (Euler's method for the probability-flow ODE), 1 is ancestral sampling
-        with the posterior's variance.
-
-    Raises:
-      ValueError: eta is outside [0, 1].
+    `eta`, in [0, 1], is the standard deviation of the noise that each step draws, as a share of the
+    posterior's: 0 is deterministic (Euler's method for the probability-flow ODE), 1 is ancestral
+    sampling with the posterior's variance.
     """
     _check_eta(eta)
     alpha, sigma = _alpha_sigma(schedule)
     drawn = eta * np.sqrt(process.posterior_coefficients(schedule)[2][1:])
     kept = np.sqrt(np.maximum(sigma[:-1] ** 2 - drawn**2, 0.0)) / sigma[1:]
-    return _one_call_a_step(
-        schedule, state=kept, estimate=alpha[:-1] - kept * alpha[1:], noise=drawn
-    )
+    estimate = alpha[:-1] - kept * alpha[1:]
+    return _one_call_a_step(schedule, state=kept, estimate=estimate, noise=drawn)
 
 
 def dpmpp_2m(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
     """Makes DPM-Solver++(2M) (Lu et al. 2022, section 4.2), of second order with one call a step.
 
     It uses the estimate of the previous step. The first step and the last one, to gamma = 1, are
-    of first order.
-
-    Args:
-      schedule: the noise schedule of inference.
-      eta: 0 solves the probability-flow ODE; 1 the reverse SDE, which is SDE-DPM-Solver++(2M)
-        (their section 5); in between, the noise's rate is eta^2 times the SDE's.
-
-    Raises:
-      ValueError: eta is outside [0, 1].
+    of first order. `eta`, in [0, 1]: 0 solves the probability-flow ODE; 1 the reverse SDE, which is
+    SDE-DPM-Solver++(2M) (their section 5); in between, the noise's rate is eta^2 times the SDE's.
     """
     _check_eta(eta)
     alpha, sigma = _alpha_sigma(schedule)
@@ -163,60 +143,38 @@ def heun(schedule: NoiseSchedule) -> Sampler:
             here, there = (alpha[t - 1] * length / (2 * ratio[s]) for s in (t, t - 1))
             previous_state = (alpha[t - 1] + here) / alpha[t]
             rows.append((t - 1, t - 1, there / alpha[t - 1], -there, previous_state, -here))
-    at, time, state, estimate, previous_state, previous_estimate = map(
-        np.array, zip(*rows, strict=True)
-    )
-    return _sampler(
-        schedule,
-        at,
-        time,
-        state=state,
-        estimate=estimate,
-        previous_state=previous_state,
-        previous_estimate=previous_estimate,
-        noise=np.zeros(len(at)),
-    )
+    at, time, *weights = map(np.array, zip(*rows, strict=True))
+    names = ("state", "estimate", "previous_state", "previous_estimate")
+    return _sampler(schedule.gamma[at], time, **dict(zip(names, weights, strict=True)))
 
 
 def one_call() -> Sampler:
     """Makes the sampler of one call, whose y_0 is the result, for baselines, which take no y_t."""
-    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
-    return Sampler(
-        gamma=zero,
-        time=np.zeros(1, np.int32),
-        state=zero,
-        estimate=one,
-        previous_state=zero,
-        previous_estimate=zero,
-        noise=zero,
-        is_stochastic=False,
-        looks_back=False,
-    )
+    zero = np.zeros(1)
+    return _sampler(zero, zero, state=zero, estimate=np.ones(1))
 
 
 def _one_call_a_step(schedule: NoiseSchedule, **weights: Float[np.ndarray, " T"]) -> Sampler:
     """Makes a sampler from weights in the order t = 1..T."""
     at = np.arange(schedule.num_steps, 0, -1)
-    zero = np.zeros(schedule.num_steps)
-    weights = {"previous_state": zero, "previous_estimate": zero} | weights
-    return _sampler(schedule, at, at - 1, **{name: w[::-1] for name, w in weights.items()})
+    reversed_weights = {name: weight[::-1] for name, weight in weights.items()}
+    return _sampler(schedule.gamma[at], at - 1, **reversed_weights)
 
 
 def _sampler(
-    schedule: NoiseSchedule,
-    at: Int[np.ndarray, " calls"],
-    time: Int[np.ndarray, " calls"],
+    gamma: Float[Array | np.ndarray, " calls"],
+    time: Shaped[np.ndarray, " calls"],
     **weights: Float[np.ndarray, " calls"],
 ) -> Sampler:
-    """Makes a sampler whose rows call the network at t = `at` and lead to t = `time`."""
-    weights = {name: np.asarray(w, np.float32) for name, w in weights.items()}
+    """Makes a sampler; weights that are not given are 0."""
+    none = dict.fromkeys(("previous_state", "previous_estimate", "noise"), np.zeros(len(gamma)))
+    weights = {name: weight.astype(np.float32) for name, weight in (none | weights).items()}
     return Sampler(
-        gamma=np.asarray(schedule.gamma, np.float32)[at],
+        gamma=np.asarray(gamma, np.float32),
         time=time.astype(np.int32),
         **weights,
         is_stochastic=bool(weights["noise"].any()),
-        looks_back=bool((weights["previous_state"] != 0).any())
-        or bool((weights["previous_estimate"] != 0).any()),
+        looks_back=any(weights[name].any() for name in ("previous_state", "previous_estimate")),
     )
 
 

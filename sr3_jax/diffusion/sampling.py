@@ -46,13 +46,9 @@ def sample(
       denoise: estimates y_0 from `y_t` and gamma; any function of those shapes.
       sampler: the weights of each call; may be traced, so that samplers of as many calls share
         one compiled program.
-      keys: one random key for each example. An example's result depends on its own key
-        alone, so it does not change with the batch it is in.
+      keys: one random key for each example, on which alone its result depends.
       shape: shape of one example, such as `(height, width, channels)`.
       clip: clip the estimate of y_0 to [-1, 1] at each call.
-
-    Returns:
-      y_0 of shape `[b, *shape]`.
     """
 
     def step(state: State, row: Sampler) -> tuple[State, None]:

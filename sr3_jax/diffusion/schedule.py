@@ -45,11 +45,6 @@ class NoiseSchedule:
         """T, the number of diffusion steps."""
         return self.beta.shape[0] - 1
 
-    @property
-    def alpha(self) -> Float[Array | np.ndarray, " knots"]:
-        """`1 - beta`; `alpha[0] = 1`."""
-        return 1.0 - self.beta
-
 
 def from_betas(
     beta: Float[np.ndarray, " T"],
@@ -135,10 +130,7 @@ def cosine(
 
 
 def uniform_gamma(num_steps: int = 2000, gamma_end: float = 1e-4, **limits: float) -> NoiseSchedule:
-    """Spaces gamma_t evenly from 1 to `gamma_end`, so that training gammas are uniform.
-
-    `gamma_end` must be above 0, since beta_T would be 1 otherwise.
-    """
+    """Spaces gamma_t evenly from 1 to `gamma_end` above 0, so that training gammas are uniform."""
     if not 0 < gamma_end < 1:
         raise ValueError(f"gamma_end = {gamma_end} is outside (0, 1); use a value such as 1e-4")
     return _from_gammas(np.linspace(1.0, gamma_end, _checked(num_steps) + 1), **limits)
@@ -167,11 +159,8 @@ def uniform_log_snr(
 ) -> NoiseSchedule:
     """Spaces log(gamma_t / (1 - gamma_t)) evenly: the limit of `karras` for large rho.
 
-    Args:
-      num_steps: T.
-      sigma_min: sqrt(1/gamma_1 - 1); the last step goes from there to the clean image.
-      sigma_max: sqrt(1/gamma_T - 1).
-      **limits: passed to `from_betas`.
+    `sigma_max` is sqrt(1/gamma_T - 1), and `sigma_min` sqrt(1/gamma_1 - 1), from where the last
+    step goes to the clean image.
     """
     _check_sigmas(sigma_min, sigma_max)
     grid = np.exp(_from_to(np.log(sigma_min), np.log(sigma_max), num_steps))
@@ -208,24 +197,15 @@ def respace(schedule: NoiseSchedule, num_steps: int, **limits: float) -> NoiseSc
     """Makes a schedule of fewer steps, at evenly spaced times of `schedule`.
 
     It ends at the same gamma_T. The network needs no retraining, since it was trained on
-    continuous gamma.
-
-    Args:
-      schedule: the schedule to thin out; its arrays must be concrete.
-      num_steps: number of steps, from 1 to `schedule.num_steps`.
-      **limits: passed to `from_betas`.
-
-    Raises:
-      ValueError: `num_steps` is larger than `schedule.num_steps`.
+    continuous gamma. The arrays of `schedule` must be concrete. More steps than it has are a
+    ValueError.
     """
     if _checked(num_steps) > schedule.num_steps:
         raise ValueError(
-            f"cannot take {num_steps} steps out of a schedule of {schedule.num_steps}; "
-            f"ask for at most {schedule.num_steps}"
+            f"cannot take {num_steps} steps out of a schedule of {schedule.num_steps}; use fewer"
         )
     t = np.round(np.linspace(0, schedule.num_steps, num_steps + 1)).astype(int)
-    log_alpha = np.log1p(-np.asarray(schedule.beta, np.float64))
-    log_gamma = np.cumsum(log_alpha)[t]
+    log_gamma = np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64)))[t]
     return from_betas(-np.expm1(np.diff(log_gamma)), **limits)
 
 

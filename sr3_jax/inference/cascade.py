@@ -69,12 +69,7 @@ def open_stage(
 ) -> Stage:
     """Opens a trained network, and checks that its checkpoint is whole and fits its config.
 
-    Args:
-      workdir: workdir of its training run.
-      which: see `TrainedNetwork.from_workdir`.
-      config: replaces the workdir's config.
-      **sampling: keys of `config.sampling`; they override `inference.json`, which overrides the
-        config.
+    Arguments are those of `TrainedNetwork.from_workdir`; `config` replaces the workdir's.
 
     Raises:
       FileNotFoundError: there is no config, or no such checkpoint.
@@ -94,15 +89,7 @@ def open_stage(
 
 
 def check(stages: Sequence[Stage], labels: Sequence[int] = ()) -> None:
-    """Checks that stages form a cascade.
-
-    Args:
-      stages: the stages in order.
-      labels: class labels of the images.
-
-    Raises:
-      ValueError: a stage does not fit the previous one, or the labels; names the stage.
-    """
+    """Raises ValueError, naming the stage, unless stages form a cascade that knows the labels."""
     if not stages:
         raise ValueError("a cascade needs at least one stage")
     first = stages[0]
@@ -176,12 +163,8 @@ def start(
 ) -> Iterator[Callable[[], UInt8[np.ndarray, "n size size 3"]]]:
     """Runs a stage; yields for each batch, once dispatched, a function that waits for its images.
 
-    Args:
-      network: the network of the stage.
-      inputs: images of the previous stage; None for the first stage.
-      keys: keys of the images' noise.
-      labels: class labels of the images; ignored by an unconditional network.
-      progress: called after each step of each batch.
+    `inputs` are the images of the previous stage, None for the first. An unconditional network
+    ignores `labels`. `progress` is called after each step of each batch.
     """
     labels = labels if network.num_classes else None
     if inputs is None:
@@ -219,16 +202,13 @@ class Cascade:
         label: int | Sequence[int] = (),
         progress: trained.Progress | None = None,
     ) -> list[UInt8[np.ndarray, "n size size 3"]]:
-        """Draws images.
+        """Draws images; returns those of each stage, in order.
 
         Args:
           num_images: number of images.
           seed: image k depends on the seed, on k and on its label alone.
           label: the class of all images, or several classes in turn; default: all classes.
           progress: called after each network call.
-
-        Returns:
-          The images of each stage, in order.
 
         Raises:
           ValueError: a label is not a class of the networks.

@@ -35,16 +35,9 @@ class Generator(trained.TrainedNetwork):
         *,
         label: trained.Label | None = None,
     ) -> UInt8[np.ndarray, "n height width 3"]:
-        """Draws images.
+        """Draws images; the options are those of `SuperResolver.upscale`.
 
-        Args:
-          num_images: number of images.
-          steps: number of sampling steps; None for the config's.
-          seed: one number, from which image i takes the i-th stream; or one number or key for each
-            image. An image depends on its stream and label alone, not on its batch.
-          progress: called after each step of each batch.
-          label: class label of all images, or of each, for class-conditional networks; None for
-            none.
+        An image depends on its stream of noise and its label alone, not on its batch.
 
         Raises:
           ValueError: a label is not a class of the network, or the schedule cannot have `steps`.
@@ -70,5 +63,5 @@ class Generator(trained.TrainedNetwork):
         """
         # Only the size of these images is used.
         blank = np.zeros((num_images, self.image_size, self.image_size, 3), np.uint8)
-        for results in self._batches(blank, steps, seed, label=label, progress=progress):
+        for results in self._batches(blank, steps, seed, label, progress):
             yield results[-1]

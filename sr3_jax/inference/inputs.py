@@ -20,12 +20,10 @@ class UpscaleOptions:
 
     Attributes:
       steps: refinement steps; None for the resolver's.
-      seed: of all noise. That of a picture depends on it and on the picture's name, so that it
-        does not change with the folder it is in.
-      factor: by how much pictures grow; None for what the network was trained for. See
-        `SuperResolver.upscale`.
-      num_samples: of each picture, with noise of their own; of more than one the output is the
-        mean, and beside it lies `NAME.uncertainty.png` (`visualization.uncertainty`).
+      seed: seed of all noise. That of a picture depends on it and on the picture's name alone.
+      factor: ratio of output to input size; see `SuperResolver.upscale`.
+      num_samples: samples of each picture; of several, the output is the mean, and
+        `NAME.uncertainty.png` lies beside it (`visualization.uncertainty`).
       animate: write also `NAME.refinement.gif`, from noise to picture.
       format: of the outputs, one of `image_files.FORMATS`; None for that of each input.
       quality: of lossy formats, 1 to 100, or `lossless`; see `image_files.write_picture`.
@@ -64,12 +62,8 @@ class UpscaleOptions:
 def find_inputs(path: epath.PathLike, output: epath.PathLike | None = None) -> sources.Source:
     """Returns the image at `path`, or all images in the folder `path`.
 
-    Outputs never become inputs: of a folder, what is in `output` is left out, and so is any folder
-    below it that holds outputs of this program, with a warning.
-
-    Args:
-      path: of an image or a folder; local or a URL.
-      output: the folder for the outputs.
+    Outputs never become inputs: of a folder, local or a URL, what is in `output` is left out, and
+    so is any folder below it that holds outputs of this program, with a warning.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.

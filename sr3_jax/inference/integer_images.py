@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, UInt8, UInt16
+from jaxtyping import Array, Float, Key, UInt
 
 from sr3_jax.inference import resampling
 
-Levels = UInt8[np.ndarray, "n _height _width c"] | UInt16[np.ndarray, "n _height _width c"]
+Levels = UInt[np.ndarray, "n _height _width c"]  # uint8 or uint16
 
 # Limits of the factor: beyond, results are almost bicubic alone, or of a single pixel.
 MIN_FACTOR, MAX_FACTOR = 1 / 16, 64
@@ -64,11 +64,7 @@ def check_factor(factor: int | float) -> None:
 
 
 def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
-    """Returns height and width of the upscaled image in pixels.
-
-    Raises:
-      ValueError: the factor is outside its limits (`check_factor`).
-    """
+    """Returns height and width of the upscaled image; raises ValueError as `check_factor`."""
     check_factor(factor)
     return tuple(max(1, round(n * factor)) for n in size)
 

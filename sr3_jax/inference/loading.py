@@ -16,7 +16,13 @@ from sr3_jax.models import Params
 
 
 def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tuple[int, Params]:
-    """Returns the step of a checkpoint and its averaged parameters, replicated on the devices."""
+    """Returns the step of a checkpoint and its averaged parameters, replicated on the devices.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or not the one asked for.
+      ValueError: the checkpoint is of another network.
+      CheckpointError: no checkpoint can be read.
+    """
     which = config.evaluation.checkpoint if which is None else which
     with _opened(config, checkpoints) as (checkpointer, like):
         step, restored = checkpointer.restore_part(like, which)
@@ -24,14 +30,9 @@ def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tup
 
 
 def find(config: Config, checkpoints: epath.Path, which: Which | None) -> int:
-    """Returns the step of the checkpoint that `restore` would read, to fix it for a whole job.
+    """Returns the step of the checkpoint that `restore` would read; raises as it does.
 
     For `latest` the parameters are read, since a damaged checkpoint is skipped.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint, or not the one asked for.
-      ValueError: the checkpoint is of another network.
-      CheckpointError: no checkpoint can be read.
     """
     which = config.evaluation.checkpoint if which is None else which
     with _opened(config, checkpoints) as (checkpointer, like):
@@ -46,12 +47,7 @@ def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
     """Returns a digest of the averaged parameters of a checkpoint, which identifies the network.
 
     A moved workdir keeps its digest; a network that is trained again gets another. The parameters
-    are read only of checkpoints of older versions.
-
-    Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: the checkpoint is of another network.
-      CheckpointError: it is damaged.
+    are read only of checkpoints of older versions. Raises as `restore`.
     """
     with _opened(config, checkpoints) as (checkpointer, like):
         return checkpointer.digest(like, checkpointer.find(step))

@@ -37,21 +37,19 @@ class Record:
 
     Attributes:
       input: its name, relative to the folder of inputs.
-      output: relative to the folder of outputs.
+      output: the output's name, relative to the folder of outputs.
       status: `written`, `failed`, or `found`: its job was killed between the output and its row.
       error: why it failed; else empty.
       seconds: its share of the time that its batch took.
-      seed: of its noise.
+      seed: seed of its noise.
       note: what was done to it besides, and what of it could not be kept; else empty.
       colour_shift: mean colour of the output less the input's, in levels of 255; of the three
         channels the one that is off most. A network that has learnt enough stays under 1.
-      input_size: of the input's file when it was read, in bytes.
-      input_version: of that file; see `storage.State`.
-      input_digest: of its content.
-      output_size: of the output's file, in bytes. A failed input may have an output of an earlier
-        version.
-      output_version: of that file when it was written; see `storage.State`.
-      output_digest: of its content; empty in a bucket, where the version is one.
+      input_size, input_version: bytes and version (`storage.State`) of the file that was read.
+      input_digest: digest of its content.
+      output_size, output_version: likewise of the output. A failed input may have an output of an
+        earlier version.
+      output_digest: digest of its content; empty in a bucket, where the version is one.
     """
 
     input: str
@@ -84,10 +82,9 @@ class Task:
     """An input to upscale: a row of the plan.
 
     Attributes:
-      input: its name.
-      output: relative to the folder of outputs.
-      state: of the input's file when the job began; None where it could not be seen.
-      before: of a file in the output's place that the job replaces; None where there was none.
+      input, output: their names, as in `Record`.
+      state: state of the input's file when the job began; None where it could not be seen.
+      before: state of the file that the output replaces; None where there was none.
     """
 
     input: str
@@ -99,9 +96,7 @@ class Task:
         for name in ("state", "before"):  # JSON has lists
             if (pair := getattr(self, name)) is not None:
                 if [*map(type, pair)] != [int, str]:
-                    raise ValueError(
-                        f"{name} is {pair!r:.100}, where size and version are expected"
-                    )
+                    raise ValueError(f"{name} is {pair!r:.100}; it must be size and version")
                 object.__setattr__(self, name, storage.State(*pair))
 
 
@@ -150,14 +145,13 @@ def survey(
 
     Args:
       output: the folder of outputs.
-      inputs: of the job.
+      inputs: the inputs of the job.
       outputs: all files that each input becomes, by its name; the first is the picture.
-      versions: of the inputs' files, by name, as far as they could be seen.
+      versions: states of the inputs' files, by name, as far as they could be seen.
       overwrite: make anew whatever is there.
 
     Returns:
-      What is to be made; and files in an output's place that are not what this program wrote there,
-      each with the reason.
+      What is to be made; and the files that are not what this program wrote there, with the reason.
     """
     rows = {} if overwrite else {row.input: row for row in read(output)}
     plan = {} if overwrite else {task.input: task for task in read_plan(output)}
@@ -287,13 +281,6 @@ def read(output: epath.PathLike) -> list[Record]:
     return _read(os.path.join(output, NAME), Record)
 
 
-def _read(path: str, kind: type[T]) -> list[T]:
-    rows, damaged = resumable.read_rows(path, kind)
-    for each in damaged:
-        logging.warning("row left out: %s", each)
-    return rows
-
-
 def read_plan(output: epath.PathLike) -> list[Task]:
     """Returns what a job that was killed, or runs, is to make; none in folders of others."""
     if not resumable.has_fingerprint(output):
@@ -301,13 +288,19 @@ def read_plan(output: epath.PathLike) -> list[Task]:
     return _read(_plan(output), Task)
 
 
+def _read(path: str, kind: type[T]) -> list[T]:
+    rows, damaged = resumable.read_rows(path, kind)
+    for each in damaged:
+        logging.warning("row left out: %s", each)
+    return rows
+
+
 def _plan(output: epath.PathLike) -> str:
     return _hidden(output, "plan.jsonl")
 
 
 def _parts(output: epath.PathLike) -> list[str]:
-    # Their names begin with the time.
-    return storage.matches(_hidden(output), "[0-9]*.jsonl")
+    return storage.matches(_hidden(output), "[0-9]*.jsonl")  # their names begin with the time
 
 
 def _hidden(output: epath.PathLike, *names: str) -> str:

@@ -53,14 +53,9 @@ class Refiner:
     ) -> None:
         """Stores the denoiser; `set_params` brings its weights.
 
-        Args:
-          denoiser: estimates y_0.
-          sampling: the sampling options.
-          factor: ratio of output to input size.
-          stride: stride of the network's deepest level, in pixels.
-          devices: the devices that share images or tiles.
-          share_heights: whether devices share the height of an image if there are fewer images than
-            devices. None: except on CPUs, which use all cores for one image anyway.
+        The devices share images or tiles, and, with `share_heights`, the height of an image if
+        there are fewer images than devices. None: except on CPUs, which use all cores for one image
+        anyway. `factor` and `stride` are those of `TrainedNetwork`.
         """
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
@@ -97,36 +92,27 @@ class Refiner:
                 return sharing, rows
         return 1, 1
 
-    def num_batches(self, num_images: int, size: tuple[int, int]) -> int:
-        """Returns the number of calls of `refine` for a number of images of a size."""
-        count = 0
+    def batches(self, num_images: int, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Returns what `share` returns for each call of `refine` with images of a size."""
+        made = []
         while num_images > 0:
-            num_images -= self.share(num_images, size)[1]
-            count += 1
-        return count
+            made.append(self.share(num_images, size))
+            num_images -= made[-1][1]
+        return made
 
     def network_batches(
         self, num_images: int, size: tuple[int, int]
     ) -> list[tuple[int, tuple[int, int, int]]]:
-        """Lists the network's calls in one step of the sampler.
-
-        Returns:
-          For each call: the number of devices, and rows, height and width of its inputs.
-        """
-        grid, calls = self.grid(size), []
-        while num_images > 0:
-            devices, rows = self.share(num_images, size)
-            sizes = self._groups(grid) if grid.is_cut else [rows]
-            calls += [(devices, (count, *grid.tile)) for count in sizes]
-            num_images -= rows
-        return calls
+        """Returns devices, and rows, height and width, of the network's calls in a step."""
+        grid = self.grid(size)
+        return [
+            (devices, (count, *grid.tile))
+            for devices, rows in self.batches(num_images, size)
+            for count in (self._groups(grid) if grid.is_cut else [rows])
+        ]
 
     def memory(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Estimates the memory of refining images of a size, in bytes, without the weights.
-
-        Returns:
-          Bytes on each device, and on the host.
-        """
+        """Estimates the bytes on each device and on the host to refine images, besides weights."""
         grid = self.grid(size)
         devices, rows = self.share(num_images, size)
         sharing = 1 if grid.is_cut else devices
@@ -146,9 +132,9 @@ class Refiner:
         )
         channels = unet.channels * (skips + 4 * unet.multipliers[0])
         deepest = len(unet.multipliers) - 1
-        levels_ = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
+        levels = {*unet.attention_levels, *([deepest] if unet.bottleneck_attention else [])}
         # Of each pair of pixels of a level.
-        attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels_)
+        attention = sum(unet.num_heads * tile[0] * tile[1] / 16**level for level in levels)
         guided = 2 if self.denoiser.is_guided else 1
         return int(guided * (jnp.dtype(unet.dtype).itemsize * channels + 4 * attention))
 
@@ -164,14 +150,13 @@ class Refiner:
         """Starts to refine one batch, and returns before it is done.
 
         Args:
-          images: the number of images that `share` returns. A network without a source uses their
-            size alone.
+          images: as many as `share` returns. A network without a source uses their size alone.
           keys: keys of their noise.
           sampler: the sampler.
-          labels: class of each image, the null label where negative; None: all null. Ignored by
-            unconditional networks.
           stops: numbers of calls after which y_t is yielded; 0 yields pure noise.
           progress: called after each call of the sampler.
+          labels: class of each image, the null label where negative; None: all null. Ignored by
+            unconditional networks.
 
         Yields:
           For each stop, and for the result: a function that waits for it. It raises ValueError if
@@ -188,9 +173,8 @@ class Refiner:
         params = self._params_on(shape.devices, shape.spatial)
         has_source = self.denoiser.network.has_source
         x = self._source(images, keys, shape, grid) if has_source else None
-        total = jax.device_put(
-            np.zeros((len(images), 3 * shape.room), np.float32), run.images(shape)
-        )
+        blank = np.zeros((len(images), 3 * shape.room), np.float32)
+        total = jax.device_put(blank, run.images(shape))
         state = run.begin(shape, sampler, keys)
         finish, ticks = functools.partial(self._finish, images, grid), collections.deque()
         for call in range(sampler.nfe):

@@ -28,13 +28,9 @@ _TOLERANCE = 1e-5  # in the range [-1, 1]: a third of a level of 16 bits
 def resize(
     images: Float[np.ndarray, "b h w c"], scale: int | float, size: tuple[int, int]
 ) -> Float[np.ndarray, "b h2 w2 c"]:
-    """Resizes by bicubic (Keys, a = -0.5), anti-aliased when shrinking.
+    """Resizes float32 images by bicubic (Keys, a = -0.5), anti-aliased when shrinking.
 
-    Args:
-      images: float32.
-      scale: exact scale of both axes; an axis of n pixels becomes round(n * scale).
-      size: height and width of the result, to which it is cut, or padded by its last row and
-        column.
+    An axis of n pixels becomes round(n * scale), which is cut to `size`, or padded by its last row.
     """
     for axis in (1, 2):
         images = _apply(_matrix(size[axis - 1], images.shape[axis], scale), images, axis)
@@ -47,10 +43,8 @@ def make_consistent(images: Images, low: Images) -> Images:
     The projection adds D^T (D D^T)^-1 (low - D image), with D the downsampling; it keeps details.
     Since it can leave [-1, 1], projection and clipping alternate, and clipping comes last.
 
-    Args:
-      images: `[b, h * factor, w * factor, c]`, signed; numpy, or traced by jax, which gets dense
-        matrices.
-      low: `[b, h, w, c]`, signed.
+    Both are signed, and numpy or traced by jax, which gets dense matrices. The factor between their
+    sizes is a whole number.
     """
     factor = images.shape[1] // low.shape[1]
     down = [_matrix(n, n * factor, 1 / factor) for n in low.shape[1:3]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt
 
 from sr3_jax import parallel
 from sr3_jax.data import storage
@@ -18,11 +18,9 @@ from sr3_jax.inference import inputs, integer_images, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
-# One image or several, and the results.
-Images = UInt8[np.ndarray, "*n height width 3"] | UInt16[np.ndarray, "*n height width 3"]
-Made = (
-    UInt8[np.ndarray, "*n new_height new_width 3"] | UInt16[np.ndarray, "*n new_height new_width 3"]
-)
+# One image or several, uint8 or uint16, and the results.
+Images = UInt[np.ndarray, "*n height width 3"]
+Made = UInt[np.ndarray, "*n new_height new_width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +33,8 @@ class Upscaled:
       seconds: time of sampling, without compilation.
     """
 
-    images: (
-        UInt8[np.ndarray, "n new_height new_width 3"]
-        | UInt16[np.ndarray, "n new_height new_width 3"]
-    )
-    refinement: (
-        UInt8[np.ndarray, "k n new_height new_width 3"]
-        | UInt16[np.ndarray, "k n new_height new_width 3"]
-    )
+    images: UInt[np.ndarray, "n new_height new_width 3"]
+    refinement: UInt[np.ndarray, "k n new_height new_width 3"]
     seconds: float
 
 
@@ -62,15 +54,11 @@ class SuperResolver(trained.TrainedNetwork):
     _makes_from_source = True
 
     def num_refinements(
-        self,
-        shape: tuple[int, ...],
-        steps: int | None = None,
-        *,
-        factor: int | float | None = None,
+        self, shape: tuple[int, ...], steps: int | None = None, *, factor: int | float | None = None
     ) -> int:
         """Returns the number of times that `upscale` calls `progress` for images of `shape`."""
         size = self._network_size(shape[1:3], factor)
-        return self.refiner.num_batches(shape[0], size) * self.nfe(steps)
+        return len(self.refiner.batches(shape[0], size)) * self.nfe(steps)
 
     def upscale(
         self,
@@ -87,15 +75,14 @@ class SuperResolver(trained.TrainedNetwork):
         Args:
           images: RGB of 8 or 16 bits, of any size.
           steps: number of refinement steps; None for the config's.
-          seed: one number, from which image i takes the i-th stream; or one number for each
+          seed: one number, from which image i takes the i-th stream; or one number or key for each
             image. A result depends on the pixels of its image, its stream and
             `sampling.tile_size`, not on its batch.
           progress: called after each refinement step of each batch.
           factor: ratio of output to input size; None for the factor of training. For a larger
             factor, images are first resized by bicubic; for a smaller one, the network's results
             are resized, which keeps all details of the input.
-          label: class label of all images, or of each, for class-conditional networks; None for
-            none.
+          label: class of all images, or of each; None for none.
 
         Returns:
           RGB of the same type, `factor` times as high and wide.
@@ -135,9 +122,7 @@ class SuperResolver(trained.TrainedNetwork):
         if scale > 1:
             images = integer_images.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
-        for results in self._batches(
-            images, steps, seed, label=label, stops=stops, progress=progress
-        ):
+        for results in self._batches(images, steps, seed, label, progress, stops):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
                 *kept, made = (
@@ -161,15 +146,9 @@ class SuperResolver(trained.TrainedNetwork):
         num_samples: int = 1,
         num_snapshots: int = 0,
     ) -> None:
-        """Checks that free memory suffices for an image, before it is decoded.
+        """Checks that free memory suffices for an image, given its height and width.
 
         The estimate is right within about a factor of two.
-
-        Args:
-          size: height and width of the image.
-          factor: see `upscale`.
-          num_samples: number of samples of the image.
-          num_snapshots: see `sample`.
 
         Raises:
           ValueError: memory is too small (names the needed and the free size, and the fix), or the
@@ -182,15 +161,10 @@ class SuperResolver(trained.TrainedNetwork):
         what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
         if refined != wanted:
             what += f", by way of {refined[1]}x{refined[0]},"
-        change = (
-            "use a smaller --factor, fewer --samples, a smaller sampling.tile_size or "
-            "sampling.batch_size, or parts of the picture"
-        )
         if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
-            most = _MOST_PIXELS / 1.5e6
             raise ValueError(
-                f"{what} and so more than {most:.0f} megapixels; use a smaller --factor, or parts "
-                "of the picture"
+                f"{what} and so more than {_MOST_PIXELS / 1.5e6:.0f} megapixels; use a smaller "
+                "--factor, or parts of the picture"
             )
         on_device, on_host = self.refiner.memory(num_samples, within)
         # Samples and frames wait on the host, of at most 16 bits.
@@ -207,7 +181,8 @@ class SuperResolver(trained.TrainedNetwork):
             if free is not None and needed > free:
                 raise ValueError(
                     f"{what} and needs about {needed / 1e9:.2g} GB {where}, of which "
-                    f"{free / 1e9:.2g} GB are free; {change}"
+                    f"{free / 1e9:.2g} GB are free; use a smaller --factor, fewer --samples, a "
+                    "smaller sampling.tile_size or sampling.batch_size, or parts of the picture"
                 )
 
     def upscale_file(
@@ -224,18 +199,9 @@ class SuperResolver(trained.TrainedNetwork):
     ) -> str:
         """Upscales one picture file as `--mode=upscale` does: alpha, profile and depth are kept.
 
-        Args:
-          path: the picture, local or a URL.
-          output: the folder of the result, which has the same name.
-          steps: see `upscale`.
-          seed: seed of the noise, which also depends on the name of the picture.
-          factor: see `upscale`.
-          num_samples: see `inference.inputs.UpscaleOptions`.
-          animate: see `inference.inputs.UpscaleOptions`.
-          overwrite: replace existing files, but never the picture itself.
-
-        Returns:
-          The path of the result.
+        `path` is local or a URL. The result has the picture's name, in the folder `output`; its
+        path is returned. `inputs.UpscaleOptions` describes the options. `overwrite` replaces
+        existing files, but never the picture itself.
 
         Raises:
           FileNotFoundError: there is no such file.
@@ -263,24 +229,16 @@ class SuperResolver(trained.TrainedNetwork):
         steps: int | None = None,
         seed: int = 0,
         progress: trained.Progress | None = None,
-    ) -> (
-        UInt8[np.ndarray, "k new_height new_width 3"]
-        | UInt16[np.ndarray, "k new_height new_width 3"]
-    ):
+    ) -> UInt[np.ndarray, "k new_height new_width 3"]:
         """Draws several samples for one image.
 
         Their mean has a higher PSNR than each sample, but is blurred; their standard deviation
         (`inference.visualization.deviation`) shows where results are uncertain.
-
-        Returns:
-          `[num_samples, height * factor, width * factor, 3]`.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
-        images = np.repeat(
-            integer_images.check_images(np.asarray(image)[None]), num_samples, axis=0
-        )
-        return self.upscale(images, steps, seed, progress)
+        images = integer_images.check_images(np.asarray(image)[None])
+        return self.upscale(np.repeat(images, num_samples, axis=0), steps, seed, progress)
 
     def sample(
         self,
@@ -297,10 +255,8 @@ class SuperResolver(trained.TrainedNetwork):
         """
         parts, snapshots = [], []
         begin = time.perf_counter() - self.refiner.programs.compile_seconds
-        for fetch in self.start(
-            images, steps, seed, num_snapshots=num_snapshots, progress=progress
-        ):
-            made, kept = fetch()
+        started = self.start(images, steps, seed, num_snapshots=num_snapshots, progress=progress)
+        for made, kept in (fetch() for fetch in started):
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])
         seconds = time.perf_counter() - self.refiner.programs.compile_seconds - begin

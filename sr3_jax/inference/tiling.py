@@ -71,16 +71,13 @@ class Windows(NamedTuple):
 
 
 def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) -> Grid:
-    """Returns the tiles of images of `size`.
+    """Returns the tiles of images of a height and width.
 
     Args:
       size: height and width.
       tile_size: longest side of a tile, a multiple of `stride`; shorter axes are not cut.
-      overlap: least overlap of neighbours; below `tile_size`.
+      overlap: least overlap of neighbours, from 0 to below `tile_size`; else ValueError.
       stride: the sides of tiles are multiples of it.
-
-    Raises:
-      ValueError: the overlap is out of range.
     """
     if not 0 <= overlap < tile_size:
         raise ValueError(f"overlap = {overlap} must be in [0, tile_size = {tile_size})")
@@ -98,15 +95,10 @@ def make_grid(size: tuple[int, int], tile_size: int, overlap: int, stride: int) 
 
 
 def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows]:
-    """Returns the tiles of a grid in groups; the network processes a group at once.
+    """Returns the tiles of a grid in groups of `sizes`; the network processes a group at once.
 
-    The weights rise linearly over the overlap, and are normalised to a sum of 1 at each pixel.
-
-    Args:
-      grid: the tiles.
-      overlap: see `make_grid`.
-      sizes: numbers of tiles of the groups; where their sum is larger than the number of tiles, the
-        last group is filled up with tiles of weight 0.
+    The weights rise linearly over the overlap, and are normalised to a sum of 1 at each pixel. The
+    last group is filled up with tiles of weight 0.
     """
     width = grid.canvas[1]
     along_rows, along_columns = (
@@ -125,16 +117,14 @@ def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows
     ]
 
 
-def cut(
-    image: Float[Array, " values"], windows: Windows, channels: int = 3
-) -> Float[Array, "k th tw c"]:
+def cut(image: Float[Array, " values"], windows: Windows) -> Float[Array, "k th tw 3"]:
     """Returns the tiles of a flat image."""
-    shape = (*windows.rows.shape, windows.column_weights.shape[1], channels)
+    width = windows.column_weights.shape[1]
 
     def part(start: Int[Array, ""]) -> Array:
-        return jax.lax.dynamic_slice(image, (start * channels,), (shape[2] * channels,))
+        return jax.lax.dynamic_slice(image, (start * 3,), (width * 3,))
 
-    return jax.vmap(part)(windows.rows.reshape(-1)).reshape(shape)
+    return jax.vmap(part)(windows.rows.reshape(-1)).reshape(*windows.rows.shape, width, 3)
 
 
 def add(

@@ -48,13 +48,12 @@ class TrainedNetwork:
         """Puts the parameters on all devices.
 
         Args:
-          denoiser: estimates y_0: `denoiser(params, x, y_t, gamma, label)`.
+          denoiser: estimates y_0.
           params: its weights; the averaged ones give better pictures.
           make_sampler: returns the sampler of a number of steps.
-          sampling: the sampling options; `num_steps` and `batch_size` are the defaults.
+          sampling: the sampling options; `num_steps` is the default.
           factor: ratio of output to input size.
-          stride: the network takes sizes that are multiples of it; other sizes are padded, and
-            images larger than `sampling.tile_size` are refined in tiles.
+          stride: the network takes sizes that are multiples of it; others are padded.
           knows_no_class: whether a class-conditional network may be called without a label.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
@@ -70,10 +69,7 @@ class TrainedNetwork:
 
     @classmethod
     def from_workdir(
-        cls: type[Trained],
-        workdir: epath.PathLike,
-        which: Which | None = None,
-        **sampling: Any,
+        cls: type[Trained], workdir: epath.PathLike, which: Which | None = None, **sampling: Any
     ) -> Trained:
         """Loads the averaged weights of a training run.
 
@@ -93,34 +89,8 @@ class TrainedNetwork:
         """
         workdir = epath.Path(workdir).expanduser()
         config = run_file.load(workdir / "config.json")
-        return cls.from_config(
-            config,
-            workdir / "checkpoints",
-            which,
-            **(run_file.tuned(workdir, config) | sampling),
-        )
-
-    @classmethod
-    def from_checkpoint(
-        cls: type[Trained], path: epath.PathLike, config: Config | ConfigDict, **sampling: Any
-    ) -> Trained:
-        """Loads a checkpoint, with a config of its network.
-
-        Args:
-          path: folder of the checkpoint, `.../STEP`.
-          config: the network's config, read or as `get_config()` of a config file returns it.
-          **sampling: see `from_workdir`.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: the folder's name is no number, or the config is of another network.
-        """
-        path = epath.Path(path).expanduser()
-        if not path.name.isdigit():
-            raise ValueError(
-                f"{path} is no checkpoint; give its folder, named by its step, as 5000"
-            )
-        return cls.from_config(config, path.parent, int(path.name), **sampling)
+        sampling = run_file.tuned(workdir, config) | sampling
+        return cls.from_config(config, workdir / "checkpoints", which, **sampling)
 
     @classmethod
     def from_config(
@@ -142,14 +112,11 @@ class TrainedNetwork:
         """Makes one of weights at hand, of the network that `config` describes."""
         config = read(config)
         if config.has_source != cls._makes_from_source:
-            low = config.data.low_resolution
+            low, use = config.data.low_resolution, "nothing: use Generator, or --mode=generate"
+            if low:
+                use = "smaller ones: use SuperResolver, or --mode=upscale"
             raise ValueError(
-                f"a network of config.data.low_resolution = {low} makes images from "
-                + (
-                    "smaller ones: use SuperResolver, or --mode=upscale"
-                    if low
-                    else "nothing: use Generator, or --mode=generate"
-                )
+                f"a network of config.data.low_resolution = {low} makes images from {use}"
             )
         made = cls(
             networks.denoiser(config),
@@ -191,17 +158,15 @@ class TrainedNetwork:
         images: integer_images.Levels,
         steps: int | None,
         seed: Seed,
-        *,
-        label: Label | None = None,
+        label: Label | None,
+        progress: Progress | None,
         stops: Sequence[int] = (),
-        progress: Progress | None = None,
     ) -> Iterator[list[Callable[[], integer_images.Levels]]]:
         """Yields for each batch functions that wait for y_t after each of `stops`, and for y_0."""
         labels = self._labels(label, len(images))
         sampler, keys = self._sampler(steps), integer_images.keys_of(seed, len(images))
         first = 0
-        while first < len(images):
-            _, size = self.refiner.share(len(images) - first, images.shape[1:3])
+        for _, size in self.refiner.batches(len(images), images.shape[1:3]):
             # A batch is filled up with repeats, so that nothing is compiled anew.
             rows = np.minimum(np.arange(first, first + size), len(images) - 1)
             count = min(size, len(images) - first)
@@ -221,11 +186,9 @@ class TrainedNetwork:
                 )
             return None
         labels = np.broadcast_to(np.asarray(label, np.int32), (count,))
-        if wrong := sorted({int(i) for i in labels if not 0 <= i < known}):
-            raise ValueError(
-                f"label = {wrong[0]}; "
-                + (f"the network knows 0 to {known - 1}" if known else "the network knows none")
-            )
+        if wrong := [int(i) for i in labels if not 0 <= i < known]:
+            classes = f"0 to {known - 1}" if known else "none"
+            raise ValueError(f"label = {min(wrong)}; the network knows {classes}")
         return labels
 
     def _sampler(self, steps: int | None) -> diffusion.Sampler:

@@ -50,16 +50,10 @@ def upscale_files(
     """Upscales each input to `output/NAME`.
 
     Alpha is kept (resized by bicubic), and so are colour profile, EXIF and 16 bits; the EXIF
-    orientation is applied, and grey pictures stay grey. An input that cannot be read or upscaled
-    gets a record that says why, and the rest is done.
-
-    Args:
-      resolver: does it.
-      inputs: the images; near ones of one size share a batch.
-      output: a folder, made where missing; local or a URL.
-      options: how.
-      progress: called with the number of images finished since the last call, which is a
-        fraction while a batch is being refined.
+    orientation is applied, and grey pictures stay grey. Near inputs of one size share a batch. An
+    input that cannot be read or upscaled gets a record that says why, and the rest is done.
+    `progress` is called with the number of images finished since the last call, a fraction while a
+    batch is being refined.
 
     Yields:
       One record for each input, in no particular order. An iteration that is ended early leaves
@@ -130,9 +124,8 @@ class _Job:
         try:
             # Before it is read: what changes it meanwhile makes it another version.
             if state := storage.state(ref.path):
-                record = dataclasses.replace(
-                    record, input_size=state.size, input_version=state.version
-                )
+                seen = {"input_size": state.size, "input_version": state.version}
+                record = dataclasses.replace(record, **seen)
             content = storage.read(ref.path)
             record = dataclasses.replace(record, input_digest=resumable.digest(content))
             opened = image_files.open_file(content)
@@ -193,23 +186,18 @@ class _Job:
         resolver, options, count = self.resolver, self.options, self.options.num_samples
         pixels = np.stack([one.pixels for one in group for _ in range(count)])
         # The first sample is the picture there is without others.
-        seeds = [
-            (one.record.seed + k * _NEXT_SAMPLE) % 2**32 for one in group for k in range(count)
-        ]
+        steps = [k * _NEXT_SAMPLE for k in range(count)]
+        seeds = [(one.record.seed + step) % 2**32 for one in group for step in steps]
         calls = resolver.num_refinements(pixels.shape, options.steps, factor=options.factor)
         frames = min(_MOST_FRAMES, resolver.nfe(options.steps) + 1) if options.animate else 0
         begin, begun, error = time.perf_counter(), [], None
+        how = dict(
+            factor=options.factor,
+            num_snapshots=frames if frames > 1 else 0,
+            progress=lambda: self.progress(len(group) / calls),
+        )
         try:
-            begun = list(
-                resolver.start(
-                    pixels,
-                    options.steps,
-                    seeds,
-                    factor=options.factor,
-                    num_snapshots=frames if frames > 1 else 0,
-                    progress=lambda: self.progress(len(group) / calls),
-                )
-            )
+            begun = list(resolver.start(pixels, options.steps, seeds, **how))
         except (MemoryError, jax.errors.JaxRuntimeError) as why:
             height, width = pixels.shape[1:3]
             error = f"{width}x{height} pixels: {why}"
@@ -240,9 +228,8 @@ class _Job:
         if pixels.dtype == np.uint16 and white:
             pixels = np.rint(pixels * (white / 65535)).astype(np.uint16)
         if alpha is not None:
-            alpha = integer_images.resized(alpha[None, ..., None], scale, pixels.shape[:2])[
-                0, ..., 0
-            ]
+            layer = integer_images.resized(alpha[None, ..., None], scale, pixels.shape[:2])
+            alpha = layer[0, ..., 0]
         if one.picture.is_grey:
             pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
         made, *beside = (self.output / name for name in options.output_names(record.input))
@@ -297,12 +284,10 @@ def _groups(
         waiting = [each for group in groups.values() for each in group]
         if len(groups[key]) == batch_size:
             yield groups.pop(key)
-        elif (
-            len(waiting) >= 2 * batch_size
-            or sum(each.pixels.nbytes for each in waiting) > resumable.MOST_BYTES
+        elif len(waiting) >= 2 * batch_size or (
+            sum(each.pixels.nbytes for each in waiting) > resumable.MOST_BYTES
         ):
-            # The one that has waited longest.
-            yield groups.pop(next(iter(groups)))
+            yield groups.pop(next(iter(groups)))  # the one that has waited longest
     yield from groups.values()
 
 

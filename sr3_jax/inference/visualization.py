@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Float, UInt, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from sr3_jax.data import storage
@@ -20,9 +20,7 @@ _LONGEST = 640  # longest side of an animation in pixels; larger frames are redu
 _MILLISECONDS, _LAST_MILLISECONDS = 80, 2500  # durations of a frame
 
 
-def deviation(
-    samples: UInt8[np.ndarray, "k h w 3"] | UInt16[np.ndarray, "k h w 3"],
-) -> Float[np.ndarray, "h w"]:
+def deviation(samples: UInt[np.ndarray, "k h w 3"]) -> Float[np.ndarray, "h w"]:
     """Returns the standard deviation of k samples in [0, 1] (with k - 1), mean over colours."""
     largest = np.iinfo(samples.dtype).max
     return (samples.astype(np.float32) / largest).std(0, ddof=1).mean(-1)
@@ -46,11 +44,8 @@ def uncertainty(deviation: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w 
     return np.concatenate([_coloured(share), np.asarray(legend)])
 
 
-def write_animation(
-    frames: list[UInt8[np.ndarray, "h w 3"]] | list[UInt16[np.ndarray, "h w 3"]],
-    path: epath.PathLike,
-) -> None:
-    """Writes a GIF, whole or not at all; the last frame is shown longer."""
+def write_animation(frames: list[UInt[np.ndarray, "h w 3"]], path: epath.PathLike) -> None:
+    """Writes uint8 or uint16 frames as a GIF, whole or not at all; the last is shown longer."""
     shown = []
     for frame in frames:
         if frame.dtype == np.uint16:
@@ -62,16 +57,9 @@ def write_animation(
     palette = shown[-1].quantize(256, dither=Image.Dither.NONE)
     shown = [image.quantize(palette=palette) for image in shown]
     durations = [_MILLISECONDS] * (len(shown) - 1) + [_LAST_MILLISECONDS]
+    options = dict(save_all=True, append_images=shown[1:], duration=durations, loop=0)
     data = io.BytesIO()
-    shown[0].save(
-        data,
-        "GIF",
-        save_all=True,
-        append_images=shown[1:],
-        duration=durations,
-        loop=0,
-        optimize=False,
-    )
+    shown[0].save(data, "GIF", optimize=False, **options)
     storage.write_whole(str(path), data.getvalue())
 
 

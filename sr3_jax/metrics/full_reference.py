@@ -20,17 +20,16 @@ from jaxtyping import Array, Float, Int, UInt
 
 from sr3_jax import image_ops
 
+Images = UInt[Array | np.ndarray, "b h w c"]
+PerImage = Float[Array, " b"]
+
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 
 
 def psnr(
-    images: UInt[Array | np.ndarray, "b h w c"],
-    reference: UInt[Array | np.ndarray, "b h w c"],
-    *,
-    luminance: bool = False,
-    border: int = 0,
-) -> Float[Array, " b"]:
+    images: Images, reference: Images, *, luminance: bool = False, border: int = 0
+) -> PerImage:
     """Peak signal-to-noise ratio in dB, over all channels; infinite for equal images alone."""
     # Integers are subtracted, which is exact. Of scaled numbers a compiled program may round one
     # and not the other (a fused multiply-add), so that equal images would differ.
@@ -42,19 +41,13 @@ def psnr(
 
 
 def ssim(
-    images: UInt[Array | np.ndarray, "b h w c"],
-    reference: UInt[Array | np.ndarray, "b h w c"],
-    *,
-    luminance: bool = False,
-    border: int = 0,
-) -> Float[Array, " b"]:
+    images: Images, reference: Images, *, luminance: bool = False, border: int = 0
+) -> PerImage:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian of sigma 1.5, mean of channels.
 
     Only windows that lie wholly inside the image count, as in the authors' code and in
-    scikit-image (`gaussian_weights=True, sigma=1.5, use_sample_covariance=False`).
-
-    Raises:
-      ValueError: for images smaller than the window.
+    scikit-image (`gaussian_weights=True, sigma=1.5, use_sample_covariance=False`). Smaller images
+    are a ValueError.
     """
     a, b = (_seen(pictures, luminance, border) for pictures in (images, reference))
     if min(a.shape[1:3]) < _SSIM_WINDOW:
@@ -76,10 +69,7 @@ def ssim(
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
 
 
-def consistency(
-    images: UInt[Array | np.ndarray, "b h w c"],
-    low_resolution: UInt[Array | np.ndarray, "b h2 w2 c"],
-) -> Float[Array, " b"]:
+def consistency(images: Images, low_resolution: UInt[Array | np.ndarray, "b h2 w2 c"]) -> PerImage:
     """Mean square error, in [0, 1] and times 1e5, of the downsampled image to the input.
 
     The scale of the paper's Table 1 (SR3 2.68). The downsampling is the one that made the
@@ -90,10 +80,7 @@ def consistency(
     return 1e5 * jnp.mean(error, axis=(1, 2, 3))
 
 
-def gradient_energy(
-    images: UInt[Array | np.ndarray, "b h w c"],
-    reference: UInt[Array | np.ndarray, "b h w c"],
-) -> Float[Array, " b"]:
+def gradient_energy(images: Images, reference: Images) -> PerImage:
     """Gradient energy over the reference's: below 1 is blurred, above 1 noisy or sharpened.
 
     Gradient energy is the mean of squared differences between neighbouring pixels. To both, that of
@@ -106,24 +93,22 @@ def gradient_energy(
     return (energy + rounding) / (of_reference + rounding)
 
 
-def _mean_square_gradient(images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+def _mean_square_gradient(images: Float[Array, "b h w c"]) -> PerImage:
     """Returns the mean square difference of neighbours, over both directions."""
     squares = (jnp.square(jnp.diff(images, axis=axis)) for axis in (1, 2))
     return sum(jnp.mean(each, axis=(1, 2, 3)) for each in squares) / 2
 
 
-def _levels_of_16_bits(images: UInt[Array | np.ndarray, "b h w c"]) -> Int[Array, "b h w c"]:
+def _levels_of_16_bits(images: Images) -> Int[Array, "b h w c"]:
     """Levels of 0 to 65535, exact also of 8 bits."""
     return jnp.asarray(images, jnp.int32) * (65535 // jnp.iinfo(images.dtype).max)
 
 
-def _unit(images: UInt[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
+def _unit(images: Images) -> Float[Array, "b h w c"]:
     return jnp.asarray(images, jnp.float32) / jnp.iinfo(images.dtype).max
 
 
-def _seen(
-    images: UInt[Array | np.ndarray, "b h w c"], luminance: bool, border: int
-) -> Float[Array, "b h2 w2 c2"]:
+def _seen(images: Images, luminance: bool, border: int) -> Float[Array, "b h2 w2 c2"]:
     """In [0, 1]: what of the images a metric looks at."""
     seen = _unit(_within(images, border))
     return 16.0 / 255.0 + _luma(seen) if luminance else seen
@@ -135,9 +120,7 @@ def _luma(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 1"]:
     return jnp.einsum("bhwc,c->bhw", images, weights, precision="highest")[..., None]
 
 
-def _within(
-    images: UInt[Array | np.ndarray, "b h w c"], border: int
-) -> UInt[Array | np.ndarray, "b h2 w2 c"]:
+def _within(images: Images, border: int) -> UInt[Array | np.ndarray, "b h2 w2 c"]:
     """Without so many pixels at each side."""
     height, width = images.shape[1:3]
     if not 0 <= 2 * border < min(height, width):

@@ -72,11 +72,7 @@ class Metric:
         return {math.inf: "↑", -math.inf: "↓"}.get(self.best, f"→ {self.best:g}")
 
     def badness(self, value: float) -> float:
-        """Orders values: the lower, the better. nan for nan.
-
-        Raises:
-          ValueError: no direction is better.
-        """
+        """Orders values: the lower, the better. Raises ValueError if no direction is better."""
         if self.best is None:
             raise ValueError(f"of {self.heading!r}, neither more nor less is better")
         if self.is_higher_better is None:
@@ -84,12 +80,7 @@ class Metric:
         return -value if self.is_higher_better else value
 
     def compute(self, scored: Any, given: Mapping[str, Any]) -> Any:
-        """Computes it; see `of`.
-
-        Args:
-          scored: the images, samples or inputs.
-          given: what the metric may need, by name.
-        """
+        """Computes it of images, samples or inputs (see `of`), given what it may need by name."""
         function = pkgutil.resolve_name(self.function)
         return function(scored, **{name: given[name] for name in self.needs})
 

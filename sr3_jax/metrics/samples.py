@@ -11,33 +11,23 @@ from jaxtyping import Array, Float, Float64, UInt
 
 from sr3_jax import image_ops
 
+Images = UInt[Array | np.ndarray, "b h w c"]
+Samples = UInt[Array | np.ndarray, "k b h w c"]
+
 _PATCH = 7  # pixels a side
 _SMALLEST = 16  # side of the coarsest level, at least
 
 
-def energy_score(
-    samples: UInt[Array | np.ndarray, "k b h w c"],
-    reference: UInt[Array | np.ndarray, "b h w c"],
-) -> dict[int, float]:
-    """Energy score of patches, by level of a Laplacian pyramid; lower is better.
+def energy_score(samples: Samples, reference: Images) -> dict[int, float]:
+    """Energy score of patches, by the shorter side of each level of a Laplacian pyramid.
 
     For samples s, s' of an image and its truth y, the mean of |s - y| - |s - s'| / 2 (Gneiting and
     Raftery 2007, section 4.3). It is proper: no sampler scores better, on average, than one that
     draws from the true distribution given the input. Blur is far from the truth, and needless noise
     is, too, while samples that differ as much as they are wrong are not held to be wrong. Distances
     are root mean squares over each patch of 7x7 pixels, divided by the reference's deviation on the
-    level; so each level counts, and so does local texture.
-
-    Args:
-      samples: two at least of each image, with noise of their own; uint8 or uint16.
-      reference: the truth.
-
-    Returns:
-      The score for each level, named by the shorter side of its images: the largest shows the
-      finest detail.
-
-    Raises:
-      ValueError: for a single sample, which does not show how far samples differ.
+    level; so each level counts, and so does local texture. Lower is better. It takes two samples at
+    least, with noise of their own; the largest level shows the finest detail.
     """
     if len(samples) < 2:
         raise ValueError(f"{len(samples)} sample of each image; the energy score takes two or more")
@@ -50,10 +40,7 @@ def energy_score(
     return scores
 
 
-def mean_energy_score(
-    samples: UInt[Array | np.ndarray, "k b h w c"],
-    reference: UInt[Array | np.ndarray, "b h w c"],
-) -> float:
+def mean_energy_score(samples: Samples, reference: Images) -> float:
     """The mean of `energy_score` over the levels of the pyramid; lower is better."""
     return float(np.mean([*energy_score(samples, reference).values()]))
 

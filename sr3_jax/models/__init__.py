@@ -7,7 +7,6 @@ from sr3_jax.models.unet import (
     UNet,
     count_flops,
     count_parameters,
-    deepest_stride,
     example_inputs,
     parameter_shapes,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "UNet",
     "count_flops",
     "count_parameters",
-    "deepest_stride",
     "example_inputs",
     "parameter_shapes",
 ]

@@ -66,16 +66,8 @@ class Denoiser:
     ) -> Float[Array, "b h w d"]:
         """Returns the prediction, of the type `self.prediction`.
 
-        Args:
-          params: of the network.
-          x: the source, upsampled to the size of `y_t`, in [-1, 1]; None if the network has none.
-          y_t: the noisy images; a regression ignores them, as it does `gamma`.
-          gamma: the share of signal variance in each y_t, in [0, 1].
-          label: class of each image; the null label where negative. Ignored by unconditional
-            networks.
-          source_gamma: the share of signal variance in each x; ignored by networks that do not
-            take it.
-          dropout_keys: one for each image, for training; None: nothing is dropped.
+        The inputs are those of the network (`UNet`), and ignored if it does not take them; any
+        negative number is the null label.
         """
         network, inputs = self.network, {}
         if network.has_y_t:
@@ -109,10 +101,9 @@ class Denoiser:
             return self.prediction.to_y_0(prediction, y_t, gamma)
         # An image's two rows side by side, on the device that has the image.
         labels = jnp.stack([label, jnp.full_like(label, -1)], axis=1).reshape(-1)
-        twice = jax.tree.map(
-            lambda rows: jnp.repeat(rows, 2, axis=0), (x, y_t, gamma, source_gamma)
-        )
-        prediction = self.predict(params, *twice[:3], labels, twice[3])
+        rows = (x, y_t, gamma, source_gamma)
+        *twice, source_gamma = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), rows)
+        prediction = self.predict(params, *twice, labels, source_gamma)
         of_class, of_null = jnp.moveaxis(prediction.reshape(-1, 2, *prediction.shape[1:]), 1, 0)
         prediction = of_null + self.guidance * (of_class - of_null)
         return self.prediction.to_y_0(prediction, y_t, gamma)

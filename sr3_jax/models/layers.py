@@ -259,8 +259,7 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels: Norm, q k v, attention, zero-initialised projection.
 
-    Raises:
-      ValueError: `num_heads` does not divide the channels.
+    The number of heads divides that of channels; else it raises ValueError.
     """
 
     num_heads: int = 1
@@ -272,8 +271,7 @@ class AttentionBlock(nn.Module):
         b, h, w, c = image.shape
         if c % self.num_heads:
             raise ValueError(
-                f"num_heads = {self.num_heads} does not divide the {c} channels it attends "
-                "over; use a divisor"
+                f"num_heads = {self.num_heads} does not divide the {c} channels; use a divisor"
             )
         normalised = Norm(self.dtype, statistics=self.statistics, name="norm")(image).to_array()
         qkv = Dense(3 * c, self.dtype, name="qkv")(normalised.reshape(b, h * w, c))

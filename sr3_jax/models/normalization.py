@@ -46,18 +46,8 @@ def group_norm(
 ) -> PackedImage:
     """Normalises `image + shift` by groups of channels, scales, offsets, and applies swish.
 
-    Only reverse-mode differentiation is supported.
-
-    Args:
-      image: an image of any type; groups may reach over the border of two of its parts.
-      shift: added to each channel before.
-      scale: factor of each normalised channel.
-      offset: added to each scaled channel.
-      num_groups: number of groups, a divisor of the number of channels.
-      swish: whether `v * sigmoid(v)` follows.
-
-    Returns:
-      An image of the same type.
+    Only reverse-mode differentiation is supported. `num_groups` divides the number of channels;
+    groups may reach over the border of two parts of the image. The result is of its type.
     """
     return _forward(image, shift, scale, offset, num_groups, swish)[0]
 
@@ -123,11 +113,7 @@ group_norm.defvjp(_forward, _backward)
 
 
 def pixel_norm(
-    image: PackedImage,
-    shift: PerChannel,
-    scale: PerChannel,
-    offset: PerChannel,
-    swish: bool,
+    image: PackedImage, shift: PerChannel, scale: PerChannel, offset: PerChannel, swish: bool
 ) -> PackedImage:
     """Divides each pixel of `image + shift` by its root mean square over the channels.
 

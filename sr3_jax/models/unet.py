@@ -43,12 +43,10 @@ class UNet(nn.Module):
       scale_shift: let the noise embedding scale and shift after normalisation instead of being
         added before it.
       embedding_scale: factor on sqrt(gamma) before its sinusoids.
-      out_channels: channels of the image.
       dtype: type of the computation; parameters, statistics and the output are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      packed_channels: levels of fewer channels are packed to so many (`models.width_packing`),
-        which TPUs want; 1: no packing. The parameters and, but for rounding, the result are the
-        same.
+      packed_channels: levels of fewer channels are packed to so many (`models.width_packing`), for
+        TPUs; 1: no packing. Parameters and, but for rounding, results are the same.
       has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
       num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
@@ -67,7 +65,6 @@ class UNet(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     embedding_scale: float = 5000.0
-    out_channels: int = 3
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     packed_channels: int = 1
@@ -85,23 +82,22 @@ class UNet(nn.Module):
         dropout_keys: Key[Array, " b"] | None = None,
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w {self.out_channels}"]:
+    ) -> Float[Array, "b h w 3"]:
         """Returns the output of the last convolution, float32.
 
         Args:
-          x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1]; None
-            where the network has none.
-          y_t: the noisy image; None without `has_y_t`, as is `gamma`.
+          x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
+          y_t: the noisy image.
           gamma: the share of signal variance in each y_t, in [0, 1].
           dropout_keys: for training, one for each image; without them nothing is dropped.
-          label: class of each image, `num_classes` for the null label; None if unconditional.
-          source_gamma: the share of signal variance in each x; None without `source_noise`.
+          label: class of each image, `num_classes` for the null label.
+          source_gamma: the share of signal variance in each x.
 
         Raises:
           ValueError: the sizes differ, or are not divisible by the deepest stride, or an input is
             missing or not the network's.
         """
-        self._check_inputs(x, y_t, gamma, label, source_gamma)
+        self._check_inputs(x=x, y_t=y_t, gamma=gamma, label=label, source_gamma=source_gamma)
         remat = nn.remat if self.remat else lambda module: module
         block_type = remat(layers.ResidualBlock)
         attention_type = remat(layers.AttentionBlock)
@@ -180,38 +176,24 @@ class UNet(nn.Module):
 
     def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
         h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
-        h = layers.Conv3x3(self.out_channels, self.dtype, zero=True, name="conv_out")(h)
+        h = layers.Conv3x3(3, self.dtype, zero=True, name="conv_out")(h)
         return h.to_array().astype(jnp.float32)
 
-    def _check_inputs(
-        self,
-        x: Array | None,
-        y_t: Array | None,
-        gamma: Array | None,
-        label: Array | None,
-        source_gamma: Array | None,
-    ) -> None:
-        given = dict(x=x, y_t=y_t, gamma=gamma, label=label, source_gamma=source_gamma)
-        given = [name for name, value in given.items() if value is not None]
-        wanted = [
-            *(["x"] if self.has_source else []),
-            *(["y_t", "gamma"] if self.has_y_t else []),
-            *(["label"] if self.num_classes else []),
-            *(["source_gamma"] if self.source_noise else []),
-        ]
+    def _check_inputs(self, **inputs: Array | None) -> None:
+        given = [name for name, value in inputs.items() if value is not None]
+        takes = (self.has_source, self.has_y_t, self.has_y_t, self.num_classes, self.source_noise)
+        wanted = [name for name, is_taken in zip(inputs, takes, strict=True) if is_taken]
         if given != wanted:
             raise ValueError(
                 f"a network of has_source = {self.has_source}, has_y_t = {self.has_y_t}, "
                 f"num_classes = {self.num_classes}, source_noise = {self.source_noise} takes "
                 f"{', '.join(wanted)}; it was given {', '.join(given) or 'nothing'}"
             )
+        x, y_t = inputs["x"], inputs["y_t"]
         image = x if y_t is None else y_t
         if x is not None and x.shape[:3] != image.shape[:3]:
-            raise ValueError(
-                f"x has shape {x.shape} but y_t has {y_t.shape}: upsample x to the size of y_t "
-                "first"
-            )
-        stride = deepest_stride(self.multipliers)
+            raise ValueError(f"x has shape {x.shape} but y_t has {y_t.shape}: upsample x first")
+        stride = 2 ** (len(self.multipliers) - 1)  # between the image and the deepest level
         height, width = image.shape[1:3]
         if height % stride or width % stride:
             up = [-(-n // stride) * stride for n in (height, width)]
@@ -223,16 +205,9 @@ class UNet(nn.Module):
             )
 
 
-def deepest_stride(multipliers: Sequence[int]) -> int:
-    """Returns the factor between the sizes of the image and the deepest level."""
-    return 2 ** (len(multipliers) - 1)
-
-
-def example_inputs(
-    model: nn.Module, image_size: int, channels: int = 3
-) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
+def example_inputs(model: nn.Module, image_size: int) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
-    image, number = jnp.zeros((1, image_size, image_size, channels)), jnp.zeros((1,))
+    image, number = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1,))
     if not model.has_y_t:
         return (image,)
     return (
@@ -245,21 +220,18 @@ def example_inputs(
     )
 
 
-def parameter_shapes(model: nn.Module, image_size: int, channels: int = 3) -> dict[str, Any]:
+def parameter_shapes(model: nn.Module, image_size: int) -> dict[str, Any]:
     """A network's parameters as `jax.ShapeDtypeStruct`s: nothing is allocated."""
-
-    def init() -> dict[str, Any]:
-        return model.init(jax.random.key(0), *example_inputs(model, image_size, channels))
-
-    return jax.eval_shape(init)["params"]
+    inputs = jax.eval_shape(lambda: example_inputs(model, image_size))
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def count_parameters(model: nn.Module, image_size: int, channels: int = 3) -> int:
+def count_parameters(model: nn.Module, image_size: int) -> int:
     """Number of parameters, by shape evaluation: nothing is allocated."""
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_size, channels)))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_size)))
 
 
-def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float | None:
+def count_flops(model: nn.Module, image_size: int) -> float | None:
     """Floating-point operations of the network on one image, as XLA counts the plain program.
 
     Packing and recomputation are not counted; a training step is taken for three times as many.
@@ -271,7 +243,7 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> float |
     except RuntimeError:
         return None
     plain = model.clone(packed_channels=1, remat=False) if isinstance(model, UNet) else model
-    inputs = jax.eval_shape(lambda: example_inputs(model, image_size, channels))
-    variables = {"params": parameter_shapes(plain, image_size, channels)}
+    inputs = jax.eval_shape(lambda: example_inputs(model, image_size))
+    variables = {"params": parameter_shapes(plain, image_size)}
     program = jax.jit(plain.apply, in_shardings=cpu).lower(variables, *inputs)
     return program.cost_analysis()["flops"]

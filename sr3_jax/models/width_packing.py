@@ -75,11 +75,9 @@ class PackedImage:
         return dataclasses.replace(self, parts=(*self.parts, *other.parts))
 
     def map(self, function: Callable[..., Array], *others: PackedImage | PerChannel) -> PackedImage:
-        """Applies an elementwise function.
+        """Applies an elementwise function to each part, and to what of the others belongs to it.
 
-        Args:
-          function: takes a part of this image, and of each of the others what broadcasts to it.
-          others: images of the same size and parts, or numbers for each channel.
+        Others are images of the same size and parts, or numbers for each channel.
         """
         arguments = [o.parts if isinstance(o, PackedImage) else self._spread(o) for o in others]
         return dataclasses.replace(self, parts=tuple(map(function, self.parts, *arguments)))
@@ -125,11 +123,7 @@ class PackedImage:
     def convolve(
         self, kernels: Sequence[Float[Array, "3 3 _ d"]] | Sequence[Float[Array, "_ d"]]
     ) -> PackedImage:
-        """Convolves with stride 1 and zero padding.
-
-        Args:
-          kernels: one for each part: 3x3, or matrices for a 1x1 convolution.
-        """
+        """Convolves with stride 1 and zero padding: each part with a 3x3 kernel or a 1x1 matrix."""
 
         def one(part: Array, kernel: Array) -> Array:
             if kernel.ndim == 4:
@@ -141,10 +135,7 @@ class PackedImage:
         return dataclasses.replace(self, parts=(out,))
 
     def resample(self, how: Resample) -> PackedImage:
-        """Halves by the mean of 2x2 pixels, or doubles by repeating each.
-
-        The result is packed by the factor of its width.
-        """
+        """Halves by the mean of 2x2 pixels, or doubles by repeating each; repacks by the width."""
         if how == "none":
             return self
         width = self.shape[2] * 2 if how == "up" else self.shape[2] // 2
@@ -163,12 +154,9 @@ class PackedImage:
 def pack(
     image: Float[Array, "b h w c"], level_channels: Sequence[int], packed_channels: int
 ) -> PackedImage:
-    """Packs the image that enters a U-Net.
+    """Packs the image that enters a U-Net, so that levels have `packed_channels` at least.
 
-    Args:
-      image: the plain image.
-      level_channels: channels of each level; level i works at 1/2^i of the image's width.
-      packed_channels: the number of channels that each level is to have at least, packed.
+    `level_channels` are the channels of each level; level i works at 1/2^i of the image's width.
     """
     widths = [image.shape[2] // 2**level for level in range(len(level_channels))]
     factors = tuple(
@@ -179,10 +167,7 @@ def pack(
 
 
 def least_factor(channels: int, width: int, packed_channels: int) -> int:
-    """Returns the least power of two that packs `channels` to `packed_channels`.
-
-    It is less where only a smaller power divides the width.
-    """
+    """Returns the least power of two that packs to `packed_channels`, if it divides the width."""
     factor = 1
     while channels * factor < packed_channels and width % (2 * factor) == 0:
         factor *= 2

@@ -2,7 +2,7 @@
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
 from sr3_jax.parallel.devices import check_accelerator, describe
-from sr3_jax.parallel.layout import Gradient, Layout, LayoutName, Loss
+from sr3_jax.parallel.layout import Gradient, Layout, Loss
 from sr3_jax.parallel.memory import free_bytes, free_host_bytes
 from sr3_jax.parallel.mesh import (
     SPATIAL_AXIS,
@@ -31,7 +31,6 @@ __all__ = [
     "SPATIAL_AXIS",
     "Gradient",
     "Layout",
-    "LayoutName",
     "Loss",
     "StopSignal",
     "StoppedError",

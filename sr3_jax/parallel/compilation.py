@@ -20,12 +20,9 @@ _TPU_OPTIONS = {
 def compile_for(
     device: jax.Device, program: jax.stages.Lowered, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
-    """Compiles a program with the options that suit convolutions on few images.
+    """Compiles a lowered program for its devices, of which `device` is one.
 
-    Args:
-      device: one of the devices that `program` is lowered for.
-      program: the result of `jax.jit(...).lower(...)`.
-      options: further options of the compiler.
+    Options for convolutions on few images are added to those given.
     """
     options = dict(options or {})
     if device.platform == "tpu":

@@ -29,13 +29,12 @@ def describe() -> str:
     each = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     free = memory.free_bytes(jax.local_devices()[0])
     where = "of memory" if jax.default_backend() == "cpu" else "of memory on each"
-    parts = [
-        f"devices: {each} ({jax.default_backend()})",
-        *([] if free is None else [f"{free / 1e9:.1f} GB {where} free"]),
-        f"process {jax.process_index()} of {jax.process_count()}",
-        f"jax {jax.__version__}, Python {platform.python_version()}",
-    ]
-    return "; ".join(parts)
+    memory_free = "" if free is None else f"{free / 1e9:.1f} GB {where} free; "
+    return (
+        f"devices: {each} ({jax.default_backend()}); {memory_free}"
+        f"process {jax.process_index()} of {jax.process_count()}; "
+        f"jax {jax.__version__}, Python {platform.python_version()}"
+    )
 
 
 def check_accelerator() -> None:
@@ -87,10 +86,7 @@ def _tpu_chips() -> str:
 
 
 def _gpus() -> str:
-    """Describes the NVIDIA GPUs by the driver's device files, or on the PCI bus; may be empty.
-
-    Containers have the device files, too.
-    """
+    """Describes the NVIDIA GPUs by the driver's device files, or on the PCI bus; may be empty."""
     if _are_gpus_hidden():
         return ""
     files = sorted(str(path) for path in pathlib.Path("/dev").glob("nvidia[0-9]*"))

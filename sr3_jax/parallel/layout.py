@@ -82,12 +82,11 @@ class Layout:
 
         Args:
           loss: `loss(params, rows, *rest) -> number`, a sum over the rows, of whole parameters.
-          differentiate: turns a loss into `gradient(params, rows, *rest) -> (number, tree like
-            params)`.
+          differentiate: turns a loss into `gradient(params, rows, *rest) -> (number, tree)`.
 
         Returns:
-          Such a gradient, of sharded parameters (`kept`), the rows of all devices, and `rest`; its
-          tree is sharded as the parameters are.
+          Such a gradient, of sharded parameters (`kept`) and the rows of all devices; its tree is
+          sharded as the parameters are.
         """
         if num_batch_parts(self.mesh) == 1:
             return differentiate(loss)

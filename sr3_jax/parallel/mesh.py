@@ -49,13 +49,13 @@ def make_mesh(
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    group = model * spatial
-    if model < 1 or spatial < 1 or len(devices) // slices % group:
+    of_slice, group = len(devices) // slices, model * spatial
+    if model < 1 or spatial < 1 or of_slice % group:
         raise ValueError(
-            f"{len(devices) // slices} devices{' of a slice' if slices > 1 else ''} cannot be "
-            f"grouped by {model} for `model` times {spatial} for `spatial`; use divisors"
+            f"{of_slice} devices{' of a slice' if slices > 1 else ''} cannot be grouped by "
+            f"{model} for `model` times {spatial} for `spatial`; use divisors"
         )
-    groups = len(devices) // slices // group
+    groups = of_slice // group
     shards = math.gcd(groups, _MAX_SHARDS) if shards is None else shards
     if shards < 1 or groups % shards:
         raise ValueError(f"shards = {shards} does not divide {groups} groups of devices")

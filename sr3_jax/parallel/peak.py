@@ -77,11 +77,7 @@ def clock_hz(device: jax.Device) -> float | None:
 
 
 def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | None:
-    """Returns the peak dense FLOP/s of a device; None where unknown.
-
-    Known for bfloat16 on TPUs and many GPUs. A CPU's peak depends on its clock and number of
-    cores, which jax does not report.
-    """
+    """Returns the peak dense FLOP/s of a TPU or GPU in bfloat16; None where unknown."""
     rates = _rates(device.device_kind) if jnp.dtype(dtype) == jnp.bfloat16 else None
     return rates and rates.flops
 

@@ -35,7 +35,7 @@ def join(
 
     Args:
       coordinator: `HOST:PORT` of process 0, the same for all.
-      num_processes: number of processes; 1: this one runs alone, and no cluster is looked for.
+      num_processes: 1: this process runs alone, and no cluster is looked for.
       index: index of this process, from 0.
       stop_together: whether jax handles SIGTERM, so that all processes agree on a step to stop at
         (`StopSignal`). A job that never asks a `StopSignal` would lose the SIGTERM.
@@ -124,16 +124,9 @@ class StopSignal:
         self._before.clear()
 
     def asked(self, step: int) -> signal.Signals | None:
-        """Returns the signal that has come, or None.
-
-        All processes must call it after every step, unless `alone`.
-        """
-        if (
-            not self._alone
-            and jax.process_count() > 1
-            and self._signal is None
-            and multihost_utils.reached_preemption_sync_point(step)
-        ):
+        """Returns the signal that has come; all processes must ask after every step, or `alone`."""
+        asks = not self._alone and jax.process_count() > 1 and self._signal is None
+        if asks and multihost_utils.reached_preemption_sync_point(step):
             self._signal = signal.SIGTERM
         return self._signal
 
@@ -160,7 +153,6 @@ def of_all_processes(tree: Any) -> Any:
     """Concatenates the rows of numpy arrays of all processes, each of which has as many rows."""
     if jax.process_count() == 1:
         return tree
-
     wait_for_all()
 
     def gather(rows: np.ndarray) -> np.ndarray:

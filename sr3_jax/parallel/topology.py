@@ -10,14 +10,8 @@ import jax
 from jax.experimental import topologies
 
 # The accelerator type of one host of each chip, which libtpu requires on other machines.
-_ACCELERATOR = {
-    "v2": "v2-8",
-    "v3": "v3-8",
-    "v4": "v4-8",
-    "v5e": "v5litepod-4",
-    "v5p": "v5p-8",
-    "v6e": "v6e-4",
-}
+_ACCELERATOR = {chip: f"{chip}-8" for chip in ("v2", "v3", "v4", "v5p")}
+_ACCELERATOR |= {"v5e": "v5litepod-4", "v6e": "v6e-4"}
 
 # Properties of a device that XLA's GPU compiler requires: the CUDA driver's figures, and the
 # bandwidth of the maker's data sheet.
@@ -92,15 +86,7 @@ _GPUS = {
 
 
 def devices(topology: str) -> Sequence[jax.Device]:
-    """Returns the devices of a topology; programs can be compiled for them, but not run.
-
-    Args:
-      topology: a GPU, `h100`, `a100` or `rtx4090`; or TPUs, see `tpu_devices`.
-
-    Raises:
-      ValueError: the topology is unknown.
-      RuntimeError: its compiler is not installed.
-    """
+    """Returns the devices of a GPU, `h100`, `a100` or `rtx4090`; else as `tpu_devices`."""
     if topology not in _GPUS:
         return tpu_devices(topology)
     try:
@@ -122,13 +108,12 @@ def gpu_memory(topology: str) -> int | None:
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """Returns the devices of a TPU topology; programs can be compiled for them, but not run.
 
-    Args:
-      topology: a chip and the number along each axis, such as `v3:8x8` (128 cores) or `v4:2x2x4`;
-        `*2` after it means two such slices.
+    A topology is a chip and the number along each axis, such as `v3:8x8` (128 cores) or `v4:2x2x4`;
+    `*2` after it means two such slices.
 
     Raises:
       ValueError: the compiler does not know the topology.
-      RuntimeError: the compiler is not installed: `pip install libtpu`.
+      RuntimeError: the compiler is not installed.
     """
     slice_topology, star, num_slices = topology.partition("*")
     chip = slice_topology.partition(":")[0]
@@ -152,9 +137,7 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
             options["chips_per_host_bounds"] = (1, 1, 1)  # Colab's v5e-1; other hosts have four
         if star:
             options["num_slices"] = int(num_slices)
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=slice_topology, **options
-        )
+        found = topologies.get_topology_desc(slice_topology, "tpu", **options)
     except RuntimeError as error:
         if "not installed" in str(error) or "libtpu" in str(error):
             raise RuntimeError(

@@ -22,9 +22,9 @@ class EventFile:
     """A new event file in a folder."""
 
     def __init__(self, folder: str | None) -> None:
-        """Makes the file in `folder`, local or in a bucket; with None, nothing is written.
+        """Makes the file in `folder`, local or in a bucket.
 
-        If `tensorboard` is not installed, nothing is written either, and a warning is logged.
+        With None, or without `tensorboard`, which is logged, nothing is written.
         """
         self._file: event_file_writer.EventFileWriter | None = None
         if folder is None:
@@ -35,9 +35,7 @@ class EventFile:
         try:
             from tensorboard.summary.writer import event_file_writer
         except ImportError as error:
-            logging.warning(
-                "no curves for TensorBoard are written (%s); pip install tensorboard", error
-            )
+            logging.warning("TensorBoard gets no curves (%s); pip install tensorboard", error)
             return
         self._file = event_file_writer.EventFileWriter(folder)
 

@@ -74,15 +74,12 @@ def train(
 
     Args:
       state: the initial state; its buffers are donated.
-      train_step: compiled; donates its state.
+      train_step: the compiled step, which donates its state.
       batches: returns the batches from a step on, on the devices.
-      config: the sections `train` and `checkpoint` are used.
+      config: the config of the run.
       checkpointer: saves the states.
       writer: writes scalars and pictures.
       hooks: callbacks between steps.
-
-    Returns:
-      The last state.
 
     Raises:
       StoppedError: `hooks.stop_signal` returned a signal; the current step is done and saved.
@@ -111,7 +108,7 @@ def train(
                     with log.pause():
                         # A preemption leaves seconds, so validation is skipped.
                         validate = (lambda _: {}) if stop else hooks.validate
-                        save(state, checkpointer, writer, validate)
+                        _save(state, checkpointer, writer, validate)
                 if stop:
                     message = f"step {step} is saved; the same command goes on from it"
                     raise StoppedError(stop, message)
@@ -122,14 +119,14 @@ def train(
                         if picture is not None:
                             writer.write_image(step, "samples", picture)
     finally:
-        # However the loop ended: end the data pipeline's threads, and finish pending writes.
+        # End the data pipeline's threads, and finish pending writes.
         getattr(stream, "close", lambda: None)()
         checkpointer.wait()
         writer.flush()
     return state
 
 
-def save(
+def _save(
     state: TrainState, checkpointer: Checkpointer, writer: EventFile, validate: Validate
 ) -> None:
     """Validates the averaged parameters and saves the state."""
@@ -155,13 +152,11 @@ class _Trace:
             jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
-        """Starts the trace before its first step."""
         if self._first == step <= self._last:
             jax.profiler.start_trace(self._directory)
             self._running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Stops the trace once its last step is done on the devices."""
         if self._running and step == self._last:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
@@ -233,17 +228,15 @@ class _Log:
             for name in self._recent[0]
         }
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}", refresh=False)
-        scalars["images_per_second"] = rate * self._batch_size
-        scalars["steps_per_second"] = rate
+        scalars |= {"images_per_second": rate * self._batch_size, "steps_per_second": rate}
         hooks = self._hooks
         if hooks.learning_rate:
             scalars["learning_rate"] = float(hooks.learning_rate(step - 1))
         scalars.update(hooks.counts())
         if hooks.flops_per_step:
-            scalars["flops_per_second"] = hooks.flops_per_step * rate
+            scalars["flops_per_second"] = flops = hooks.flops_per_step * rate
             if hooks.peak_flops:
-                peak = hooks.peak_flops * jax.device_count()
-                scalars["share_of_peak"] = scalars["flops_per_second"] / peak
+                scalars["share_of_peak"] = flops / (hooks.peak_flops * jax.device_count())
         self._writer.write_scalars(step, scalars)
         self._recent.clear()
         self._reset_clock()

@@ -39,15 +39,12 @@ def make_train_step(
     A batch has `high_resolution` `[b, h, w, 3]` and `low_resolution` `[b, h2, w2, 3]` (of 0 pixels
     for a network without a source), both uint8 or both uint16, `label` int32 `[b]` and `weight`
     float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and `gradient_norm` (before
-    clipping), scalars.
+    clipping), scalars. A regression, which takes no y_t, needs no schedule.
 
     Each example's noise and dropout come from (seed, step, row), so that the step does not depend
-    on how many devices or micro-batches share the batch.
-
-    The layout decides what devices send each other (`parallel.Layout`). Each device works with
-    kernels in the network's type, and their gradients are summed in it.
-
-    A regression, which takes no y_t, needs no schedule.
+    on how many devices or micro-batches share the batch. The layout decides what devices send each
+    other (`parallel.Layout`). Each device works with kernels in the network's type, and their
+    gradients are summed in it.
     """
 
     def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
