@@ -98,7 +98,8 @@ class Checkpointer:
     def save(self, step: int, state: object, metrics: Mapping[str, float]) -> None:
         """Starts to write a checkpoint; returns once the buffers of `state` may be changed.
 
-        No checkpoint of the step may exist. The metrics are of validation, and select the best.
+        `step` is the number of updates that made `state`; no checkpoint of it may exist. By the
+        metrics of validation the best checkpoint is chosen.
 
         Raises:
           CheckpointError: this checkpoint or the previous one cannot be written, or `state` has
@@ -130,7 +131,7 @@ class Checkpointer:
     def restore(self, like: T, which: Which = "latest") -> tuple[int, T]:
         """Restores a whole checkpoint; returns the step and the state.
 
-        `like`, of arrays or `jax.ShapeDtypeStruct`, gives structure, shapes and shardings.
+        `like`, a pytree of arrays or `jax.ShapeDtypeStruct`, gives structure, shapes and shardings.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.

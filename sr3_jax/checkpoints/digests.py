@@ -61,7 +61,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def of(tree: Any) -> dict[str, Digest]:
-    """Returns the digest of each array, by name; all processes that hold shards must ask for it."""
+    """Returns the digest of each array, by name; all processes that hold shards must call it."""
     arrays = {
         name: array if isinstance(array, jax.Array) else jax.numpy.asarray(array)
         for name, array in named(tree).items()

@@ -89,7 +89,7 @@ def handler(note: Callable[[BaseException], None]) -> ocp.StandardCheckpointHand
 
 
 def quiet_orbax() -> None:
-    """Drops Orbax's log but warnings, and of these what `Checkpointer` does on purpose."""
+    """Drops Orbax's messages below warnings, and warnings of what `Checkpointer` intends."""
     intended = (
         "CheckpointManagerOptions.read_only=True",
         "Given directory is read only",

@@ -8,14 +8,24 @@ Everything below takes a `Config`, which is immutable and checked. `schedules`, 
 name, since Flax and Optax take half a second.
 """
 
-from sr3_jax.config.reading import changed, read, sampling_recipe, to_json, with_sampling
+from sr3_jax.config.reading import (
+    Check,
+    changed,
+    in_words,
+    read,
+    sampling_recipe,
+    to_json,
+    with_sampling,
+)
 from sr3_jax.config.run_file import changed_keys, check_same_network, load, save
 from sr3_jax.config.sections import SECTIONS, Config
 from sr3_jax.config.training_sections import Train
-from sr3_jax.config.use_sections import Evaluation, Sampling
+from sr3_jax.config.use_sections import SAMPLERS, Evaluation, Sampling
 
 __all__ = [
+    "SAMPLERS",
     "SECTIONS",
+    "Check",
     "Config",
     "Evaluation",
     "Sampling",
@@ -23,6 +33,7 @@ __all__ = [
     "changed",
     "changed_keys",
     "check_same_network",
+    "in_words",
     "load",
     "read",
     "sampling_recipe",

@@ -77,7 +77,7 @@ def shown_in_training(
 ) -> Iterator[UInt8[np.ndarray, "n size size 3"]]:
     """Yields the first training crops in 8 bits, as training draws them but for its flips.
 
-    Random crops are `most` at least; of central ones, it yields each image once, or `most`.
+    There are at least `most` random crops; of central ones, each image once, or `most`.
     """
     yield from _first_crops(config, training_source(config, index_dir), most)
 

@@ -23,6 +23,10 @@ from sr3_jax import diffusion, models, parallel
 from sr3_jax.inference import tiling
 from sr3_jax.models import Params
 
+Keys = Key[Array, " n"]
+Flat = Float[Array, "n values"]  # images, row after row
+Tiles = Float[Array, "b h w 3"]
+
 _MAX_NETWORKS = 12
 _MAX_OTHERS = 48
 
@@ -59,13 +63,7 @@ class Programs:
     def __init__(
         self, denoiser: models.Denoiser, devices: Sequence[jax.Device], *, clip: bool
     ) -> None:
-        """Stores the denoiser; nothing is compiled yet.
-
-        Args:
-          denoiser: estimates y_0 of tiles. It holds no weights.
-          devices: a program runs on the first few of them.
-          clip: see `diffusion.advance`.
-        """
+        """Stores the denoiser; nothing is compiled. A program runs on the first few devices."""
         self.compile_seconds = 0.0  # so far
         self._denoiser, self._devices, self._clip = denoiser, list(devices), clip
         self._networks = collections.OrderedDict()
@@ -97,11 +95,11 @@ class Programs:
         self,
         shape: Shape,
         params: Params,
-        x: Float[Array, "b h w 3"] | None,
-        y_t: Float[Array, "b h w 3"],
+        x: Tiles | None,
+        y_t: Tiles,
         gamma: Float[Any, ""],
         labels: Int[Any, " b"],
-    ) -> Float[Array, "b h w 3"]:
+    ) -> Tiles:
         """Returns the denoiser's estimate of y_0 for a batch of tiles."""
         return self._run(
             self._networks,
@@ -111,42 +109,26 @@ class Programs:
             **denoiser_shardings(self.mesh(shape.devices, shape.spatial)),
         )
 
-    def noise(self, shape: Shape, keys: Key[Array, " n"]) -> Float[Array, "n values"]:
+    def noise(self, shape: Shape, keys: Keys) -> Flat:
         """Draws noise for sources; the sampler folds numbers from 1 into the same keys."""
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, 0), (3 * shape.room,))  # noqa: E731
+        where, key = self.images(shape), ("noise", shape.flat)
+        return self._small(key, jax.vmap(draw), (keys,), in_shardings=(where,), out_shardings=where)
 
-        def draw(keys: Key[Array, " n"]) -> Array:
-            one = lambda key: jax.random.normal(jax.random.fold_in(key, 0), (3 * shape.room,))  # noqa: E731
-            return jax.vmap(one)(keys)
-
-        images = self.images(shape)
-        return self._small(
-            ("noise", shape.flat), draw, (keys,), in_shardings=(images,), out_shardings=images
-        )
-
-    def begin(
-        self, shape: Shape, sampler: diffusion.Sampler, keys: Key[Array, " n"]
-    ) -> diffusion.State:
+    def begin(self, shape: Shape, sampler: diffusion.Sampler, keys: Keys) -> diffusion.State:
         """Returns the sampler's first state, y_T: pure noise."""
-
-        def begin(row: diffusion.Sampler, keys: Key[Array, " n"]) -> diffusion.State:
-            return diffusion.begin(row, keys, (3 * shape.room,))
-
         images, row = self.images(shape), sampler[:1]
         return self._small(
             ("begin", shape.flat, jax.tree.structure(row)),
-            begin,
+            lambda row, keys: diffusion.begin(row, keys, (3 * shape.room,)),
             (row, keys),
             in_shardings=(self.whole(shape), images),
             out_shardings=images,
         )
 
     def cut(
-        self,
-        shape: Shape,
-        windows: tiling.Windows | None,
-        x: Float[Array, "n values"] | None,
-        y_t: Float[Array, "n values"],
-    ) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
+        self, shape: Shape, windows: tiling.Windows | None, x: Flat | None, y_t: Flat
+    ) -> tuple[Tiles | None, Tiles]:
         """Cuts the tiles of x and of y_t of all images, one image after the other.
 
         `windows` is None for images that are a single tile.
@@ -160,13 +142,7 @@ class Programs:
             out_shardings=(tiles, tiles),
         )
 
-    def add(
-        self,
-        shape: Shape,
-        windows: tiling.Windows | None,
-        total: Float[Array, "n values"],
-        tiles: Float[Array, "b h w 3"],
-    ) -> Float[Array, "n values"]:
+    def add(self, shape: Shape, windows: tiling.Windows | None, total: Flat, tiles: Tiles) -> Flat:
         """Adds tiles to the images in `total`, whose memory it takes."""
         images = self.images(shape)
         return self._small(
@@ -179,22 +155,14 @@ class Programs:
         )
 
     def step(
-        self,
-        shape: Shape,
-        row: diffusion.Sampler,
-        state: diffusion.State,
-        y_0: Float[Array, "n values"],
-        keys: Key[Array, " n"],
-    ) -> tuple[diffusion.State, Float[Array, "n values"]]:
-        """Takes a sampler's step with the blended estimate of y_0.
+        self, shape: Shape, row: diffusion.Sampler, state: diffusion.State, y_0: Flat, keys: Keys
+    ) -> tuple[diffusion.State, Flat]:
+        """Returns a sampler's next state, by the blended estimate of y_0, and zeros for a new sum.
 
-        Returns the next state, and zeros for the sum of the next tiles; both take the memory of the
-        arguments.
+        Both take the memory of the arguments.
         """
 
-        def step(
-            row: diffusion.Sampler, state: diffusion.State, y_0: Array, keys: Key[Array, " n"]
-        ) -> tuple[diffusion.State, Array]:
+        def step(row, state, y_0, keys):
             state = diffusion.advance(lambda *_: y_0, row, state, keys, clip=self._clip)
             return state, jnp.zeros_like(y_0)
 
@@ -245,12 +213,8 @@ def denoiser_shardings(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def _cut(
-    windows: tiling.Windows | None,
-    x: Float[Array, "n values"] | None,
-    y_t: Float[Array, "n values"],
-    *,
-    tile: tuple[int, int],
-) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, "b h w 3"]]:
+    windows: tiling.Windows | None, x: Flat | None, y_t: Flat, *, tile: tuple[int, int]
+) -> tuple[Tiles | None, Tiles]:
     def cut(images: Array) -> Array:
         if windows is not None:
             images = jax.vmap(tiling.cut, (0, None))(images, windows)
@@ -259,11 +223,7 @@ def _cut(
     return None if x is None else cut(x), cut(y_t)
 
 
-def _add(
-    windows: tiling.Windows | None,
-    total: Float[Array, "n values"],
-    tiles: Float[Array, "b h w 3"],
-) -> Float[Array, "n values"]:
+def _add(windows: tiling.Windows | None, total: Flat, tiles: Tiles) -> Flat:
     if windows is None:
         return total + tiles.reshape(total.shape)
     tiles = tiles.reshape(len(total), -1, *tiles.shape[1:])

@@ -26,8 +26,8 @@ def energy_score(samples: Samples, reference: Images) -> dict[int, float]:
     draws from the true distribution given the input. Blur is far from the truth, and needless noise
     is, too, while samples that differ as much as they are wrong are not held to be wrong. Distances
     are root mean squares over each patch of 7x7 pixels, divided by the reference's deviation on the
-    level; so each level counts, and so does local texture. Lower is better. It takes two samples at
-    least, with noise of their own; the largest level shows the finest detail.
+    level; so each level counts, and so does local texture. Lower is better. It takes at least two
+    samples, else it raises ValueError; the largest level shows the finest detail.
     """
     if len(samples) < 2:
         raise ValueError(f"{len(samples)} sample of each image; the energy score takes two or more")

@@ -47,7 +47,7 @@ def group_norm(
     """Normalises `image + shift` by groups of channels, scales, offsets, and applies swish.
 
     Only reverse-mode differentiation is supported. `num_groups` divides the number of channels;
-    groups may reach over the border of two parts of the image. The result is of its type.
+    groups may reach over the border of two parts of the image. The result has the image's type.
     """
     return _forward(image, shift, scale, offset, num_groups, swish)[0]
 

@@ -75,9 +75,9 @@ class PackedImage:
         return dataclasses.replace(self, parts=(*self.parts, *other.parts))
 
     def map(self, function: Callable[..., Array], *others: PackedImage | PerChannel) -> PackedImage:
-        """Applies an elementwise function to each part, and to what of the others belongs to it.
+        """Applies an elementwise function to each part and the matching parts of the others.
 
-        Others are images of the same size and parts, or numbers for each channel.
+        The others are images of the same size and parts, or numbers for each channel.
         """
         arguments = [o.parts if isinstance(o, PackedImage) else self._spread(o) for o in others]
         return dataclasses.replace(self, parts=tuple(map(function, self.parts, *arguments)))

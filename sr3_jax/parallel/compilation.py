@@ -20,9 +20,9 @@ _TPU_OPTIONS = {
 def compile_for(
     device: jax.Device, program: jax.stages.Lowered, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
-    """Compiles a lowered program for its devices, of which `device` is one.
+    """Compiles a lowered program with the options that suit convolutions on few images.
 
-    Options for convolutions on few images are added to those given.
+    `device` is one of those that it is lowered for.
     """
     options = dict(options or {})
     if device.platform == "tpu":
