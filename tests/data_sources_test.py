@@ -125,11 +125,7 @@ def test_the_new_source_of_contributing_is_a_module_and_a_line(tmp_path):
     page = (pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
     section = page.partition("## A new data source")[2].partition("\n## ")[0]
     line, module = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
-    imports = (
-        "import dataclasses, zipfile\n"
-        "from sr3_jax.data import folders, image_files, sources, storage\n\n"
-    )
-    (tmp_path / "zips.py").write_text(imports + module)
+    (tmp_path / "zips.py").write_text(module)
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as packed:
         for number in range(5):
             _write_image(tmp_path / f"{number}.png")

@@ -180,6 +180,10 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
     """
     check = functools.partial(resolve.faults, trains=False)
     if values.config is not None:
+        if not (folder / "checkpoints").is_dir():
+            raise FileNotFoundError(
+                f"--workdir={folder} has no checkpoints; give the folder of a training run"
+            )
         return config_of_network(values, check)
     config = configs.load(folder / "config.json")
     if missing := list(check(config)):

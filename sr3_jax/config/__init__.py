@@ -10,6 +10,7 @@ name, since Flax and Optax take half a second.
 
 from sr3_jax.config.reading import (
     Check,
+    as_recorded,
     changed,
     in_words,
     read,
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluation",
     "Sampling",
     "Train",
+    "as_recorded",
     "changed",
     "changed_keys",
     "check_same_network",

@@ -11,6 +11,7 @@ The command line names variants as `--config=FILE:VARIANT`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 
 from ml_collections import config_dict
 
@@ -58,9 +59,12 @@ def variant(
         elif name == "cascade":
             config.train.blur_probability = 0.5
         elif name != "sr3":
+            known = ("regression", "srcnn", "table_2", "table_3", "cascade")
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}? Use" if near else "use"
             raise ValueError(
-                f"the config has no variant {name!r}; use --config=FILE:NAME with NAME one of "
-                "regression, srcnn, table_2, table_3, cascade, or several with commas"
+                f"the config has no variant {name!r}; {hint} --config=FILE:NAME with NAME one of "
+                f"{', '.join(known)}, or several with commas"
             )
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import numbers
 import types
@@ -139,6 +140,9 @@ def _value(kind: Any, given: Any, what: Declared) -> tuple[Any, list[str]]:
     of_item = typing.get_args(kind)[0]
     if isinstance(given, str) or not isinstance(given, Sequence):
         return None, [f" is of the wrong type; give several of {_NAMES[of_item]}, with commas"]
+    if of_item is str:  # a flag such as --config.evaluation.feature_metrics=fid,lpips is one text
+        parts = (item.split(",") if isinstance(item, str) else [item] for item in given)
+        given = [part for part in itertools.chain.from_iterable(parts) if part != ""]
     items = [_scalar(of_item, item) for item in given]
     if None in items:
         return None, [f" has an item of the wrong type; each is {_NAMES[of_item]}"]

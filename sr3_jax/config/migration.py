@@ -10,6 +10,8 @@ from typing import Any
 KEYS = {"model.residual_std": "model.sigma_data", "model.lanes": "model.packed_channels"}
 # Likewise the values of keys.
 VALUES = {"sampling.variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
+# Keys that came later, with the value that means what was done before.
+LATER = {"model.prediction": "eps"}
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +39,16 @@ def migrate_flag(argument: str) -> str:
 
 
 def as_recorded(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a section's values under the names of the first version.
+    """Returns a section's values as the first version wrote them.
 
     The fingerprints of outputs keep these, so that outputs of older versions are not made anew.
     """
-    recorded = dict(values)
+    first_names = {new: old for old, new in KEYS.items()}
+    recorded = {
+        first_names.get(f"{section}.{key}", key).rpartition(".")[2]: value
+        for key, value in values.items()
+        if LATER.get(f"{section}.{key}") != value
+    }
     for name, renamed in VALUES.items():
         of, _, key = name.partition(".")
         if of == section and key in recorded:

@@ -97,9 +97,14 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
 
 def sampling_recipe(config: Config) -> dict[str, Any]:
     """Returns the keys of `config.sampling` that affect results, as plain values."""
-    recipe = plain(config)["sampling"]
-    recipe.pop("batch_size")
-    return migration.as_recorded("sampling", recipe)
+    recorded = as_recorded(config, "sampling")
+    recorded.pop("batch_size")
+    return recorded
+
+
+def as_recorded(config: Config, section: str) -> dict[str, Any]:
+    """Returns a section as fingerprints of outputs record it; see `migration.as_recorded`."""
+    return migration.as_recorded(section, plain(config)[section])
 
 
 def to_json(config: Config) -> str:

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, image_sets, sampling_recipe, schedules, to_json
+from sr3_jax.config import Config, as_recorded, image_sets, sampling_recipe, schedules
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import evaluator, outputs, scoring
 from sr3_jax.evaluation.pretrained import common
@@ -238,9 +238,8 @@ def _seen(config: Config) -> dict[str, Any]:
 def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
     """Returns everything that decides what a network makes of an input: weights, sampling, seed."""
     weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
-    sections = json.loads(to_json(config))
-    how = {key: sections[key] for key in ("seed", "model", "diffusion")}
-    how["sampling"] = sampling_recipe(config)
+    how: dict[str, Any] = {key: as_recorded(config, key) for key in ("model", "diffusion")}
+    how |= {"seed": config.seed, "sampling": sampling_recipe(config)}
     how["network_input"] = config.evaluation.network_input
     return json.dumps([weights, how], sort_keys=True)
 
