@@ -45,11 +45,26 @@ class _Executor(futures.ProcessPoolExecutor):
 
     def submit(self, *args: Any, **kwargs: Any) -> futures.Future:
         """Submits a task. This may start a worker, which inherits the blocked signals."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _later_interrupt():
             return super().submit(*args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _later_interrupt() -> Iterator[None]:
+    """Blocks Ctrl-C, and handles it at the end: half a worker would print a traceback."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[int, Any]] = []
+    # Another thread may get the signal, and Python then calls the handler in the main thread.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda *signal_: came.append(signal_)) if is_main else 0
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if came and callable(handler):
+            handler(*came[0])
 
 
 def _begin(begin: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:

@@ -318,8 +318,10 @@ def test_what_to_install_is_said(sets, monkeypatch):
         lambda: inception.write_statistics(sets[0], "kept.npz"),
         lambda: lpips.lpips(sets[0], sets[0]),
     ):
-        with pytest.raises(ImportError, match=r"need torch-fidelity.*pip install -e '.\[eval\]'"):
+        with pytest.raises(
+            ImportError, match=r"need torch-fidelity.*pip install 'sr3_jax\[eval\]'"
+        ):
             metric()
     monkeypatch.setitem(sys.modules, "keras", None)
-    with pytest.raises(ImportError, match=r"needs Keras.*pip install -e '.\[eval\]'"):
+    with pytest.raises(ImportError, match=r"needs Keras.*pip install 'sr3_jax\[eval\]'"):
         resnet50.resnet50([], [])

@@ -57,7 +57,7 @@ def load_or_make(
     return arrays
 
 
-def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray | int | str) -> None:
     """Writes an .npz file, whole or not at all."""
     data = io.BytesIO()
     np.savez(data, **arrays)

@@ -222,8 +222,8 @@ def example_inputs(model: nn.Module, image_size: int) -> tuple[Shaped[Array, "1 
 
 def parameter_shapes(model: nn.Module, image_size: int) -> dict[str, Any]:
     """A network's parameters as `jax.ShapeDtypeStruct`s: nothing is allocated."""
-    inputs = jax.eval_shape(lambda: example_inputs(model, image_size))
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    init = lambda: model.init(jax.random.key(0), *example_inputs(model, image_size))  # noqa: E731
+    return jax.eval_shape(init)["params"]
 
 
 def count_parameters(model: nn.Module, image_size: int) -> int:
