@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -141,12 +142,17 @@ def parse_flags(argv: list[str]) -> list[str]:
 
     if "config" in flags.FLAGS:
         # ml_collections looks for the flags of keys in `sys.argv`.
+        from sr3_jax.config import flag_values
+
         sys.argv[1:] = argv[1:] = _with_config_file(argv[1:])
+        flag_values.check(argv[1:])
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
         sys.exit(0)  # for --help, where absl exits with 1
-    except flags.Error:
+    except flags.Error as error:
+        if "Traceback (most recent call last)" in str(error):  # of a config file
+            raise ValueError(_config_message(error)) from error
         raise
     except Exception as error:
         raise ValueError(_config_message(error)) from error
@@ -184,6 +190,16 @@ def _config_message(error: Exception) -> str:
     message = " ".join(message.split())
     for introduction in ("earlier failure to load: ", "Attempted [Relative path]: "):
         message = message.rpartition(introduction)[2]
+    if "Traceback (most recent call last)" in message:  # of a config file, as a text
+        last = re.split(r"\b\w+Error: ", message)[-1]
+        return f"--config: {last}"
+    if locked := re.match(r'Key "(\w+)" does not exist', message):
+        from sr3_jax.config import migration
+
+        now = {old.rpartition(".")[2]: new for old, new in migration.KEYS.items()}.get(locked[1])
+        return f"--config has no key {locked[1]!r}" + (f"; it is now {now}" if now else "")
+    if "has no attribute 'get_config'" in message:
+        return "--config: the file has no function get_config(); see configs/ for examples"
     if isinstance(error, (KeyError, AttributeError)):
         key, hint, nearest = message.partition("Did you mean")
         key = key.strip("'\" ")

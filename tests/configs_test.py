@@ -1,5 +1,6 @@
 """Every config in configs/, by shape evaluation: nothing is allocated."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -15,6 +16,7 @@ from sr3_jax.config import (
     SECTIONS,
     Config,
     Train,
+    as_recorded,
     cascades,
     changed,
     changed_keys,
@@ -308,6 +310,8 @@ def test_all_faults_are_told_at_once():
     assert "config.train.batch_size = -1; it must be at least 1 (nearest: 1)" in message
     assert "do not fit into num_steps = 2000" in message
     assert "config.model.dropout = nan; it must be at least 0 and below 1" in message
+    both = read({"evaluation": {"feature_metrics": ("fid,lpips",)}}).evaluation
+    assert both.feature_metrics == ("fid", "lpips")
     with pytest.raises(ValueError, match="config.train.los is no key of the config; did you mean"):
         read({"train": {"los": "l1"}})
     with pytest.raises(ValueError, match="Train: accumulate_steps = 0; it must be at least 1"):
@@ -320,3 +324,17 @@ def test_broken_and_missing_configs_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
         run_file.load(tmp_path / "config.json")
+
+
+def test_fingerprints_of_outputs_are_those_of_the_first_version():
+    """As 0.1.0 wrote them for configs/quickstart.py, so that its evaluations go on."""
+    config = read(_config("quickstart"))
+    recorded = {key: as_recorded(config, key) for key in ("model", "diffusion")}
+    recorded["sampling"] = sampling_recipe(config)
+    assert recorded["model"]["residual_std"] == 0.1 and recorded["model"]["lanes"] == 0
+    assert recorded["sampling"]["variance"] == "posterior"
+    text = json.dumps(recorded, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "483618f3f5fe2066fee086615ab90058f990f619a27ba095836566f906d76377"
+    )
+    assert "v" in as_recorded(changed(config, {"model.prediction": "v"}), "model").values()

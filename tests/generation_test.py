@@ -222,7 +222,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(workdirs, tmp_path, m
 
     with pytest.raises(FileNotFoundError, match=r"/absent: .*config\.json does not exist"):
         cascade.open_stage(workdirs / "absent")
-    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint 7 in"):
         cascade.open_stage(workdirs / "8", 7)
     other = _config(8, 0, 3, **{"model.channels": 16})
     with pytest.raises(ValueError, match="/8: .*config.model.channels was 8 and is now 16"):

@@ -27,11 +27,19 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([*TRAIN, "--config.train.num_stpes=3"], 'Did you mean "num_steps"'),
-        ([*TRAIN, "--config.trian.num_steps=3"], 'Did you mean "train"'),
-        ([*TRAIN, "--config.nosuch=3"], "--config has no key 'nosuch'"),
-        ([*TRAIN, "--config.train.num_steps=many"], "config.train.num_steps"),
-        ([*TRAIN, "--config.model.remat=perhaps"], "config.model.remat"),
+        (
+            [*TRAIN, "--config.train.num_stpes=3", "--config.trian.loss=l1", "--config.nosuch=3"],
+            "the config has 3 faults: (1) config.trian is no section of the config; did you mean "
+            "train?; (2) config.train.num_stpes is no key of the config; did you mean num_steps?; "
+            "(3) config.nosuch is no key",
+        ),
+        (
+            [*TRAIN, "--config.train.num_steps=1e3", "--config.model.remat=perhaps"],
+            "(1) config.train.num_steps = '1e3' is of the wrong type; give a whole number; "
+            "(2) config.model.remat = 'perhaps' is of the wrong type; give True or False",
+        ),
+        ([*TRAIN, "--config.model.multipliers=a,b"], "multipliers = 'a,b' is of the wrong type"),
+        (["--config=quickstart:regresion", *TRAIN[1:]], "did you mean regression? Use --config"),
         ([*TRAIN, "--config.train.loss=l3"], "config.train.loss = 'l3' is unknown; use one of l1"),
         ([*TRAIN, "--config.data.source=folder"], "config.data.path is empty"),
         ([*TRAIN, "--config.data.image_size=30"], "28 or 32 would do"),

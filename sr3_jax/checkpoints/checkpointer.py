@@ -279,7 +279,7 @@ class Checkpointer:
             return steps[-1] if best is None else best
         if which not in steps:
             raise FileNotFoundError(
-                f"no checkpoint of step {which} in {self.directory}; there are {steps}"
+                f"no checkpoint {which!r} in {self.directory}; use latest, best, or one of {steps}"
             )
         return which
 

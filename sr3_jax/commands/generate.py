@@ -52,6 +52,12 @@ def prepare(values: flags.FlagValues) -> shared.Job:
                     f"--{name}: each stage of a cascade has its own; give it as "
                     "--config.stage_1.sampling.KEY=VALUE"
                 )
+        for number, stage in enumerate(cascade.stages, 1):
+            if not (run := epath.Path(stage.workdir).expanduser() / "config.json").exists():
+                raise FileNotFoundError(
+                    f"network of {stage.workdir}: {run} does not exist; train it, or give "
+                    f"--config.stage_{number}.workdir"
+                )
 
     def run() -> None:
         from sr3_jax.inference.cascade import open_stage

@@ -31,10 +31,27 @@ def parse(argv: list[str]) -> list[str]:
         command_line.show(_help(first))
     _define_mode(flags.FLAGS)
     _define(first.mode, flags.FLAGS)
+    if first.mode in ("evaluate", "tune_schedule"):
+        argv = _with_config_of_run(argv)
     try:
         return command_line.parse_flags(argv)
     except flags.UnrecognizedFlagError as error:
         raise ValueError(_whose(error, first.mode)) from error
+
+
+def _with_config_of_run(argv: list[str]) -> list[str]:
+    """Adds --config of the run in --workdir if options are given and no --config."""
+    options = [argument for argument in argv if argument.startswith("--config.")]
+    if not options or any(argument.split("=")[0] == "--config" for argument in argv):
+        return argv
+    shared.define_workdir(values := flags.FlagValues())
+    values.set_gnu_getopt()
+    values(argv, known_only=True)
+    if not values.workdir:
+        return argv
+    from sr3_jax.config import of_run
+
+    return [argv[0], f"--config={of_run.__file__}:{values.workdir}", *argv[1:]]
 
 
 def _define_mode(values: flags.FlagValues) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from absl import flags
 
 from sr3_jax.commands import shared
+from sr3_jax.data import storage
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -28,6 +29,10 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     shared.require(values, "workdir", "reference", "outputs")
     workdir = shared.workdir(values)
     outputs = shared.pairs("outputs", values.outputs)
+    given = {"reference": values.reference, "low_resolution": values.low_resolution}
+    for name, folder in (*given.items(), *(("outputs", folder) for folder in outputs.values())):
+        if folder and not storage.is_folder(folder):
+            raise FileNotFoundError(f"--{name}={folder} is no folder; give a folder of images")
     config = None if values.config is None else shared.config_of_network(values)
     arguments = (config, workdir, values.reference, outputs, values.low_resolution)
     return shared.Job(shared.late("score", *arguments), workdir)

@@ -5,6 +5,8 @@ sr3 upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
 
 from __future__ import annotations
 
+import math
+
 from absl import flags
 from etils import epath
 
@@ -58,6 +60,10 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         quality = int(quality)
     image_files.check_format(format_, quality)
     configs.with_sampling(configs.load(workdir / "config.json"), sampling)
+    if values.factor is not None and not 0 < values.factor < math.inf:
+        raise ValueError(f"--factor={values.factor}; it must be above 0")
+    if storage.exists(values.output) and not storage.is_folder(values.output):
+        raise NotADirectoryError(f"--output={values.output} is a file; give a folder")
     if not storage.exists(values.input):
         raise FileNotFoundError(
             f"--input={storage.shown(values.input)} does not exist; give an image or a folder"

@@ -117,7 +117,7 @@ def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, li
       (after `prefix`, as `config.train.`), value, range and, if there is one, the nearest allowed.
     """
     fields, faults, good = declared(section), [], {}
-    for name in values.keys() - fields.keys():
+    for name in (name for name in values if name not in fields):
         near = difflib.get_close_matches(name, fields, 1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(fields)}"
         faults.append(f"{prefix}{name} is no key of the config; {hint}")

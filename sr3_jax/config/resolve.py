@@ -32,11 +32,13 @@ def faults(config: Config, *, trains: bool) -> Iterator[str]:
     has_own = bool(data.eval_path or data.eval_source)
     of_training = config.evaluation.feature_metrics and config.evaluation.fid_reference == "train"
     halves = {"train": trains or not has_own or of_training, "eval": has_own}
-    missing = []
+    missing, needs_help = [], False
     for half in (half for half, is_needed in halves.items() if is_needed):
         kind, place = place_of(config, half)
-        missing += kind.faults(place)
-    if missing:
+        found = list(kind.faults(place))
+        needs_help |= bool(found) and (kind is source_kinds.KINDS["tfds"] or not place.path)
+        missing += found
+    if needs_help:
         missing[-1] += f". {_three_ways(data.tfds_train or data.path)}"
     yield from missing
     yield from metrics(config.evaluation, config.evaluation.feature_metrics)
@@ -78,20 +80,17 @@ def has_held_out(config: Config) -> bool:
 
 
 def _three_ways(data_set: str) -> str:
-    """Returns the three ways to give images, as commands or as flags."""
+    """Returns the three ways to give images, as a command and flags."""
     name, _, split = data_set.rpartition(":")
     name, split = (name, split) if name else ("NAME", "SPLIT")
-    given = f"--config.data.path={name}:{split}"
     tars = _IMAGENET_TARS if name == "imagenet2012" else "--config.data.path=IMAGES.tar"
     return (
-        'Images can be given in three ways. By TFDS: python -c "import tensorflow_datasets as '
-        f"tfds; tfds.builder('{name}', file_format='array_record').download_and_prepare()\" (with "
-        "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER') for data that you "
-        f"downloaded yourself), then --config.data.source=tfds {given}, and "
-        "--config.data.tfds_dir or TFDS_DATA_DIR for another folder than TFDS's. By tars: "
-        "--config.data.source=tar "
-        f"{tars}. By folders: --config.data.source=folder --config.data.path=IMAGES "
-        "--config.data.eval_path=HELD_OUT_IMAGES. docs/data.md"
+        'Images can be given in three ways. TFDS: python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\", then "
+        f"--config.data.source=tfds --config.data.path={name}:{split}, with "
+        "--config.data.tfds_dir=FOLDER if they are not where TFDS looks. Tars: "
+        f"--config.data.source=tar {tars}. Folders: --config.data.source=folder "
+        "--config.data.path=IMAGES --config.data.eval_path=HELD_OUT_IMAGES. See docs/data.md"
     )
 
 

@@ -5,6 +5,7 @@ which get one here. TFDS gives only bytes, so that TensorFlow itself does not ru
 """
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -109,10 +110,12 @@ def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.c
             raise FileNotFoundError(
                 f"TFDS's {name} is not prepared in {builder.data_path}; prepare it by "
                 f"tensorflow_datasets.builder({name!r}, file_format='array_record')"
-                ".download_and_prepare() (docs/data.md)"
+                ".download_and_prepare()"
             )
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS has no data set {name!r}: {error}") from error
+        near = difflib.get_close_matches(name, tfds.list_builders(), 1)
+        hint = f"did you mean {near[0]}?" if near else "tfds.list_builders() lists them"
+        raise ValueError(f"TFDS has no data set {name!r}; {hint}") from error
     finally:
         logging.set_verbosity(verbosity)
     if "://" in str(builder.data_path) and builder.info.file_format.value == "array_record":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -20,7 +21,10 @@ MIN_FACTOR, MAX_FACTOR = 1 / 16, 64
 
 def check_images(images: np.ndarray) -> np.ndarray:
     """Returns the images as an array; raises ValueError if they are no batch of RGB images."""
-    images = np.asarray(images)
+    try:
+        images = np.asarray(images)
+    except ValueError as error:
+        raise ValueError("the images have different sizes; upscale them one by one") from error
     is_levels = images.dtype in (np.uint8, np.uint16)
     if not is_levels or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
@@ -36,7 +40,10 @@ def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Arr
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
     if np.ndim(seed) == 0:
-        key = jax.random.key(int(seed))
+        try:
+            key = jax.random.key(operator.index(seed))
+        except TypeError as error:
+            raise ValueError(f"seed = {seed!r}; it must be a whole number") from error
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
     if len(seed) != count:
         raise ValueError(f"{len(seed)} seeds for {count} images; give one for each, or a number")
@@ -45,8 +52,12 @@ def keys_of(seed: int | Sequence[int] | Key[Array, " n"], count: int) -> Key[Arr
 
 def _conversion(images: np.ndarray) -> str:
     """Returns an expression that converts common arrays to RGB images; empty for others."""
-    if images.dtype not in (np.uint8, np.uint16):
+    if images.dtype.kind == "f":
         return ". Values of 0 to 1: np.round(255 * images).astype(np.uint8)"
+    if images.dtype.kind in "iu" and images.dtype.itemsize > 2:
+        return ". Values of 0 to 255: images.astype(np.uint8)"
+    if images.dtype not in (np.uint8, np.uint16):
+        return ""
     if images.ndim == 2:
         return ". A grey image: np.repeat(image[..., None], 3, axis=-1)"
     return {

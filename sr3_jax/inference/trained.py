@@ -193,8 +193,8 @@ class TrainedNetwork:
 
     def _sampler(self, steps: int | None) -> diffusion.Sampler:
         steps = self._sampling.num_steps if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"steps = {steps}; it must be at least 1")
+        if not isinstance(steps, int | np.integer) or steps < 1:
+            raise ValueError(f"steps = {steps!r}; it must be a whole number of at least 1")
         return self.make_sampler(steps)
 
     def _stops(self, steps: int | None, num_snapshots: int) -> list[int]:

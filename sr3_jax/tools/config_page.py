@@ -16,7 +16,7 @@ _HEAD = """# Options
 
 Every option of a run, made from `sr3_jax/config` by `python -m sr3_jax.tools.config_page`. A file
 in `configs/` sets those that differ from the default; on the command line each can be set as
-`--config.SECTION.KEY=VALUE`, a tuple as `--config.model.multipliers=1,2,4,`. A command checks all
+`--config.SECTION.KEY=VALUE`, a tuple as `--config.model.multipliers=1,2,4`. A command checks all
 of them before anything else and names every fault at once.
 
 Options marked with * decide which network it is: a training that goes on, an evaluation and an
