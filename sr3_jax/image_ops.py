@@ -58,7 +58,7 @@ def gaussian_blur(
     """Blurs each image by a Gaussian of its own width, with 3x3 taps and repeated edges.
 
     Args:
-      images: of any range; the result keeps it.
+      images: images of any range; the result keeps it.
       sigma: standard deviation for each image in pixels, above 0.
     """
     side = jnp.exp(-0.5 / sigma**2)[:, None, None, None]

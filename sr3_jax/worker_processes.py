@@ -24,7 +24,7 @@ def pool(
     Args:
       count: largest number of workers.
       begin: called in each worker first.
-      arguments: of `begin`.
+      arguments: arguments of `begin`.
     """
     before = {child.pid for child in multiprocessing.active_children()}
     context = multiprocessing.get_context("spawn")

@@ -29,7 +29,7 @@ def of_command(name: str, values: flags.FlagValues) -> str:
     """Returns the help of a command.
 
     Args:
-      name: of the command.
+      name: name of the command.
       values: its flags, defined and not parsed.
     """
     lines = [inspect.getdoc(commands.module(name)), "", "Flags:"]

@@ -23,7 +23,7 @@ class Job:
 
     Attributes:
       run: does it; returns the exit status, None for 0.
-      workdir: of the run, where compiled programs are kept; None for the user's cache.
+      workdir: workdir of the run, where compiled programs are kept; None for the user's cache.
       stops_together: whether all processes of a job end at the same step when one is asked to stop.
     """
 

@@ -41,7 +41,7 @@ def variant(
       config: a config of SR3; changed in place.
       names: empty, or names with commas: `regression` or `srcnn`; `table_2` or `table_3`, whose
         metrics are measured; `cascade`, a stage after the first, whose sources are blurred.
-      learning_rate: of the regression baseline; the paper's is 1e-5.
+      learning_rate: learning rate of the regression baseline; the paper's is 1e-5.
     """
     for name in filter(None, names.split(",")):
         if name in ("regression", "srcnn", "cascade") and not config.data.low_resolution:

@@ -26,7 +26,7 @@ def check(arguments: Iterable[str]) -> None:
     the faults of the config file.
 
     Args:
-      arguments: of the command line, under today's keys.
+      arguments: arguments of the command line, under today's keys.
 
     Raises:
       ValueError: naming every fault of the flags: keys, types and ranges.

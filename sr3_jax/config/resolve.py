@@ -103,8 +103,8 @@ def metrics(
 
     Args:
       evaluation: the section with the files.
-      options: of `metrics.registry.options()`.
-      key: of the config, which asks for them.
+      options: options of `metrics.registry.options()`.
+      key: key of the config, which asks for them.
     """
     packages = {metric.option: metric.package for metric in registry.of("network")}
     for metric in options:

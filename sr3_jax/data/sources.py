@@ -25,7 +25,7 @@ class Picture(NamedTuple):
         image: upright RGB of the depth of its file; see `image_files.decode_seen`.
         low_resolution: the same picture as another camera, or another method, took it; None
             where it is still to be made from `image`.
-        label: of its class, from 0; NO_LABEL where there is none.
+        label: index of its class, from 0; NO_LABEL if there is none.
         notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
@@ -105,7 +105,7 @@ class FileRef:
     Attributes:
         name: a relative path with forward slashes.
         path: local, or a URL (`gs://...`); see `storage`.
-        box: of the upright image (after its EXIF orientation), cut out before anything else;
+        box: box of the upright image (after its EXIF orientation), cut out before anything else;
             None for the whole image.
         label: see `Picture`.
     """

@@ -97,8 +97,8 @@ def evaluate(
     """Scores every method on every image of weight 1.
 
     Args:
-      methods: by the name of their row.
-      batches: of held-out images, each once; those of this process.
+      methods: methods by the name of their row.
+      batches: batches of held-out images, each once; those of this process.
       luminance: PSNR and SSIM of Y instead of RGB.
       border: pixels at each side that PSNR and SSIM leave out.
       share: concatenates the rows of all processes (`parallel.of_all_processes`).

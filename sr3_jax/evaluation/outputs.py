@@ -72,9 +72,9 @@ def kept(
     If an image of a batch is missing, the whole batch is made, so that nothing is compiled anew.
 
     Args:
-      method: of `evaluator.evaluate`.
-      name: of its folders.
-      folder: of the evaluation's images.
+      method: method of `evaluator.evaluate`.
+      name: name of its folders.
+      folder: folder of the evaluation's images.
       recipe: everything that decides what the method makes of an input.
       lacks: whether another file is missing that the method writes for these inputs.
     """

@@ -36,8 +36,8 @@ class Trial:
       calls: network calls for one image.
       sampling: keys of `config.sampling`.
       status: `done`, or `refused` if they give no valid schedule.
-      reason: of a refusal.
-      metrics: of the held-out images, by name.
+      reason: reason of a refusal.
+      metrics: metrics of the held-out images, by name.
       seconds_per_image: time of sampling.
     """
 
@@ -63,7 +63,7 @@ class Trials:
         """Reads the table, if there is one.
 
         Args:
-          path: of a JSONL file; its first row is the fingerprint.
+          path: path of a JSONL file; its first row is the fingerprint.
           fingerprint: weights, images and metric of all trials.
 
         Raises:

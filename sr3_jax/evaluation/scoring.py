@@ -25,9 +25,9 @@ class Scores(NamedTuple):
     """Scores of folders.
 
     Attributes:
-      means: by method and metric, and `n`, the number of images.
-      names: of the images, in order.
-      of_images: by method and metric, one number for each image.
+      means: means by method and metric, and `n`, the number of images.
+      names: names of the images, in order.
+      of_images: values by method and metric, one number for each image.
       images: `reference`, `input` (with low resolutions) and those of each method.
       labels: classes of the references; `data.sources.NO_LABEL` for none.
       bits: depths of the files, by the names of `images`.
@@ -67,7 +67,7 @@ def score_folders(
 
     Args:
       reference: the references.
-      outputs: by the name of the method.
+      outputs: outputs by the name of the method.
       low_resolution: inputs of the methods; with them consistency is scored, too, and bicubic
         upsampling as another method.
       luminance: see `evaluator.evaluate`.

@@ -25,8 +25,8 @@ class UpscaleOptions:
       num_samples: samples of each picture; of several, the output is the mean, and
         `NAME.uncertainty.png` lies beside it (`visualization.uncertainty`).
       animate: write also `NAME.refinement.gif`, from noise to picture.
-      format: of the outputs, one of `image_files.FORMATS`; None for that of each input.
-      quality: of lossy formats, 1 to 100, or `lossless`; see `image_files.write_picture`.
+      format: format of the outputs, one of `image_files.FORMATS`; None for that of each input.
+      quality: quality of lossy formats, 1 to 100, or `lossless`; see `image_files.write_picture`.
     """
 
     steps: int | None = None

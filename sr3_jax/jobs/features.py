@@ -55,10 +55,10 @@ def measure(
 
     Args:
       config: its sections `evaluation`, and `data` for statistics of the training images.
-      workdir: of the run, which keeps those statistics.
+      workdir: workdir of the run, which keeps those statistics.
       methods: images by name.
       reference: reference of each image; None for images made from nothing.
-      labels: of the references.
+      labels: labels of the references.
     """
     wanted, given = config.evaluation, config.evaluation.fid_reference
     if not wanted.feature_metrics:

@@ -40,7 +40,7 @@ class GenerateOptions:
     Attributes:
       num_images: number of images, 1 to a million.
       labels: their classes in turn; empty for all classes of the networks.
-      seed: of all noise.
+      seed: seed of all noise.
       overwrite: replaces all existing images.
       renew: replaces existing images that were made in another way; otherwise they are an error.
     """
@@ -64,7 +64,7 @@ def stages_of(config: cascades.Cascade, guidance: float | None = None) -> list[c
     """Opens the stages of a cascade's config (configs/cascade_ffhq_1024.py).
 
     Args:
-      config: of the cascade.
+      config: config of the cascade.
       guidance: scale of all class-conditional stages; None for that of each.
 
     Raises:

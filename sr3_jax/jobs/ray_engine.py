@@ -98,11 +98,11 @@ def run(
     """Yields one record for each input, in no particular order.
 
     Args:
-      work: of the actors; all hosts must reach its folders.
+      work: what the actors make; all hosts must reach its folders.
       inputs: the images.
       stop: entered here, and checked every second.
-      address: of a cluster, or `auto` for that of this machine; None starts one of this machine
-        alone, unless this process is connected to one.
+      address: address of a cluster, or `auto` for that of this machine; None starts one of this
+        machine alone, unless this process is connected to one.
       num_workers: number of actors; None for one on each host with TPUs, one for each GPU, or, if
         the cluster has neither, one on each host.
 
@@ -164,7 +164,7 @@ def cluster(address: str | None, **options: Any) -> Iterator[Any]:
     is sent.
 
     Args:
-      address: of a cluster, or `auto`; None starts one of this machine alone.
+      address: address of a cluster, or `auto`; None starts one of this machine alone.
       **options: of `ray.init`, for a cluster of this machine.
 
     Raises:

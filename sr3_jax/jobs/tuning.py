@@ -35,8 +35,8 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
     (Figure 12 of the paper), and `tuning/samples.png` images of the best.
 
     Args:
-      config: of the run.
-      workdir: of the run.
+      config: config of the run.
+      workdir: workdir of the run.
       calls: network calls for an image, in place of those of `config.tuning.calls`.
 
     Raises:

@@ -42,14 +42,14 @@ def upscale(
     wrote are replaced, and never an input (docs/guarantees.md).
 
     Args:
-      workdir: of a training run.
+      workdir: workdir of a training run.
       input_path: an image, or a folder of them; local or a URL.
       output: a folder, which need not exist.
-      options: of upscaling files.
+      options: options of upscaling files.
       sampling: keys of `config.sampling`, before those of `inference.json` and of the config.
       engine: `local` uses the devices of this process, or of each process for its share; `ray` a
         cluster (`jobs.ray_engine`).
-      engine_options: of `ray_engine.run`.
+      engine_options: options of `ray_engine.run`.
       overwrite: replaces all existing outputs, whoever wrote them.
 
     Raises:

@@ -33,7 +33,7 @@ class Metric:
       needs: names of further arguments, of `reference`, `low_resolution`, `luminance` and `border`;
         for networks of `reference`, `fid_reference` and `labels`, which are among the inputs.
       best: the value that nothing beats: infinite, or a number; None if no direction is better.
-      unit: of the number.
+      unit: unit of the number.
       digits: how the number is written, a format specification.
       meaning: a sentence for the report.
       option: value of `config.evaluation.feature_metrics` that asks for it.

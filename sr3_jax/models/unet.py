@@ -49,7 +49,7 @@ class UNet(nn.Module):
         TPUs; 1: no packing. Parameters and, but for rounding, results are the same.
       has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
-      num_classes: of labels; their embedding is added to the one of gamma, as in Improved DDPM.
+      num_classes: number of classes; their embedding is added to that of gamma (Improved DDPM).
         The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
       source_noise: x may come with noise of its own, whose gamma is embedded likewise
         (conditioning augmentation; Ho et al., "Cascaded Diffusion Models", section 4).

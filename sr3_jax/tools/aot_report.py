@@ -66,12 +66,13 @@ class Report:
 
     Attributes:
       hbm_parts: unpadded sizes of arrays that stay between steps, padded sizes of the others.
-      flops_per_core: of the compiled program, with recomputation and zeros of packed convolutions.
-      model_flops_per_core: of the network as written (`models.count_flops`).
+      flops_per_core: operations of the compiled program, with recomputation and zeros of packed
+        convolutions.
+      model_flops_per_core: operations of the network as written (`models.count_flops`).
       estimated_step_seconds: the compiler's estimate: the sum over operations of the longer of
         arithmetic at the peak and bytes at the memory's bandwidth; None if it gives none.
       nfe: number of calls of the denoiser for a batch, by `config.sampling`; None for training.
-      share_of_peak: of the core's bf16 peak, by `model_flops_per_core` and the estimate.
+      share_of_peak: share of the core's bf16 peak, by `model_flops_per_core` and the estimate.
       cycle_seconds: the sum of the kernels' cycles by the compiler's cost model, without
         collectives; it exceeds the estimate. None for a quick report.
       quick: whether kernels were emitted in the first way, not the best one.

@@ -52,8 +52,8 @@ class Plan:
     """An export; see `make_plan`.
 
     Attributes:
-      config: of the run, with the sampling of the export.
-      sampler: of the refinement steps.
+      config: config of the run, with the sampling of the export.
+      sampler: sampler of the refinement steps.
       size: height and width of the low resolution.
       tile: height and width of the network's input.
       factor: growth of images.
@@ -82,7 +82,7 @@ def make_plan(
     """Plans the export of a run.
 
     Args:
-      config: of the run, with the sampling to export.
+      config: config of the run, with the sampling to export.
       size: height and width of the low resolution; None for a square of
         `config.data.low_resolution`.
       steps: refinement steps; None for the config's.
@@ -185,7 +185,7 @@ def write(
       plan: the export.
       params: the weights.
       exported: the result of `export_sampler`.
-      checkpoint_step: of training, for the description.
+      checkpoint_step: step of training, for the description.
 
     Returns:
       The description.

@@ -56,8 +56,8 @@ class Measured:
     """Results of networks.
 
     Attributes:
-      means: by method and metric; `reference` is the references' own row.
-      of_images: by method and metric, one number for each image; metrics of sets have none.
+      means: means by method and metric; `reference` is the references' own row.
+      of_images: values by method and metric, one number for each image; metrics of sets have none.
       protocol: statements on how they were measured.
     """
 

@@ -70,10 +70,10 @@ def fid_and_is(
     Techniques for Training GANs". Sizes may differ; the network resizes each image.
 
     Args:
-      images: to score. The Inception score, not FID, depends on their order.
+      images: images to score. The Inception score, not FID, depends on their order.
       reference: images, or an `.npz` file of their statistics (`write_statistics`) with `mu` and
         `sigma`; None for no FID.
-      weights: of Inception, in torch-fidelity's format; None to download them.
+      weights: file of Inception, in torch-fidelity's format; None to download them.
 
     Returns:
       `n`, `is` and `is_std` (mean and deviation over the splits), `fid` (with a reference),

@@ -42,8 +42,8 @@ def lpips(
     0.1 on VGG16 (not AlexNet, whose distances are others), by torch-fidelity.
 
     Args:
-      images: to score.
-      reference: of each image, of its size.
+      images: images to score.
+      reference: reference of each image, of its size.
       weights: folder of the files `weights-vgg16-lpips.pth` and `vgg16-397923af.pth`; None to
         download them.
 

@@ -45,7 +45,7 @@ def resnet50(
     Table 3 of SR3. Of classes with equal scores, the smaller number comes first.
 
     Args:
-      images: of 224x224 pixels.
+      images: images of 224x224 pixels.
       labels: 0..999, in the order of the sorted WordNet ids (Keras's and TFDS's).
       weights: a `.weights.h5` or `.h5` file of `keras.applications.ResNet50`; None to download
         Keras's own of ImageNet.

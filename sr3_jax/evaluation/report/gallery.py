@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     """An image to show.
 
     Attributes:
-      index: of the image.
+      index: index of the image.
       reasons: such as "worst by PSNR (dB), 1 of 3".
       group: heading that it is shown under.
     """
@@ -63,7 +63,7 @@ def choose(
     all images if there are no more.
 
     Args:
-      scores: of the method, by metric; not empty.
+      scores: scores of the method, by metric; not empty.
       num_columns: pictures in a row.
 
     Returns:
@@ -113,7 +113,7 @@ def patch_of(
 
     Args:
       reference: the image that the methods should make.
-      outputs: of the methods.
+      outputs: outputs of the methods.
       factor: corners and side are multiples of it, so that the square is whole pixels of the input;
         None for any.
     """

@@ -41,8 +41,8 @@ def write(
 
     Args:
       folder: local or in a bucket.
-      results: of at least one method.
-      title: of the report.
+      results: results of at least one method.
+      title: title of the report.
       picture: returns an image; see `gallery.Picture`. Outputs have their reference's size.
       provenance: what produced the results (`provenance.collect`); values of several lines are
         folded.

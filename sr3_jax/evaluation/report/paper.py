@@ -30,7 +30,7 @@ class Table:
 
     Attributes:
       task: what was upscaled to what.
-      rows: by method and metric, with the digits as printed; consistency is times 1e5.
+      rows: figures by method and metric, with the digits as printed; consistency is times 1e5.
       protocol: how the paper measured, one statement each.
     """
 

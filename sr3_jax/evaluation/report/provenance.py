@@ -23,8 +23,8 @@ def collect(*, config: Config | None = None, checkpoint_step: int | None = None)
     """Returns facts of this run by name.
 
     Args:
-      config: of the run; the facts have it as JSON.
-      checkpoint_step: of the checkpoint that was used.
+      config: config of the run; the facts have it as JSON.
+      checkpoint_step: step of the checkpoint that was used.
     """
     devices = jax.devices()
     found = {

@@ -19,10 +19,10 @@ class Results:
     """Results of an evaluation.
 
     Attributes:
-      means: by method and metric (`metrics.registry`); `reference` is the references' own row.
-      names: of the images, in order.
-      of_images: by method and metric, one number for each image; metrics of sets, such as FID, are
-        in `means` alone.
+      means: means by method and metric (`metrics.registry`); `reference` has the references' own.
+      names: names of the images, in order.
+      of_images: values by method and metric, one number for each image; metrics of sets,
+        such as FID, are in `means` alone.
     """
 
     means: Mapping[str, Mapping[str, float | int]]

@@ -34,9 +34,9 @@ class Run:
     """One combination with one seed.
 
     Attributes:
-      values: of the varied keys.
+      values: values of the varied keys.
       config: with those values.
-      flags: of `sr3_jax.main`, for this config.
+      flags: flags of `sr3_jax.main`, for this config.
       folder: its workdir.
     """
 
@@ -63,11 +63,11 @@ def combinations(
 
     Args:
       config: with the overrides.
-      filename: of the config, as on the command line.
+      filename: filename of the config, as on the command line.
       overrides: keys set on the command line, for all runs.
       vary: `KEY=V1,V2,...` each.
       num_seeds: number of seeds, from `config.seed`.
-      workdir: of the runs' folders.
+      workdir: workdir of the runs' folders.
 
     Raises:
       ValueError: a key is unknown, a value has another type, or one of them is given twice.

@@ -21,12 +21,12 @@ class Result(NamedTuple):
     """The result of one run.
 
     Attributes:
-      values: of the varied keys.
+      values: values of the varied keys.
       seed: `config.seed`.
       folder: name of its workdir.
       method: the row of its network in the scores.
       training_steps: number of training steps.
-      scores: by method and metric; None until it is done.
+      scores: scores by method and metric; None until it is done.
       failure: why it failed; empty if it did not.
     """
 

@@ -33,10 +33,10 @@ def measure(
     """Measures plain and consistent samples, means of several, and half the network's factor.
 
     Args:
-      workdir: of a training run, whose held-out images are used.
+      workdir: workdir of a training run, whose held-out images are used.
       num_images: number of them.
       steps: refinement steps; None for the workdir's.
-      num_samples: of which the mean is taken.
+      num_samples: number of samples whose mean is taken.
       picture: file for a picture of samples, means and deviations of the first images.
 
     Returns:

@@ -34,7 +34,7 @@ def measure(
     """Times a trained network on crops of scikit-image's photographs, saved as PNG.
 
     Args:
-      workdir: of a training run.
+      workdir: workdir of a training run.
       size: height and width of the inputs.
       num_images: number of inputs.
       steps: refinement steps; None for the workdir's.
