@@ -58,6 +58,10 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         (["--config=configs/absent.py", "--workdir=/nonexistent"], "configs/absent.py"),
         (["--mode=upscale", "--workdir=/nonexistent", "--input=a"], "needs --output"),
         (["--mode=evaluate", "--workdir=/nonexistent"], "config.json does not exist"),
+        (
+            ["--mode=evaluate", "--config.seed=1", "--workdir=/nonexistent"],
+            "config.json does not exist",
+        ),
         (["--mode=generate", "--workdir=/nonexistent"], "needs --num_images"),
         (["--mode=generate", "--num_images=3"], "needs --workdir"),
         ([*CASCADE, "--workdir=/nonexistent"], "--config=CASCADE or --workdir, not both"),
@@ -123,6 +127,10 @@ def test_train_evaluate_and_upscale(tmp_path):
     # All but the seconds: the same numbers.
     (repeated,) = [line for line in said.splitlines() if line.startswith("| sr3")]
     assert repeated.split("|")[:6] == table[0].split("|")[:6]
+    # Options change the run's own config.
+    said = again(0, "--mode=evaluate", "--config.evaluation.num_images=1")
+    (of_one,) = [line for line in said.splitlines() if line.startswith("| sr3")]
+    assert of_one.split("|")[6].strip() == "1"
 
     photos = tmp_path / "photos"
     photos.mkdir()
