@@ -57,7 +57,10 @@ def run(
 
         def work(argv: list[str]) -> int | None:
             if len(argv) > 1:
-                raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+                raise ValueError(
+                    f"unexpected argument {argv[1]!r}; options start with --, and commands are "
+                    "given as `sr3 COMMAND` or --mode=COMMAND"
+                )
             _interrupts.at_once = False
             return main(argv)
 

@@ -1,4 +1,4 @@
-"""Draws the images that a config trains on: `python -m sr3_jax.tools.preview_data`.
+r"""Draws the images that a config trains on: `python -m sr3_jax.tools.preview_data`.
 
     python -m sr3_jax.tools.preview_data --config=configs/ffhq_16_128.py --config.data.path=FOLDER \
         --output=preview.png

@@ -1,4 +1,4 @@
-"""Ablations: every combination of some keys, trained, evaluated and tabulated.
+r"""Ablations: every combination of some keys, trained, evaluated and tabulated.
 
     python -m sr3_jax.tools.ablate --config=configs/quickstart.py --workdir=DIR \
         --vary=train.loss=l1,l2 --vary=train.blur_probability=0,0.5 [--config.KEY=VALUE ...]
