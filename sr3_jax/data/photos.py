@@ -1,4 +1,4 @@
-r"""Nine real photographs that every installation already has: scikit-image's wheel ships them.
+"""Nine real photographs that every installation already has: scikit-image's wheel ships them.
 
 They let examples, tests and first training runs work without a download; they are far too few to
 train a useful model on.
