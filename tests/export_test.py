@@ -265,7 +265,7 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
         ("--size=4x13", "larger than a tile: config.sampling.tile_size = 32"),
         ("--platforms=cpu,gpu", "platform = 'gpu' is unknown; use one of cpu, cuda, rocm, tpu"),
         ("--platforms=", "platform = '' is unknown"),
-        ("--steps=0", "steps = 0; it must be a whole number of at least 1"),
+        ("--steps=0", "num_steps = 0; it must be at least 1"),
         ("--steps=2001", "cannot take 2001 steps"),
         ("--which=newest", "--which=newest is unknown"),
         ("--which=5", "no checkpoint 5 in"),
