@@ -58,7 +58,12 @@ def test_status_and_line(body, status, line):
 def test_flags():
     for flags, status, line in (
         (["--nosuch=1"], 2, "error: Unknown command line flag 'nosuch'"),
-        (["stray"], 2, "error: unexpected argument 'stray'; options start with --"),
+        (
+            ["stray"],
+            2,
+            "error: unexpected argument 'stray'; options start with --, and commands are given as "
+            "`sr3 COMMAND` or --mode=COMMAND",
+        ),
         (["--help"], 0, None),
     ):
         process = start("pass", "", *flags)
