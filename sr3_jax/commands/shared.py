@@ -19,7 +19,7 @@ from sr3_jax.config import cascades, resolve
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a command does once devices are known.
+    """The work of a command, to be done once devices are known.
 
     Attributes:
       run: does it; returns the exit status, None for 0.

@@ -23,12 +23,12 @@ Half = Literal["train", "eval"]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the images of one half of a data set are.
+    """The place of the images of one half of a data set: training or held-out.
 
     Attributes:
       half: `train`, or `eval` for held-out images.
       path: `data.path` or `data.eval_path` of the config.
-      low_path: the same of their low resolutions.
+      low_path: the same for their low resolutions, of `folder_pairs`.
       image_size: smallest size that is asked for, in pixels.
       tfds_dir: folder of TFDS's data sets; empty for TFDS's own.
       index: file in which the list of images is kept for the next start; None: nowhere.

@@ -19,7 +19,7 @@ NO_LABEL = -1
 
 
 class Picture(NamedTuple):
-    """What is read of one image.
+    """An image that was read, with its label.
 
     Attributes:
         image: upright RGB of the depth of its file; see `image_files.decode_seen`.

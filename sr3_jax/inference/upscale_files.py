@@ -29,7 +29,7 @@ _MUCH = 5.0  # levels of 255 that colours may be shifted without a warning
 
 @runtime_checkable
 class Resolver(Protocol):
-    """What is needed of a `SuperResolver`, which knows this module."""
+    """The part of `SuperResolver` that is used here; that class imports this module."""
 
     batch_size: int
     factor: int
