@@ -44,7 +44,7 @@ setuptools.setup(
         "sr3_jax.configs",
     ],
     package_dir={"sr3_jax.configs": "configs"},
-    package_data={"sr3_jax.evaluation.report": ["templates/*"]},
+    package_data={"sr3_jax.evaluation.report": ["templates/*"], "sr3_jax.released": ["*/*"]},
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.12",
@@ -66,6 +66,7 @@ setuptools.setup(
         "pillow-heif>=1.1",  # HEIC
         "pyvips>=3.0,<4",  # TIFF, WebP, and 16-bit pictures, which Pillow cannot do
         "pyvips-binary>=8.16",
+        "safetensors>=0.6",
         "scikit-image>=0.25",
         "scipy>=1.15",
         "tqdm>=4.66",
@@ -81,6 +82,7 @@ setuptools.setup(
         "train": _TRAIN,
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
+        "hub": ["huggingface_hub>=1.0"],  # hf:// addresses
         # --engine=ray. Options that a job needs change in 2.64.
         "ray": ["ray>=2.60,<2.64"],
         "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
@@ -88,6 +90,7 @@ setuptools.setup(
             *_TEST,
             *_TRAIN,
             "gcp-storage-emulator>=2024.8",
+            "huggingface_hub>=1.0",
             "pdoc>=16.0",  # launch/docs.sh
             "ray>=2.60,<2.64",
             "ruff>=0.14",

@@ -22,6 +22,7 @@ FLOORS = {
     "parallel": 2,
     "checkpoints": 3,
     "config": 3,
+    "released": 3,
     "training": 4,
     "inference": 4,
     "evaluation": 4,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import types
 
-NAMES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score")
+NAMES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score", "push", "models")
 
 
 def module(name: str) -> types.ModuleType:

@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from sr3_jax import config as configs
+from sr3_jax import released
 from sr3_jax.config import cascades, resolve
 
 
@@ -149,7 +150,25 @@ def workdir(values: flags.FlagValues) -> epath.Path:
         given = "_".join(["runs/" + epath.Path(name).stem, *filter(None, variants.split(","))])
     if not given:
         require(values, "workdir")
-    folder = epath.Path(given).expanduser()
+    folder = network_folder(given)
+    if not released.is_for_results(given):
+        name = folder.name if given in released.names() else given.partition("@")[0].split("/")[-1]
+        raise ValueError(
+            f"--workdir={given} is for reading, and --mode={values.mode} writes into its workdir. "
+            f"Copy it first: mkdir -p runs && cp -rL {folder} runs/{name}; then give "
+            f"--workdir=runs/{name}"
+        )
+    return folder
+
+
+def network_folder(given: str) -> epath.Path:
+    """Returns the folder of a run or of a released network that --workdir gives.
+
+    Raises:
+      NotADirectoryError: it is a file.
+      OSError, ValueError, ImportError: as `released.locate`.
+    """
+    folder = released.locate(given)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--workdir={folder} is a file; give a folder")
     return folder
@@ -180,7 +199,7 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
     """
     check = functools.partial(resolve.faults, trains=False)
     if values.config is not None:
-        if not (folder / "checkpoints").is_dir():
+        if not any((folder / name).exists() for name in ("checkpoints", released.WEIGHTS)):
             raise FileNotFoundError(
                 f"--workdir={folder} has no checkpoints; give the folder of a training run"
             )

@@ -1,6 +1,6 @@
 """Upscales an image, or a folder of images of any size.
 
-sr3 upscale --workdir=DIR --input=FILE_OR_FOLDER --output=FOLDER
+sr3 upscale --input=FILE_OR_FOLDER --output=FOLDER [--workdir=DIR]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from absl import flags
 from etils import epath
 
-from sr3_jax import command_line
+from sr3_jax import command_line, released
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
 from sr3_jax.data import image_files, storage
@@ -20,7 +20,11 @@ _FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of upscaling."""
-    shared.define_workdir(values)
+    meaning = (
+        "Folder of a training run, hf://USER/NAME, or a network of `sr3 models`. Default: "
+        f"{released.DEFAULT}, which comes with sr3_jax."
+    )
+    shared.define_workdir(values, meaning)
     of = {"flag_values": values}
     flags.DEFINE_string("input", None, "An image, or a folder of them. Local or a URL.", **of)
     flags.DEFINE_string("output", None, "Folder for the results.", **of)
@@ -48,11 +52,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def prepare(values: flags.FlagValues) -> shared.Job:
     """Checks the flags, and that the workdir holds a run."""
-    shared.require(values, "workdir", "input", "output")
+    shared.require(values, "input", "output")
     for name in ("ray_address", "workers"):
         if values.engine != "ray" and values[name].present:
             raise ValueError(f"--{name} is of --engine=ray; add that, or leave it out")
-    workdir = shared.workdir(values)
+    given = values.workdir or released.shipped(released.DEFAULT)
+    workdir = shared.network_folder(given)
     sampling = shared.sampling(values)
     format_ = None if values.format == "same" else values.format
     quality = values.quality
@@ -95,4 +100,4 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         )
         return command_line.FAILED if num_failed else None
 
-    return shared.Job(run, workdir)
+    return shared.Job(run, workdir if released.is_for_results(given) else None)

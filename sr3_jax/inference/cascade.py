@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, Key, UInt8
 
+from sr3_jax import released
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, run_file, sampling_recipe, schedules, with_sampling
 from sr3_jax.data import resumable
@@ -75,7 +76,7 @@ def open_stage(
       FileNotFoundError: there is no config, or no such checkpoint.
       ValueError: the checkpoint is of another network, or a key of `sampling` is invalid.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = released.locate(workdir)
     try:
         config = config or run_file.load(workdir / "config.json")
         changed = with_sampling(config, run_file.tuned(workdir, config) | sampling)

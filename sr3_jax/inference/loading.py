@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from sr3_jax import models, parallel
-from sr3_jax.checkpoints import Checkpointer, Which
+from sr3_jax import models, parallel, released
+from sr3_jax.checkpoints import Checkpointer, Which, weights_file
 from sr3_jax.config import Config, networks, run_file
 from sr3_jax.models import Params
 
@@ -54,9 +54,16 @@ def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
 
 
 @contextlib.contextmanager
-def _opened(config: Config, checkpoints: epath.Path) -> Iterator[tuple[Checkpointer, Any]]:
-    """Yields the checkpoints, and shapes and shardings of the averaged parameters."""
-    if not checkpoints.is_dir():
+def _opened(
+    config: Config, checkpoints: epath.Path
+) -> Iterator[tuple[Checkpointer | weights_file.WeightsFile, Any]]:
+    """Yields the checkpoints, or the weights of a released network that are in their place.
+
+    Beside them it yields shapes and shardings of the averaged parameters.
+    """
+    weights = checkpoints.parent / released.WEIGHTS
+    is_released = weights.exists() and not checkpoints.is_dir()
+    if not is_released and not checkpoints.is_dir():
         raise FileNotFoundError(f"{checkpoints} does not exist: nothing was trained there")
     trained_with = checkpoints.parent / "config.json"
     if trained_with.exists():
@@ -64,6 +71,9 @@ def _opened(config: Config, checkpoints: epath.Path) -> Iterator[tuple[Checkpoin
     shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
     whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+    if is_released:
+        yield weights_file.WeightsFile(weights), {"ema_params": like}
+        return
     checkpointer = Checkpointer(checkpoints, read_only=True)
     try:
         yield checkpointer, {"ema_params": like}

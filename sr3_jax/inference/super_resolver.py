@@ -6,13 +6,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt
 
-from sr3_jax import parallel
+from sr3_jax import parallel, released
 from sr3_jax.data import storage
 from sr3_jax.inference import inputs, integer_images, trained, upscale_files
 
@@ -41,7 +42,7 @@ class Upscaled:
 class SuperResolver(trained.TrainedNetwork):
     """Upscales images by SR3's iterative refinement, or a baseline's one step.
 
-        resolver = SuperResolver.from_workdir("runs/quickstart")
+        resolver = SuperResolver.pretrained()  # or .from_workdir("runs/quickstart")
         large = resolver.upscale(small)  # uint8 or uint16 [height, width, 3], or [n, ...]
         large = resolver.upscale(small, steps=20, seed=1)
         samples = resolver.sample_many(small, 8)  # several samples of the posterior
@@ -52,6 +53,18 @@ class SuperResolver(trained.TrainedNetwork):
     """
 
     _makes_from_source = True
+
+    @classmethod
+    def pretrained(cls, name: str = released.DEFAULT, **sampling: Any) -> SuperResolver:
+        """Loads a network that comes with the package (`sr3 models`), or `hf://USER/NAME`.
+
+        `**sampling` overrides keys of `config.sampling`, as in `from_workdir`.
+
+        Raises:
+          ValueError: there is no network of that name.
+        """
+        is_of_hub = name.startswith(released.HUB)
+        return cls.from_workdir(name if is_of_hub else released.shipped(name), **sampling)
 
     def num_refinements(
         self, shape: tuple[int, ...], steps: int | None = None, *, factor: int | float | None = None

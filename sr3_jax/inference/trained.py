@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Int, Key
 from ml_collections import ConfigDict
 
-from sr3_jax import diffusion, models
+from sr3_jax import diffusion, models, released
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
 from sr3_jax.inference import integer_images, loading, refinement
@@ -71,13 +71,14 @@ class TrainedNetwork:
     def from_workdir(
         cls: type[Trained], workdir: epath.PathLike, which: Which | None = None, **sampling: Any
     ) -> Trained:
-        """Loads the averaged weights of a training run.
+        """Loads the averaged weights of a training run, or of a released network.
 
         Sampling follows `inference.json` of the workdir, which `--mode=tune_schedule` writes, or
         else the run's config.
 
         Args:
-          workdir: the `--workdir` of the run.
+          workdir: the `--workdir` of the run; or `hf://USER/NAME`, or a name of `sr3 models`
+            (`released.locate`).
           which: `latest`, `best` (lowest held-out loss; highest PSNR for baselines), or the step of
             a checkpoint; None for `config.evaluation.checkpoint`.
           **sampling: overrides keys of `config.sampling`, such as `sampler="dpmpp_2m"`,
@@ -87,7 +88,7 @@ class TrainedNetwork:
           FileNotFoundError: the folder has no config, or no such checkpoint.
           ValueError: the checkpoint is of another network, or a key is unknown.
         """
-        workdir = epath.Path(workdir).expanduser()
+        workdir = released.locate(workdir)
         config = run_file.load(workdir / "config.json")
         sampling = run_file.tuned(workdir, config) | sampling
         return cls.from_config(config, workdir / "checkpoints", which, **sampling)

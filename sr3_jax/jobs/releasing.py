@@ -1,0 +1,127 @@
+"""Writes a trained network where others can load it: a folder, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+
+from etils import epath
+
+from sr3_jax import released
+from sr3_jax.checkpoints import Which, weights_file
+from sr3_jax.config import Config, reading, run_file
+from sr3_jax.data import storage
+from sr3_jax.inference import loading
+
+
+def push(
+    workdir: epath.Path,
+    to: str,
+    card: epath.Path | None = None,
+    which: Which | None = None,
+    *,
+    dtype: str = "bfloat16",
+    private: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Writes the network of a run where others can load it; returns the address for `--workdir`.
+
+    Args:
+      workdir: workdir of a training run, or the folder of a released network.
+      to: a folder, local or a URL, or `hf://USER/NAME`.
+      card: the model card, a file in Markdown; None for README.md of the workdir, else one that
+        is made of the config.
+      which: the checkpoint, as in `TrainedNetwork.from_workdir`.
+      dtype: type of the stored weights.
+      private: makes the repository of the hub private, where it is new.
+      overwrite: replaces a network in the folder.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint or card.
+      FileExistsError: the folder has a network.
+      RuntimeError: the hub refuses.
+    """
+    config = run_file.load(workdir / "config.json")
+    folder = None if to.startswith(released.HUB) else epath.Path(to).expanduser()
+    if folder is not None:
+        _check_free(folder, overwrite=overwrite)
+    step, params = loading.restore(config, workdir / "checkpoints", which)
+    files = {"config.json": (reading.to_json(_without_paths(config)) + "\n").encode()}
+    if tuned := run_file.tuned(workdir, config):
+        files[run_file.INFERENCE] = (json.dumps({"sampling": tuned}, indent=2) + "\n").encode()
+    card = card or workdir / "README.md"
+    files["README.md"] = card.read_bytes() if card.exists() else _card(config, step).encode()
+    if folder is not None:
+        _write(folder, files, params, step, dtype)
+        return to
+    with tempfile.TemporaryDirectory() as made:
+        _write(epath.Path(made), files, params, step, dtype)
+        released.upload(made, to, f"Weights of step {step}", private=private)
+    return to
+
+
+def _check_free(folder: epath.Path, *, overwrite: bool) -> None:
+    """Raises FileExistsError if a network is in the folder and may not be replaced."""
+    if (folder / "checkpoints").exists():
+        raise FileExistsError(f"--to={folder} is the workdir of a training run; give another")
+    there = [name for name in released.FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"--to={folder} has {', '.join(there)}; give another folder, or --overwrite"
+        )
+
+
+def _write(
+    folder: epath.Path, files: dict[str, bytes], params: object, step: int, dtype: str
+) -> None:
+    """Writes a released network; config.json last, without which the folder is no network."""
+    for name in ("config.json", run_file.INFERENCE):
+        if (folder / name).exists():
+            storage.remove(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights_file.write(folder / released.WEIGHTS, params, step, dtype)
+    for name in reversed(files):
+        storage.write_whole(folder / name, files[name])
+
+
+def _without_paths(config: Config) -> Config:
+    """Returns the config without files and folders of the machine it was trained on."""
+    data, evaluation = config.data, config.evaluation
+    paths = {"low_path": "", "eval_low_path": "", "tfds_dir": ""}
+    if data.source != "tfds":
+        paths["path"] = ""
+    if (data.eval_source or data.source) != "tfds":
+        paths["eval_path"] = ""
+    weights = {f"{name}_weights": "" for name in ("inception", "lpips", "resnet50")}
+    if evaluation.fid_reference != "train":
+        weights["fid_reference"] = ""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, **paths),
+        evaluation=dataclasses.replace(evaluation, **weights),
+    )
+
+
+def _card(config: Config, step: int) -> str:
+    """Returns a card that has what the config says, and says what is missing."""
+    data = config.data
+    if config.has_source:
+        use = f"Upscales photographs {config.factor} times: `sr3 upscale --workdir=hf://USER/NAME`."
+    else:
+        use = f"Makes images of {data.image_size} pixels: `sr3 generate --workdir=hf://USER/NAME`."
+    return f"""---
+library_name: sr3_jax
+pipeline_tag: {"image-to-image" if config.has_source else "unconditional-image-generation"}
+tags: [super-resolution, diffusion, sr3, jax]
+---
+# A network of sr3_jax
+
+{use}
+
+Method {config.method}, {data.low_resolution} to {data.image_size} pixels, step {step} of training
+with batches of {config.train.batch_size}. All options are in config.json.
+
+Not stated: the training data and their licences, figures on held-out images, what the network is
+bad at, and what it must not be used for.
+"""
