@@ -32,11 +32,11 @@ class Folder(sources.LazySource):
     in alphabetical order.
 
     Attributes:
-        root: the folder.
-        classes: names of the classes.
-        others: number of the files of each `other_kind`. Empty if the list of images was read from
-            a file.
-        unread: names of pictures of a format that is not read, sorted.
+      root: the folder.
+      classes: names of the classes.
+      others: number of the files of each `other_kind`. Empty if the list of images was read from
+        a file.
+      unread: names of pictures of a format that is not read, sorted.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Folder(sources.LazySource):
         """Makes a source of what `to_arrays` or `arrays_of` returned; see `folder`.
 
         Raises:
-            KeyError: an array is missing.
-            ValueError: the arrays are damaged, or name files outside `root`.
+          KeyError: an array is missing.
+          ValueError: the arrays are damaged, or name files outside `root`.
         """
         # Bytes, since on Linux a name need not be text.
         self._names, self._ends, self._classes = _checked(arrays)
@@ -101,8 +101,8 @@ def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
     """Returns the arrays of a `Folder` from relative paths in their order.
 
     Returns:
-        `names`, the bytes of all paths; `ends`, the end of each path in them; and `classes`, the
-        bytes of the names of the classes, separated by slashes.
+      `names`, the bytes of all paths; `ends`, the end of each path in them; and `classes`, the
+      bytes of the names of the classes, separated by slashes.
     """
     encoded = [os.fsencode(name) for name in names]
     classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
@@ -119,13 +119,13 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
     content is checked when it is read. Files whose name begins with a dot are left out.
 
     Args:
-        path: a local folder, or a URL (`gs://bucket/images`).
-        skip: folders that are left out; see `storage.find`, which lists the files.
+      path: a local folder, or a URL (`gs://bucket/images`).
+      skip: folders that are left out; see `storage.find`, which lists the files.
 
     Raises:
-        FileNotFoundError: `path` does not exist.
-        NotADirectoryError: `path` is a file.
-        ValueError: there is no image in it.
+      FileNotFoundError: `path` does not exist.
+      NotADirectoryError: `path` is a file.
+      ValueError: there is no image in it.
     """
     root = os.path.expanduser(path)
     if not storage.is_url(root):

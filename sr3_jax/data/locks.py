@@ -43,12 +43,12 @@ def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
     """Holds a folder, which is made where missing, as long as the context lasts.
 
     Args:
-        folder: local or a URL.
-        job: name of the work there, such as `training`, for people to read.
+      folder: local or a URL.
+      job: name of the work there, such as `training`, for people to read.
 
     Raises:
-        HeldError: another job holds it; the message says which, on which host, and since when.
-        OSError: the folder cannot be written.
+      HeldError: another job holds it; the message says which, on which host, and since when.
+      OSError: the folder cannot be written.
     """
     folder = os.path.expanduser(folder)
     path = os.path.join(folder, NAME)

@@ -66,7 +66,7 @@ def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySo
     """Returns the images of folders in the order of the first, by relative path without suffix.
 
     Raises:
-        ValueError: images have no partner, or several.
+      ValueError: images have no partner, or several.
     """
     stems, of_others = _by_stem(first), [_by_stem(other) for other in others]
     missing = []

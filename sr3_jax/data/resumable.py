@@ -45,9 +45,9 @@ class Fingerprint:
     """The values that decide the content of a unit.
 
     Attributes:
-        values: JSON values by name; networks by digests of their weights.
-        older: values that older versions wrote in place of the keys that end in `network`.
-        defaults: values of keys that older versions did not write, by the last part of their names.
+      values: JSON values by name; networks by digests of their weights.
+      older: values that older versions wrote in place of the keys that end in `network`.
+      defaults: values of keys that older versions did not write, by the last part of their names.
     """
 
     values: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Fingerprint:
         """Refuses to mix results of several fingerprints in a folder, which need not exist.
 
         Raises:
-            ValueError: the folder has outputs of another fingerprint, or its own is damaged.
+          ValueError: the folder has outputs of another fingerprint, or its own is damaged.
         """
         if differ := self.differences(read_fingerprint(folder)):
             raise ValueError(
@@ -102,7 +102,7 @@ def read_fingerprint(folder: Path) -> dict[str, Any] | None:
     """Returns the values that `Fingerprint.keep` wrote; None where there are none.
 
     Raises:
-        ValueError: they are damaged.
+      ValueError: they are damaged.
     """
     try:
         return read_json(
@@ -124,8 +124,8 @@ def read_json(path: Path, kind: type[A] | Mapping[str, set[type]], remedy: str) 
     """Reads a file of one JSON object; see `from_json`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged; the message ends with the remedy.
+      FileNotFoundError: there is none.
+      ValueError: it is damaged; the message ends with the remedy.
     """
     try:
         return from_json(kind, json.loads(storage.read(path)))
@@ -137,7 +137,7 @@ def read_rows(path: Path, kind: type[A]) -> tuple[list[A], list[str]]:
     """Reads a file with one JSON object in each line; one that is missing has no rows.
 
     Returns:
-        The rows, and a message for each damaged line.
+      The rows, and a message for each damaged line.
     """
     rows, damaged = [], []
     try:
@@ -163,12 +163,12 @@ def from_json(kind: type[A] | Mapping[str, set[type]], value: Any) -> A:
     """Returns a JSON object, checked, or the dataclass that is made of it.
 
     Args:
-        kind: `dict`; the types of keys that must be there; or a dataclass, to which keys of other
-            versions are not passed.
-        value: the JSON value. Elements of lists and dictionaries in it are not checked.
+      kind: `dict`; the types of keys that must be there; or a dataclass, to which keys of other
+        versions are not passed.
+      value: the JSON value. Elements of lists and dictionaries in it are not checked.
 
     Raises:
-        ValueError: it is no JSON object, or a key is missing or has a value of another type.
+      ValueError: it is no JSON object, or a key is missing or has a value of another type.
     """
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, and there is {value!r:.100}")
@@ -224,12 +224,12 @@ def in_threads(
     the iteration ends early, calls under way are finished, and others are dropped.
 
     Args:
-        function: called with each item.
-        items: taken one by one, at most one more than may wait.
-        ahead: most results that wait to be taken, with those under way.
-        num_bytes: memory that an item takes; all that wait take at most `MOST_BYTES`, or are one.
-        eager: yield finished results before the next item is taken, as a stage that writes should;
-            one that reads ahead should not.
+      function: called with each item.
+      items: taken one by one, at most one more than may wait.
+      ahead: most results that wait to be taken, with those under way.
+      num_bytes: memory that an item takes; all that wait take at most `MOST_BYTES`, or are one.
+      eager: yield finished results before the next item is taken, as a stage that writes should;
+        one that reads ahead should not.
     """
     pool = futures.ThreadPoolExecutor(THREADS)
     waiting: collections.deque[tuple[futures.Future[B], int]] = collections.deque()

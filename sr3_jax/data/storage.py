@@ -35,9 +35,9 @@ class State(NamedTuple):
     """A version of a file.
 
     Attributes:
-        size: size in bytes.
-        version: the time of the last change in nanoseconds; in a bucket the object's checksum or
-            time.
+      size: size in bytes.
+      version: the time of the last change in nanoseconds; in a bucket the object's checksum or
+        time.
     """
 
     size: int
@@ -48,9 +48,9 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
     """Returns the content of a file, or `size` bytes of it from `offset` on (fewer at its end).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: reading failed for another reason.
-        ValueError: the URL needs a package that is not installed.
+      FileNotFoundError: there is no such file.
+      OSError: reading failed for another reason.
+      ValueError: the URL needs a package that is not installed.
     """
     path = os.path.expanduser(path)
     if is_url(path):
@@ -78,13 +78,13 @@ def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[s
     folder that it lies in is left out, with a warning.
 
     Args:
-        root: a local folder or a URL.
-        skip: folders that are left out, by `real_path`.
+      root: a local folder or a URL.
+      skip: folders that are left out, by `real_path`.
 
     Raises:
-        FileNotFoundError: no such folder, or bucket.
-        OSError: a folder cannot be listed.
-        ValueError: see `read`.
+      FileNotFoundError: no such folder, or bucket.
+      OSError: a folder cannot be listed.
+      ValueError: see `read`.
     """
     root = os.path.expanduser(root)
     if is_url(root):
