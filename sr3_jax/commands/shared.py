@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from sr3_jax import config as configs
 from sr3_jax.config import cascades, resolve
+from sr3_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,7 @@ def workdir(values: flags.FlagValues) -> epath.Path:
     if not given:
         require(values, "workdir")
     folder = epath.Path(given).expanduser()
-    if folder.exists() and not folder.is_dir():
+    if storage.exists(folder) and not storage.is_folder(folder):
         raise NotADirectoryError(f"--workdir={folder} is a file; give a folder")
     return folder
 

@@ -25,6 +25,10 @@ UNREAD_SUFFIXES = frozenset(
 )
 
 
+# Sources of files that are taken for folders of images, by a part of their names.
+_SOURCES = {".tar": "tar", ".tfrecord": "tfrecord", ".array_record": "tfds"}
+
+
 class Folder(sources.LazySource):
     """Image files under one folder; each takes its relative path and eight bytes of memory.
 
@@ -128,16 +132,10 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
       ValueError: there is no image in it.
     """
     root = os.path.expanduser(path)
-    if not storage.is_url(root):
-        if not os.path.exists(root):
-            raise FileNotFoundError(
-                f"image folder {root!r} does not exist; give the path of a folder of images"
-            )
-        if not os.path.isdir(root):
-            raise NotADirectoryError(
-                f"image folder {root!r} is a file; give the folder it lies in, "
-                f"{os.path.dirname(root) or '.'}"
-            )
+    if not storage.is_url(root) and not os.path.isdir(root):
+        if os.path.exists(root):
+            raise NotADirectoryError(f"image folder {root!r} is a file; give the folder it lies in")
+        raise FileNotFoundError(f"image folder {root!r} does not exist; give a folder of images")
     by_kind = collections.defaultdict(list)
     for name in storage.find(root, skip):
         by_kind[other_kind(name)].append(name)
@@ -170,7 +168,7 @@ def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
 def faults(place: source_kinds.Place) -> Iterator[str]:
     """Yields what is wrong with a folder of images; see `source_kinds`."""
     key, path = place.key("path"), os.path.expanduser(place.path)
-    yield from not_a_folder(key, place.path)
+    yield from not_a_folder(place, "path")
     if "://" in path or not os.path.isdir(path):
         return
     with os.scandir(path) as entries:
@@ -182,12 +180,14 @@ def faults(place: source_kinds.Place) -> Iterator[str]:
         )
 
 
-def not_a_folder(key: str, path: str) -> Iterator[str]:
-    """Yields a message if the path that a key of the config has is no folder."""
-    expanded = os.path.expanduser(path)
-    if not storage.is_folder(expanded):
-        there = "is a file" if storage.exists(expanded) else "does not exist"
-        yield f"{key} = {path!r} {there}; give the path of a folder of images"
+def not_a_folder(place: source_kinds.Place, name: str) -> Iterator[str]:
+    """Yields a message if `path` or `low_path` of a place is no folder."""
+    path = getattr(place, name)
+    if not storage.is_folder(path):
+        there = "is a file" if storage.exists(path) else "does not exist"
+        kind = next((kind for suffix, kind in _SOURCES.items() if suffix in path.lower()), "")
+        hint = f", or add --{place.key('source')}={kind}" if kind else ""
+        yield f"{place.key(name)} = {path!r} {there}; give the path of a folder of images{hint}"
 
 
 def open_source(place: source_kinds.Place) -> Folder:

@@ -48,11 +48,13 @@ class Fingerprint:
       values: JSON values by name; networks by digests of their weights.
       older: values that older versions wrote in place of the keys that end in `network`.
       defaults: values of keys that older versions did not write, by the last part of their names.
+      names: today's names of values that are kept under older ones, likewise by key.
     """
 
     values: Mapping[str, Any]
     older: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -67,11 +69,11 @@ class Fingerprint:
         if older and before.keys() >= older.keys():
             now = {key: value for key, value in now.items() if not key.endswith("network")} | older
         was = {key: before.get(key, defaults.get(key.rpartition(".")[2])) for key in now} | before
-        return [
-            f"{key} was {was[key]!r} and is {now.get(key)!r}"
-            for key in sorted(was)
-            if was[key] != now.get(key)
-        ]
+        today = {key: (self._today(key, was[key]), self._today(key, now.get(key))) for key in was}
+        return [f"{key} was {a!r} and is {b!r}" for key, (a, b) in sorted(today.items()) if a != b]
+
+    def _today(self, key: str, value: Any) -> Any:
+        return self.names.get(key.rpartition(".")[2], {}).get(str(value), value)
 
     def check(self, folder: Path) -> None:
         """Refuses to mix results of several fingerprints in a folder, which need not exist.
@@ -111,7 +113,7 @@ def read_fingerprint(folder: Path) -> dict[str, Any] | None:
             "It says how the outputs beside it were made. Remove it if you know that they were "
             "made in this way, give another folder, or --overwrite to make all anew",
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -14,6 +14,7 @@ import pathlib
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import IO, NamedTuple, NoReturn
@@ -24,6 +25,8 @@ from absl import logging
 _MOST_NAME_BYTES = 255  # of a file, on all common file systems
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+
+_ANSWER_SECONDS = 20  # that a bucket has for a question
 
 # Errors that the next file would meet as well: no space, read-only, quota, broken disk, no rights.
 _OF_THE_PLACE = frozenset(
@@ -176,6 +179,20 @@ def is_partial(name: str) -> bool:
     return bool(_PARTIAL.fullmatch(name.rpartition("/")[2]))
 
 
+def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
+    """Raises OSError, naming the flag, if a local folder, or one to be made, takes no files."""
+    if is_url(place := absolute(folder)):
+        return
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place))
+    except OSError as error:
+        raise type(error)(
+            f"{flag}={shown(folder)} takes no files: {error.strerror}; give another folder"
+        ) from error
+
+
 def is_of_the_place(error: BaseException) -> bool:
     """Returns whether an error would meet every file there: a full or read-only disk, no rights."""
     return isinstance(error, OSError) and error.errno in _OF_THE_PLACE
@@ -293,15 +310,28 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Returns whether there is a file or a folder at `path`."""
-    filesystem, inner = _filesystem(path)
-    return filesystem.exists(inner)
+    """Returns whether there is a file or a folder at `path`; raises ConnectionError of buckets."""
+    return _answer(path, "exists")
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Returns whether `path` is a folder; in a bucket, whether anything is under it."""
+    return _answer(path, "isdir")
+
+
+def _answer(path: str | os.PathLike[str], question: str) -> bool:
+    """Returns the answer of a file system's method; commands ask before they begin."""
     filesystem, inner = _filesystem(path)
-    return filesystem.isdir(inner)
+    # By default clients of buckets try again for minutes.
+    limit = {"timeout": _ANSWER_SECONDS} if filesystem.async_impl else {}
+    try:
+        return getattr(filesystem, question)(inner, **limit)
+    except Exception as error:  # each client has exceptions of its own, for network and credentials
+        why = str(error) or f"no answer within {_ANSWER_SECONDS} seconds"
+        raise ConnectionError(
+            f"{shown(path)} cannot be reached: {why}; check its name, the network, and your "
+            "credentials (of gs://: gcloud auth application-default login)"
+        ) from error
 
 
 def matches(folder: str | os.PathLike[str], pattern: str) -> list[str]:

@@ -113,7 +113,7 @@ def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.c
                 ".download_and_prepare()"
             )
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(), 1)
+        near = difflib.get_close_matches(name.lower(), tfds.list_builders(), 1)
         hint = f"did you mean {near[0]}?" if near else "tfds.list_builders() lists them"
         raise ValueError(f"TFDS has no data set {name!r}; {hint}") from error
     finally:

@@ -42,7 +42,7 @@ def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
       ValueError: no image is usable, or the folder lies in that of the images.
     """
     prepared.check_place(plan)
-    with locks.hold(plan.output, "prepare_data"):
+    with locks.hold(plan.output, "prepare_data", "--output"):
         missing = prepared.begin(plan)
         done = plan.num_files - len(missing)
         with (
