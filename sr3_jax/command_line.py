@@ -9,6 +9,7 @@ This module imports the standard library alone, so that it handles Ctrl-C during
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -54,6 +55,8 @@ def run(
     _interrupts.take()
     try:
         from absl import app
+
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs
 
         def work(argv: list[str]) -> int | None:
             if len(argv) > 1:
@@ -113,9 +116,10 @@ def say(message: str) -> None:
 
 def ending(error: Exception) -> tuple[int, str]:
     """Returns exit status and message for an exception; logs the traceback as debug."""
-    from absl import flags, logging
+    from absl import flags
+    from absl.logging import debug
 
-    logging.debug("traceback", exc_info=error)
+    debug("traceback", exc_info=error)
     if isinstance(error, flags.Error):
         error = ValueError(str(error))
     status = WRONG_USE if isinstance(error, _WRONG_USE_ERRORS) else FAILED

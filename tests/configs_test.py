@@ -22,11 +22,11 @@ from sr3_jax.config import (
     changed_keys,
     check_same_network,
     fields,
+    locating,
     migration,
     networks,
     read,
     run_file,
-    sampling_recipe,
     save,
     schedules,
     to_json,
@@ -234,9 +234,12 @@ def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     older = run_file.load(tmp_path / "config.json")
     assert older == config and config.sampling.variance == "fixed_small"
+    for name in ("Upper", "Posterior"):  # near the name of today
+        with pytest.raises(ValueError, match=r"fixed_small \(nearest: fixed_(large|small)\)"):
+            changed(config, {"sampling.variance": name})
     assert migration.migrate_flag("--config.model.lanes=8") == "--config.model.packed_channels=8"
     # Outputs of that version have this fingerprint, and are not made anew.
-    assert sampling_recipe(config)["variance"] == "posterior"
+    assert as_recorded(config, "sampling")["variance"] == "posterior"
     check_same_network(older, changed(config, {"train.batch_size": 3}), "config.json")
     with pytest.raises(ValueError, match="num_classes was 0 and is now 10"):
         check_same_network(older, changed(config, {"model.num_classes": 10}), "config.json")
@@ -291,6 +294,8 @@ def test_every_field_refuses_what_is_out_of_its_range(name):
                 read(tree)
             assert repr(value)[:20] in str(error.value)
         assert read({name: {field: default}} if name else {field: default}) == Config()
+        for choice in filter(None, what.choices):
+            assert what.nearest(str(choice).upper()) == choice, key
         assert what.meaning.endswith(".") and (what.range() or kind in (str, bool)), key
 
 
@@ -322,6 +327,14 @@ def test_broken_and_missing_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not the workdir of a training run"):
         run_file.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
+    for given, said in (
+        (tmp_path, rf"is a folder; for .* run give \S+of_run\.py:{tmp_path}, else a file"),
+        (tmp_path / "config.json", rf"is a run's; for .* \S+of_run\.py:{tmp_path}, else a file"),
+        (tmp_path.parent, "is a folder; give a file, or the name"),
+        ("QUICKSTART.py", r"does not exist; did you mean quickstart\? Give a file"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"^--config={given} {said}"):
+            locating.locate(given)
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
         run_file.load(tmp_path / "config.json")
 
@@ -329,8 +342,7 @@ def test_broken_and_missing_configs_are_named(tmp_path):
 def test_fingerprints_of_outputs_are_those_of_the_first_version():
     """As 0.1.0 wrote them for configs/quickstart.py, so that its evaluations go on."""
     config = read(_config("quickstart"))
-    recorded = {key: as_recorded(config, key) for key in ("model", "diffusion")}
-    recorded["sampling"] = sampling_recipe(config)
+    recorded = {key: as_recorded(config, key) for key in ("model", "diffusion", "sampling")}
     assert recorded["model"]["residual_std"] == 0.1 and recorded["model"]["lanes"] == 0
     assert recorded["sampling"]["variance"] == "posterior"
     text = json.dumps(recorded, sort_keys=True)

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from sr3_jax.data import folders, photos, sources
+from sr3_jax.data import folders, photos, source_kinds, sources
 
 
 def _write_image(path: pathlib.Path) -> None:
@@ -106,6 +106,12 @@ def test_file_instead_of_folder_is_named_with_its_folder(tmp_path):
     _write_image(tmp_path / "a.png")
     with pytest.raises(NotADirectoryError, match=r"a\.png.*is a file"):
         folders.folder(tmp_path / "a.png")
+    for name, hint in {"a.png": "", "b.tar": "tar", "c.TFRecord-00": "tfrecord"}.items():
+        (tmp_path / name).touch()
+        kind, place = source_kinds.KINDS["folder"], source_kinds.Place("eval", str(tmp_path / name))
+        said = f", or add --config.data.eval_source={hint}" if hint else ""
+        (fault,) = kind.faults(place)
+        assert fault.endswith(f"{name}' is a file; give the path of a folder of images{said}")
 
 
 def test_folder_without_images_says_what_it_holds(tmp_path):

@@ -97,9 +97,9 @@ def test_what_was_made_is_not_made_again(tmp_path):
         calls.append(index.tolist())
         return _off_by(-1, 5).run(low, index)
 
-    def evaluate(recipe="a", low=LOW):
+    def evaluate(fingerprint="a", low=LOW):
         del calls[:]
-        method = outputs.kept(evaluator.Method(run, 2), "m", folder, recipe)
+        method = outputs.kept(evaluator.Method(run, 2), "m", folder, fingerprint)
         made = [method.run(low[i : i + 3], np.arange(i, min(i + 3, 7))) for i in (0, 3, 6)]
         images = np.concatenate([images for images, _ in made], axis=1)
         np.testing.assert_array_equal(images, _off_by(-1, 5).run(LOW, np.arange(7))[0])
@@ -116,7 +116,7 @@ def test_what_was_made_is_not_made_again(tmp_path):
     assert evaluate() == [[6]]
     Image.fromarray(HIGH[0]).save(tmp_path / "m" / "000000.png")
     assert evaluate() == [[0, 1, 2]]
-    assert evaluate(recipe="b") == [[0, 1, 2], [3, 4, 5], [6]]
+    assert evaluate(fingerprint="b") == [[0, 1, 2], [3, 4, 5], [6]]
     changed = LOW.copy()
     changed[6] += 1
     assert evaluate("b", changed) == [[6]]

@@ -270,7 +270,7 @@ def test_pictures_that_do_not_fit_are_named(run, tmp_path, images, capsys):
         ("--which=newest", "--which=newest is unknown"),
         ("--which=5", "no checkpoint 5 in"),
         ("--output=", "--output=FOLDER are needed"),
-        (f"--output={__file__}", "export_test.py is a file; give a folder"),
+        (f"--output={__file__}", "export_test.py takes no files: Not a directory; give"),
     ],
 )
 def test_wrong_use_is_one_line(workdir, tmp_path, wrong, said):

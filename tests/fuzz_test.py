@@ -305,45 +305,45 @@ def test_configs_and_tuned_sampling(tmp_path):
 
 def test_trials(tmp_path):
     path = tmp_path / "trials.jsonl"
-    recipe = resumable.Fingerprint({"metric": "energy"})
-    trials = schedule_search.Trials(path, recipe)
+    fingerprint = resumable.Fingerprint({"metric": "energy"})
+    trials = schedule_search.Trials(path, fingerprint)
     for calls in (2, 3):
         trials.add(schedule_search.Trial(calls, {"eta": 0.5}, "done", "", {"energy": 1.0}, 2.0))
     whole = path.read_bytes()
 
     def read(data):
         path.write_bytes(data)
-        for row in schedule_search.Trials(path, recipe).rows:
+        for row in schedule_search.Trials(path, fingerprint).rows:
             assert isinstance(row.calls, int) and isinstance(row.sampling, dict)
 
     fuzz(functools.partial(mutated, whole), read, ValueError)
 
 
-def test_manifests_and_recipes(tmp_path):
-    """Damaged rows are left out; a damaged recipe is an error that names it."""
-    recipe = resumable.Fingerprint({"checkpoint": 3, "seed": 0, "sampler": "ddim"})
-    recipe.keep(tmp_path)
+def test_manifests_and_fingerprints(tmp_path):
+    """Damaged rows are left out; a damaged fingerprint is an error that names it."""
+    fingerprint = resumable.Fingerprint({"checkpoint": 3, "seed": 0, "sampler": "ddim"})
+    fingerprint.keep(tmp_path)
     rows = "".join(
         json.dumps({"input": f"{i}.png", "output": f"{i}.png", "status": "written"}) + "\n"
         for i in range(4)
     )
-    (of_recipe,) = (path for path in tmp_path.rglob("*.json"))
-    whole = of_recipe.read_bytes()
+    (of_fingerprint,) = (path for path in tmp_path.rglob("*.json"))
+    whole = of_fingerprint.read_bytes()
 
     def read_rows(data):
         (tmp_path / manifest.NAME).write_bytes(data)
         for row in manifest.read(tmp_path):
             assert isinstance(row.input, str) and isinstance(row.status, str)
 
-    def read_recipe(data):
-        of_recipe.write_bytes(data)
+    def read_fingerprint(data):
+        of_fingerprint.write_bytes(data)
         try:
             before = resumable.read_fingerprint(tmp_path)
-            assert all(isinstance(found, str) for found in recipe.differences(before))
+            assert all(isinstance(found, str) for found in fingerprint.differences(before))
         except ValueError as error:
-            assert str(of_recipe) in str(error)
+            assert str(of_fingerprint) in str(error)
             raise
 
     for seed in range(MUTATIONS):
         read_rows(mutated(rows.encode(), random.Random(seed)))
-    fuzz(functools.partial(mutated, whole), read_recipe, ValueError)
+    fuzz(functools.partial(mutated, whole), read_fingerprint, ValueError)

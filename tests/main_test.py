@@ -73,6 +73,7 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         (["--mode=generate", "--num_images=3", TRAIN[0]], "no section stage_1"),
         (["stray", "--workdir=/nonexistent"], "unexpected argument 'stray'"),
         ([*TRAIN[:1], "--workdir=README.md"], "--workdir=README.md is a file; give a folder"),
+        ([*TRAIN[:1], "--workdir=/proc/foo"], "--workdir=/proc/foo takes no files: No such file"),
         ([*TRAIN, "--factor=2"], "--factor is of --mode=upscale; --mode=train has no use for it"),
         ([*UPSCALE, "--workers=2"], "--workers is of --engine=ray"),
         ([*UPSCALE, "--sampling=eta=1,eta=0"], "--sampling has 'eta' twice"),
@@ -140,3 +141,7 @@ def test_train_evaluate_and_upscale(tmp_path):
     assert Image.open(tmp_path / "out" / "good.png").size == (36, 24)
     (photos / "bad.png").write_text("text")
     assert "failed: bad.png: not a JPEG" in again(1, *upscale, "--steps=2", "--overwrite")
+    # Of a single input that is known before anything is loaded.
+    said = again(2, "--mode=upscale", f"--input={photos}/bad.png", f"--output={tmp_path / 'none'}")
+    assert said.startswith(f"error: --input={photos}/bad.png: not a JPEG")
+    assert not (tmp_path / "none").exists()

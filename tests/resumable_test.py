@@ -50,6 +50,16 @@ def test_fingerprints_of_older_versions_are_understood(tmp_path):
     assert not dataclasses.replace(now, older={"workdir": "here", "checkpoint": 4}).fits(tmp_path)
 
 
+def test_values_that_are_kept_under_older_names_are_told_by_todays():
+    names = {"variance": {"upper": "large", "lower": "small"}}
+    now = Fingerprint({"stage_1.variance": "upper", "format": "upper"}, names=names)
+    assert now.differences({"stage_1.variance": "lower", "format": "lower"}) == [
+        "format was 'lower' and is 'upper'",
+        "stage_1.variance was 'small' and is 'large'",
+    ]
+    assert not now.differences({"stage_1.variance": "large", "format": "upper"})
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"a": ', b"[" * 10**5])
 def test_a_damaged_fingerprint_names_file_and_remedy(tmp_path, content):
     storage.write_whole(tmp_path / resumable.MARK, content)

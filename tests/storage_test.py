@@ -4,7 +4,9 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import socket
 
+import fsspec
 import pytest
 
 from sr3_jax.data import locks, storage
@@ -99,6 +101,30 @@ def test_versions_of_a_file(tmp_path):
     assert not storage.is_same_file(path, tmp_path / "missing")
     assert storage.is_within(tmp_path / "x" / ".." / "y", tmp_path)
     assert not storage.is_within(f"{tmp_path}x", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["/proc/foo", "/proc/self/task", "file", "file/a/b"])
+def test_a_folder_that_takes_no_files_is_named_with_its_flag(tmp_path, place):
+    (tmp_path / "file").touch()
+    for name in ("there", "there/a/b"):
+        storage.check_writable(tmp_path / name, "--output")
+    said = f"^--output={tmp_path / place} takes no files: .*; give another folder$"
+    with pytest.raises(OSError, match=said), locks.hold(tmp_path / place, "a", "--output"):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_bucket_that_gives_no_answer_is_named_within_a_time(monkeypatch):
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setattr(storage, "_ANSWER_SECONDS", 1)
+        for ask in (storage.exists, storage.is_folder):
+            said = "^gs://images/a cannot be reached: no answer within 1 seconds; .* credentials"
+            with pytest.raises(ConnectionError, match=said):
+                ask("gs://images/a")
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
 
 
 def _hold(folder, ready):

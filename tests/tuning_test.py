@@ -42,8 +42,8 @@ def rows(config, workdir):
 
 
 def test_every_trial_is_in_the_table_and_the_best_is_used(rows, config, workdir):
-    recipe, *trials = (json.loads(row) for row in rows)
-    assert recipe["checkpoint"] == 3 and recipe["metric"] == "energy"
+    fingerprint, *trials = (json.loads(row) for row in rows)
+    assert fingerprint["checkpoint"] == 3 and fingerprint["metric"] == "energy"
     assert [trial["calls"] for trial in trials] == [2] * 8 + [3] * 8 + [6]
     done = [trial for trial in trials if trial["status"] == "done"]
     assert all(np.isfinite(list(trial["metrics"].values())).all() for trial in done)

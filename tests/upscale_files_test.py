@@ -212,7 +212,7 @@ def test_what_a_killed_job_made_is_known_and_what_it_was_to_replace_too(
         upscaling.upscale(workdir, pictures / "0.png", output, other, overwrite=True)
     (output / f".{'0' * 16}.partial").write_bytes(b"half")
     assert _contents(output)["0.png"] != before["0.png"]
-    # 1.png and 2.png are of the other seed, so that they are not outputs of this recipe.
+    # 1.png and 2.png are of the other seed, so that they are not outputs of this fingerprint.
     with pytest.raises(ValueError, match="2 files"):
         upscaling.upscale(workdir, pictures, output, other)
     assert {row.input: row.status for row in manifest.read(output)} == {"0.png": "found"}
@@ -235,12 +235,12 @@ def test_a_moved_workdir_is_the_same_network_and_one_trained_anew_is_not(
         k: v for k, v in before.items() if k.endswith("png")
     }
     # Folders of older versions have path and step instead.
-    recipe = json.loads((output / resumable.MARK).read_text())
-    older = {**recipe, "workdir": str(workdir), "checkpoint": 3}
+    fingerprint = json.loads((output / resumable.MARK).read_text())
+    older = {**fingerprint, "workdir": str(workdir), "checkpoint": 3}
     del older["network"]
     (output / resumable.MARK).write_text(json.dumps(older))
     assert upscaling.upscale(workdir, pictures, output, OPTIONS) == 0
-    assert json.loads((output / resumable.MARK).read_text()) == recipe
+    assert json.loads((output / resumable.MARK).read_text()) == fingerprint
     (moved / "checkpoints").rmtree()
     small_run.write_workdir(moved, noise=0.1)
     with pytest.raises(ValueError, match="network was '.*' and is '.*--overwrite"):
@@ -348,7 +348,7 @@ def test_a_full_or_read_only_disk_ends_the_job_and_a_rerun_goes_on(
     assert len(list(output.glob("*.png"))) == 3
 
 
-def test_a_damaged_recipe_and_damaged_rows_are_told(workdir, pictures, tmp_path):
+def test_a_damaged_fingerprint_and_damaged_rows_are_told(workdir, pictures, tmp_path):
     output = epath.Path(tmp_path / "out")
     upscaling.upscale(workdir, pictures, output, OPTIONS)
     whole = (output / "manifest.jsonl").read_bytes()

@@ -92,7 +92,7 @@ def test_a_rerun_does_what_is_missing_and_gives_the_same_pictures(workdir, pictu
         assert np.abs(a - b).max() <= 1
 
 
-def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
+def test_a_folder_does_not_mix_fingerprints(workdir, pictures, tmp_path):
     folder = epath.Path(tmp_path / "out")
     (pictures / "bad.png").unlink()
     assert upscaling.upscale(workdir, pictures, folder, OPTIONS) == 0
@@ -102,6 +102,9 @@ def test_a_folder_does_not_mix_recipes(workdir, pictures, tmp_path):
         upscaling.upscale(workdir, pictures, folder, other)
     with pytest.raises(ValueError, match="sampler was 'ancestral' and is 'ddim'"):
         upscaling.upscale(workdir, pictures, folder, OPTIONS, sampling={"sampler": "ddim"})
+    with pytest.raises(ValueError, match="way: variance was 'fixed_small' and is 'fixed_large'"):
+        other_variance = {"variance": "fixed_large"}
+        upscaling.upscale(workdir, pictures, folder, OPTIONS, sampling=other_variance)
     assert outputs(folder) == before
     assert upscaling.upscale(workdir, pictures, folder, other, overwrite=True) == 0
     after = outputs(folder)
@@ -118,8 +121,8 @@ def test_what_was_tuned_is_used_and_said(workdir, pictures, tmp_path):
     (workdir / "inference.json").write_text(json.dumps({"sampling": tuned}))
     try:
         upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "out"), UpscaleOptions())
-        recipe = json.loads((tmp_path / "out" / ".manifest" / "recipe.json").read_text())
-        assert {key: recipe[key] for key in tuned} == tuned and recipe["network"]
+        fingerprint = json.loads((tmp_path / "out" / ".manifest" / "recipe.json").read_text())
+        assert {key: fingerprint[key] for key in tuned} == tuned and fingerprint["network"]
         (workdir / "inference.json").write_text("{}")
         with pytest.raises(ValueError, match=r"inference\.json is not a file of"):
             upscaling.upscale(workdir, pictures, epath.Path(tmp_path / "o"), UpscaleOptions())
@@ -156,7 +159,7 @@ def test_two_inputs_with_one_output_are_refused(workdir, pictures, tmp_path):
         names = [sources.FileRef(n, n) for n in ("a.png", "a.png.uncertainty.png")]
         several = UpscaleOptions(num_samples=2)
         upscaling._check_outputs(tuple(names), pictures, epath.Path(tmp_path / "out"), several)
-    with pytest.raises(NotADirectoryError, match=r"0\.png is a file"):
+    with pytest.raises(NotADirectoryError, match=r"--output=\S+0\.png takes no files"):
         upscaling.upscale(workdir, pictures, pictures / "0.png")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         upscaling.upscale(workdir, epath.Path(tmp_path / "nowhere"), epath.Path(tmp_path / "out"))

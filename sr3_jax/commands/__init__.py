@@ -3,7 +3,9 @@
 The module of a command has a docstring, which is the head of its help, and two functions:
 
     define_flags(flags)      defines its flags, beside those of every command (`shared`)
-    prepare(flags) -> Job    checks them and reads the config, before anything slow is imported
+    prepare(flags) -> Job    checks them and reads the config, before devices are looked for
+
+With `CONFIG_OF_RUN = True`, options without --config change the config of the run in --workdir.
 """
 
 from __future__ import annotations

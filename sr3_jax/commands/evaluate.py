@@ -9,6 +9,8 @@ from absl import flags
 
 from sr3_jax.commands import shared
 
+CONFIG_OF_RUN = True
+
 define_flags = shared.define_run
 
 

@@ -12,6 +12,7 @@ from etils import epath
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
 from sr3_jax.config import cascades
+from sr3_jax.data import storage
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -53,7 +54,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
                     "--config.stage_1.sampling.KEY=VALUE"
                 )
         for number, stage in enumerate(cascade.stages, 1):
-            if not (run := epath.Path(stage.workdir).expanduser() / "config.json").exists():
+            if not storage.exists(run := epath.Path(stage.workdir) / "config.json"):
                 raise FileNotFoundError(
                     f"network of {stage.workdir}: {run} does not exist; train it, or give "
                     f"--config.stage_{number}.workdir"

@@ -31,7 +31,7 @@ def parse(argv: list[str]) -> list[str]:
         command_line.show(_help(first))
     _define_mode(flags.FLAGS)
     _define(first.mode, flags.FLAGS)
-    if first.mode in ("evaluate", "tune_schedule"):
+    if getattr(commands.module(first.mode), "CONFIG_OF_RUN", False):
         argv = _with_config_of_run(argv)
     try:
         return command_line.parse_flags(argv)

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from sr3_jax import config as configs
 from sr3_jax import released
 from sr3_jax.config import cascades, resolve
+from sr3_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ def network_folder(given: str) -> epath.Path:
       OSError, ValueError, ImportError: as `released.locate`.
     """
     folder = released.locate(given)
-    if folder.exists() and not folder.is_dir():
+    if storage.exists(folder) and not storage.is_folder(folder):
         raise NotADirectoryError(f"--workdir={folder} is a file; give a folder")
     return folder
 

@@ -9,6 +9,8 @@ from absl import flags
 
 from sr3_jax.commands import shared
 
+CONFIG_OF_RUN = True
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the search."""

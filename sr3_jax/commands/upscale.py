@@ -5,8 +5,6 @@ sr3 upscale --input=FILE_OR_FOLDER --output=FOLDER [--workdir=DIR]
 
 from __future__ import annotations
 
-import math
-
 from absl import flags
 from etils import epath
 
@@ -14,6 +12,7 @@ from sr3_jax import command_line, released
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
 from sr3_jax.data import image_files, storage
+from sr3_jax.inference.inputs import UpscaleOptions
 
 _FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 
@@ -63,30 +62,25 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     quality = values.quality
     if quality and quality.isascii() and quality.isdigit():
         quality = int(quality)
-    image_files.check_format(format_, quality)
+    options = UpscaleOptions(
+        values.steps, values.seed, values.factor, values.samples, values.animate, format_, quality
+    )
     configs.with_sampling(configs.load(workdir / "config.json"), sampling)
-    if values.factor is not None and not 0 < values.factor < math.inf:
-        raise ValueError(f"--factor={values.factor}; it must be above 0")
     if storage.exists(values.output) and not storage.is_folder(values.output):
         raise NotADirectoryError(f"--output={values.output} is a file; give a folder")
     if not storage.exists(values.input):
         raise FileNotFoundError(
             f"--input={storage.shown(values.input)} does not exist; give an image or a folder"
         )
+    if not storage.is_folder(values.input):
+        try:
+            image_files.open_file(storage.read(values.input))
+        except image_files.BadImageError as error:
+            raise ValueError(f"--input={storage.shown(values.input)}: {error}") from error
 
     def run() -> int | None:
         from sr3_jax import jobs
-        from sr3_jax.inference.inputs import UpscaleOptions
 
-        options = UpscaleOptions(
-            values.steps,
-            values.seed,
-            values.factor,
-            values.samples,
-            values.animate,
-            format_,
-            quality,
-        )
         engine_options = {"address": values.ray_address, "num_workers": values.workers}
         num_failed = jobs.upscale(
             workdir,

@@ -14,7 +14,6 @@ from sr3_jax.config.reading import (
     changed,
     in_words,
     read,
-    sampling_recipe,
     to_json,
     with_sampling,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "in_words",
     "load",
     "read",
-    "sampling_recipe",
     "save",
     "to_json",
     "with_sampling",

@@ -11,11 +11,10 @@ The command line names variants as `--config=FILE:VARIANT`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 from ml_collections import config_dict
 
-from sr3_jax.config import cascades, locating
+from sr3_jax.config import cascades, fields, locating
 from sr3_jax.config.sections import Config
 
 
@@ -60,8 +59,8 @@ def variant(
             config.train.blur_probability = 0.5
         elif name != "sr3":
             known = ("regression", "srcnn", "table_2", "table_3", "cascade")
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}? Use" if near else "use"
+            near = fields.nearest_name(name, known)
+            hint = f"did you mean {near}? Use" if near else "use"
             raise ValueError(
                 f"the config has no variant {name!r}; {hint} --config=FILE:NAME with NAME one of "
                 f"{', '.join(known)}, or several with commas"

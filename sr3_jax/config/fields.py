@@ -8,10 +8,11 @@ import difflib
 import itertools
 import math
 import numbers
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from sr3_jax.config import migration
 
 MAX_STEPS = 100_000  # of a noise schedule
 Scalar = bool | int | float | str
@@ -59,8 +60,10 @@ class Declared:
     def nearest(self, value: Scalar) -> Scalar | None:
         """Returns the allowed value nearest to one that is not allowed; None if none is near."""
         if self.choices:
-            close = difflib.get_close_matches(str(value), [str(c) for c in self.choices], 1, 0.5)
-            return next((c for c in self.choices if [str(c)] == close), None)
+            names = {str(choice): choice for choice in self.choices}
+            for older in migration.VALUES.values():
+                names |= {old: new for old, new in older.items() if new in self.choices}
+            return names.get(nearest_name(str(value), names, 0.5))
         if isinstance(value, str) or value != value:  # NaN
             return None
         if self.at_least is not None and value < self.at_least:
@@ -82,6 +85,13 @@ class Declared:
             or (self.at_most is not None and value > self.at_most)
             or (self.below is not None and value >= self.below)
         )
+
+
+def nearest_name(given: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the name most like the one given, whatever its case; None if none is near."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(given.lower(), by_lower, 1, cutoff)
+    return by_lower[near[0]] if near else None
 
 
 def option(default: Value, meaning: str, **declared: Any) -> Any:
@@ -118,8 +128,8 @@ def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, li
     """
     fields, faults, good = declared(section), [], {}
     for name in (name for name in values if name not in fields):
-        near = difflib.get_close_matches(name, fields, 1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(fields)}"
+        near = nearest_name(name, fields)
+        hint = f"did you mean {near}?" if near else f"use one of {', '.join(fields)}"
         faults.append(f"{prefix}{name} is no key of the config; {hint}")
     for name, (kind, _, what) in fields.items():
         if name in values:
@@ -178,6 +188,4 @@ def _scalar(kind: Any, given: Any) -> Any:
     return int(given) if isinstance(given, numbers.Integral) else None
 
 
-_NAMES: Mapping[Any, str] = types.MappingProxyType(
-    {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-)
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import collections
-import difflib
 import re
 import typing
 from collections.abc import Iterable
@@ -39,8 +38,8 @@ def check(arguments: Iterable[str]) -> None:
             continue
         section, _, name = flag[1].rpartition(".")
         if section and section not in SECTIONS:
-            near = difflib.get_close_matches(section, SECTIONS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SECTIONS)}"
+            near = fields.nearest_name(section, SECTIONS)
+            hint = f"did you mean {near}?" if near else f"use one of {', '.join(SECTIONS)}"
             faults.append(f"config.{section} is no section of the config; {hint}")
             can_be_parsed = False
             continue

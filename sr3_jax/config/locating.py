@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import pathlib
 import types
+
+from sr3_jax.config import fields
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # The repository's configs, which users edit; and those of an installed package.
@@ -23,7 +24,8 @@ def locate(given: str | os.PathLike[str]) -> pathlib.Path:
       FileNotFoundError: there is no such file; lists the configs of the package.
     """
     path = pathlib.Path(given).expanduser()
-    if path.is_file():
+    is_of_run = path.name == "config.json"
+    if path.is_file() and not is_of_run:
         return path
     name = path.name.removesuffix(".py")
     is_name = path.parent in (pathlib.Path(), pathlib.Path("configs"))
@@ -31,11 +33,17 @@ def locate(given: str | os.PathLike[str]) -> pathlib.Path:
     for folder in folders:
         if (found := folder / f"{name}.py").is_file():
             return found
-    near = difflib.get_close_matches(name, names(), 1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    run = path.parent if is_of_run else path
+    if (run / "config.json").is_file():
+        of_run = pathlib.Path(__file__).with_name("of_run.py")
+        hint = f"for the config of that run give {of_run}:{run}, else"
+    else:
+        near = fields.nearest_name(name, names())
+        hint = f"did you mean {near}? Give" if near else "give"
+    fault = "is a folder" if path.is_dir() else "is a run's" if path.exists() else "does not exist"
     raise FileNotFoundError(
-        f"--config={os.fspath(given)} does not exist; {hint}Give a file, or the name of one that "
-        f"comes with sr3_jax: {', '.join(names())}"
+        f"--config={os.fspath(given)} {fault}; {hint} a file, or the name of one that comes with "
+        f"sr3_jax: {', '.join(names())}"
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 # The keys of older versions, and what they are now.
 KEYS = {"model.residual_std": "model.sigma_data", "model.lanes": "model.packed_channels"}
-# Likewise the values of keys.
-VALUES = {"sampling.variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
+# Likewise the values of keys, whatever their section.
+VALUES = {"variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
 # Keys that came later, with the value that means what was done before.
 LATER = {"model.prediction": "eps"}
 
@@ -23,11 +23,10 @@ def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
         section, _, key = old.partition(".")
         if isinstance(migrated.get(section), dict) and key in migrated[section]:
             migrated[section][new.partition(".")[2]] = migrated[section].pop(key)
-    for name, renamed in VALUES.items():
-        section, _, key = name.partition(".")
-        found = migrated.get(section)
-        if isinstance(found, dict) and isinstance(found.get(key), str):
-            found[key] = renamed.get(found[key], found[key])
+    for section in filter(lambda value: isinstance(value, dict), migrated.values()):
+        for key, names in VALUES.items():
+            if isinstance(section.get(key), str):
+                section[key] = names.get(section[key], section[key])
     return migrated
 
 
@@ -39,7 +38,7 @@ def migrate_flag(argument: str) -> str:
 
 
 def as_recorded(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a section's values as the first version wrote them.
+    """Returns the values of a section that affect results, as the first version wrote them.
 
     The fingerprints of outputs keep these, so that outputs of older versions are not made anew.
     """
@@ -47,11 +46,9 @@ def as_recorded(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     recorded = {
         first_names.get(f"{section}.{key}", key).rpartition(".")[2]: value
         for key, value in values.items()
-        if LATER.get(f"{section}.{key}") != value
+        if LATER.get(f"{section}.{key}") != value and key != "batch_size"
     }
-    for name, renamed in VALUES.items():
-        of, _, key = name.partition(".")
-        if of == section and key in recorded:
-            before = {new: old for old, new in renamed.items()}
-            recorded[key] = before.get(recorded[key], recorded[key])
+    for key in VALUES.keys() & recorded.keys():
+        before = {new: old for old, new in VALUES[key].items()}
+        recorded[key] = before.get(recorded[key], recorded[key])
     return recorded

@@ -95,13 +95,6 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
     return read(whole)
 
 
-def sampling_recipe(config: Config) -> dict[str, Any]:
-    """Returns the keys of `config.sampling` that affect results, as plain values."""
-    recorded = as_recorded(config, "sampling")
-    recorded.pop("batch_size")
-    return recorded
-
-
 def as_recorded(config: Config, section: str) -> dict[str, Any]:
     """Returns a section as fingerprints of outputs record it; see `migration.as_recorded`."""
     return migration.as_recorded(section, plain(config)[section])

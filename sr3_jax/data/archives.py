@@ -62,8 +62,8 @@ class Archive(folders.Folder):
         """Makes a source of what `to_arrays` returned; see `archive`.
 
         Raises:
-            KeyError: an array is missing.
-            ValueError: the arrays are damaged.
+          KeyError: an array is missing.
+          ValueError: the arrays are damaged.
         """
         super().__init__(os.fspath(path), arrays)
         self._offset, self._size = index_file.check_places(arrays, len(self))
@@ -112,12 +112,12 @@ def archive(
     minute or two; a tar of small files in a bucket is read whole.
 
     Args:
-        path: an uncompressed tar file, local or a URL.
-        progress: called with numbers of bytes that were walked over.
+      path: an uncompressed tar file, local or a URL.
+      progress: called with numbers of bytes that were walked over.
 
     Raises:
-        ValueError: it is no tar file, compressed, cut off or damaged (the message has the byte), or
-            has two images of one name, links instead of images, or no image at all.
+      ValueError: it is no tar file, compressed, cut off or damaged (the message has the byte), or
+        has two images of one name, links instead of images, or no image at all.
     """
     path = os.fspath(path)
     outer = _listing(path, 0, storage.size(path), progress=progress)

@@ -48,13 +48,13 @@ class DegradeOptions:
     """Sizes and methods of the pairs; see `config.data`, which checks them.
 
     Attributes:
-        image_size: side of the square high-resolution image, in pixels.
-        low_resolution: side of the low-resolution image, a divisor of `image_size`. 0: no pixels.
-        crop: "central" for the largest central square, "random" for a square of random side
-            (log-uniform) and place.
-        crop_scale: (smallest, largest) side of a random crop as a share of the image's shorter
-            side. The side is never below `image_size`, so that nothing is enlarged.
-        downsampling: method that makes the low resolution.
+      image_size: side of the square high-resolution image, in pixels.
+      low_resolution: side of the low-resolution image, a divisor of `image_size`. 0: no pixels.
+      crop: "central" for the largest central square, "random" for a square of random side
+        (log-uniform) and place.
+      crop_scale: (smallest, largest) side of a random crop as a share of the image's shorter
+        side. The side is never below `image_size`, so that nothing is enlarged.
+      downsampling: method that makes the low resolution.
     """
 
     image_size: int
@@ -84,10 +84,10 @@ def random_box(
     """Returns a square of random side and place, as (left, top, right, bottom).
 
     Args:
-        height: height of the image, at least `options.image_size` pixels.
-        width: width of the image, likewise.
-        options: `crop_scale` and `image_size` bound the side.
-        uniforms: three numbers in [0, 1) for the side (log-uniform), left and top.
+      height: height of the image, at least `options.image_size` pixels.
+      width: width of the image, likewise.
+      options: `crop_scale` and `image_size` bound the side.
+      uniforms: three numbers in [0, 1) for the side (log-uniform), left and top.
     """
     shorter = min(height, width)
     smallest, largest = (round(scale * shorter) for scale in options.crop_scale)
@@ -139,11 +139,11 @@ def bicubic_weights(
     They are Keys' kernel (a = -0.5) around the centre of each output pixel.
 
     Args:
-        size: number of input pixels.
-        new_size: number of output pixels.
-        step: width of an output pixel in input pixels; None for `size / new_size`. Above 1 the
-            kernel is wider by it.
-        is_mirrored: the image is mirrored at its borders; else the kernel is cut off there.
+      size: number of input pixels.
+      new_size: number of output pixels.
+      step: width of an output pixel in input pixels; None for `size / new_size`. Above 1 the
+        kernel is wider by it.
+      is_mirrored: the image is mirrored at its borders; else the kernel is cut off there.
     """
     step = size / new_size if step is None else step
     scale = max(step, 1.0)
@@ -203,14 +203,14 @@ def cut(
     """Cuts out the square that `make_pairs` makes a pair of.
 
     Args:
-        image: the picture.
-        low_resolution: the same picture, smaller by the factor of `options`; None to make it. The
-            crop lies on whole pixels of both.
-        options: sizes.
-        uniforms: see `random_box`; None for the largest central square.
+      image: the picture.
+      low_resolution: the same picture, smaller by the factor of `options`; None to make it. The
+        crop lies on whole pixels of both.
+      options: sizes.
+      uniforms: see `random_box`; None for the largest central square.
 
     Raises:
-        BadImageError: the image is too small, or `low_resolution` has another size.
+      BadImageError: the image is too small, or `low_resolution` has another size.
     """
     height, width = image.shape[:2]
     factor, least = 1, options

@@ -28,9 +28,9 @@ def convert(
     8 bits become 16 exactly, times 257. 16 bits are rounded to the nearest value.
 
     Args:
-        pixels: uint8 or uint16.
-        dtype: uint8 or uint16.
-        white_level: value of 16-bit pixels that means white; brighter ones are clipped. 0: 65535.
+      pixels: uint8 or uint16.
+      dtype: uint8 or uint16.
+      white_level: value of 16-bit pixels that means white; brighter ones are clipped. 0: 65535.
     """
     if pixels.dtype == np.uint8:
         return pixels if dtype == np.uint8 else pixels.astype(np.uint16) * np.uint16(257)

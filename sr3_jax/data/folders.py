@@ -25,6 +25,10 @@ UNREAD_SUFFIXES = frozenset(
 )
 
 
+# Sources of files that are taken for folders of images, by a part of their names.
+_SOURCES = {".tar": "tar", ".tfrecord": "tfrecord", ".array_record": "tfds"}
+
+
 class Folder(sources.LazySource):
     """Image files under one folder; each takes its relative path and eight bytes of memory.
 
@@ -32,11 +36,11 @@ class Folder(sources.LazySource):
     in alphabetical order.
 
     Attributes:
-        root: the folder.
-        classes: names of the classes.
-        others: number of the files of each `other_kind`. Empty if the list of images was read from
-            a file.
-        unread: names of pictures of a format that is not read, sorted.
+      root: the folder.
+      classes: names of the classes.
+      others: number of the files of each `other_kind`. Empty if the list of images was read from
+        a file.
+      unread: names of pictures of a format that is not read, sorted.
     """
 
     def __init__(
@@ -49,8 +53,8 @@ class Folder(sources.LazySource):
         """Makes a source of what `to_arrays` or `arrays_of` returned; see `folder`.
 
         Raises:
-            KeyError: an array is missing.
-            ValueError: the arrays are damaged, or name files outside `root`.
+          KeyError: an array is missing.
+          ValueError: the arrays are damaged, or name files outside `root`.
         """
         # Bytes, since on Linux a name need not be text.
         self._names, self._ends, self._classes = _checked(arrays)
@@ -101,8 +105,8 @@ def arrays_of(names: Sequence[str | bytes]) -> dict[str, np.ndarray]:
     """Returns the arrays of a `Folder` from relative paths in their order.
 
     Returns:
-        `names`, the bytes of all paths; `ends`, the end of each path in them; and `classes`, the
-        bytes of the names of the classes, separated by slashes.
+      `names`, the bytes of all paths; `ends`, the end of each path in them; and `classes`, the
+      bytes of the names of the classes, separated by slashes.
     """
     encoded = [os.fsencode(name) for name in names]
     classes = {name.partition(b"/")[0] if b"/" in name else b"" for name in encoded}
@@ -119,25 +123,19 @@ def folder(path: str | os.PathLike[str], skip: Collection[str] = ()) -> Folder:
     content is checked when it is read. Files whose name begins with a dot are left out.
 
     Args:
-        path: a local folder, or a URL (`gs://bucket/images`).
-        skip: folders that are left out; see `storage.find`, which lists the files.
+      path: a local folder, or a URL (`gs://bucket/images`).
+      skip: folders that are left out; see `storage.find`, which lists the files.
 
     Raises:
-        FileNotFoundError: `path` does not exist.
-        NotADirectoryError: `path` is a file.
-        ValueError: there is no image in it.
+      FileNotFoundError: `path` does not exist.
+      NotADirectoryError: `path` is a file.
+      ValueError: there is no image in it.
     """
     root = os.path.expanduser(path)
-    if not storage.is_url(root):
-        if not os.path.exists(root):
-            raise FileNotFoundError(
-                f"image folder {root!r} does not exist; give the path of a folder of images"
-            )
-        if not os.path.isdir(root):
-            raise NotADirectoryError(
-                f"image folder {root!r} is a file; give the folder it lies in, "
-                f"{os.path.dirname(root) or '.'}"
-            )
+    if not storage.is_url(root) and not os.path.isdir(root):
+        if os.path.exists(root):
+            raise NotADirectoryError(f"image folder {root!r} is a file; give the folder it lies in")
+        raise FileNotFoundError(f"image folder {root!r} does not exist; give a folder of images")
     by_kind = collections.defaultdict(list)
     for name in storage.find(root, skip):
         by_kind[other_kind(name)].append(name)
@@ -170,7 +168,7 @@ def no_image_message(place: str, other_files: collections.Counter[str]) -> str:
 def faults(place: source_kinds.Place) -> Iterator[str]:
     """Yields what is wrong with a folder of images; see `source_kinds`."""
     key, path = place.key("path"), os.path.expanduser(place.path)
-    yield from not_a_folder(key, place.path)
+    yield from not_a_folder(place, "path")
     if "://" in path or not os.path.isdir(path):
         return
     with os.scandir(path) as entries:
@@ -182,12 +180,14 @@ def faults(place: source_kinds.Place) -> Iterator[str]:
         )
 
 
-def not_a_folder(key: str, path: str) -> Iterator[str]:
-    """Yields a message if the path that a key of the config has is no folder."""
-    expanded = os.path.expanduser(path)
-    if not storage.is_folder(expanded):
-        there = "is a file" if storage.exists(expanded) else "does not exist"
-        yield f"{key} = {path!r} {there}; give the path of a folder of images"
+def not_a_folder(place: source_kinds.Place, name: str) -> Iterator[str]:
+    """Yields a message if `path` or `low_path` of a place is no folder."""
+    path = getattr(place, name)
+    if not storage.is_folder(path):
+        there = "is a file" if storage.exists(path) else "does not exist"
+        kind = next((kind for suffix, kind in _SOURCES.items() if suffix in path.lower()), "")
+        hint = f", or add --{place.key('source')}={kind}" if kind else ""
+        yield f"{place.key(name)} = {path!r} {there}; give the path of a folder of images{hint}"
 
 
 def open_source(place: source_kinds.Place) -> Folder:

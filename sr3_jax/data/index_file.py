@@ -28,13 +28,13 @@ def load_or_make(
     """Loads arrays from a file, or makes them and writes the file.
 
     Args:
-        path: the file; None to make the arrays each time.
-        made_of: description of the source. A file of another source is replaced.
-        make: makes the arrays.
-        check: raises ValueError or KeyError for arrays that `make` cannot have made.
+      path: the file; None to make the arrays each time.
+      made_of: description of the source. A file of another source is replaced.
+      make: makes the arrays.
+      check: raises ValueError or KeyError for arrays that `make` cannot have made.
 
     Raises:
-        ValueError: the file is damaged.
+      ValueError: the file is damaged.
     """
     if path is None:
         return make()
@@ -70,13 +70,13 @@ def read_arrays(
     """Reads the arrays of an .npz file after it compares their checksums.
 
     Args:
-        data: content of the file.
-        names: arrays to read if they are there; None for all.
-        most_bytes: most bytes of these arrays together; None for the size of the file, which is
-            enough for arrays that are not compressed.
+      data: content of the file.
+      names: arrays to read if they are there; None for all.
+      most_bytes: most bytes of these arrays together; None for the size of the file, which is
+        enough for arrays that are not compressed.
 
     Raises:
-        ValueError: the file is damaged, no .npz file, or the arrays have more bytes.
+      ValueError: the file is damaged, no .npz file, or the arrays have more bytes.
     """
     most_bytes = len(data) if most_bytes is None else most_bytes
     try:
@@ -97,8 +97,8 @@ def check_column(
     """Returns the array `key`, of one dimension, a type of `kinds`, and `length` elements.
 
     Raises:
-        KeyError: it is missing.
-        ValueError: it has another type or shape.
+      KeyError: it is missing.
+      ValueError: it has another type or shape.
     """
     array = arrays[key]
     if array.ndim != 1 or array.dtype not in kinds or length not in (None, len(array)):

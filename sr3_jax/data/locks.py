@@ -39,17 +39,19 @@ class HeldError(RuntimeError):
 
 
 @contextlib.contextmanager
-def hold(folder: str | os.PathLike[str], job: str) -> Iterator[None]:
+def hold(folder: str | os.PathLike[str], job: str, flag: str = "--workdir") -> Iterator[None]:
     """Holds a folder, which is made where missing, as long as the context lasts.
 
     Args:
-        folder: local or a URL.
-        job: name of the work there, such as `training`, for people to read.
+      folder: local or a URL.
+      job: name of the work there, such as `training`, for people to read.
+      flag: flag of the command that gives the folder, or one that it lies in.
 
     Raises:
-        HeldError: another job holds it; the message says which, on which host, and since when.
-        OSError: the folder cannot be written.
+      HeldError: another job holds it; the message says which, on which host, and since when.
+      OSError: the folder takes no files; see `storage.check_writable`.
     """
+    storage.check_writable(folder, flag)
     folder = os.path.expanduser(folder)
     path = os.path.join(folder, NAME)
     me = {

@@ -14,9 +14,9 @@ _MAX_NAMED = 100  # in an error
 
 def faults(place: source_kinds.Place) -> Iterator[str]:
     """Yields what is wrong with the two folders; see `source_kinds`."""
-    yield from folders.not_a_folder(place.key("path"), place.path)
+    yield from folders.not_a_folder(place, "path")
     if place.low_path:
-        yield from folders.not_a_folder(place.key("low_path"), place.low_path)
+        yield from folders.not_a_folder(place, "low_path")
     else:
         yield f"{place.key('low_path')} is empty; give the folder of low resolutions"
 
@@ -66,7 +66,7 @@ def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySo
     """Returns the images of folders in the order of the first, by relative path without suffix.
 
     Raises:
-        ValueError: images have no partner, or several.
+      ValueError: images have no partner, or several.
     """
     stems, of_others = _by_stem(first), [_by_stem(other) for other in others]
     missing = []

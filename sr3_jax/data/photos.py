@@ -66,16 +66,16 @@ def photos(split: Literal["train", "held_out"]) -> sources.Source:
     """The colour photographs of the installed scikit-image; reads no network.
 
     Args:
-        split: "train" for 7 whole photographs, at least 400 pixels on the shorter side;
-            "held_out" for 8 named squares, 128 to 512 pixels wide, cut from the 2 photographs
-            kept apart (4 of them are at least 256 wide). No photograph is in both.
+      split: "train" for 7 whole photographs, at least 400 pixels on the shorter side;
+        "held_out" for 8 named squares, 128 to 512 pixels wide, cut from the 2 photographs
+        kept apart (4 of them are at least 256 wide). No photograph is in both.
 
     Returns:
-        The images, always in the same order.
+      The images, always in the same order.
 
     Raises:
-        ValueError: for any other split.
-        FileNotFoundError: if the installed scikit-image lacks one of the files.
+      ValueError: for any other split.
+      FileNotFoundError: if the installed scikit-image lacks one of the files.
     """
     if split == "train":
         return tuple(sources.FileRef(pathlib.Path(f).stem, _photo_path(f)) for f in _TRAIN_FILES)

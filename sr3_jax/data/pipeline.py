@@ -36,11 +36,11 @@ class Batch(TypedDict):
     """This process's rows of one global batch; `batch` is batch_size / process_count.
 
     Attributes:
-        high_resolution: RGB, uint8 or uint16; zeros in rows of weight 0.
-        low_resolution: RGB of the same square of the picture.
-        weight: 1 for a usable image, 0 for an unusable image or padding.
-        index: position of the image in the source; -1 for padding.
-        label: class of the image; -1 if it has none, and in rows of weight 0.
+      high_resolution: RGB, uint8 or uint16; zeros in rows of weight 0.
+      low_resolution: RGB of the same square of the picture.
+      weight: 1 for a usable image, 0 for an unusable image or padding.
+      index: position of the image in the source; -1 for padding.
+      label: class of the image; -1 if it has none, and in rows of weight 0.
     """
 
     high_resolution: UInt[np.ndarray, "batch image_size image_size 3"]
@@ -74,7 +74,7 @@ class Pipeline:
     with name and reason. Each process knows only those that it has met.
 
     Attributes:
-        reader: reads the images, and counts their losses.
+      reader: reads the images, and counts their losses.
     """
 
     def __init__(
@@ -95,21 +95,21 @@ class Pipeline:
         """Reads no image yet.
 
         Args:
-            source: the images.
-            options: sizes and crop.
-            batch_size: rows of the global batch, over all processes.
-            seed: seed of order and crops.
-            process_index: number of this process, whose contiguous slice of every batch is made.
-            process_count: number of processes; divides `batch_size`.
-            dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
-            white_level: see `depth.convert`.
-            cache_bytes: most memory for images that were read.
-            max_bad_share: largest share of damaged images (too small ones do not count); more end
-                the iteration. Several processes must gather `unusable` and call `check_damaged`.
-            num_threads: threads that decode and resize; None for one a core.
+          source: the images.
+          options: sizes and crop.
+          batch_size: rows of the global batch, over all processes.
+          seed: seed of order and crops.
+          process_index: number of this process, whose contiguous slice of every batch is made.
+          process_count: number of processes; divides `batch_size`.
+          dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
+          white_level: see `depth.convert`.
+          cache_bytes: most memory for images that were read.
+          max_bad_share: largest share of damaged images (too small ones do not count); more end
+            the iteration. Several processes must gather `unusable` and call `check_damaged`.
+          num_threads: threads that decode and resize; None for one a core.
 
         Raises:
-            ValueError: the source is empty, or `process_count` does not divide `batch_size`.
+          ValueError: the source is empty, or `process_count` does not divide `batch_size`.
         """
         if not source:
             raise ValueError("the source has no image")
@@ -199,8 +199,8 @@ class Pipeline:
         """Iterates over the endless stream, from a step on; `close()` ends its threads.
 
         Raises:
-            ValueError: while iterating, if no image is usable.
-            TooManyBadError: while iterating.
+          ValueError: while iterating, if no image is usable.
+          TooManyBadError: while iterating.
         """
         return self._batches(start_step, sys.maxsize // self._batch_size, self._training_image)
 

@@ -50,11 +50,11 @@ class Plan:
     """The images to prepare, and the files to make of them.
 
     Attributes:
-        images: the pictures.
-        output: the folder to fill, local or a URL.
-        image_size: side of the largest central square after it is resized by area, in pixels,
-            kept as PNG of its own depth; 0 to keep the files as they are.
-        images_per_file: most images of a file.
+      images: the pictures.
+      output: the folder to fill, local or a URL.
+      image_size: side of the largest central square after it is resized by area, in pixels,
+        kept as PNG of its own depth; 0 to keep the files as they are.
+      images_per_file: most images of a file.
     """
 
     images: folders.Folder
@@ -97,7 +97,7 @@ def begin(plan: Plan) -> list[int]:
     """Makes the folder, where nobody else may be at work; returns the files still to be written.
 
     Raises:
-        FileExistsError: the folder holds something else.
+      FileExistsError: the folder holds something else.
     """
     manifest, note = plan.path(_MANIFEST), plan.path(_PARTS, "plan.json")
     found = next((path for path in (manifest, note) if storage.exists(path)), None)
@@ -146,7 +146,7 @@ def finish(plan: Plan) -> dict[str, Any]:
     """Writes index and manifest, once every file is there; returns the manifest.
 
     Raises:
-        ValueError: no image could be used, or the note of a file is damaged.
+      ValueError: no image could be used, or the note of a file is damaged.
     """
     if storage.exists(plan.path(_MANIFEST)):
         return _manifest(plan.output)
@@ -190,7 +190,7 @@ def open_prepared(path: str | os.PathLike[str], image_size: int) -> records.Reco
     """Opens the images of a prepared folder; reads the manifest and the index alone.
 
     Raises:
-        ValueError: they are under `image_size`, written by another version, or damaged.
+      ValueError: they are under `image_size`, written by another version, or damaged.
     """
     folder = os.fspath(path)
     manifest = _manifest(folder)

@@ -44,13 +44,13 @@ class Records(sources.LazySource):
         """Makes a source of what `to_arrays` returned; see `tfrecords`.
 
         Args:
-            files: the files, in order.
-            arrays: `file_index` (a position in `files`), `offset` and `size` in bytes of each
-                record.
+          files: the files, in order.
+          arrays: `file_index` (a position in `files`), `offset` and `size` in bytes of each
+            record.
 
         Raises:
-            KeyError: an array is missing.
-            ValueError: the arrays are damaged.
+          KeyError: an array is missing.
+          ValueError: the arrays are damaged.
         """
         self.files = tuple(files)
         self._file = index_file.check_column(arrays, "file_index", (np.int32, np.int64))
@@ -96,7 +96,7 @@ def decode_example(content: bytes) -> sources.Picture:
     """Decodes the image of a serialized tf.train.Example, with features named as FFHQ's or TFDS's.
 
     Raises:
-        BadImageError: it has no image, or one that cannot be used.
+      BadImageError: it has no image, or one that cannot be used.
     """
     features = _parsed(content)
     if "shape" in features and "data" in features:
@@ -119,8 +119,8 @@ def tfrecord_files(path: str | os.PathLike[str], image_size: int) -> list[str]:
     4 to 1024 pixels). The result then is that of the smallest one that is at least `image_size`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: all resolutions are below `image_size`.
+      FileNotFoundError: there is no such file.
+      ValueError: all resolutions are below `image_size`.
     """
     path = os.fspath(path)
     is_folder = storage.is_folder(path)
@@ -151,11 +151,11 @@ def tfrecords(files: Sequence[str], progress: Callable[[], None] = lambda: None)
     That takes some seconds for a million records on a disk; in a bucket it reads the files whole.
 
     Args:
-        files: the files.
-        progress: called after each file.
+      files: the files.
+      progress: called after each file.
 
     Raises:
-        ValueError: a file is no TFRecord file.
+      ValueError: a file is no TFRecord file.
     """
     found = []
     with futures.ThreadPoolExecutor(16) as pool:
@@ -210,7 +210,7 @@ def read_record(path: str, offset: int, size: int) -> bytes:
     """Reads the content of one record and compares its checksum.
 
     Raises:
-        BadImageError: the file is missing, or the record is damaged.
+      BadImageError: the file is missing, or the record is damaged.
     """
     if size == _LOST:
         raise BadImageError(

@@ -45,14 +45,16 @@ class Fingerprint:
     """The values that decide the content of a unit.
 
     Attributes:
-        values: JSON values by name; networks by digests of their weights.
-        older: values that older versions wrote in place of the keys that end in `network`.
-        defaults: values of keys that older versions did not write, by the last part of their names.
+      values: JSON values by name; networks by digests of their weights.
+      older: values that older versions wrote in place of the keys that end in `network`.
+      defaults: values of keys that older versions did not write, by the last part of their names.
+      names: today's names of values that are kept under older ones, likewise by key.
     """
 
     values: Mapping[str, Any]
     older: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -67,17 +69,17 @@ class Fingerprint:
         if older and before.keys() >= older.keys():
             now = {key: value for key, value in now.items() if not key.endswith("network")} | older
         was = {key: before.get(key, defaults.get(key.rpartition(".")[2])) for key in now} | before
-        return [
-            f"{key} was {was[key]!r} and is {now.get(key)!r}"
-            for key in sorted(was)
-            if was[key] != now.get(key)
-        ]
+        today = {key: (self._today(key, was[key]), self._today(key, now.get(key))) for key in was}
+        return [f"{key} was {a!r} and is {b!r}" for key, (a, b) in sorted(today.items()) if a != b]
+
+    def _today(self, key: str, value: Any) -> Any:
+        return self.names.get(key.rpartition(".")[2], {}).get(str(value), value)
 
     def check(self, folder: Path) -> None:
         """Refuses to mix results of several fingerprints in a folder, which need not exist.
 
         Raises:
-            ValueError: the folder has outputs of another fingerprint, or its own is damaged.
+          ValueError: the folder has outputs of another fingerprint, or its own is damaged.
         """
         if differ := self.differences(read_fingerprint(folder)):
             raise ValueError(
@@ -102,7 +104,7 @@ def read_fingerprint(folder: Path) -> dict[str, Any] | None:
     """Returns the values that `Fingerprint.keep` wrote; None where there are none.
 
     Raises:
-        ValueError: they are damaged.
+      ValueError: they are damaged.
     """
     try:
         return read_json(
@@ -111,7 +113,7 @@ def read_fingerprint(folder: Path) -> dict[str, Any] | None:
             "It says how the outputs beside it were made. Remove it if you know that they were "
             "made in this way, give another folder, or --overwrite to make all anew",
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -124,8 +126,8 @@ def read_json(path: Path, kind: type[A] | Mapping[str, set[type]], remedy: str) 
     """Reads a file of one JSON object; see `from_json`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged; the message ends with the remedy.
+      FileNotFoundError: there is none.
+      ValueError: it is damaged; the message ends with the remedy.
     """
     try:
         return from_json(kind, json.loads(storage.read(path)))
@@ -137,7 +139,7 @@ def read_rows(path: Path, kind: type[A]) -> tuple[list[A], list[str]]:
     """Reads a file with one JSON object in each line; one that is missing has no rows.
 
     Returns:
-        The rows, and a message for each damaged line.
+      The rows, and a message for each damaged line.
     """
     rows, damaged = [], []
     try:
@@ -163,12 +165,12 @@ def from_json(kind: type[A] | Mapping[str, set[type]], value: Any) -> A:
     """Returns a JSON object, checked, or the dataclass that is made of it.
 
     Args:
-        kind: `dict`; the types of keys that must be there; or a dataclass, to which keys of other
-            versions are not passed.
-        value: the JSON value. Elements of lists and dictionaries in it are not checked.
+      kind: `dict`; the types of keys that must be there; or a dataclass, to which keys of other
+        versions are not passed.
+      value: the JSON value. Elements of lists and dictionaries in it are not checked.
 
     Raises:
-        ValueError: it is no JSON object, or a key is missing or has a value of another type.
+      ValueError: it is no JSON object, or a key is missing or has a value of another type.
     """
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is expected, and there is {value!r:.100}")
@@ -224,12 +226,12 @@ def in_threads(
     the iteration ends early, calls under way are finished, and others are dropped.
 
     Args:
-        function: called with each item.
-        items: taken one by one, at most one more than may wait.
-        ahead: most results that wait to be taken, with those under way.
-        num_bytes: memory that an item takes; all that wait take at most `MOST_BYTES`, or are one.
-        eager: yield finished results before the next item is taken, as a stage that writes should;
-            one that reads ahead should not.
+      function: called with each item.
+      items: taken one by one, at most one more than may wait.
+      ahead: most results that wait to be taken, with those under way.
+      num_bytes: memory that an item takes; all that wait take at most `MOST_BYTES`, or are one.
+      eager: yield finished results before the next item is taken, as a stage that writes should;
+        one that reads ahead should not.
     """
     pool = futures.ThreadPoolExecutor(THREADS)
     waiting: collections.deque[tuple[futures.Future[B], int]] = collections.deque()

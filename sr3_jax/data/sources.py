@@ -22,11 +22,11 @@ class Picture(NamedTuple):
     """An image that was read, with its label.
 
     Attributes:
-        image: upright RGB of the depth of its file; see `image_files.decode_seen`.
-        low_resolution: the same picture as another camera, or another method, took it; None
-            where it is still to be made from `image`.
-        label: index of its class, from 0; NO_LABEL if there is none.
-        notes: what of the file's look is not in `image`, such as a colour profile.
+      image: upright RGB of the depth of its file; see `image_files.decode_seen`.
+      low_resolution: the same picture as another camera, or another method, took it; None
+        where it is still to be made from `image`.
+      label: index of its class, from 0; NO_LABEL if there is none.
+      notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
     image: UInt[np.ndarray, "height width 3"]
@@ -40,7 +40,7 @@ class ImageRef(Protocol):
     """One image of a source, not read yet.
 
     Attributes:
-        name: unique in its source, and the same each time it is opened.
+      name: unique in its source, and the same each time it is opened.
     """
 
     @property
@@ -49,8 +49,8 @@ class ImageRef(Protocol):
         """Reads and decodes it; several threads may at once.
 
         Raises:
-            image_files.BadImageError: it cannot be used, and why.
-            OSError: reading failed for a reason that says nothing about the image.
+          image_files.BadImageError: it cannot be used, and why.
+          OSError: reading failed for a reason that says nothing about the image.
         """
 
 
@@ -103,11 +103,11 @@ class FileRef:
     """An image file; see `ImageRef`.
 
     Attributes:
-        name: a relative path with forward slashes.
-        path: local, or a URL (`gs://...`); see `storage`.
-        box: box of the upright image (after its EXIF orientation), cut out before anything else;
-            None for the whole image.
-        label: see `Picture`.
+      name: a relative path with forward slashes.
+      path: local, or a URL (`gs://...`); see `storage`.
+      box: box of the upright image (after its EXIF orientation), cut out before anything else;
+        None for the whole image.
+      label: see `Picture`.
     """
 
     name: str

@@ -14,6 +14,7 @@ import pathlib
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import IO, NamedTuple, NoReturn
@@ -25,6 +26,8 @@ _MOST_NAME_BYTES = 255  # of a file, on all common file systems
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 
+_ANSWER_SECONDS = 20  # that a bucket has for a question
+
 # Errors that the next file would meet as well: no space, read-only, quota, broken disk, no rights.
 _OF_THE_PLACE = frozenset(
     (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM)
@@ -35,9 +38,9 @@ class State(NamedTuple):
     """A version of a file.
 
     Attributes:
-        size: size in bytes.
-        version: the time of the last change in nanoseconds; in a bucket the object's checksum or
-            time.
+      size: size in bytes.
+      version: the time of the last change in nanoseconds; in a bucket the object's checksum or
+        time.
     """
 
     size: int
@@ -48,9 +51,9 @@ def read(path: str | os.PathLike[str], offset: int = 0, size: int | None = None)
     """Returns the content of a file, or `size` bytes of it from `offset` on (fewer at its end).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: reading failed for another reason.
-        ValueError: the URL needs a package that is not installed.
+      FileNotFoundError: there is no such file.
+      OSError: reading failed for another reason.
+      ValueError: the URL needs a package that is not installed.
     """
     path = os.path.expanduser(path)
     if is_url(path):
@@ -78,13 +81,13 @@ def find(root: str | os.PathLike[str], skip: Collection[str] = ()) -> Iterator[s
     folder that it lies in is left out, with a warning.
 
     Args:
-        root: a local folder or a URL.
-        skip: folders that are left out, by `real_path`.
+      root: a local folder or a URL.
+      skip: folders that are left out, by `real_path`.
 
     Raises:
-        FileNotFoundError: no such folder, or bucket.
-        OSError: a folder cannot be listed.
-        ValueError: see `read`.
+      FileNotFoundError: no such folder, or bucket.
+      OSError: a folder cannot be listed.
+      ValueError: see `read`.
     """
     root = os.path.expanduser(root)
     if is_url(root):
@@ -174,6 +177,20 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def is_partial(name: str) -> bool:
     """Returns whether a path has a temporary name of `open_whole`: a killed process left it."""
     return bool(_PARTIAL.fullmatch(name.rpartition("/")[2]))
+
+
+def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
+    """Raises OSError, naming the flag, if a local folder, or one to be made, takes no files."""
+    if is_url(place := absolute(folder)):
+        return
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place))
+    except OSError as error:
+        raise type(error)(
+            f"{flag}={shown(folder)} takes no files: {error.strerror}; give another folder"
+        ) from error
 
 
 def is_of_the_place(error: BaseException) -> bool:
@@ -293,15 +310,28 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Returns whether there is a file or a folder at `path`."""
-    filesystem, inner = _filesystem(path)
-    return filesystem.exists(inner)
+    """Returns whether there is a file or a folder at `path`; raises ConnectionError of buckets."""
+    return _answer(path, "exists")
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Returns whether `path` is a folder; in a bucket, whether anything is under it."""
+    return _answer(path, "isdir")
+
+
+def _answer(path: str | os.PathLike[str], question: str) -> bool:
+    """Returns the answer of a file system's method; commands ask before they begin."""
     filesystem, inner = _filesystem(path)
-    return filesystem.isdir(inner)
+    # By default clients of buckets try again for minutes.
+    limit = {"timeout": _ANSWER_SECONDS} if filesystem.async_impl else {}
+    try:
+        return getattr(filesystem, question)(inner, **limit)
+    except Exception as error:  # each client has exceptions of its own, for network and credentials
+        why = str(error) or f"no answer within {_ANSWER_SECONDS} seconds"
+        raise ConnectionError(
+            f"{shown(path)} cannot be reached: {why}; check its name, the network, and your "
+            "credentials (of gs://: gcloud auth application-default login)"
+        ) from error
 
 
 def matches(folder: str | os.PathLike[str], pattern: str) -> list[str]:

@@ -73,15 +73,15 @@ def tfds_split(
     """Opens the images of a prepared TFDS data set.
 
     Args:
-        name: name of the data set, with a config of its builder if it has any: `imagenet2012`,
-            `celeb_a_hq/256`.
-        split: a split or a part of one: `train`, `validation[:1000]`.
-        data_dir: folder where it was prepared; None for TFDS's own, `~/tensorflow_datasets`.
-        index: file in which the list of TFRecord files' images is kept; None: nowhere.
+      name: name of the data set, with a config of its builder if it has any: `imagenet2012`,
+        `celeb_a_hq/256`.
+      split: a split or a part of one: `train`, `validation[:1000]`.
+      data_dir: folder where it was prepared; None for TFDS's own, `~/tensorflow_datasets`.
+      index: file in which the list of TFRecord files' images is kept; None: nowhere.
 
     Raises:
-        FileNotFoundError: it is not prepared; the message has the command that does.
-        ValueError: there is no such data set or split, or it has another file format.
+      FileNotFoundError: it is not prepared; the message has the command that does.
+      ValueError: there is no such data set or split, or it has another file format.
     """
     builder = check_prepared(name, split, data_dir)
     chosen = builder.info.splits[split]
@@ -113,7 +113,7 @@ def check_prepared(name: str, split: str, data_dir: str | None = None) -> tfds.c
                 ".download_and_prepare()"
             )
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(), 1)
+        near = difflib.get_close_matches(name.lower(), tfds.list_builders(), 1)
         hint = f"did you mean {near[0]}?" if near else "tfds.list_builders() lists them"
         raise ValueError(f"TFDS has no data set {name!r}; {hint}") from error
     finally:

@@ -64,7 +64,7 @@ def kept(
     method: evaluator.Method,
     name: str,
     folder: epath.Path,
-    recipe: str,
+    fingerprint: str,
     lacks: Lacks = lambda low, index: False,
 ) -> evaluator.Method:
     """Returns the method, reading images that are in `folder` and writing those that it makes.
@@ -75,13 +75,13 @@ def kept(
       method: method of `evaluator.evaluate`.
       name: name of its folders.
       folder: folder of the evaluation's images.
-      recipe: everything that decides what the method makes of an input.
+      fingerprint: everything that decides what the method makes of an input.
       lacks: whether another file is missing that the method writes for these inputs.
     """
     samples = [name, *(f"{name}_sample_{k}" for k in range(1, method.num_samples))]
 
     def run(low: np.ndarray, index: Int[np.ndarray, " n"]) -> tuple[np.ndarray, float]:
-        made_of = [digest(recipe, image) for image in low]
+        made_of = [digest(fingerprint, image) for image in low]
         units = [
             (folder / sample / file_of(int(i)), each)
             for sample in samples
@@ -124,9 +124,9 @@ def _in_threads(function: Callable, calls: Iterable[tuple]) -> list:
     return list(resumable.in_threads(lambda arguments: function(*arguments), calls, ahead=64))
 
 
-def digest(recipe: str, inputs: np.ndarray) -> str:
-    """Returns a digest of what an image is made from: a recipe and the pixels of its input."""
-    found = hashlib.sha256(recipe.encode())
+def digest(fingerprint: str, inputs: np.ndarray) -> str:
+    """Returns a digest of what an image is made from: a fingerprint and the pixels of its input."""
+    found = hashlib.sha256(fingerprint.encode())
     found.update(str(inputs.shape).encode())
     found.update(np.ascontiguousarray(inputs).tobytes())
     return found.hexdigest()

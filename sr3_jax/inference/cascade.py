@@ -14,7 +14,7 @@ from jaxtyping import Int, Key, UInt8
 
 from sr3_jax import released
 from sr3_jax.checkpoints import Which
-from sr3_jax.config import Config, Sampling, run_file, sampling_recipe, schedules, with_sampling
+from sr3_jax.config import Config, as_recorded, migration, run_file, schedules, with_sampling
 from sr3_jax.data import resumable
 from sr3_jax.inference import generator, loading, super_resolver, trained
 
@@ -56,9 +56,10 @@ class Stage:
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
         return resumable.Fingerprint(
-            {"network": network, **sampling_recipe(self.config)},
+            {"network": network, **as_recorded(self.config, "sampling")},
             older={"workdir": self.workdir, "checkpoint": self.step},
-            defaults=dataclasses.asdict(Sampling()),
+            defaults=as_recorded(Config(), "sampling"),
+            names=migration.VALUES,
         )
 
 

@@ -160,7 +160,7 @@ def survey(
     tasks, unknown = [], {}
     in_bucket = storage.is_url(str(output))  # folders there are only names: they hide no file
     if not overwrite and NAME in there and not resumable.has_fingerprint(output):
-        unknown[NAME] = "there is no recipe beside it, so that it is no manifest of this program"
+        unknown[NAME] = f"it has no {resumable.MARK} beside it, so this program did not write it"
     for ref in inputs:
         row, task, its = rows.get(ref.name), plan.get(ref.name), versions.get(ref.name)
         made, *beside = outputs[ref.name]

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, as_recorded, image_sets, sampling_recipe, schedules
+from sr3_jax.config import Config, as_recorded, image_sets, schedules
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import evaluator, outputs, scoring
 from sr3_jax.evaluation.pretrained import common
@@ -64,10 +64,10 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     shared.check_same_images(pipeline)
     name, (size, low) = config.method, pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
-        recipe = _recipe(config, workdir, resolver)
-        network = _Network(config, resolver, recipe, folder / "refinement.png", bar)
+        fingerprint = _fingerprint(config, workdir, resolver)
+        network = _Network(config, resolver, fingerprint, folder / "refinement.png", bar)
         made = evaluator.Method(network.run, config.num_samples)
-        method = outputs.kept(made, name, images, recipe, network.lacks_strip)
+        method = outputs.kept(made, name, images, fingerprint, network.lacks_strip)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
             outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
@@ -161,7 +161,7 @@ class _Network(NamedTuple):
 
     config: Config
     resolver: SuperResolver
-    recipe: str
+    fingerprint: str
     strip: epath.Path
     bar: tqdm.tqdm
 
@@ -218,7 +218,7 @@ class _Network(NamedTuple):
         return np.stack(samples), seconds
 
     def _strip_digest(self, low: np.ndarray) -> str:
-        return outputs.digest(self.recipe, low[:_NUM_REFINED])
+        return outputs.digest(self.fingerprint, low[:_NUM_REFINED])
 
 
 def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
@@ -235,12 +235,12 @@ def _seen(config: Config) -> dict[str, Any]:
     return {"luminance": config.evaluation.luminance, "border": config.evaluation.crop_border}
 
 
-def _recipe(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
+def _fingerprint(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
     """Returns everything that decides what a network makes of an input: weights, sampling, seed."""
     weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
-    how: dict[str, Any] = {key: as_recorded(config, key) for key in ("model", "diffusion")}
-    how |= {"seed": config.seed, "sampling": sampling_recipe(config)}
-    how["network_input"] = config.evaluation.network_input
+    sections = ("model", "diffusion", "sampling")
+    how: dict[str, Any] = {section: as_recorded(config, section) for section in sections}
+    how |= {"seed": config.seed, "network_input": config.evaluation.network_input}
     return json.dumps([weights, how], sort_keys=True)
 
 

@@ -26,7 +26,7 @@ from sr3_jax.evaluation.report import grids
 from sr3_jax.inference import cascade
 from sr3_jax.jobs import features, shared
 
-_COMMENT = "made by recipe "  # of each image, before the digest of the fingerprint
+_COMMENT = "made by recipe "  # before the digest in each PNG; images are found again by it
 _BESIDE = ("grid.png", "stages.png", "labels.csv", "report.md")  # the other files written
 _GRID, _STAGES = 64, 3  # images in grid.png and rows of stages.png, at most
 _COMPARED, _SHOWN = 64, 20_000  # generated images, and training images they are compared with
@@ -167,7 +167,7 @@ def generate(
     folders = [output / str(stage.image_size) for stage in stages]
     made_by = _fingerprints(stages, options)
     numbers = range(jax.process_index(), options.num_images, jax.process_count())
-    with shared.holding(output, "generation"):
+    with shared.holding(output, "generation", "--output"):
         if jax.process_index() == 0:
             _prepare(output, folders, made_by, options)
         parallel.wait_for_all()

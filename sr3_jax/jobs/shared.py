@@ -36,7 +36,7 @@ LABELS = {"sr3": "SR3", "srcnn": "SRCNN"}
 
 
 @contextlib.contextmanager
-def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
+def holding(folder: epath.PathLike, job: str, flag: str = "--workdir") -> Iterator[None]:
     """Holds a folder for a job of any number of processes; see `data.locks.hold`.
 
     Raises:
@@ -46,7 +46,7 @@ def holding(folder: epath.PathLike, job: str) -> Iterator[None]:
         error: Exception | None = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(locks.hold(folder, job))
+                stack.enter_context(locks.hold(folder, job, flag))
             except (locks.HeldError, OSError) as why:
                 error = why
         # No process begins before the folder is held, or waits for others if it is not.

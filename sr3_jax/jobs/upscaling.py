@@ -60,8 +60,6 @@ def upscale(
       StoppedError: a signal asked to stop.
     """
     output = epath.Path(storage.absolute(output))
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"--output={storage.shown(output)} is a file; give a folder")
     found = inputs.find_inputs(input_path, output)
     _check_outputs(found, input_path, output, options)
     network = cascade.open_stage(storage.absolute(workdir), **(sampling or {}))
@@ -75,7 +73,7 @@ def upscale(
     if not overwrite:
         fingerprint.check(output)
     unread = getattr(found, "unread", ())  # pictures of formats that are not read
-    with shared.holding(output, "upscaling"):
+    with shared.holding(output, "upscaling", "--output"):
         if jax.process_index() == 0:
             _prepare(found, input_path, output, fingerprint, options, overwrite=overwrite)
         parallel.wait_for_all()

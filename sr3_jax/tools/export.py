@@ -125,11 +125,10 @@ def check_output(folder: str) -> None:
 
     Raises:
       FileExistsError: the folder has other files of these names.
-      NotADirectoryError: the folder is a file.
+      OSError: the folder takes no files.
     """
     folder = folder.rstrip("/")
-    if storage.exists(folder) and not storage.is_folder(folder):
-        raise NotADirectoryError(f"--output={folder} is a file; give a folder")
+    storage.check_writable(folder, "--output")
     there = [
         name for name in (ABOUT, PROGRAM, WEIGHTS, EXAMPLE) if storage.exists(f"{folder}/{name}")
     ]

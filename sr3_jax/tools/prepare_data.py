@@ -36,13 +36,13 @@ def prepare(plan: prepared.Plan, num_workers: int) -> dict[str, Any]:
     """Writes the missing files of `plan` in `num_workers` processes; returns the manifest.
 
     Raises:
-        FileExistsError: the folder holds other files.
-        locks.HeldError: another command is at work in the folder.
-        OSError: a file cannot be written.
-        ValueError: no image is usable, or the folder lies in that of the images.
+      FileExistsError: the folder holds other files.
+      locks.HeldError: another command is at work in the folder.
+      OSError: a file cannot be written.
+      ValueError: no image is usable, or the folder lies in that of the images.
     """
     prepared.check_place(plan)
-    with locks.hold(plan.output, "prepare_data"):
+    with locks.hold(plan.output, "prepare_data", "--output"):
         missing = prepared.begin(plan)
         done = plan.num_files - len(missing)
         with (

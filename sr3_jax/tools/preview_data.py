@@ -122,6 +122,7 @@ def check_output(config: Config, output: str) -> None:
 
     Raises:
       FileExistsError: the file exists and is no preview.
+      OSError: its folder takes no files.
       ValueError: the path is among the images of the config, or does not end in .png.
     """
     for key in ("path", "low_path", "eval_path", "eval_low_path"):
@@ -134,6 +135,7 @@ def check_output(config: Config, output: str) -> None:
     if not output.lower().endswith(".png"):
         raise ValueError(f"--output={output} must end in .png")
     if not storage.exists(output):
+        storage.check_writable(output, "--output")
         return
     try:
         with Image.open(io.BytesIO(storage.read(output)), formats=("PNG",)) as file:

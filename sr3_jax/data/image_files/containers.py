@@ -92,7 +92,7 @@ def png_raw_profile(chunk: PngChunk) -> tuple[str, bytes]:
     It is a text: an empty line, the kind, the size, and hexadecimal digits.
 
     Returns:
-        The kind (`exif`, `iptc` ...) and the content; empty for other chunks.
+      The kind (`exif`, `iptc` ...) and the content; empty for other chunks.
     """
     before, _, kind = png_keyword(chunk).partition("Raw profile type ")
     if before or not kind:

@@ -19,7 +19,7 @@ def max_pixels() -> int:
     """Returns the largest number of pixels that is read, from the environment or by default.
 
     Raises:
-        ValueError: the environment variable is no positive number.
+      ValueError: the environment variable is no positive number.
     """
     text = os.environ.get(MAX_MEGAPIXELS, "")
     try:

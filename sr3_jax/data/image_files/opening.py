@@ -32,7 +32,7 @@ def open_file(data: bytes) -> Opened:
     """Reads header and metadata of a picture file and decodes no pixels.
 
     Raises:
-        BadImageError, ValueError: see `reading.decode_picture`. Broken pixels are not noticed.
+      BadImageError, ValueError: see `reading.decode_picture`. Broken pixels are not noticed.
     """
     max_pixels()  # a wrong limit in the environment is no fault of the picture
     if not data:

@@ -42,12 +42,12 @@ class Metadata:
     """Metadata of a picture beside colour profile and EXIF.
 
     Attributes:
-        density: pixels per unit of length.
-        xmp: the XMP packet, with orientation 1.
-        iptc: the records of IPTC-IIM.
-        comments: those of JPEG and GIF.
-        png_chunks: type and content of PNG's texts, time, and colours other than a profile.
-        geo: tags of GeoTIFF.
+      density: pixels per unit of length.
+      xmp: the XMP packet, with orientation 1.
+      iptc: the records of IPTC-IIM.
+      comments: those of JPEG and GIF.
+      png_chunks: type and content of PNG's texts, time, and colours other than a profile.
+      geo: tags of GeoTIFF.
     """
 
     density: Density | None = None
@@ -63,15 +63,15 @@ class Picture:
     """The content of a picture file, upright.
 
     Attributes:
-        pixels: RGB. The three channels of a grey picture share their memory: it is read-only.
-        alpha: opacity, of the type of `pixels`; 0 is transparent. None if the file has no alpha.
-        is_grey: the file has one channel of colour, which `pixels` repeats.
-        icc_profile: colour profile of RGB, or of grey if `is_grey`.
-        exif: EXIF without orientation, size and thumbnail. It begins with `Exif` and two zeros, as
-            in Pillow.
-        metadata: other metadata.
-        is_lossless: the file keeps every pixel. False if its format does not show it.
-        notes: parts of the file that are not kept, or are changed, in plain words.
+      pixels: RGB. The three channels of a grey picture share their memory: it is read-only.
+      alpha: opacity, of the type of `pixels`; 0 is transparent. None if the file has no alpha.
+      is_grey: the file has one channel of colour, which `pixels` repeats.
+      icc_profile: colour profile of RGB, or of grey if `is_grey`.
+      exif: EXIF without orientation, size and thumbnail. It begins with `Exif` and two zeros, as
+        in Pillow.
+      metadata: other metadata.
+      is_lossless: the file keeps every pixel. False if its format does not show it.
+      notes: parts of the file that are not kept, or are changed, in plain words.
     """
 
     pixels: Pixels
@@ -104,8 +104,8 @@ class FileMetadata:
     """The metadata of a file, with the attributes of `Picture`.
 
     Attributes:
-        icc_profile: colour profile; it may be one for other pixels.
-        orientation: how the pixels are stored, 1 to 8 as in EXIF.
+      icc_profile: colour profile; it may be one for other pixels.
+      orientation: how the pixels are stored, 1 to 8 as in EXIF.
     """
 
     icc_profile: bytes | None = None
@@ -124,11 +124,11 @@ class Opened(NamedTuple):
     """A picture file that can be decoded.
 
     Attributes:
-        size: width and height as stored, in pixels.
-        bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
-        bits: depth of a decoded band, 8 or 16.
-        decode: decodes the pixels as stored: grey or RGB, then alpha.
-        kept: metadata of the file.
+      size: width and height as stored, in pixels.
+      bands: number of colours and alpha; CMYK counts as the RGB that it becomes.
+      bits: depth of a decoded band, 8 or 16.
+      decode: decodes the pixels as stored: grey or RGB, then alpha.
+      kept: metadata of the file.
     """
 
     size: tuple[int, int]

@@ -30,13 +30,13 @@ def decode_picture(data: bytes) -> Picture:
     scaled to 16. CMYK becomes 8-bit sRGB, by its profile or else by Pillow's plain formula.
 
     Args:
-        data: content of a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file.
+      data: content of a JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF file.
 
     Raises:
-        BadImageError: the data is empty, no picture, broken or truncated; it has more pixels than
-            the limit, several pages or frames, other bands than grey or RGB and alpha, or pixels
-            without a range; or the package that reads it is not installed.
-        ValueError: the limit on pixels in the environment is no number.
+      BadImageError: the data is empty, no picture, broken or truncated; it has more pixels than
+        the limit, several pages or frames, other bands than grey or RGB and alpha, or pixels
+        without a range; or the package that reads it is not installed.
+      ValueError: the limit on pixels in the environment is no number.
     """
     opened = open_file(data)
     kept = opened.kept
@@ -66,8 +66,8 @@ def decode_seen(data: bytes) -> tuple[Pixels, tuple[str, ...]]:
     """Decodes the pixels that networks see, and notes what they do not see of the picture's look.
 
     Returns:
-        RGB at the depth of the file, with transparency composited over white; and notes in plain
-        words, the same for all files of a kind. Errors are those of `decode_picture`.
+      RGB at the depth of the file, with transparency composited over white; and notes in plain
+      words, the same for all files of a kind. Errors are those of `decode_picture`.
     """
     picture = decode_picture(data)
     notes = [note for note in picture.notes if note.startswith(("its CMYK", "its colour"))]
@@ -104,7 +104,7 @@ def comment_of(data: bytes) -> str:
     """Returns the comment that `write_image` gave a PNG file, or an empty one; decodes no pixels.
 
     Raises:
-        BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
+      BadImageError: the file is empty, no PNG, or ends too early, or the comment is damaged.
     """
     comment, kind = "", None
     for kind, begin, end in containers.png_chunks(data):

@@ -142,11 +142,11 @@ def clean_exif(data: bytes, keep: Container[int] | None = None) -> bytes | None:
     """Removes orientation, sizes and thumbnail from EXIF: the picture is upright and grows.
 
     Args:
-        data: EXIF, with `EXIF_PREFIX` or without, or a TIFF file, which has it among its own tags.
-        keep: tags of the first directory that stay; None for all.
+      data: EXIF, with `EXIF_PREFIX` or without, or a TIFF file, which has it among its own tags.
+      keep: tags of the first directory that stay; None for all.
 
     Returns:
-        EXIF with `EXIF_PREFIX`; None if nothing is left. If it is damaged, ValueError is raised.
+      EXIF with `EXIF_PREFIX`; None if nothing is left. If it is damaged, ValueError is raised.
     """
     data = data.removeprefix(EXIF_PREFIX)
     try:
@@ -171,12 +171,12 @@ def encode(
     The image is appended to EXIF, which is a TIFF file without one.
 
     Args:
-        values: pixels of 8 or 16 bits: grey or RGB, then alpha.
-        exif: EXIF with `EXIF_PREFIX`, or None.
-        tags: other tags of the image.
+      values: pixels of 8 or 16 bits: grey or RGB, then alpha.
+      exif: EXIF with `EXIF_PREFIX`, or None.
+      tags: other tags of the image.
 
     Raises:
-        ValueError: the file would exceed TIFF's 4 GB.
+      ValueError: the file would exceed TIFF's 4 GB.
     """
     values = np.atleast_3d(values)
     height, width, channels = values.shape

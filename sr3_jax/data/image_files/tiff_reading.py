@@ -31,7 +31,7 @@ def open_tiff(data: bytes) -> Opened:
     """Reads the tags of a TIFF file.
 
     Raises:
-        BadImageError: it has several pages, or bands or pixels that networks do not take.
+      BadImageError: it has several pages, or bands or pixels that networks do not take.
     """
     file = tiff.Tiff(data)
     pages = file.pages()

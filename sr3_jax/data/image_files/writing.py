@@ -56,9 +56,9 @@ def output_path(path: epath.Path, format: str | None = None) -> epath.Path:
     that is then too long is shortened.
 
     Args:
-        path: folder of the output and name of the input.
-        format: one of `FORMATS`, whose suffix the path gets unless it has one. None is "same",
-            which appends `.png` if files of that name cannot be written.
+      path: folder of the output and name of the input.
+      format: one of `FORMATS`, whose suffix the path gets unless it has one. None is "same",
+        which appends `.png` if files of that name cannot be written.
     """
     kind = _kind(path)
     if kind and format in (None, "same", kind):
@@ -96,11 +96,11 @@ def check_writable(
     """Raises ValueError if the format cannot hold the pixels or the colours of a picture.
 
     Args:
-        picture: the picture, or the one that it is made from.
-        path: see `output_path`.
-        scale: ratio of the written width and height to those of `picture`.
-        format: see `output_path`.
-        quality: see `write_picture`.
+      picture: the picture, or the one that it is made from.
+      path: see `output_path`.
+      scale: ratio of the written width and height to those of `picture`.
+      format: see `output_path`.
+      quality: see `write_picture`.
     """
     check_format(format, quality)
     path = output_path(path, format)
@@ -166,15 +166,15 @@ def write_picture(
     """Writes a picture, whole or not at all, and returns its path.
 
     Args:
-        picture: pixels and metadata; see `not_kept`.
-        path: see `output_path`.
-        format: one of `FORMATS`; None is "same".
-        quality: 1 to 100 for JPEG, WebP and AVIF, or "lossless" for WebP; other formats keep every
-            pixel. None: 95, for AVIF 90, and lossless WebP if the picture is lossless.
+      picture: pixels and metadata; see `not_kept`.
+      path: see `output_path`.
+      format: one of `FORMATS`; None is "same".
+      quality: 1 to 100 for JPEG, WebP and AVIF, or "lossless" for WebP; other formats keep every
+        pixel. None: 95, for AVIF 90, and lossless WebP if the picture is lossless.
 
     Raises:
-        ValueError: see `check_writable`; or a grey picture has colours.
-        OSError: writing failed.
+      ValueError: see `check_writable`; or a grey picture has colours.
+      OSError: writing failed.
     """
     check_writable(picture, path, format=format, quality=quality)
     path = output_path(path, format)

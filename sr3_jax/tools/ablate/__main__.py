@@ -182,6 +182,7 @@ def main(_: list[str]) -> int:
     if storage.is_url(given.workdir):
         raise ValueError(f"--workdir={given.workdir} is in a bucket; give a folder on a disk")
     workdir = pathlib.Path(given.workdir).expanduser().absolute()
+    storage.check_writable(workdir, "--workdir")
     filename = config_flags.get_config_filename(given["config"])
     overrides = config_flags.get_override_values(given["config"])
     keys = (given.vary, given.seeds, workdir)
