@@ -181,6 +181,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     config.data.update(source="folder", path=str(images), num_eval_images=3, crop="central")
     config.data.max_bad_share = 0.5
     config.model.update(dtype="bfloat16", remat=True, bottleneck_attention=True)
+    config.model.update(sigma_data=0.0, measure_sigma_data=True)
     config.train.update(accumulate_steps=2, loss="l2", num_steps=2)
     config.train.num_decay_steps = 0
     config.evaluation.image_size = 16
@@ -190,7 +191,12 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     # The config of a run that ended before its first checkpoint; it may change.
     save(read(small_run.config()), workdir / "config.json")
     jobs.train(read(config), workdir)
-    assert run_file.load(workdir / "config.json") == read(config)
+    kept = run_file.load(workdir / "config.json")
+    # Evenly spread levels have the variance 1/3, less in smaller images; x keeps a part of it.
+    assert 0.2 < kept.model.sigma_data < 0.6
+    assert kept == run_file.with_sigma_data(read(config), kept.model.sigma_data)
+    jobs.train(read(config), workdir)  # the same run
+    assert run_file.load(workdir / "config.json") == kept
     scores = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert scores["sr3"]["n"] in (2, 3)
     state = small_run.read_checkpoint(workdir, 2)
@@ -201,3 +207,18 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     )
     assert len(held_out) == 3 and len(train) == 7
     assert not {i.name for i in train} & {i.name for i in held_out}
+
+
+@pytest.mark.parametrize("low_resolution", [0, 4])
+def test_sigma_data_is_that_of_the_images(low_resolution, tmp_path):
+    """Of a chequerboard, whose small image is grey, y_0 - x is the distance to that grey."""
+    dark, light = 55, 200
+    board = np.where(np.indices((16, 16)).sum(0) % 2, light, dark).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    config = small_run.config()
+    config.data.update(source="folder", path=str(tmp_path), crop="central", num_eval_images=0)
+    config.data.update(eval_path=str(tmp_path), low_resolution=low_resolution)
+    found = image_sets.residual_rms(read(config), 3)
+    levels = np.array([dark, light]) / 127.5 - 1
+    expected = levels.std() if low_resolution else np.sqrt(np.mean(levels**2))
+    assert found == pytest.approx(expected, rel=0.01)

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from sr3_jax import config as configs
 from sr3_jax import released
-from sr3_jax.config import cascades, resolve
+from sr3_jax.config import cascades, resolve, run_file
 from sr3_jax.data import storage
 
 
@@ -204,7 +204,8 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
             raise FileNotFoundError(
                 f"--workdir={folder} has no checkpoints; give the folder of a training run"
             )
-        return config_of_network(values, check)
+        config = config_of_network(values, check)
+        return run_file.with_measured(config, folder / "config.json")
     config = configs.load(folder / "config.json")
     if missing := list(check(config)):
         raise ValueError(configs.in_words(missing))

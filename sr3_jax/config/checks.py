@@ -48,6 +48,12 @@ def _method(config: Config) -> Iterator[str]:
 
 
 def _network(config: Config) -> Iterator[str]:
+    if config.model.measure_sigma_data and config.model.sigma_data:
+        yield (
+            f"config.model.sigma_data = {config.model.sigma_data} is given, and "
+            "config.model.measure_sigma_data asks to measure it; leave out the one, or add "
+            "--config.model.measure_sigma_data=false"
+        )
     size, stride = config.data.image_size, config.stride
     if size % stride:
         near = [n for n in (size // stride * stride, -(-size // stride) * stride) if n]

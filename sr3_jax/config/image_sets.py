@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt, UInt8
 
+from sr3_jax import image_ops
 from sr3_jax.config import resolve
 from sr3_jax.config.sections import Config
 from sr3_jax.data import image_files, source_kinds, sources
@@ -80,6 +81,23 @@ def shown_in_training(
     There are at least `most` random crops; of central ones, each image once, or `most`.
     """
     yield from _first_crops(config, training_source(config, index_dir), most)
+
+
+def residual_rms(config: Config, most: int, index_dir: epath.PathLike | None = None) -> float:
+    """Returns the root mean square of y_0 - x over `most` training crops; without x, of y_0.
+
+    It is that of images in [-1, 1], to three digits, and the same in all processes.
+    """
+    source = training_source(config, index_dir)
+    images = make_pipeline(config, source, _ROWS, config.data.image_size, split=False)
+    squares = []
+    with contextlib.closing(images.training_batches()) as batches:
+        for batch in itertools.islice(batches, -(-most // _ROWS)):
+            y_0, x = image_ops.to_signed(batch["high_resolution"]), 0.0
+            if config.has_source:
+                x = image_ops.upsample_source(batch["low_resolution"], y_0.shape[1:3])
+            squares.append(np.mean(np.square(y_0 - x), axis=(1, 2, 3))[batch["weight"] > 0])
+    return float(f"{np.sqrt(np.mean(np.concatenate(squares))):.3g}")
 
 
 def held_out_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,19 @@ def load(path: epath.PathLike) -> Config:
             f"{path} is not a config of a training run: {' '.join(str(error).split())}. Restore it "
             "from a copy, or remove it and start the training again, which writes it anew"
         ) from error
+
+
+def with_measured(config: Config, path: epath.PathLike) -> Config:
+    """Returns the config with what the training that left `path` measured, if there is such."""
+    if not config.model.measure_sigma_data or not epath.Path(path).exists():
+        return config
+    return with_sigma_data(config, load(path).model.sigma_data)
+
+
+def with_sigma_data(config: Config, value: float) -> Config:
+    """Returns the config with a measured `model.sigma_data`."""
+    model = dataclasses.replace(config.model, sigma_data=value, measure_sigma_data=False)
+    return dataclasses.replace(config, model=model)
 
 
 def tuned(workdir: epath.PathLike, config: Config) -> dict[str, Any]:

@@ -162,6 +162,11 @@ class Model(Section):
         at_least=0.0,
         may_change=False,
     )
+    measure_sigma_data: bool = option(
+        False,
+        "Start a training by measuring that root mean square on training images; config.json "
+        "then has it as `sigma_data`.",
+    )
     num_classes: int = option(
         0,
         "Number of class labels; 0: unconditional. Labels are the first level of subfolders of a "

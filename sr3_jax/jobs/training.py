@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the import takes seconds
     from sr3_jax.data.pipeline import Pipeline
 
 _NUM_LOGGED_SAMPLES = 4
+_NUM_MEASURED = 1024  # training images, for `config.model.measure_sigma_data`
 
 
 def train(config: Config, workdir: epath.Path) -> None:
@@ -77,6 +78,8 @@ def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram
 
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
+    if _has_checkpoints(workdir):
+        config = run_file.with_measured(config, workdir / "config.json")
     layout = layouts.layout(config)
     mesh = layout.mesh
     # Faults are found now, not after days of training.
@@ -88,6 +91,12 @@ def _train(config: Config, workdir: epath.Path) -> None:
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
     shared.list_images(config, workdir, training=True)
+    if config.model.measure_sigma_data:
+        rms = image_sets.residual_rms(config, _NUM_MEASURED, workdir / shared.INDEX)
+        logging.info("config.model.sigma_data is %g, of %d training images", rms, _NUM_MEASURED)
+        config = run_file.with_sigma_data(config, rms)
+        program = training_program(config, layout)
+        denoiser = program.denoiser
     pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
     shared.check_same_images(pipeline)
     image_sets.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
@@ -145,15 +154,19 @@ def _train(config: Config, workdir: epath.Path) -> None:
 
 def _check_can_resume(config: Config, workdir: epath.Path) -> None:
     """Checks that the config can resume the run in `workdir`, if any; logs changed keys."""
-    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    has_any = checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())
-    if not has_any or not path.exists():
+    path = workdir / "config.json"
+    if not _has_checkpoints(workdir) or not path.exists():
         return
     before = run_file.load(path)
     run_file.check_same_network(before, config, path)
     if jax.process_index() == 0:
         for key, (old, new) in run_file.changed_keys(before, config).items():
             logging.warning("config.%s was %r in this workdir and is now %r", key, old, new)
+
+
+def _has_checkpoints(workdir: epath.Path) -> bool:
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(step.name.isdigit() for step in checkpoints.iterdir())
 
 
 def _keep_config(config: Config, workdir: epath.Path) -> None:
