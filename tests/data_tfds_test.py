@@ -92,6 +92,25 @@ def test_slices_of_a_split(data_dir):
     assert images("train[3:]") == whole[3:]
 
 
+def test_several_data_sets_are_one_source_without_labels(data_dir):
+    config = authoring.based_on("imagenet_64_base")
+    config.data.update(tfds_dir=data_dir, source="tfds")
+    config.data.path = "imagenet2012:validation[1:],celeb_a_hq/64:train, imagenet2012:train"
+    config.data.eval_path = "imagenet2012:validation"
+    source = image_sets.training_source(read(config))
+    assert len(source) == 2 + 5 + 12 == len({ref.name for ref in source})
+    parts = [("imagenet2012", "validation[1:]"), ("celeb_a_hq/64", "train")]
+    parts = [ref for part in parts for ref in tfds_source.tfds_split(*part, data_dir)]
+    for ref, expected in zip(source, parts, strict=False):
+        assert ref.name == expected.name and ref.read().label == -1
+        np.testing.assert_array_equal(ref.read().image, expected.read().image)
+    config.data.path = "imagenet2012:tset,celeb_a_hq:train,,celeb_a_hq/64:train"
+    found = list(resolve.faults(read(config), trains=True))
+    assert ["'tset'" in found[0], "celeb_a_hq" in found[1], "needs the name" in found[2]] == [
+        True
+    ] * 3
+
+
 def test_a_config_trains_on_imagenet_and_is_scored_on_its_validation(data_dir):
     """Which is what the paper's config does where no images are given."""
     config = authoring.based_on("imagenet_64_base")

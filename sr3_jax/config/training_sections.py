@@ -24,7 +24,8 @@ class Data(Section):
     )
     path: str = option(
         "",
-        "The training images: a folder, a tar file, TFRecord files, or NAME:SPLIT of TFDS.",
+        "The training images: a folder, a tar file, TFRecord files, or NAME:SPLIT of TFDS, "
+        "several with commas.",
     )
     low_path: str = option("", "Their low resolutions, for `folder_pairs`.")
     tfds_dir: str = option(

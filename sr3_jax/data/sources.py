@@ -98,6 +98,34 @@ class Subset(LazySource):
         return self._source[int(self._indices[index])]
 
 
+class Joined(LazySource):
+    """The images of several sources, one after the other, without labels."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def ref(self, index: int) -> ImageRef:
+        """See `LazySource`."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return _Unlabelled(self._parts[part][index - int(self._ends[part])])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unlabelled:
+    ref: ImageRef
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    def read(self) -> Picture:
+        return self.ref.read()._replace(label=NO_LABEL)
+
+
 @dataclasses.dataclass(frozen=True)
 class FileRef:
     """An image file; see `ImageRef`.

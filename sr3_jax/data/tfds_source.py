@@ -7,6 +7,7 @@ which get one here. TFDS gives only bytes, so that TensorFlow itself does not ru
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from absl import logging
 from jaxtyping import Integer
 
 from sr3_jax.data import records, source_kinds, sources
+
+# TFDS's names may have a version (`mnist:3.*.*`) and options with commas.
+_SPLIT = r"[\w-]+(?:\[[^\]]*\])?"
+_NAMED = re.compile(rf"\s*([^\s,].*?):({_SPLIT}(?:\+{_SPLIT})*)\s*(?:,|$)")
 
 
 class ArrayRecords(sources.LazySource):
@@ -44,24 +49,43 @@ class ExampleRef:
 
 
 def faults(place: source_kinds.Place) -> Iterator[str]:
-    """Yields what is wrong with the name of a data set and its split; see `source_kinds`."""
-    key, (name, _, split) = place.key("path"), place.path.rpartition(":")
-    if not name:
-        yield (
-            f"{key} = {place.path!r}: TFDS needs the name of a data set and its split, as "
-            "imagenet2012:train"
-        )
-        return
-    try:
-        check_prepared(name, split, place.tfds_dir or None)
-    except (FileNotFoundError, ValueError) as error:
-        yield f"{key} = {place.path!r}: {error}"
+    """Yields what is wrong with the names of data sets and their splits; see `source_kinds`."""
+    key = place.key("path")
+    for name, split in _named(place):
+        if not name:
+            yield (
+                f"{key} = {place.path!r}: TFDS needs the name of a data set and its split, as "
+                "imagenet2012:train"
+            )
+            continue
+        try:
+            check_prepared(name, split, place.tfds_dir or None)
+        except (FileNotFoundError, ValueError) as error:
+            yield f"{key} = {place.path!r}: {error}"
 
 
 def open_source(place: source_kinds.Place) -> sources.LazySource:
-    """Returns the images of a split."""
-    name, _, split = place.path.rpartition(":")
-    return tfds_split(name, split, place.tfds_dir or None, place.index)
+    """Returns the images of a split, or those of several data sets one after the other.
+
+    Labels are those of a single data set: several number their classes alike.
+    """
+    named = _named(place)
+    if len(named) == 1:
+        ((name, split),) = named
+        return tfds_split(name, split, place.tfds_dir or None, place.index)
+    return sources.Joined([tfds_split(*each, place.tfds_dir or None) for each in named])
+
+
+def _named(place: source_kinds.Place) -> list[tuple[str, str]]:
+    """Returns data set and split of each `NAME:SPLIT` of a path; an empty name for what is none."""
+    found, end = [], 0
+    while end < len(place.path) or not found:
+        match = _NAMED.match(place.path, end)
+        if not match:
+            return [*found, ("", place.path[end:])]
+        found.append((match[1], match[2]))
+        end = match.end()
+    return found
 
 
 def tfds_split(
