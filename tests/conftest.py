@@ -17,14 +17,19 @@ if _COMPILER.exists():
 # Two thirds of the time to compile; programs this small run as fast. 0 compiles faster yet, but
 # sampling then takes longer by more.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Small programs, too: a process that trains compiles some seventy of them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
 # those of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take longest, which begin first, so that no process is left alone with one at the end.
-_LONGEST = ("processes", "gpu_day", "upscale_job", "features", "survival", "generation")
+_LONGEST = (
+    *("processes", "survival", "gpu_day", "upscale_job", "generation", "features", "aot_report"),
+    *("generator", "installed", "training_run", "tpu_programs", "parallel_layout", "colab"),
+    *("training_step", "diffusion_sampling", "models_unet", "data_training", "baselines"),
+)
 
 
 def pytest_collection_modifyitems(items):
