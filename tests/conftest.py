@@ -17,8 +17,7 @@ if _COMPILER.exists():
 # Two thirds of the time to compile; programs this small run as fast. 0 compiles faster yet, but
 # sampling then takes longer by more.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-# Small programs, too: a process that trains compiles some seventy of them.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
 # those of Ctrl-C would wait for ever.
