@@ -35,7 +35,7 @@ NETWORKS = {
     "256 to 1024": ("16", "1,2,4,8,16,32,32,32", "2", "6", 1024, 8),
 }
 if TINY:
-    NETWORKS = {"tiny": ("8", "1,2", "1", "", 16, 2)}
+    NETWORKS = {"tiny": ("8", "1", "1", "", 16, 2)}
 
 
 class Day:
@@ -211,8 +211,8 @@ class Day:
         flags = ["--config=configs/imagenet_64_256.py", "--config.train.batch_size=16"]
         if TINY:
             flags = ["--config=configs/quickstart.py", "--config.train.batch_size=2"]
-            flags += ["--config.model.channels=8", "--config.data.image_size=16"]
-            flags += ["--config.data.low_resolution=4"]
+            flags += ["--config.model.channels=8", "--config.model.multipliers=1,"]
+            flags += ["--config.data.image_size=16", "--config.data.low_resolution=4"]
         script = [sys.executable, "launch/gpu_probe.py", "profile", str(self.work / "profile")]
         said = self.run([*script, *flags], 420)
         for line in said.splitlines():

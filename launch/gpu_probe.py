@@ -29,7 +29,7 @@ def write_numbers(path: str) -> None:
     x, y_t = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
     gamma = jnp.asarray([0.3, 0.9], jnp.float32)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params = model.init(jax.random.key(0), x, y_t, gamma)["params"]
+        params = jax.jit(model.init)(jax.random.key(0), x, y_t, gamma)["params"]
     # The last layer begins at zero. Noise is added, so that the output is not zero, too.
     flat, tree = jax.tree.flatten(params)
     flat = [np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32) for p in flat]

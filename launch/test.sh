@@ -2,10 +2,45 @@
 # Makes the environment if it is missing, lints, and runs every test. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-# uv installs several times as fast as pip. nbclient and ipykernel are for tests/colab_test.py,
-# scikit-learn for tests/generator_test.py, selenium for tests/report_browser_test.py.
+# Tests start many processes. Without bytecode each would compile anew all that it imports.
+unset PYTHONDONTWRITEBYTECODE
+# nbclient and ipykernel are for tests/colab_test.py, scikit-learn for tests/generator_test.py,
+# selenium for tests/report_browser_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  uv==0.13.9 nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0
+  "$uv" nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0
+# Installs into a folder of its own, unless it holds the same already. Where uv cannot (it does not
+# read pip's settings), pip does.
+install_apart() { # FOLDER ARGUMENT...
+  local folder=$1
+  shift
+  if [ "$(cat "$folder/installed.txt" 2> /dev/null)" = "$*" ]; then
+    return
+  fi
+  rm -rf "$folder" "$folder.partial"
+  .venv/bin/uv pip install --quiet --python .venv/bin/python --target="$folder.partial" "$@" ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade \
+      --target="$folder.partial" "$@" || return
+  echo "$*" > "$folder.partial/installed.txt"
+  mv "$folder.partial" "$folder"
+}
+# torch and torch-fidelity for tests/features_test.py, the GPU's compiler (which needs no GPU) for
+# tests/gpu_compiler_test.py. Both want CUDA's libraries; 6 GB in all.
+with_cuda=(torch-fidelity==0.4.0 torch==2.15.0 torchvision==0.29.2)
+jax=$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)
+if [ "$(uname -sm)" = "Linux x86_64" ]; then
+  with_cuda+=("jax-cuda13-plugin[with-cuda]==$jax" "jax-cuda13-pjrt==$jax")
+fi
+{
+  install_apart .venv/cuda --constraint=requirements.txt "${with_cuda[@]}" ||
+    echo "torch and jax's CUDA plugin cannot be installed here: the tests that need them are skipped"
+} & # beside what follows
+# The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. Where it is installed among
+# the other packages, every start of jax looks for a TPU. The version that jax[tpu] of the pinned jax
+# installs, as 0.0.42.*.
+libtpu=$(.venv/bin/python -c 'import importlib.metadata as m, re
+print(re.search(r"libtpu==([^ ;]+)", " ".join(m.requires("jax")))[1])')
+install_apart .venv/tpu_compiler --no-deps "libtpu==$libtpu" ||
+  echo "libtpu cannot be installed here: the tests that need it are skipped"
 # A browser, for tests/report_browser_test.py: Debian's.
 if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
   install_chromium() {
@@ -26,39 +61,9 @@ if ! command -v /usr/sbin/sshd > /dev/null && [ ! -d .venv/sshd ]; then
   fetch_sshd && mv .venv/sshd.partial .venv/sshd ||
     echo "sshd cannot be fetched here (that takes Debian's apt and its lists): its test is skipped"
 fi
-# Installs into a folder of its own, unless it holds the same already. Where uv cannot (it does not
-# read pip's settings), pip does.
-install_apart() { # FOLDER ARGUMENT...
-  local folder=$1
-  shift
-  if [ "$(cat "$folder/installed.txt" 2> /dev/null)" = "$*" ]; then
-    return
-  fi
-  rm -rf "$folder" "$folder.partial"
-  .venv/bin/uv pip install --quiet --python .venv/bin/python --target="$folder.partial" "$@" ||
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade \
-      --target="$folder.partial" "$@" || return
-  echo "$*" > "$folder.partial/installed.txt"
-  mv "$folder.partial" "$folder"
-}
-# The TPU's compiler, which needs no TPU, for tests/aot_report_test.py. Where it is installed among
-# the other packages, every start of jax looks for a TPU. The version that jax[tpu] of the pinned jax
-# installs, as 0.0.42.*.
-libtpu=$(.venv/bin/python -c 'import importlib.metadata as m, re
-print(re.search(r"libtpu==([^ ;]+)", " ".join(m.requires("jax")))[1])')
-install_apart .venv/tpu_compiler --no-deps "libtpu==$libtpu" ||
-  echo "libtpu cannot be installed here: the tests that need it are skipped"
-# torch and torch-fidelity for tests/features_test.py, the GPU's compiler (which needs no GPU) for
-# tests/gpu_compiler_test.py. Both want CUDA's libraries; 6 GB in all.
-with_cuda=(torch-fidelity==0.4.0 torch==2.15.0 torchvision==0.29.2)
-jax=$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)
-if [ "$(uname -sm)" = "Linux x86_64" ]; then
-  with_cuda+=("jax-cuda13-plugin[with-cuda]==$jax" "jax-cuda13-pjrt==$jax")
-fi
-install_apart .venv/cuda --constraint=requirements.txt "${with_cuda[@]}" ||
-  echo "torch and jax's CUDA plugin cannot be installed here: the tests that need them are skipped"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+wait
 # A process for each core; the tests of a file stay together and share what they compile, and those
 # that take longest come first (tests/conftest.py). NumPy's threads would only wait for each other.
 export OPENBLAS_NUM_THREADS=1

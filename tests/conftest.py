@@ -24,7 +24,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take longest, which begin first, so that no process is left alone with one at the end.
-_LONGEST = ("processes", "gpu_day", "upscale_job", "features", "survival", "generation")
+_LONGEST = (
+    *("processes", "survival", "gpu_day", "upscale_job", "generation", "features", "aot_report"),
+    *("generator", "installed", "training_run", "tpu_programs", "parallel_layout", "colab"),
+    *("training_step", "diffusion_sampling", "models_unet", "data_training", "baselines"),
+)
 
 
 def pytest_collection_modifyitems(items):

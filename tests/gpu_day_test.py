@@ -15,6 +15,7 @@ ROOT = small_run.ROOT
 def test_every_stage_passes_and_leaves_its_figures(tmp_path):
     out = tmp_path / "day"
     environment = os.environ | {"TINY": "1", "PYTHON": sys.executable, "MINUTES": "12"}
+    environment |= {"JAX_NUM_CPU_DEVICES": "1"}  # in place of one GPU
     command = ["bash", "launch/gpu_day.sh", str(out)]
     run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run(command, **run)
@@ -24,6 +25,7 @@ def test_every_stage_passes_and_leaves_its_figures(tmp_path):
     training = figures["small training"]
     assert 0 < training["seconds, compiling"] < training["seconds, all"]
     assert training["programs compiled"] > 3 and training["resumed"] == "at step 4"
+    assert "ms" in figures["the paper's networks"]["tiny, batch 2"]["sr3_jax train"]
     assert len(figures["longest kernels of a training step"]) > 5
     report = (out / "report.md").read_text()
     assert all(f"## {name}" in report for name in figures)
