@@ -11,7 +11,7 @@ import small_run
 from PIL import Image
 
 UV = pathlib.Path(sys.executable).parent / "uv"
-COMMANDS = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score")
+COMMANDS = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score", "push", "models")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,13 @@ def test_it_trains_upscales_and_scores(sr3):
     upscaled = sr3("upscale", *flags)
     assert upscaled.returncode == 0, upscaled.stderr
     assert Image.open(sr3.folder / "large" / "small.png").size == (36, 24)
+
+    # The network of the package.
+    upscaled = sr3("upscale", "--input=small.png", "--output=larger", "--steps=1")
+    assert upscaled.returncode == 0, upscaled.stderr
+    assert Image.open(sr3.folder / "larger" / "small.png").size == (36, 24)
+    listed = sr3("models").stdout
+    assert listed.startswith("photos_4x: 4x") and "environment" in listed
 
     outputs = ["--reference=large", "--outputs=SAME=large", "--workdir=scores"]
     scored = sr3("score", *outputs)
