@@ -23,6 +23,6 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         folder = released.shipped(name)
         config = configs.load(folder / "config.json")
         size = (folder / released.WEIGHTS).stat().length / 1e6
-        what = f"{config.factor}x, of {config.data.low_resolution} pixels and more, {size:.1f} MB"
+        what = f"{config.factor}x, trained from {config.data.low_resolution} to {config.data.image_size} pixels, {size:.1f} MB"
         lines += [f"{name}: {what}", f"  {folder}", f"  sr3 upscale --workdir={name} ..."]
     command_line.show("\n".join(lines) or "this version comes with no network")
