@@ -111,7 +111,7 @@ class Model(Section):
         "`sr3_jax.tools.import_weights` reads (docs/models.md); there `norm`, `num_heads`, "
         "`scale_shift`, `embedding_scale`, `bottleneck_attention`, `num_classes` and "
         "`packed_channels` have no meaning.",
-        choices=("sr3", "janspiry_sr3", "janspiry_ddpm"),
+        choices=("sr3", "janspiry_sr3", "janspiry_ddpm", "diffusers", "diffusers_ddpm"),
         may_change=False,
     )
     channels: int = option(64, "Channels of the first level.", at_least=1, may_change=False)

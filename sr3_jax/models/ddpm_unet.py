@@ -33,6 +33,7 @@ class Form:
         after it.
       padding: of convolutions that halve the image: pixels before and after.
       epsilon: is added to variances.
+      head_channels: channels of each attention head; 0: one head has all.
     """
 
     embeds_time: bool
@@ -41,12 +42,23 @@ class Form:
     full_period: bool = False
     padding: tuple[int, int] = (1, 1)
     epsilon: float = 1e-5
+    head_channels: int = 0
 
 
 # By the values of `config.model.architecture`.
 FORMS = {
     "janspiry_sr3": Form(embeds_time=False, embedding_width=1, swish_embedding=False),
     "janspiry_ddpm": Form(embeds_time=True, embedding_width=1, swish_embedding=True),
+    "diffusers": Form(embeds_time=True, embedding_width=4, swish_embedding=True, head_channels=8),
+    # Of DDPM's own weights, in diffusers.
+    "diffusers_ddpm": Form(
+        embeds_time=True,
+        embedding_width=4,
+        swish_embedding=True,
+        full_period=True,
+        padding=(0, 1),
+        epsilon=1e-6,
+    ),
 }
 
 
@@ -71,7 +83,6 @@ class DDPMUNet(nn.Module):
     num_classes: ClassVar[int] = 0
     source_noise: ClassVar[bool] = False
     bottleneck_attention: ClassVar[bool] = True
-    num_heads: ClassVar[int] = 1
 
     form: Form
     channels: int = 64
@@ -84,6 +95,11 @@ class DDPMUNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     has_source: bool = True
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads at the deepest level, where there are most."""
+        return _num_heads(self.form, self.channels * self.multipliers[-1])
 
     @nn.compact
     def __call__(
@@ -188,9 +204,14 @@ class _Block(nn.Module):
             return h
         b, height, width, c = h.shape
         qkv = layers.Dense(3 * c, self.dtype, name="qkv")(norm("norm_attention")(h))
-        q, k, v = jnp.split(qkv.reshape(b, height * width, 3, c), 3, axis=2)
+        heads = _num_heads(self.form, c)
+        q, k, v = jnp.split(qkv.reshape(b, height * width, 3 * heads, -1), 3, axis=2)
         attended = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
         return h + layers.Dense(c, self.dtype, name="attention_out")(attended)
+
+
+def _num_heads(form: Form, channels: int) -> int:
+    return channels // form.head_channels if form.head_channels else 1
 
 
 def _conv(features: int, dtype: DTypeLike, name: str, **options) -> nn.Conv:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -21,11 +22,6 @@ from sr3_jax.checkpoints import torch_file, weights_file
 from sr3_jax.config import run_file
 from sr3_jax.data import storage
 from sr3_jax.tools.import_weights import janspiry
-
-_FROM = flags.DEFINE_enum("from", None, ["janspiry"], "The program that made the weights.")
-_CONFIG = flags.DEFINE_string("config", None, "Its config, a JSON file.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "Its weights, a file *_gen.pth.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the network; local or a URL.")
 
 
 def import_janspiry(config_path: str, weights_path: str, workdir: str) -> str:
@@ -72,9 +68,28 @@ def _named(path: str) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; to `command_line.parse_flags` --config is a config of this package."""
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:
+        sys.exit(0)  # for --help, where absl exits with 1
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, so that the module can be used beside other tools."""
+    flags.DEFINE_enum("from", None, ["janspiry"], "The program that made the weights.")
+    for name, meaning in (
+        ("config", "Its config, a JSON file."),
+        ("weights", "Its weights, a file *_gen.pth."),
+        ("workdir", "Folder for the network; local or a URL."),
+    ):
+        flags.DEFINE_string(name, None, meaning)
+
+
 def main(_: list[str]) -> None:
     """Imports, and prints a summary."""
-    given = [_FROM.value, _CONFIG.value, _WEIGHTS.value, _WORKDIR.value]
+    given = [flags.FLAGS[name].value for name in ("from", "config", "weights", "workdir")]
     if not all(given):
         raise ValueError(
             "--from=janspiry, --config=JSON, --weights=FILE_gen.pth and --workdir=DIR are needed"
@@ -84,4 +99,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    command_line.run(main)
+    define_flags()
+    command_line.run(main, _parse)

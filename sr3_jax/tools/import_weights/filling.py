@@ -54,9 +54,9 @@ def fill(
     faults = [
         f"{what}: {', '.join(which)}"
         for what, which in (
-            ("missing in it", missing),
-            ("not of the network", unknown),
             ("of another shape", misfits),
+            ("missing in it", sorted(missing)),
+            ("not of the network", unknown),
         )
         if which
     ]
