@@ -9,6 +9,10 @@ github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement, under torch
   `gammas`, `outputs`, and the picture that its `super_resolution` or `sample` made of `noises`, in
   place of torch.randn: noises[T + 1] is the start and noises[t] that of step t;
 * schedules.npz has the products of 1 - beta of its `make_beta_schedule(name, 60, 1e-3, 0.3)`.
+
+tests/other_programs/diffusers and diffusers_ddpm were recorded likewise by diffusers 0.42.1: a
+`UNet2DModel` in float16, written by `save_pretrained`, with the outputs of the same numbers in
+float32 and the image of `DDPMPipeline`.
 """
 
 import io
@@ -33,10 +37,11 @@ from sr3_jax.config import checks, networks, run_file, schedules
 from sr3_jax.diffusion import sampling
 from sr3_jax.jobs import releasing
 from sr3_jax.tools.import_weights import __main__ as importing
-from sr3_jax.tools.import_weights import janspiry
+from sr3_jax.tools.import_weights import diffusers_unet, janspiry
 
-RECORDED = pathlib.Path(__file__).parent / "other_programs" / "janspiry"
-KINDS = ("sr3", "ddpm")
+PROGRAMS = pathlib.Path(__file__).parent / "other_programs"
+RECORDED = PROGRAMS / "janspiry"
+KINDS = ("janspiry/sr3", "janspiry/ddpm", "diffusers", "diffusers_ddpm")
 WEIGHTS = "I3_E1_gen.pth"
 
 
@@ -45,9 +50,13 @@ def _description(kind="sr3"):
 
 
 def _network(kind):
-    config = janspiry.read_config((RECORDED / kind / "config.json").read_text())
-    params = janspiry.read_params(config, torch_file.read(RECORDED / kind / WEIGHTS))
-    recorded = np.load(RECORDED / kind / "expected.npz")
+    folder = PROGRAMS / kind
+    if "janspiry" in kind:
+        config = janspiry.read_config((folder / "config.json").read_text())
+        params = janspiry.read_params(config, torch_file.read(folder / WEIGHTS))
+    else:
+        config, params = diffusers_unet.read_folder(str(folder))
+    recorded = np.load(folder / "expected.npz")
     return config, params, {name: jnp.asarray(recorded[name]) for name in recorded.files}
 
 
@@ -68,7 +77,7 @@ def _run_import(kind, workdir, weights=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_are_the_ports_at_every_noise_level(kind):
+def test_outputs_are_theirs_at_every_noise_level(kind):
     config, params, recorded = _network(kind)
     denoiser = networks.denoiser(config)
     x, y = recorded.get("x"), recorded["y"]
@@ -85,7 +94,7 @@ def test_outputs_are_the_ports_at_every_noise_level(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_picture_is_the_ports_from_the_same_noise(kind, monkeypatch):
+def test_the_picture_is_theirs_from_the_same_noise(kind, monkeypatch):
     config, params, recorded = _network(kind)
     noises, picture = recorded["noises"], recorded["picture"]
     monkeypatch.setattr(sampling, "_normal", lambda keys, t, shape: noises[t])
@@ -122,7 +131,7 @@ def test_schedules_are_the_ports():
 
 def test_the_number_of_a_step_is_found_from_its_gamma():
     """Also between the steps of training, where other schedules sample, and beyond them."""
-    config, *_ = _network("ddpm")
+    config, *_ = _network("janspiry/ddpm")
     network = networks.model(config)
     gamma = jnp.asarray(schedules.training_schedule(config).gamma[1:])
     np.testing.assert_array_equal(network._time(gamma), np.arange(12))
@@ -143,12 +152,14 @@ def test_the_workdir_is_like_any_other(tmp_path):
     again = SuperResolver.from_workdir(tmp_path / "pushed")
     jax.tree.map(np.testing.assert_array_equal, again.params, resolver.params)
     with pytest.raises(FileExistsError, match="has a network already"):
-        importing.import_janspiry("", "", str(tmp_path / "made"))
+        importing.import_weights("janspiry", "", "", str(tmp_path / "made"))
 
 
 def test_a_network_without_a_source_makes_images(tmp_path):
-    files = (str(RECORDED / "ddpm" / name) for name in ("config.json", WEIGHTS))
-    importing.import_janspiry(*files, str(tmp_path / "made"))
+    said = importing.import_weights(
+        "diffusers", "", str(PROGRAMS / "diffusers"), str(tmp_path / "made")
+    )
+    assert "diffusers, 8 pixels" in said
     images = Generator.from_workdir(tmp_path / "made").generate(2, steps=2)
     assert images.shape == (2, 8, 8, 3)
     # Nor does it take what is the paper's network's.
@@ -196,7 +207,7 @@ def test_comments_and_the_schedule_of_sampling_are_read():
 
 
 def test_weights_of_another_network_are_named():
-    config, *_ = _network("sr3")
+    config, *_ = _network("janspiry/sr3")
     state = torch_file.read(RECORDED / "sr3" / WEIGHTS)
     wrong = dict(state)
     wrong["denoise_fn.downs.7.weight"] = wrong.pop("denoise_fn.downs.0.weight")
@@ -213,6 +224,46 @@ def test_weights_of_another_network_are_named():
         janspiry.read_params(config, state | {"betas": np.linspace(2e-3, 0.8, 12)})
     with pytest.raises(ValueError, match=r"give the file \*_gen.pth"):
         janspiry.read_params(config, {"epoch": 1, "optimizer": {}})
+
+
+def _configs_of_diffusers():
+    folder = PROGRAMS / "diffusers"
+    names = ("unet/config.json", "scheduler/scheduler_config.json")
+    return [json.loads((folder / name).read_text()) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("of_network", "of_scheduler", "message"),
+    [
+        ({"act_fn": "gelu", "in_channels": 1}, {}, r"2 faults.* in_channels = 1.*act_fn = 'gelu'"),
+        ({"freq_shift": 1}, {}, "freq_shift = 1, downsample_padding = 1.*networks here have"),
+        ({"down_block_types": ["DownBlock2D"] * 2}, {}, "must mirror each other"),
+        ({"block_out_channels": [8, 12]}, {}, r"\[8, 12\]; they must be multiples"),
+        ({"_class_name": "UNet2DConditionModel"}, {}, "UNet2DModel alone"),
+        ({"sample_size": None}, {}, "sample_size = None"),
+        ({}, {"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid' of the scheduler"),
+        ({}, {"thresholding": True}, "thresholding = True, but it is always False here"),
+    ],
+)
+def test_what_is_not_supported_of_diffusers_is_named(of_network, of_scheduler, message):
+    network, scheduler = _configs_of_diffusers()
+    with pytest.raises(ValueError, match=message):
+        diffusers_unet.read_config(network | of_network, scheduler | of_scheduler)
+
+
+def test_older_names_of_attention_are_read():
+    config, params, _ = _network("diffusers_ddpm")
+    path = PROGRAMS / "diffusers_ddpm" / "diffusion_pytorch_model.bin"
+    older = {}
+    for name, array in torch_file.read(path).items():
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+            name = name.replace(new, old)
+        older[name.replace("to_out.0", "proj_attn")] = array
+    assert any("proj_attn" in name for name in older)
+    read = diffusers_unet.read_params(config, older, is_flipped=False)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    with pytest.raises(FileNotFoundError, match="no scheduler/scheduler_config.json and no"):
+        diffusers_unet.read_folder(str(PROGRAMS / "diffusers" / "unet"))
 
 
 class _Runs:

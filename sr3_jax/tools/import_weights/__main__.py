@@ -2,6 +2,7 @@
 
     python -m sr3_jax.tools.import_weights --from=janspiry --config=sr_sr3_16_128.json \
         --weights=I640000_E37_gen.pth --workdir=DIR
+    python -m sr3_jax.tools.import_weights --from=diffusers --weights=FOLDER --workdir=DIR
 
 Upscaling, evaluation, tuning, export and `sr3 push` then take `--workdir=DIR`. No code of the file
 runs, and torch is not needed. docs/models.md says which networks are read.
@@ -21,41 +22,50 @@ from sr3_jax import command_line, released
 from sr3_jax.checkpoints import torch_file, weights_file
 from sr3_jax.config import run_file
 from sr3_jax.data import storage
-from sr3_jax.tools.import_weights import janspiry
+from sr3_jax.tools.import_weights import diffusers_unet, janspiry
+
+PROGRAMS = ("janspiry", "diffusers")
 
 
-def import_janspiry(config_path: str, weights_path: str, workdir: str) -> str:
-    """Writes the network of a config and its weights; returns a summary in words.
+def import_weights(program: str, config_path: str, weights_path: str, workdir: str) -> str:
+    """Writes the network of another program to a workdir; returns a summary in words.
+
+    Args:
+      program: one of `PROGRAMS`.
+      config_path: the config of the port; empty for diffusers, whose folders have one.
+      weights_path: its weights; for diffusers the folder.
+      workdir: the folder to write, local or a URL.
 
     Raises:
       FileNotFoundError: a file is missing.
       FileExistsError: the workdir has a network.
-      ValueError: a file is damaged, the network is not supported, or the two do not fit; names all
-        that is wrong.
+      ValueError: a file is damaged, the network is not supported, or config and weights do not fit;
+        names all that is wrong.
     """
-    if there := [
-        name
-        for name in ("config.json", released.WEIGHTS, "checkpoints")
-        if storage.exists(f"{workdir}/{name}")
-    ]:
+    files = ("config.json", released.WEIGHTS, "checkpoints")
+    if there := [name for name in files if storage.exists(f"{workdir}/{name}")]:
         raise FileExistsError(
             f"--workdir={workdir} has a network already ({', '.join(there)}); give another folder"
         )
     storage.check_writable(workdir, "--workdir")
-    with _named(config_path):
-        config = janspiry.read_config(storage.read(config_path).decode())
-    arrays = torch_file.read(weights_path)
-    with _named(weights_path):
-        params = janspiry.read_params(config, arrays)
-    step = janspiry.step_of(os.path.basename(weights_path))
+    step = 0
+    if program == "diffusers":
+        with _named(weights_path):
+            config, params = diffusers_unet.read_folder(weights_path)
+    else:
+        with _named(config_path):
+            config = janspiry.read_config(storage.read(config_path).decode())
+        with _named(weights_path):
+            params = janspiry.read_params(config, torch_file.read(weights_path))
+        step = janspiry.step_of(os.path.basename(weights_path))
     weights_file.write(f"{workdir}/{released.WEIGHTS}", params, step, "float32")
     run_file.save(config, f"{workdir}/config.json")
     data = config.data
     sizes = f"{data.low_resolution} to {data.image_size}" if config.has_source else data.image_size
+    count = sum(array.size for array in jax.tree.leaves(params))
     return (
-        f"{workdir}: {config.model.architecture}, {sizes} pixels, "
-        f"{sum(array.size for array in jax.tree.leaves(params)):,} parameters, step {step}, not "
-        f"averaged; it samples with {config.sampling.num_steps} calls of the network"
+        f"{workdir}: {config.model.architecture}, {sizes} pixels, {count:,} parameters, step "
+        f"{step or 'unknown'}; it samples with {config.sampling.num_steps} calls of the network"
     )
 
 
@@ -65,7 +75,8 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        text = str(error)
+        raise ValueError(text if path in text else f"{path}: {text}") from error
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -78,23 +89,25 @@ def _parse(argv: list[str]) -> list[str]:
 
 def define_flags() -> None:
     """Defines the flags; not on import, so that the module can be used beside other tools."""
-    flags.DEFINE_enum("from", None, ["janspiry"], "The program that made the weights.")
+    flags.DEFINE_enum("from", None, PROGRAMS, "The program that made the weights.")
     for name, meaning in (
-        ("config", "Its config, a JSON file."),
-        ("weights", "Its weights, a file *_gen.pth."),
+        ("config", "janspiry: its config, a JSON file."),
+        ("weights", "janspiry: a file *_gen.pth; diffusers: the folder of a model or a pipeline."),
         ("workdir", "Folder for the network; local or a URL."),
     ):
-        flags.DEFINE_string(name, None, meaning)
+        flags.DEFINE_string(name, "", meaning)
 
 
 def main(_: list[str]) -> None:
     """Imports, and prints a summary."""
-    given = [flags.FLAGS[name].value for name in ("from", "config", "weights", "workdir")]
-    if not all(given):
-        raise ValueError(
-            "--from=janspiry, --config=JSON, --weights=FILE_gen.pth and --workdir=DIR are needed"
-        )
-    print(import_janspiry(*(os.path.expanduser(path) for path in given[1:])))
+    given = {name: flags.FLAGS[name].value for name in ("from", "config", "weights", "workdir")}
+    is_diffusers = given["from"] == "diffusers"
+    needed = [name for name in given if not (is_diffusers and name == "config")]
+    if missing := [f"--{name}" for name in needed if not given[name]]:
+        raise ValueError(f"needed: {', '.join(missing)}; see --help")
+    if is_diffusers and given["config"]:
+        raise ValueError("--config is of janspiry; a folder of diffusers has its own")
+    print(import_weights(given.pop("from"), *map(os.path.expanduser, given.values())))
 
 
 if __name__ == "__main__":

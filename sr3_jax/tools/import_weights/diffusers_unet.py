@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from sr3_jax import models
@@ -77,14 +78,17 @@ def read_folder(folder: str) -> tuple[Config, Params]:
     """
     place = _first(folder, ("unet/config.json", "config.json")).removesuffix("config.json")
     scheduler = _first(folder, ("scheduler/scheduler_config.json", "scheduler_config.json"))
-    network, is_flipped = json.loads(storage.read(f"{place}config.json")), True
-    config = read_config(network, json.loads(storage.read(scheduler)))
-    is_flipped = network.get("flip_sin_to_cos", True)
+    network = _object(f"{place}config.json")
+    config = read_config(network, _object(scheduler))
     path = _first(place.rstrip("/"), _WEIGHTS)
     if path.endswith(".bin"):
         arrays = torch_file.read(path)
     else:
-        arrays = safetensors.numpy.load(storage.read(path))
+        try:
+            arrays = safetensors.numpy.load(storage.read(path))
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+    is_flipped = network.get("flip_sin_to_cos", True)
     return config, read_params(config, arrays, is_flipped=is_flipped)
 
 
@@ -105,9 +109,7 @@ def read_config(network: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Con
     if faults := [*_faults(found), *_faults_of_scheduler(scheduler)]:
         raise ValueError(in_words(faults))
     widths, size = found["block_out_channels"], found["sample_size"]
-    betas = {
-        name: scheduler[name] for name in ("beta_start", "beta_end") if scheduler.get(name)
-    }
+    betas = {name: scheduler[name] for name in ("beta_start", "beta_end") if scheduler.get(name)}
     num_steps = scheduler.get("num_train_timesteps", 1000)
     config = read(
         {
@@ -172,6 +174,13 @@ def _first(folder: str, names: tuple[str, ...]) -> str:
         if storage.exists(path := f"{folder}/{name}"):
             return path
     raise FileNotFoundError(f"{folder} has no {' and no '.join(names)}: it is no whole network")
+
+
+def _object(path: str) -> dict[str, Any]:
+    found = json.loads(storage.read(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__} and not an object")
+    return found
 
 
 def _form(found: Mapping[str, Any]) -> str | None:
