@@ -351,3 +351,24 @@ def test_tensors_of_every_kind_are_torchs(tmp_path):
     for name in expected.files:
         assert found[name].shape == expected[name].shape
         np.testing.assert_array_equal(found[name].astype(np.float32), expected[name])
+
+
+def test_such_a_network_can_be_trained_on():
+    """Every parameter has a gradient, and dropout belongs to the image."""
+    config, params, recorded = _network("janspiry/ddpm")
+    network = networks.model(config)
+    y, gamma = jnp.repeat(recorded["y"][:1], 2, axis=0), jnp.full(2, 0.3)
+
+    @jax.jit
+    def gradient(params, keys):
+        def loss(params):
+            out = network.apply({"params": params}, None, y, gamma, dropout_keys=keys)
+            return jnp.mean(jnp.square(out)), out
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    of_params, out = gradient(params, keys)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(of_params)) > 0
+    np.testing.assert_allclose(out, gradient(params, keys[::-1])[1][::-1], atol=1e-5)
+    assert np.abs(out[0] - out[1]).max() > 1e-3

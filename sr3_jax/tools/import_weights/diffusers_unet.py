@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from sr3_jax import models
-from sr3_jax.checkpoints import torch_file
+from sr3_jax.checkpoints import torch_file, weights_file
 from sr3_jax.config import Config, in_words, networks, read, schedules
 from sr3_jax.data import storage
 from sr3_jax.models import Params
@@ -85,9 +84,9 @@ def read_folder(folder: str) -> tuple[Config, Params]:
         arrays = torch_file.read(path)
     else:
         try:
-            arrays = safetensors.numpy.load(storage.read(path))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+            arrays = weights_file.read_arrays(storage.read(path))
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is damaged, or no file of weights: {error!r}") from error
     is_flipped = network.get("flip_sin_to_cos", True)
     return config, read_params(config, arrays, is_flipped=is_flipped)
 
