@@ -212,12 +212,14 @@ def test_weights_of_another_network_are_named():
     wrong = dict(state)
     wrong["denoise_fn.downs.7.weight"] = wrong.pop("denoise_fn.downs.0.weight")
     wrong["denoise_fn.final_conv.block.3.bias"] = np.zeros(4)
+    wrong["denoise_fn.mid.0.attn.norm.bias"] = np.full(8, np.nan)
     with pytest.raises(ValueError) as raised:
         janspiry.read_params(config, wrong)
     for part in (
         "of another shape: denoise_fn.final_conv.block.3.bias [4] and not [3]",
         "missing in it: denoise_fn.downs.0.weight",
         "not of the network: denoise_fn.downs.7.weight",
+        "not finite: denoise_fn.mid.0.attn.norm.bias",
     ):
         assert part in str(raised.value)
     with pytest.raises(ValueError, match="12 steps from beta 0.002 to 0.8"):

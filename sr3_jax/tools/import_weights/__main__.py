@@ -1,4 +1,4 @@
-"""Makes a workdir of a network of another program: `python -m sr3_jax.tools.import_weights`.
+r"""Makes a workdir of a network of another program: `python -m sr3_jax.tools.import_weights`.
 
     python -m sr3_jax.tools.import_weights --from=janspiry --config=sr_sr3_16_128.json \
         --weights=I640000_E37_gen.pth --workdir=DIR

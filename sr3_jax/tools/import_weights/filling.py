@@ -31,9 +31,9 @@ def fill(
       absent: our modules that have no bias in the other program; theirs becomes 0.
 
     Raises:
-      ValueError: naming all arrays that are missing, unknown or of another shape.
+      ValueError: naming all arrays that are missing, unknown, of another shape, or not finite.
     """
-    filled, used, missing, misfits = [], set(), [], []
+    filled, used, missing, misfits, infinite = [], set(), [], [], []
     absent = set(absent)
     for path, ours in digests.named(shapes).items():
         module, _, leaf = path.rpartition("/")
@@ -48,8 +48,10 @@ def fill(
         wanted = _shape(ours.shape, found)
         if np.shape(found) != wanted:
             misfits.append(f"{name} {list(np.shape(found))} and not {list(wanted)}")
-        else:
-            filled[-1] = _in_our_layout(found, ours.shape)
+            continue
+        filled[-1] = _in_our_layout(found, ours.shape)
+        if not np.isfinite(filled[-1]).all():
+            infinite.append(name)
     unknown = sorted(set(arrays) - used - set(others))
     faults = [
         f"{what}: {', '.join(which)}"
@@ -57,6 +59,7 @@ def fill(
             ("of another shape", misfits),
             ("missing in it", sorted(missing)),
             ("not of the network", unknown),
+            ("not finite", infinite),
         )
         if which
     ]
