@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -79,14 +78,6 @@ def _named(path: str) -> Iterator[None]:
         raise ValueError(text if path in text else f"{path}: {text}") from error
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; to `command_line.parse_flags` --config is a config of this package."""
-    try:
-        return flags.FLAGS(argv)
-    except SystemExit:
-        sys.exit(0)  # for --help, where absl exits with 1
-
-
 def define_flags() -> None:
     """Defines the flags; not on import, so that the module can be used beside other tools."""
     flags.DEFINE_enum("from", None, PROGRAMS, "The program that made the weights.")
@@ -113,4 +104,4 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
     define_flags()
-    command_line.run(main, _parse)
+    command_line.run(main)

@@ -80,7 +80,7 @@ _BUFFERS = (
 def read_config(text: str) -> Config:
     """Returns our config of a network whose config is `text`.
 
-    Sampling is as there: the schedule of `beta_schedule.val`, ancestral, with the variance of the
+    Sampling is as there: the schedule under `val`, ancestral, with the variance of the
     posterior, clipped.
 
     Raises:
@@ -177,7 +177,7 @@ def read_params(config: Config, state: Mapping[str, Any]) -> Params:
 
 
 def step_of(name: str) -> int:
-    """Returns the step of training that a file's name has, as `I640000_E37_gen.pth`; else 0."""
+    """Returns the step of training in a file's name, as I640000_E37_gen.pth, else 0."""
     found = re.search(r"I(\d+)_E\d+_gen", name)
     return int(found[1]) if found else 0
 
