@@ -1,7 +1,7 @@
 """Networks of other programs, held against what those programs computed.
 
 tests/other_programs/janspiry was recorded by the port's own code, commit 01d27a7 of
-github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement, under torch 2.13 on a CPU:
+github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement, under torch 2.15 on a CPU:
 
 * `model.networks.define_G` made a network of each config.json, normal noise of 0.1 was added to its
   parameters, and `torch.save(network.state_dict(), "I3_E1_gen.pth")` wrote it;
