@@ -147,7 +147,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     from absl import flags
 
-    if "config" in flags.FLAGS:
+    # To a tool that reads other programs' files, --config is one of theirs, a text.
+    has_config = "config" in flags.FLAGS and flags.FLAGS["config"].flag_type() != "string"
+    if has_config:
         # ml_collections looks for the flags of keys in `sys.argv`.
         from sr3_jax.config import flag_values
 
@@ -165,7 +167,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise ValueError(_config_message(error)) from error
     try:
         # A config file that cannot be loaded raises when its value is first used.
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+        if has_config and flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()
     except Exception as error:
         raise ValueError(_config_message(error)) from error

@@ -8,6 +8,7 @@ ALL = {
     "linear": diffusion.linear(),
     "linear_ddpm": diffusion.linear(1000, 1e-4, 2e-2),
     "quadratic": diffusion.quadratic(),
+    "warm_up": diffusion.warm_up(2000, 1e-6, 1e-2, 0.5),
     "cosine": diffusion.cosine(),
     "uniform_gamma": diffusion.uniform_gamma(),
     "karras": diffusion.karras(),

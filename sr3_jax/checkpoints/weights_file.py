@@ -6,7 +6,6 @@ The file stands in a released network's folder where a training run has `checkpo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ class WeightsFile:
         self._path = epath.Path(path)
         content = self._path.read_bytes()
         try:
-            self._arrays = {name: _array(found) for name, found in safetensors.deserialize(content)}
+            self._arrays = read_arrays(content)
             # The library gives a file's metadata from a local path alone.
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             about = json.loads(header["__metadata__"][_ABOUT])
@@ -107,5 +106,14 @@ class WeightsFile:
         return digests.named(like["ema_params"])
 
 
-def _array(found: Mapping[str, Any]) -> np.ndarray:
-    return np.frombuffer(found["data"], _TYPES[found["dtype"]]).reshape(found["shape"])
+def read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the arrays of a safetensors file by name.
+
+    Raises:
+      safetensors.SafetensorError: the file is damaged.
+      KeyError: an array is of another type than bfloat16, float16 or float32.
+    """
+    return {
+        name: np.frombuffer(found["data"], _TYPES[found["dtype"]]).reshape(found["shape"])
+        for name, found in safetensors.deserialize(content)
+    }

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sr3_jax.config.sections import Config
+from sr3_jax.config.training_sections import Model
+
+# Options of the paper's network alone.
+_OF_SR3 = ("norm", "num_heads", "scale_shift", "embedding_scale", "bottleneck_attention")
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -12,6 +16,8 @@ def faults(config: Config) -> Iterator[str]:
     yield from _method(config)
     if config.method != "srcnn":
         yield from _network(config)
+    if config.model.architecture != "sr3":
+        yield from _other_architecture(config)
     yield from _data(config)
     yield from _training(config)
     yield from _sampling(config)
@@ -74,6 +80,27 @@ def _network(config: Config) -> Iterator[str]:
                 f"config.data.image_size = {size} with {len(sizes)} config.model.multipliers work "
                 f"at {sizes}; use some of these"
             )
+
+
+def _other_architecture(config: Config) -> Iterator[str]:
+    model = config.model
+    where = f"config.model.architecture = {model.architecture!r}"
+    needed = {"method": (config.method, "sr3")} | {
+        f"model.{name}": (getattr(model, name), getattr(Model(), name))
+        for name in (*_OF_SR3, "num_classes")
+    }
+    needed["train.source_noise"] = (config.train.source_noise, 0.0)
+    for key, (value, default) in needed.items():
+        if value != default:
+            yield f"config.{key} = {value!r}, but {where} has no such option; use {default!r}"
+    if model.channels % 2:
+        yield f"config.model.channels = {model.channels} is odd; {where} takes an even number"
+    widths = [model.channels * multiplier for multiplier in model.multipliers]
+    if uneven := [width for width in widths if width % model.num_groups]:
+        yield (
+            f"config.model.num_groups = {model.num_groups} does not divide the {uneven[0]} "
+            "channels of a level; use a divisor"
+        )
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -145,7 +172,7 @@ def _sampling(config: Config) -> Iterator[str]:
             f"{sampling.sigma_max}"
         )
     schedules = {"sampling": sampling}
-    if config.diffusion.schedule in ("linear", "quadratic"):
+    if config.diffusion.schedule not in ("cosine", "uniform_gamma"):
         schedules["diffusion"] = config.diffusion
     for name, schedule in schedules.items():
         if schedule.beta_start > schedule.beta_end:

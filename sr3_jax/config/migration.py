@@ -11,7 +11,12 @@ KEYS = {"model.residual_std": "model.sigma_data", "model.lanes": "model.packed_c
 # Likewise the values of keys, whatever their section.
 VALUES = {"variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
 # Keys that came later, with the value that means what was done before.
-LATER = {"model.prediction": "eps", "model.measure_sigma_data": False}
+LATER = {
+    "model.prediction": "eps",
+    "model.measure_sigma_data": False,
+    "model.architecture": "sr3",
+    "model.num_groups": 32,
+}
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,24 +7,43 @@ import jax.numpy as jnp
 import optax
 
 from sr3_jax import diffusion, models
+from sr3_jax.config import schedules
 from sr3_jax.config.sections import Config
+from sr3_jax.models import ddpm_unet
 
 TPU_LANES = 128  # of a register; the channels that fill it
 
 
-def model(config: Config) -> models.UNet | models.SRCNN:
+def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
     """Makes the network of `config.method` and `config.model`, for `config.data.image_size`."""
     c = config.model
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[c.dtype]
     if config.method == "srcnn":
         return models.SRCNN(dtype)
     sizes = [config.data.image_size // 2**i for i in range(len(c.multipliers))]
+    attention_levels = tuple(sizes.index(size) for size in c.attention_resolutions)
+    if c.architecture != "sr3":
+        form = ddpm_unet.FORMS[c.architecture]
+        gammas = schedules.training_schedule(config).gamma[1:].tolist() if form.embeds_time else ()
+        return models.DDPMUNet(
+            form,
+            channels=c.channels,
+            multipliers=c.multipliers,
+            num_blocks=c.num_blocks,
+            attention_levels=attention_levels,
+            num_groups=c.num_groups,
+            gammas=tuple(gammas),
+            dropout=c.dropout,
+            dtype=dtype,
+            remat=c.remat,
+            has_source=config.has_source,
+        )
     return models.UNet(
         has_y_t=not config.predicts_image,
         channels=c.channels,
         multipliers=c.multipliers,
         num_blocks=c.num_blocks,
-        attention_levels=tuple(sizes.index(size) for size in c.attention_resolutions),
+        attention_levels=attention_levels,
         bottleneck_attention=c.bottleneck_attention,
         norm=c.norm,
         num_heads=c.num_heads,

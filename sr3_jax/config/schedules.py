@@ -18,6 +18,8 @@ def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
     make = {
         "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
         "quadratic": lambda n: diffusion.quadratic(n, c.beta_start, c.beta_end),
+        "warmup10": lambda n: diffusion.warm_up(n, c.beta_start, c.beta_end, 0.1),
+        "warmup50": lambda n: diffusion.warm_up(n, c.beta_start, c.beta_end, 0.5),
         "cosine": diffusion.cosine,
         "uniform_gamma": diffusion.uniform_gamma,
     }

@@ -106,6 +106,15 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
+    architecture: str = option(
+        "sr3",
+        "`sr3`: the paper's. Others are DDPM's U-Net in the forms of other programs, whose weights "
+        "`sr3_jax.tools.import_weights` reads (docs/models.md); there `norm`, `num_heads`, "
+        "`scale_shift`, `embedding_scale`, `bottleneck_attention`, `num_classes` and "
+        "`packed_channels` have no meaning.",
+        choices=("sr3", "janspiry_sr3", "janspiry_ddpm", "diffusers", "diffusers_ddpm"),
+        may_change=False,
+    )
     channels: int = option(64, "Channels of the first level.", at_least=1, may_change=False)
     multipliers: tuple[int, ...] = option(
         (1, 2, 4, 8),
@@ -132,6 +141,13 @@ class Model(Section):
         "`group`: group normalisation, whose statistics span the image. `pixel`: statistics of "
         "each pixel alone, so that the result does not depend on the size of a tile.",
         choices=("group", "pixel"),
+        may_change=False,
+    )
+    num_groups: int = option(
+        32,
+        "Groups of group normalisation where `architecture` is not `sr3`, which has a group for "
+        "each 4 channels, at most 32.",
+        at_least=1,
         may_change=False,
     )
     num_heads: int = option(1, "Heads of self-attention.", at_least=1, may_change=False)
@@ -194,16 +210,17 @@ class Diffusion(Section):
 
     schedule: str = option(
         "linear",
-        "Noise schedule of training.",
-        choices=("linear", "quadratic", "cosine", "uniform_gamma"),
+        "Noise schedule of training. `warmup10` and `warmup50`: beta rises linearly over the first "
+        "10 or 50 % of the steps and stays.",
+        choices=("linear", "quadratic", "cosine", "uniform_gamma", "warmup10", "warmup50"),
         may_change=False,
     )
     num_steps: int = option(2000, "T.", at_least=1, at_most=MAX_STEPS, may_change=False)
     beta_start: float = option(
-        1e-6, "beta_1 of `linear` and `quadratic`.", above=0.0, below=1.0, may_change=False
+        1e-6, "beta_1, but of `cosine` and `uniform_gamma`.", above=0.0, below=1.0, may_change=False
     )
     beta_end: float = option(
-        1e-2, "beta_T of `linear` and `quadratic`.", above=0.0, below=1.0, may_change=False
+        1e-2, "beta_T, but of `cosine` and `uniform_gamma`.", above=0.0, below=1.0, may_change=False
     )
 
 

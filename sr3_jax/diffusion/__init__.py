@@ -32,6 +32,7 @@ from sr3_jax.diffusion.schedule import (
     uniform_gamma,
     uniform_log_snr,
     uniform_noise_level,
+    warm_up,
 )
 
 __all__ = [
@@ -63,5 +64,6 @@ __all__ = [
     "uniform_gamma",
     "uniform_log_snr",
     "uniform_noise_level",
+    "warm_up",
     "weigh",
 ]

@@ -120,6 +120,16 @@ def quadratic(
     return from_betas(root**2, **limits)
 
 
+def warm_up(
+    num_steps: int, beta_start: float, beta_end: float, share: float, **limits: float
+) -> NoiseSchedule:
+    """Makes beta_t linear over the first `share` of the steps, then constant (code of DDPM)."""
+    beta = np.full(_checked(num_steps), beta_end)
+    rising = int(num_steps * share)
+    beta[:rising] = np.linspace(beta_start, beta_end, rising)
+    return from_betas(beta, **limits)
+
+
 def cosine(
     num_steps: int = 2000, offset: float = 0.008, max_beta: float = 0.999, **limits: float
 ) -> NoiseSchedule:

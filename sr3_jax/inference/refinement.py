@@ -124,7 +124,7 @@ class Refiner:
     def _bytes_per_pixel(self, tile: tuple[int, int]) -> int:
         """Estimates the bytes of activations: kept skips, and a block at the highest level."""
         unet = self.denoiser.network
-        if not isinstance(unet, models.UNet):
+        if not isinstance(unet, models.UNet | models.DDPMUNet):
             return 4 * 4 * getattr(unet, "channels", 64)
         skips = sum(
             multiplier * (unet.num_blocks + 1) / 4**level

@@ -1,5 +1,6 @@
 """Networks, plain Flax Linen modules, and the denoiser made of one; no config, file or device."""
 
+from sr3_jax.models.ddpm_unet import DDPMUNet
 from sr3_jax.models.denoiser import Batch, Denoiser, Params
 from sr3_jax.models.layers import Statistics
 from sr3_jax.models.srcnn import SRCNN
@@ -14,6 +15,7 @@ from sr3_jax.models.unet import (
 __all__ = [
     "SRCNN",
     "Batch",
+    "DDPMUNet",
     "Denoiser",
     "Params",
     "Statistics",
