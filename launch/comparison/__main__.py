@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=0, help="that many of each set; default: all")
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
     parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=upscale.num_cores())
     parser.add_argument("--no_features", action="store_true", help="without EfficientNet's")
     return parser
 

@@ -30,22 +30,22 @@ def scored_as(name: str) -> str:
 def write(folder: pathlib.Path, methods: Methods) -> None:
     """Writes tables.md, and of photographs pictures.jpg, into the folder of a set."""
     about = {name: json.loads((folder / f"made/{name}.json").read_bytes()) for name in methods}
-    rows = {name: _title(name, about[name]) for name in methods}
+    rows = {name: _title(name) for name in methods}
     if folder.name.startswith("classes"):
         columns = _of_classes(folder, ["reference", *methods])
         text = _table({"reference": "the reference itself", **rows}, columns)
     else:
         text = _table(rows, _of_photographs(folder, methods))
-        draw(folder, methods, rows)
+        draw(folder, methods)
     count = len([*(folder / "input").glob("*.png")])
     text = f"{count} pictures; means with 95 % intervals.\n\n{text}\n{_programs(folder, about)}"
     (folder / "tables.md").write_text(text)
     print(f"{text}\nwritten: {folder / 'tables.md'}")
 
 
-def _title(name: str, about: Mapping[str, str]) -> str:
-    known = upscale.PROGRAMS.get(name)
-    return known.title if known else f"{name}, {about['version']}"
+def _title(name: str) -> str:
+    """Returns what a program is called; a network of ours is what the command calls it."""
+    return upscale.PROGRAMS[name].title if name in upscale.PROGRAMS else name
 
 
 def _of_photographs(folder: pathlib.Path, methods: Methods) -> dict[str, dict[str, str]]:
@@ -164,12 +164,12 @@ def _programs(folder: pathlib.Path, about: Mapping[str, Mapping[str, str]]) -> s
         columns["made on"][name] = facts["date"]
         columns["seconds per picture, median"][name] = f"{seconds:.2g} ({cores})"
         columns["licence"][name] = known[name].licence if name in known else "this project's"
-    titles = {name: known[name].title if name in known else name for name in about}
+    titles = {name: _title(name) for name in about}
     processors = " and ".join(sorted({facts["processor"] for facts in about.values()}))
     return f"{_table(titles, columns)}\nProcessor: {processors}.\n"
 
 
-def draw(folder: pathlib.Path, methods: Methods, titles: Mapping[str, str]) -> None:
+def draw(folder: pathlib.Path, methods: Methods) -> None:
     """Draws windows of six pictures at 400 % as made by each program, into pictures.jpg.
 
     Pictures are evenly spaced through the set, and each window is where the reference has the most
@@ -179,7 +179,7 @@ def draw(folder: pathlib.Path, methods: Methods, titles: Mapping[str, str]) -> N
     rows = np.linspace(0, len(paths) - 1, min(_NUM_PICTURES, len(paths))).round().astype(int)
     names = [paths[i].name for i in rows]
     windows = [_liveliest(upscale.read(folder / "reference" / name)) for name in names]
-    of = {titles[name].replace(", ", "\n", 1): made[0] for name, made in methods.items()}
+    of = {_title(name): made[0] for name, made in methods.items()}
     columns = {
         title: np.stack([upscale.read(made / n)[w] for n, w in zip(names, windows, strict=True)])
         for title, made in {**of, "reference": folder / "reference"}.items()

@@ -50,6 +50,7 @@ class Program(NamedTuple):
     start: Start
     licence: str = ""
     is_peer: bool = True
+    takes_threads: bool = True
 
 
 def upscale_folder(started: Started, source: pathlib.Path, target: pathlib.Path) -> int:
@@ -245,10 +246,16 @@ PROGRAMS = {
         "MIT (nagadomi/waifu2x; packed by tonquer/sr_vulkan)",
     ),
     "esrgan_medium": Program(
-        "ESRGAN-medium", _by_tfjs("@upscalerjs/esrgan-medium"), "MIT (thekevinscott/UpscalerJS)"
+        "ESRGAN-medium",
+        _by_tfjs("@upscalerjs/esrgan-medium"),
+        "MIT (thekevinscott/UpscalerJS)",
+        takes_threads=False,
     ),
     "esrgan_thick": Program(
-        "ESRGAN-thick", _by_tfjs("@upscalerjs/esrgan-thick"), "MIT (thekevinscott/UpscalerJS)"
+        "ESRGAN-thick",
+        _by_tfjs("@upscalerjs/esrgan-thick"),
+        "MIT (thekevinscott/UpscalerJS)",
+        takes_threads=False,
     ),
     "realesrgan_x4plus": Program(
         "Real-ESRGAN x4plus",
@@ -258,9 +265,15 @@ PROGRAMS = {
 }
 
 
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def main(options: argparse.Namespace) -> None:
     """Upscales the folder, and writes OUTPUT.json."""
-    started = PROGRAMS[options.program].start(options)
+    program = PROGRAMS[options.program]
+    started = program.start(options)
     target = pathlib.Path(options.output)
     made = upscale_folder(started, pathlib.Path(options.input), target)
     about = target.with_name(f"{target.name}.json")
@@ -268,7 +281,7 @@ def main(options: argparse.Namespace) -> None:
         facts = {
             "version": started.version,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "threads": 1 if options.program.startswith("esrgan") else options.threads,
+            "threads": options.threads if program.takes_threads else 1,
             "processor": _processor(),
         }
         about.write_text(json.dumps(facts, indent=1) + "\n")
@@ -292,5 +305,5 @@ if __name__ == "__main__":
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--models", help="folder of the .pb files")
     parser.add_argument("--modules", help="folder that npm installed into")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=num_cores())
     main(parser.parse_args())
