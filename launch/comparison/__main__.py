@@ -12,6 +12,7 @@ import numpy as np
 
 from launch.comparison import tables, upscale
 from sr3_jax import released
+from sr3_jax.commands import shared
 from sr3_jax.config import run_file
 from sr3_jax.data import degrade, image_files
 
@@ -21,12 +22,15 @@ _SIDE = 224  # of the pictures that are classified, as in the paper's Table 3
 
 def main(options: argparse.Namespace) -> None:
     """Makes the pictures, scores them, and writes tables.md and pictures.jpg."""
-    networks = dict(pair.split("=", 1) for pair in options.networks)
-    wanted = options.only or [*_peers_and_bicubic(), *networks]
-    if unknown := set(wanted) - {*upscale.PROGRAMS, *networks}:
-        raise SystemExit(f"error: --only={','.join(sorted(unknown))}: no such program or network")
-    needs_peers = not options.no_features or any(_is_peer(name, networks) for name in wanted)
-    if needs_peers:
+    networks, programs = options.networks, [*upscale.PROGRAMS]
+    programs.remove("network")
+    if taken := networks.keys() & upscale.PROGRAMS.keys():
+        raise SystemExit(f"error: --networks: a program is called {taken.pop()}; give another name")
+    wanted = options.only or [*programs, *networks]
+    if unknown := {*wanted} - {*programs, *networks}:
+        known = ", ".join([*programs, *networks])
+        raise SystemExit(f"error: --only={','.join(sorted(unknown))}: known are {known}")
+    if not options.no_features or any(_is_peer(name, networks) for name in wanted):
         subprocess.run(["bash", "launch/comparison/peers.sh"], check=True)
     workdir = pathlib.Path(os.environ.get("WORKDIR", "runs/comparison"))
     for kind, given in (("photographs", options.photographs), ("classes", options.classes)):
@@ -44,10 +48,6 @@ def main(options: argparse.Namespace) -> None:
             for name in ("reference", *methods):
                 _measure(folder, name)
         tables.write(folder, methods)
-
-
-def _peers_and_bicubic() -> list[str]:
-    return [name for name in upscale.PROGRAMS if name != "network"]
 
 
 def _is_peer(name: str, networks: dict[str, str]) -> bool:
@@ -158,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     names = lambda text: [name for name in text.split(",") if name]  # noqa: E731
     parser.add_argument("photographs", help="folder of pictures that are upscaled and scored")
     parser.add_argument("classes", nargs="?", help="folder of one picture of each ImageNet class")
-    parser.add_argument("--networks", type=names, default=[], metavar="NAME=WORKDIR,...")
+    pairs = lambda text: shared.pairs("networks", names(text))  # noqa: E731
+    parser.add_argument("--networks", type=pairs, default={}, metavar="NAME=WORKDIR,...")
     parser.add_argument("--only", type=names, help="names of programs and networks")
     parser.add_argument("--images", type=int, default=0, help="that many of each set; default: all")
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
