@@ -63,7 +63,7 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
     paths = sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
         raise SystemExit(f"error: {source} has no pictures (.jpg, .jpeg, .png)")
-    if kind == "classes" and len({_class_of(path) for path in paths}) != 1000:
+    if kind == "classes" and {len(paths), len({_class_of(path) for path in paths})} != {1000}:
         raise SystemExit(
             f"error: {source} has {len(paths)} pictures; one of each of 1000 classes is due"
         )
