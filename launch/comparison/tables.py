@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from scipy import stats
 
 from launch.comparison import upscale
 from sr3_jax.evaluation.report import grids, intervals
@@ -69,11 +70,17 @@ def _of_photographs(folder: pathlib.Path, methods: Methods) -> dict[str, dict[st
 
 def _of_classes(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
     ranks = {name: each["rank"] for name, each in _features(folder, names).items()}
-    write_ = "{:.3f}".format
     return {
-        "top-1 ↑": _means({name: rank < 1 for name, rank in ranks.items()}, write_),
-        "top-5 ↑": _means({name: rank < 5 for name, rank in ranks.items()}, write_),
+        f"top-{most} ↑": {name: _share(rank < most) for name, rank in ranks.items()}
+        for most in (1, 5)
     }
+
+
+def _share(are_right: np.ndarray) -> str:
+    """Returns a share with Wilson's interval, which stays within 0 and 1."""
+    found = stats.binomtest(int(are_right.sum()), len(are_right))
+    low, high = found.proportion_ci(method="wilson")
+    return f"{found.statistic:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _features(folder: pathlib.Path, names: Sequence[str]) -> dict[str, Mapping[str, np.ndarray]]:
