@@ -1,0 +1,173 @@
+"""Compares programs on the same pictures; launch/comparison.sh says how it is called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from launch.comparison import tables, upscale
+from sr3_jax import released
+from sr3_jax.commands import shared
+from sr3_jax.config import run_file
+from sr3_jax.data import degrade, image_files
+
+_PEERS = pathlib.Path(".venv/peers")
+_SIDE = 224  # of the pictures that are classified, as in the paper's Table 3
+
+
+def main(options: argparse.Namespace) -> None:
+    """Makes the pictures, scores them, and writes tables.md and pictures.jpg."""
+    networks, programs = options.networks, [*upscale.PROGRAMS]
+    programs.remove("network")
+    if taken := networks.keys() & upscale.PROGRAMS.keys():
+        raise SystemExit(f"error: --networks: a program is called {taken.pop()}; give another name")
+    wanted = options.only or [*programs, *networks]
+    if unknown := {*wanted} - {*programs, *networks}:
+        known = ", ".join([*programs, *networks])
+        raise SystemExit(f"error: --only={','.join(sorted(unknown))}: known are {known}")
+    if not options.no_features or any(_is_peer(name, networks) for name in wanted):
+        subprocess.run(["bash", "launch/comparison/peers.sh"], check=True)
+    workdir = pathlib.Path(os.environ.get("WORKDIR", "runs/comparison"))
+    for kind, given in (("photographs", options.photographs), ("classes", options.classes)):
+        if not given:
+            continue
+        folder = _prepare(pathlib.Path(given), workdir, kind, options.images)
+        methods = {}
+        for name in wanted:
+            num_samples = options.samples if kind == "photographs" else 1
+            if made := _upscaled(name, networks.get(name), folder, num_samples, options):
+                methods[name] = made
+        if kind == "photographs":
+            _score(folder, methods)
+        if not options.no_features:
+            for name in ("reference", *methods):
+                _measure(folder, name)
+        tables.write(folder, methods)
+
+
+def _is_peer(name: str, networks: dict[str, str]) -> bool:
+    return name not in networks and upscale.PROGRAMS[name].is_peer
+
+
+def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int) -> pathlib.Path:
+    """Writes references and inputs, and returns their folder.
+
+    Photographs lose up to three pixels of each direction, of classes the largest central square is
+    resized to `_SIDE` pixels by area; inputs are made of these as an evaluation makes them.
+    """
+    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not paths:
+        raise SystemExit(f"error: {source} has no pictures (.jpg, .jpeg, .png)")
+    if kind == "classes" and {len(paths), len({_class_of(path) for path in paths})} != {1000}:
+        raise SystemExit(
+            f"error: {source} has {len(paths)} pictures; one of each of 1000 classes is due"
+        )
+    # ImageNet's classes are in the order of their names.
+    stems = [f"{i:04d}_{p.stem}" if kind == "classes" else p.stem for i, p in enumerate(paths)]
+    # Evenly spaced through the set, so that nobody chose them.
+    count = min(count or len(paths), len(paths))
+    chosen = np.linspace(0, len(paths) - 1, count).round().astype(int)
+    folder = workdir / f"{kind}_{count}"
+    for name in ("reference", "input"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in chosen:
+        small = folder / "input" / f"{stems[i]}.png"
+        if small.exists():
+            continue
+        image = image_files.read_rgb(str(paths[i]))
+        if kind == "classes":
+            left, top, right, bottom = degrade.central_box(*image.shape[:2])
+            image = degrade.by_area(image[top:bottom, left:right], _SIDE)
+        height, width = (side // upscale.FACTOR * upscale.FACTOR for side in image.shape[:2])
+        image = np.ascontiguousarray(image[:height, :width])
+        upscale.write(image, folder / "reference" / small.name)
+        upscale.write(_shrunk(image), small)
+    return folder
+
+
+def _class_of(path: pathlib.Path) -> str:
+    return path.name.partition("_")[0]
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """Returns the input: anti-aliased bicubic, rounded, as `degrade.make_pair` of squares."""
+    weights = [degrade.bicubic_weights(side, side // upscale.FACTOR) for side in image.shape[:2]]
+    rows = np.stack([weights[0] @ image[..., c].astype(np.float32) for c in range(3)])
+    return degrade.to_levels(np.stack([(weights[1] @ row.T).T for row in rows], -1), image.dtype)
+
+
+def _upscaled(
+    name: str,
+    network: str | None,
+    folder: pathlib.Path,
+    num_samples: int,
+    options: argparse.Namespace,
+) -> list[pathlib.Path]:
+    """Runs a program; returns a folder for each sample, none where the program cannot run."""
+    made = [folder / "made" / name]
+    peer = network is None and upscale.PROGRAMS[name].is_peer
+    if network is not None:
+        config = released.locate(network) / "config.json"
+        if not config.exists():
+            print(f"{name} is left out: {network} has no network")
+            return []
+        if run_file.load(config).predicts_image:
+            num_samples = 1
+        made += [folder / "made" / f"{name}_sample_{k}" for k in range(1, num_samples)]
+    python = str(_PEERS / "bin/python") if peer else sys.executable
+    for sample, target in enumerate(made):
+        command = [python, "-m", "launch.comparison.upscale"]
+        command += ["network" if network else name, str(folder / "input"), str(target)]
+        command += [f"--sample={sample}", f"--threads={options.threads}"]
+        command += [f"--models={_PEERS / 'models'}", f"--modules={_PEERS / 'node'}"]
+        command += [f"--workdir={network}"] if network else []
+        command += [f"--steps={options.steps}"] if options.steps and network else []
+        if subprocess.run(command).returncode:
+            print(f"{name} is left out: it failed")
+            return []
+    return made
+
+
+def _score(folder: pathlib.Path, methods: dict[str, list[pathlib.Path]]) -> None:
+    """Scores the first sample of each program by --mode=score."""
+    outputs = [f"{tables.scored_as(name)}={made[0]}" for name, made in methods.items()]
+    flags = [f"--workdir={folder / 'score'}", f"--reference={folder / 'reference'}"]
+    flags += [f"--low_resolution={folder / 'input'}", f"--outputs={','.join(outputs)}"]
+    command = [sys.executable, "-m", "sr3_jax.main", "--mode=score"]
+    subprocess.run([*command, *flags], check=True)
+
+
+def _measure(folder: pathlib.Path, name: str) -> None:
+    """Has EfficientNet-lite0 look at a folder, unless it has since the last picture was made."""
+    made = folder / "reference" if name == "reference" else folder / "made" / name
+    out = folder / "features" / f"{name}.npz"
+    newest = max(path.stat().st_mtime for path in made.glob("*.png"))
+    if out.exists() and out.stat().st_mtime > newest:
+        return
+    command = [_PEERS / "bin/python", "-m", "launch.comparison.features"]
+    subprocess.run([*map(str, (*command, folder / "reference", made, out))], check=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bash launch/comparison.sh", description=__doc__)
+    names = lambda text: [name for name in text.split(",") if name]  # noqa: E731
+    parser.add_argument("photographs", help="folder of pictures that are upscaled and scored")
+    parser.add_argument("classes", nargs="?", help="folder of one picture of each ImageNet class")
+    pairs = lambda text: shared.pairs("networks", names(text))  # noqa: E731
+    parser.add_argument("--networks", type=pairs, default={}, metavar="NAME=WORKDIR,...")
+    parser.add_argument("--only", type=names, help="names of programs and networks")
+    parser.add_argument("--images", type=int, default=0, help="that many of each set; default: all")
+    parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
+    parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")
+    parser.add_argument("--threads", type=int, default=upscale.num_cores())
+    parser.add_argument("--no_features", action="store_true", help="without EfficientNet's")
+    return parser
+
+
+if __name__ == "__main__":
+    main(_parser().parse_args())
