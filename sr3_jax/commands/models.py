@@ -23,6 +23,8 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         folder = released.shipped(name)
         config = configs.load(folder / "config.json")
         size = (folder / released.WEIGHTS).stat().length / 1e6
-        what = f"{config.factor}x, trained from {config.data.low_resolution} to {config.data.image_size} pixels, {size:.1f} MB"
+        data = config.data
+        sizes = f"trained from {data.low_resolution} to {data.image_size} pixels"
+        what = f"{config.factor}x, {sizes}, {size:.1f} MB"
         lines += [f"{name}: {what}", f"  {folder}", f"  sr3 upscale --workdir={name} ..."]
     command_line.show("\n".join(lines) or "this version comes with no network")
