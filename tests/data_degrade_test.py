@@ -25,13 +25,16 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("size", "new_size"), [(64, 16), (96, 32), (100, 37), (512, 64)])
+@pytest.mark.parametrize(
+    ("size", "new_size"), [(64, 16), (96, 32), (100, 37), (512, 64), ((48, 100), (12, 37))]
+)
 def test_bicubic_agrees_with_pillow_on_floats(size, new_size):
-    image = _noise(size, size)
+    image = _noise(*np.broadcast_to(size, 2))
     ours = degrade.resize_bicubic(image, new_size)
+    height, width = np.broadcast_to(new_size, 2)
     for channel in range(3):
         plane = Image.fromarray(image[..., channel].astype(np.float32))
-        pillow = np.asarray(plane.resize((new_size, new_size), Image.Resampling.BICUBIC))
+        pillow = np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
         np.testing.assert_allclose(ours[..., channel], pillow, atol=1e-3)
 
 

@@ -151,7 +151,9 @@ def test_the_workdir_is_like_any_other(tmp_path):
     releasing.push(epath.Path(tmp_path / "made"), str(tmp_path / "pushed"), dtype="float32")
     again = SuperResolver.from_workdir(tmp_path / "pushed")
     jax.tree.map(np.testing.assert_array_equal, again.params, resolver.params)
-    with pytest.raises(FileExistsError, match="has a network already"):
+    with pytest.raises(
+        FileExistsError, match="--workdir=.* has config.json, .*; give another folder$"
+    ):
         importing.import_weights("janspiry", "", "", str(tmp_path / "made"))
 
 

@@ -141,7 +141,7 @@ def test_train_evaluate_and_upscale(tmp_path):
     assert Image.open(tmp_path / "out" / "good.png").size == (36, 24)
     (photos / "bad.png").write_text("text")
     assert "failed: bad.png: not a JPEG" in again(1, *upscale, "--steps=2", "--overwrite")
-    # Of a single input that is known before anything is loaded.
+    # A single input is checked before the network is loaded.
     said = again(2, "--mode=upscale", f"--input={photos}/bad.png", f"--output={tmp_path / 'none'}")
     assert said.startswith(f"error: --input={photos}/bad.png: not a JPEG")
     assert not (tmp_path / "none").exists()

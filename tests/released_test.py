@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from sr3_jax import SuperResolver, released
-from sr3_jax.checkpoints import CheckpointError
+from sr3_jax.checkpoints import CheckpointError, weights_file
 from sr3_jax.config import run_file
 from sr3_jax.inference import loading
 from sr3_jax.jobs import evaluate, releasing
@@ -48,7 +48,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
 def test_the_network_is_the_same_in_its_folder(workdir, tmp_path):
-    """Of 32 bits it is the same to the bit, and so is how it samples."""
+    """Weights of 32 bits are the same to the bit, and sampling is the same."""
     releasing.push(workdir, str(tmp_path / "made"), dtype="float32")
     there = SuperResolver.from_workdir(tmp_path / "made")
     here = SuperResolver.from_workdir(workdir)
@@ -75,6 +75,13 @@ def _leaves(params):
     import jax
 
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def test_numbers_that_a_type_cannot_hold_are_named(tmp_path):
+    large = {"kernel": np.array([1.0, 70_000.0], np.float32)}  # float16 ends at 65,504
+    with pytest.raises(ValueError, match="kernel has numbers that float16 cannot hold"):
+        weights_file.write(tmp_path / "weights.safetensors", large, 1, "float16")
+    assert not any(tmp_path.iterdir())
 
 
 def test_it_names_no_path_of_the_machine_and_has_a_card(folder):
@@ -186,7 +193,7 @@ def test_a_network_goes_to_the_hub_and_comes_back(workdir, tmp_path):
     assert done.returncode == 0, done.stderr
     made = np.asarray(Image.open(tmp_path / "out" / "picture.png"))
     assert made.shape == (24, 32, 3)
-    # What was fetched is kept, so that it works without the hub.
+    # The downloaded files are kept, so that the address works without the hub.
     hub.shutdown()
     hub.server_close()
     done = _run(*upscale, f"--output={tmp_path / 'offline'}", **known)

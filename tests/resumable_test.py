@@ -50,7 +50,7 @@ def test_fingerprints_of_older_versions_are_understood(tmp_path):
     assert not dataclasses.replace(now, older={"workdir": "here", "checkpoint": 4}).fits(tmp_path)
 
 
-def test_values_that_are_kept_under_older_names_are_told_by_todays():
+def test_values_kept_under_older_names_show_todays():
     names = {"variance": {"upper": "large", "lower": "small"}}
     now = Fingerprint({"stage_1.variance": "upper", "format": "upper"}, names=names)
     assert now.differences({"stage_1.variance": "lower", "format": "lower"}) == [

@@ -211,7 +211,7 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
 
 @pytest.mark.parametrize("low_resolution", [0, 4])
 def test_sigma_data_is_that_of_the_images(low_resolution, tmp_path):
-    """Of a chequerboard, whose small image is grey, y_0 - x is the distance to that grey."""
+    """A chequerboard becomes grey when it is shrunk, so y_0 - x is the distance to that grey."""
     dark, light = 55, 200
     board = np.where(np.indices((16, 16)).sum(0) % 2, light, dark).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "board.png")

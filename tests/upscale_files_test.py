@@ -348,7 +348,7 @@ def test_a_full_or_read_only_disk_ends_the_job_and_a_rerun_goes_on(
     assert len(list(output.glob("*.png"))) == 3
 
 
-def test_a_damaged_fingerprint_and_damaged_rows_are_told(workdir, pictures, tmp_path):
+def test_a_damaged_fingerprint_and_damaged_rows_are_named(workdir, pictures, tmp_path):
     output = epath.Path(tmp_path / "out")
     upscaling.upscale(workdir, pictures, output, OPTIONS)
     whole = (output / "manifest.jsonl").read_bytes()

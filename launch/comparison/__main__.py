@@ -86,19 +86,13 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
         height, width = (side // upscale.FACTOR * upscale.FACTOR for side in image.shape[:2])
         image = np.ascontiguousarray(image[:height, :width])
         upscale.write(image, folder / "reference" / small.name)
-        upscale.write(_shrunk(image), small)
+        size = height // upscale.FACTOR, width // upscale.FACTOR
+        upscale.write(degrade.to_levels(degrade.resize_bicubic(image, size), image.dtype), small)
     return folder
 
 
 def _class_of(path: pathlib.Path) -> str:
     return path.name.partition("_")[0]
-
-
-def _shrunk(image: np.ndarray) -> np.ndarray:
-    """Returns the input: anti-aliased bicubic, rounded, as `degrade.make_pair` of squares."""
-    weights = [degrade.bicubic_weights(side, side // upscale.FACTOR) for side in image.shape[:2]]
-    rows = np.stack([weights[0] @ image[..., c].astype(np.float32) for c in range(3)])
-    return degrade.to_levels(np.stack([(weights[1] @ row.T).T for row in rows], -1), image.dtype)
 
 
 def _upscaled(

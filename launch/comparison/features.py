@@ -1,4 +1,4 @@
-"""What EfficientNet-lite0 sees of pictures; runs in .venv/peers.
+"""Features and classes of pictures by EfficientNet-lite0; runs in .venv/peers.
 
     python -m launch.comparison.features REFERENCE MADE OUT.npz
 

@@ -23,11 +23,20 @@ _TYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}  # by safe
 
 
 def write(path: epath.PathLike, params: Any, step: int, dtype: str = "bfloat16") -> None:
-    """Writes the parameters of step `step` of training, rounded to `dtype`, whole or not at all."""
+    """Writes the parameters of step `step` of training, rounded to `dtype`, whole or not at all.
+
+    Raises:
+      ValueError: `dtype` cannot hold one of the numbers.
+    """
     arrays = {
         name: np.asarray(jnp.asarray(array, dtype)) for name, array in digests.named(params).items()
     }
-    record = digests.Record({name: found.text for name, found in digests.of(arrays).items()}, {})
+    found = digests.of(arrays)
+    if wrong := [name for name, digest in found.items() if not digest.is_finite]:
+        raise ValueError(
+            f"{', '.join(wrong[:3])} has numbers that {dtype} cannot hold; use float32"
+        )
+    record = digests.Record({name: digest.text for name, digest in found.items()}, {})
     # One entry: the library writes several in any order, and the file would differ each time.
     about = json.dumps({"step": step, **record.to_json()})
     storage.write_whole(path, safetensors.numpy.save(arrays, {_ABOUT: about}))

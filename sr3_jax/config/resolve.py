@@ -103,8 +103,8 @@ def metrics(
 
     Args:
       evaluation: the section with the files.
-      options: options of `metrics.registry.options()`.
-      key: key of the config, which asks for them.
+      options: names of metrics, of `metrics.registry.options()`.
+      key: key of the config that asks for them.
     """
     packages = {metric.option: metric.package for metric in registry.of("network")}
     for metric in options:

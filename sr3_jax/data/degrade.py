@@ -108,12 +108,12 @@ def resize_area(
 
 
 def resize_bicubic(
-    image: Num[np.ndarray, "*batch height width channels"], size: int
-) -> Float32[np.ndarray, "*batch size size channels"]:
-    """Resizes to `size` pixels square by bicubic (Keys, a = -0.5), as Pillow and TensorFlow.
+    image: Num[np.ndarray, "*batch height width channels"], size: int | tuple[int, int]
+) -> Float32[np.ndarray, "*batch new_height new_width channels"]:
+    """Resizes by bicubic (Keys, a = -0.5), as Pillow and TensorFlow.
 
-    Shrinking is anti-aliased. The result is neither rounded nor clipped: bicubic overshoots at
-    edges. See `bicubic_weights`.
+    `size` is the new height and width, or one number for both. Shrinking is anti-aliased. The
+    result is neither rounded nor clipped: bicubic overshoots at edges. See `bicubic_weights`.
     """
     return _resize(image, size, _bicubic_weights)
 
@@ -257,27 +257,29 @@ def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:
 
 def _resize(
     images: Num[np.ndarray, "*batch height width channels"],
-    size: int,
+    size: int | tuple[int, int],
     weights: Callable[[int, int], scipy.sparse.csr_array],
     finish: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
-) -> Float32[np.ndarray, "*batch size size channels"]:
+) -> Float32[np.ndarray, "*batch new_height new_width channels"]:
     """Resizes the height, then the width, each by a product with a sparse matrix and `finish`.
 
     That takes less time than TensorFlow's operations, which give the same bytes, and leaves
     Python's lock to other threads while it multiplies.
     """
     *batch, height, width, channels = images.shape
+    new_height, new_width = (size, size) if isinstance(size, int) else size
     count = math.prod(batch)
     rows = np.empty((height, count, width, channels), np.float32)
     rows[:] = images.reshape(count, height, width, channels).swapaxes(0, 1)
-    rows = finish(weights(height, size) @ rows.reshape(height, count * width * channels))
+    rows = finish(weights(height, new_height) @ rows.reshape(height, count * width * channels))
     # Pixels are transposed as opaque values of all their channels, which is faster.
     pixel = np.dtype((np.void, 4 * channels))
-    columns = rows.view(pixel).reshape(size * count, width).T
+    columns = rows.view(pixel).reshape(new_height * count, width).T
     columns = np.ascontiguousarray(columns).view(np.float32)
-    columns = finish(weights(width, size) @ columns)
-    pixels = columns.view(pixel).reshape(size, size, count).transpose(2, 1, 0)
-    return np.ascontiguousarray(pixels).view(np.float32).reshape(*batch, size, size, channels)
+    columns = finish(weights(width, new_width) @ columns)
+    pixels = columns.view(pixel).reshape(new_width, new_height, count).transpose(2, 1, 0)
+    pixels = np.ascontiguousarray(pixels).view(np.float32)
+    return pixels.reshape(*batch, new_height, new_width, channels)
 
 
 @functools.lru_cache(1024)

@@ -26,7 +26,7 @@ _MOST_NAME_BYTES = 255  # of a file, on all common file systems
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 
-_ANSWER_SECONDS = 20  # that a bucket has for a question
+_ANSWER_SECONDS = 20  # limit for an answer of a bucket
 
 # Errors that the next file would meet as well: no space, read-only, quota, broken disk, no rights.
 _OF_THE_PLACE = frozenset(
@@ -322,7 +322,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 def _answer(path: str | os.PathLike[str], question: str) -> bool:
     """Returns the answer of a file system's method; commands ask before they begin."""
     filesystem, inner = _filesystem(path)
-    # By default clients of buckets try again for minutes.
+    # Clients of buckets try again for minutes by default.
     limit = {"timeout": _ANSWER_SECONDS} if filesystem.async_impl else {}
     try:
         return getattr(filesystem, question)(inner, **limit)

@@ -45,7 +45,7 @@ def push(
     config = run_file.load(workdir / "config.json")
     folder = None if to.startswith(released.HUB) else epath.Path(to).expanduser()
     if folder is not None:
-        _check_free(folder, overwrite=overwrite)
+        released.check_free(folder, "--to", overwrite=overwrite)
     step, params = loading.restore(config, workdir / "checkpoints", which)
     files = {"config.json": (reading.to_json(_without_paths(config)) + "\n").encode()}
     if tuned := run_file.tuned(workdir, config):
@@ -59,17 +59,6 @@ def push(
         _write(epath.Path(made), files, params, step, dtype)
         released.upload(made, to, f"Weights of step {step}", private=private)
     return to
-
-
-def _check_free(folder: epath.Path, *, overwrite: bool) -> None:
-    """Raises FileExistsError if a network is in the folder and may not be replaced."""
-    if (folder / "checkpoints").exists():
-        raise FileExistsError(f"--to={folder} is the workdir of a training run; give another")
-    there = [name for name in released.FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"--to={folder} has {', '.join(there)}; give another folder, or --overwrite"
-        )
 
 
 def _write(

@@ -23,7 +23,7 @@ from sr3_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What one program's network does otherwise than another's.
+    """The differences between the programs' networks.
 
     Attributes:
       embeds_time: the network embeds t - 1 of DDPM's steps t = 1..T, and not sqrt(gamma).
@@ -45,12 +45,12 @@ class Form:
     head_channels: int = 0
 
 
-# By the values of `config.model.architecture`.
+# The keys are values of `config.model.architecture`.
 FORMS = {
     "janspiry_sr3": Form(embeds_time=False, embedding_width=1, swish_embedding=False),
     "janspiry_ddpm": Form(embeds_time=True, embedding_width=1, swish_embedding=True),
     "diffusers": Form(embeds_time=True, embedding_width=4, swish_embedding=True, head_channels=8),
-    # Of DDPM's own weights, in diffusers.
+    # DDPM's own weights, as diffusers has them.
     "diffusers_ddpm": Form(
         embeds_time=True,
         embedding_width=4,

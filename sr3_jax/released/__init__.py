@@ -62,6 +62,24 @@ def shipped(name: str) -> epath.Path:
     return _FOLDER / name
 
 
+def check_free(folder: epath.PathLike, flag: str, *, overwrite: bool = False) -> None:
+    """Checks that a network may be written into a folder, which `flag` gives.
+
+    Raises:
+      FileExistsError: the folder is the workdir of a training run; or it has a network, and
+        `overwrite` is false.
+      OSError: it takes no files.
+    """
+    folder = epath.Path(folder)
+    if (folder / "checkpoints").exists():
+        raise FileExistsError(f"{flag}={folder} is the workdir of a training run; give another")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not overwrite:
+        fix = "give another folder" + (", or --overwrite" if flag == "--to" else "")
+        raise FileExistsError(f"{flag}={folder} has {', '.join(there)}; {fix}")
+    storage.check_writable(folder, flag)
+
+
 def is_for_results(workdir: epath.PathLike) -> bool:
     """Returns whether `locate(workdir)` is a folder of the user, who may want results in it."""
     return not (_is_of_hub(str(workdir)) or storage.is_within(locate(workdir), _FOLDER))

@@ -41,12 +41,7 @@ def import_weights(program: str, config_path: str, weights_path: str, workdir: s
       ValueError: a file is damaged, the network is not supported, or config and weights do not fit;
         names all that is wrong.
     """
-    files = ("config.json", released.WEIGHTS, "checkpoints")
-    if there := [name for name in files if storage.exists(f"{workdir}/{name}")]:
-        raise FileExistsError(
-            f"--workdir={workdir} has a network already ({', '.join(there)}); give another folder"
-        )
-    storage.check_writable(workdir, "--workdir")
+    released.check_free(workdir, "--workdir")
     step = 0
     if program == "diffusers":
         with _named(weights_path):

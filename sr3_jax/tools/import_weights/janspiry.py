@@ -86,7 +86,7 @@ def read_config(text: str) -> Config:
     Raises:
       ValueError: naming everything that is missing, wrong, or not supported.
     """
-    # As the port strips comments, also within texts.
+    # The port strips comments in this way, also within texts.
     whole = json.loads("\n".join(line.split("//")[0] for line in text.splitlines()))
     found = _values(whole)
     train, val = (
