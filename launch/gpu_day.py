@@ -1,4 +1,4 @@
-"""What half an hour on a GPU tells; see gpu_day.sh, which says how to call it."""
+"""Half an hour of measurements on a GPU; gpu_day.sh says how to call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gpu_day.py measures in processes of their own.
+"""Measurements of gpu_day.py that need processes of their own.
 
 python launch/gpu_probe.py numbers PATH
 python launch/gpu_probe.py profile FOLDER --config=FILE [--config.KEY=VALUE ...]

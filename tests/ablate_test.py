@@ -35,7 +35,7 @@ LONG = TINY | {"method": "srcnn", "train.num_steps": 150, "checkpoint.every_step
 
 
 class ForkedMain:
-    """What `_start` gives, without importing everything anew."""
+    """Returns the same as `_start`, without importing everything anew."""
 
     def __init__(self, main_flags, log):
         self.process = forked_run.start(list(main_flags), pathlib.Path(log.name))
@@ -48,7 +48,7 @@ class ForkedMain:
 
 
 def runs_of(workdir, *vary, overrides=TINY, seeds=1):
-    """Of the tiny config; what is varied is not set besides."""
+    """Returns the runs of the tiny config, without its values of options that vary."""
     varied = [given.partition("=")[0] for given in vary]
     overrides = {key: value for key, value in overrides.items() if key not in varied}
     config = small_run.config()

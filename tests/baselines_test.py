@@ -92,7 +92,7 @@ def test_a_network_is_told_what_it_lacks():
 
 @pytest.mark.parametrize("method", ["regression", "srcnn"])
 def test_a_baseline_learns_the_mean_of_what_the_source_leaves_open(method):
-    """Of two targets for one source, equally often: the squared error wants the one between."""
+    """Two targets of one source are equally likely: the squared error wants their mean."""
     config = _config("quickstart", method)
     config.data.update(image_size=16, low_resolution=4)
     config.model.update(channels=8, multipliers=(1,), sigma_data=0.0)

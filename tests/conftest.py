@@ -1,4 +1,4 @@
-"""What all tests share: small compile cost, and several devices on one CPU."""
+"""Settings of all tests: small compile cost, and several devices on one CPU."""
 
 import os
 import pathlib

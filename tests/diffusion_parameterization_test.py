@@ -95,7 +95,7 @@ WEIGHTINGS = [name for name in diffusion.LOSS_WEIGHTS if name != "none"]
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_weighted_loss_does_not_depend_on_what_is_predicted(weighting, loss):
-    """Of one wrong estimate of y_0, expressed as each type."""
+    """One wrong estimate of y_0 is expressed as each type."""
     schedule = diffusion.linear()
     keys = jax.random.split(jax.random.key(1), 500)
     y_0, eps, gamma, y_t = draws(500, jnp.clip(diffusion.sample_gamma(keys, schedule), 0.0, 0.99))
@@ -122,7 +122,7 @@ def test_min_snr_is_as_published_for_each_type():
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "uniform_gamma"])
 def test_the_sigmoid_weighting_is_an_integral_over_log_snr_whatever_the_schedule(name):
-    """Of sigmoid(2 - lambda) |error of eps|^2, here for errors that are a bump in lambda."""
+    """The loss integrates sigmoid(2 - lambda) |error of eps|^2; the errors are a bump in lambda."""
     schedule = getattr(diffusion, name)(500, **({"beta_end": 0.05} if name == "linear" else {}))
     gamma = diffusion.sample_gamma(jax.random.split(jax.random.key(0), 200_000), schedule)
     log_snr = scipy.special.logit(np.minimum(np.asarray(gamma, np.float64), 1 - 2**-24))

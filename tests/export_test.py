@@ -51,7 +51,7 @@ def _params(config):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a run of no training, with a tuned sampler that uses all that samplers can."""
+    """Makes an untrained run, with a tuned sampler that uses all options of samplers."""
     config = small_run.config()
     config.data.update(image_size=12, low_resolution=4)
     config.evaluation.image_size = 0

@@ -71,7 +71,7 @@ def test_an_untrained_network_with_preconditioning_takes_the_source_for_the_imag
 
 
 def test_without_a_source_an_untrained_network_is_the_best_linear_denoiser():
-    """Of images of that standard deviation about 0; its first convolution takes y_t alone."""
+    """Images have that standard deviation about 0; the first convolution takes y_t alone."""
     network = models.UNet(channels=8, multipliers=(1,), has_source=False)
     _, y_t, gamma = inputs()
     params = untrained(network)

@@ -256,7 +256,7 @@ def _shaken(params):
 
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_what_enters_the_second_norm_has_one_bias(scale_shift):
-    """Of the embedding where that is added; of the convolution where it modulates afterwards."""
+    """It is the embedding's where that is added, and conv_0's where that scales and shifts."""
     block = layers.ResidualBlock(8, scale_shift=scale_shift)
     params = block.init(jax.random.key(0), packed(jnp.ones((1, 4, 4, 8))), jnp.ones((1, 5)), None)
     assert ("bias" in params["params"]["conv_0"]) == scale_shift

@@ -19,7 +19,7 @@ NUMBERS = (0, 1, -1, 255, 2**31 - 1, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, -(2*
 
 @pytest.fixture(autouse=True)
 def bounds():
-    """What takes gigabytes gets a MemoryError, what hangs a TimeoutError: neither is documented."""
+    """Ends what takes gigabytes with MemoryError and what hangs with TimeoutError."""
     logging.set_verbosity(logging.FATAL)
     before = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:

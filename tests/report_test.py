@@ -35,7 +35,7 @@ def folder(example, tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page names: tags, addresses, and its text."""
+    """Collects the tags, addresses and text of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -62,9 +62,9 @@ def test_the_interval_is_the_normal_one_for_many_normal_numbers():
 
 @pytest.mark.parametrize("draw, share", [("normal", 0.95), ("exponential", 0.895)])
 def test_how_often_the_interval_of_eight_images_covers_the_mean(draw, share):
-    """Of skewed numbers less often than it says: docs/evaluation.md.
+    """Intervals of skewed numbers hold less often than stated: docs/evaluation.md.
 
-    Of 4000 sets; the standard error of the share is at most 0.5 %.
+    The sets are 4000; the standard error of the share is at most 0.5 %.
     """
     rng = np.random.default_rng(0)
     sets = {"normal": rng.normal(1.0, 1.0, (4000, 8)), "exponential": rng.exponential(1, (4000, 8))}

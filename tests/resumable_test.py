@@ -1,4 +1,4 @@
-"""What all jobs that can be stopped share: fingerprints, rows, units, and stages in threads."""
+"""The parts that all resumable jobs share: fingerprints, rows, units, and stages in threads."""
 
 import dataclasses
 import json

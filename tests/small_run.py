@@ -76,7 +76,7 @@ def flags() -> list[str]:
 def write_workdir(
     root: epath.Path, small: config_dict.ConfigDict | None = None, noise: float = 0.0
 ) -> Config:
-    """What a training run leaves, with random weights of step 3; returns the config.
+    """Writes the files of a training run with random weights of step 3; returns the config.
 
     `noise` is added to them, away from the layers that begin at zero.
     """
@@ -112,7 +112,7 @@ def read_checkpoint(workdir, step: int) -> Any:
 
 
 def assert_same_arrays(a: Any, b: Any, atol: float = 0.0) -> None:
-    """Of two checkpoints; bit for bit unless `atol` says otherwise."""
+    """Asserts that two checkpoints are equal, bit for bit unless `atol` is above 0."""
     pairs = list(zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True))
     assert len(pairs) > 50
     for (path, x), y in pairs:

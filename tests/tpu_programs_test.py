@@ -53,7 +53,7 @@ def config(**changes):
 
 @pytest.fixture
 def compiled(chips, monkeypatch):
-    """What has compiled: (kind of program, devices that share it), one for each."""
+    """Collects each compiled program as (kind of program, number of devices)."""
     found = []
 
     def run(self, kept, key, function, arguments, **how):

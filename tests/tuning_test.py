@@ -197,7 +197,7 @@ def test_farther_from_the_truth_is_worse():
 
 
 def test_what_options_are_worth(config, workdir, tmp_path):
-    """Of a network that has learnt little: a mean is nearer to the truth than a sample."""
+    """A network that has learnt little is nearer to the truth by its mean than by a sample."""
     drawn = tmp_path / "options.png"
     result = options_benchmark.measure(workdir, 4, steps=2, num_samples=3, picture=drawn)
     with Image.open(drawn) as sheet:

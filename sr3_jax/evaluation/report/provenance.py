@@ -1,4 +1,4 @@
-"""What produced a result: code, config, checkpoint, machine and command."""
+"""The origin of a result: code, config, checkpoint, machine and command."""
 
 from __future__ import annotations
 
