@@ -4,7 +4,7 @@ r"""SR3 4x for photographs of any size: small enough to train, and to use, on tw
         --config.data.path=PHOTOS/train --config.data.eval_path=PHOTOS/val
 
 PHOTOS: folders of photographs of 176 pixels or more. The network has no attention and normalises
-each pixel by itself, so that results do not depend on the size of the tiles.
+each pixel by itself, so that no statistic spans a tile (docs/upscaling.md).
 """
 
 from ml_collections import config_dict
