@@ -15,9 +15,9 @@ from PIL import Image
 
 from sr3_jax import SuperResolver, released
 from sr3_jax.checkpoints import CheckpointError, weights_file
-from sr3_jax.config import run_file
+from sr3_jax.config import Config, read, run_file
 from sr3_jax.inference import loading
-from sr3_jax.jobs import evaluate, releasing
+from sr3_jax.jobs import evaluate, initial_weights, releasing, train
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +217,42 @@ def test_a_copy_of_a_released_network_is_evaluated(folder, tmp_path):
     (copy / "config.json").write_text(json.dumps(config))
     evaluate(run_file.load(copy / "config.json"), copy)
     assert (copy / "evaluation" / "report.html").exists()
+
+
+def test_training_begins_with_its_weights(workdir, folder, shipped, tmp_path):
+    """At a rate of almost 0 they stay what they were, also where each device keeps a part."""
+    config = small_run.config()
+    config.train.update(num_steps=2, num_warmup_steps=0, num_decay_steps=0, learning_rate=1e-12)
+    config.train.sample_every_steps, config.evaluation.num_images = 0, 1
+    config.train.initial_weights, config.parallel.layout = released.DEFAULT, "zero1"
+    train(read(config), epath.Path(tmp_path))
+    state = small_run.read_checkpoint(tmp_path, 2)
+    weights = _leaves(SuperResolver.from_workdir(folder).params)
+    for part in ("params", "ema_params"):
+        for array, expected in zip(_leaves(state[part]), weights, strict=True):
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
+    # A release keeps the name, and no path of the machine.
+    for given, kept in ((released.DEFAULT, released.DEFAULT), (str(workdir), "")):
+        config.train.initial_weights = given
+        run_file.save(read(config), tmp_path / "config.json")
+        releasing.push(epath.Path(tmp_path), str(tmp_path / "again"), overwrite=True)
+        assert run_file.load(tmp_path / "again" / "config.json").train.initial_weights == kept
+
+
+def test_training_does_not_begin_with_another_network(folder, tmp_path):
+    config = small_run.config()
+    config.train.initial_weights = str(folder)
+    config.model.sigma_data, config.model.prediction = 0.3, "v"
+    with pytest.raises(ValueError, match=r"prediction=eps where .* v; --config.model.sigma_data="):
+        train(read(config), epath.Path(tmp_path) / "run")
+    # The weights mean something with their own sigma_data alone, which is not measured anew then.
+    config = small_run.config()
+    config.train.initial_weights = str(folder)
+    config.model.sigma_data, config.model.measure_sigma_data = Config().model.sigma_data, True
+    found, network = initial_weights.find(read(config))
+    assert network.folder == folder
+    assert found.model.sigma_data == run_file.load(folder / "config.json").model.sigma_data
+    config.train.initial_weights = str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        train(read(config), epath.Path(tmp_path) / "run")
+    assert not (tmp_path / "run" / "config.json").exists()

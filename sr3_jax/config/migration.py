@@ -16,6 +16,7 @@ LATER = {
     "model.measure_sigma_data": False,
     "model.architecture": "sr3",
     "model.num_groups": 32,
+    "train.initial_weights": "",
 }
 
 

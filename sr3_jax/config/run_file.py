@@ -115,6 +115,28 @@ def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
         )
 
 
+def check_initial_weights(old: Config, new: Config, path: epath.PathLike) -> None:
+    """Checks that a training of config `new` can begin with the weights of `old`, in file `path`.
+
+    Its task, noise schedule and loss may be others.
+
+    Raises:
+      ValueError: the methods or networks differ; names the keys with both values.
+    """
+    allowed = _may_change()
+    fixes = [
+        f"--config.{key}={was} where the config says {now}"
+        for key, (was, now) in changed_keys(old, new).items()
+        if key == "method" or (key.startswith("model.") and key not in allowed)
+    ]
+    if fixes:
+        raise ValueError(
+            f"config.train.initial_weights = {new.train.initial_weights} is another network than "
+            f"the config's. {os.fspath(path)} says {'; '.join(fixes)}; take these, or leave "
+            "config.train.initial_weights out"
+        )
+
+
 def _may_change() -> set[str]:
     """Returns the keys that do not determine what parameters mean or were trained for."""
     sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}

@@ -76,7 +76,7 @@ def _write(
 
 def _without_paths(config: Config) -> Config:
     """Returns the config without files and folders of the machine it was trained on."""
-    data, evaluation = config.data, config.evaluation
+    data, evaluation, train = config.data, config.evaluation, config.train
     paths = {"low_path": "", "eval_low_path": "", "tfds_dir": ""}
     if data.source != "tfds":
         paths["path"] = ""
@@ -85,9 +85,12 @@ def _without_paths(config: Config) -> Config:
     weights = {f"{name}_weights": "" for name in ("inception", "lpips", "resnet50")}
     if evaluation.fid_reference != "train":
         weights["fid_reference"] = ""
+    if released.is_for_results(train.initial_weights):
+        train = dataclasses.replace(train, initial_weights="")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(data, **paths),
+        train=train,
         evaluation=dataclasses.replace(evaluation, **weights),
     )
 

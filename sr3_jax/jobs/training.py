@@ -21,7 +21,7 @@ from sr3_jax.config import Config, image_sets, layouts, networks, run_file, sche
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, shared
+from sr3_jax.jobs import features, initial_weights, shared
 from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
@@ -79,7 +79,9 @@ def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
     if _has_checkpoints(workdir):
-        config = run_file.with_measured(config, workdir / "config.json")
+        config, initial = run_file.with_measured(config, workdir / "config.json"), None
+    else:
+        config, initial = initial_weights.find(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
     # Faults are found now, not after days of training.
@@ -107,6 +109,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
     state = _first_state(program.init, like, checkpointer)
+    if initial is not None:
+        state = initial_weights.put_into(state, initial)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
         checkpointer.close()
