@@ -2,7 +2,7 @@
 # Makes docs/comparison.md's tables and pictures: programs that others made, beside networks of ours,
 # on the same pictures at a quarter of their size.
 #   bash launch/comparison.sh PHOTOGRAPHS [CLASSES] [--networks=NAME=WORKDIR,...] [--only=NAME,...]
-#     [--images=N] [--samples=N] [--steps=N] [--threads=N] [--no_features]
+#     [--images=N[,M]] [--samples=N] [--steps=N] [--threads=N] [--no_features]
 # PHOTOGRAPHS: a folder of pictures, such as BSDS500's `test`. CLASSES: a folder of one picture of
 # each ImageNet class, as https://github.com/EliSchwartz/imagenet-sample-images has them.
 # --networks: workdirs of training runs, or released networks; --help explains the others.

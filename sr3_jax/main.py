@@ -65,6 +65,8 @@ def _main(_: list[str]) -> int | None:
             values.process_index,
             stop_together=job.stops_together,
         )
+        if job.shares_cores:
+            parallel.share_cores()
         parallel.check_accelerator()
         parallel.keep_compiled(job.workdir or "")
         if jax.process_index() == 0:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -64,6 +65,18 @@ def test_any_size(resolver):
     for height, width in ((3, 5), (1, 1), (9, 21)):
         image = np.full((1, height, width, 3), 90, np.uint8)
         assert resolver.upscale(image).shape == (1, 4 * height, 4 * width, 3)
+
+
+def test_less_overlap_takes_fewer_tiles(resolver):
+    tiles = {}
+    for overlap in (0, 4, 1000):  # at most a quarter of a tile of 32
+        config = small_run.config()
+        config.sampling.tile_overlap = overlap
+        network = SuperResolver.from_params(config, resolver.params)
+        tiles[overlap] = network.refiner.grid((16, 24)).starts
+    assert tiles[0] == tuple(itertools.product((0, 32), (0, 32, 64)))
+    assert tiles[4] == tuple(itertools.product((0, 16, 32), (0, 21, 43, 64)))
+    assert tiles[1000] == tuple(itertools.product((0, 16, 32), (0, 21, 43, 64)))
 
 
 def test_sizes_share_programs_and_steps_do_too(resolver):

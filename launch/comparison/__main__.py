@@ -33,10 +33,12 @@ def main(options: argparse.Namespace) -> None:
     if not options.no_features or any(_is_peer(name, networks) for name in wanted):
         subprocess.run(["bash", "launch/comparison/peers.sh"], check=True)
     workdir = pathlib.Path(os.environ.get("WORKDIR", "runs/comparison"))
-    for kind, given in (("photographs", options.photographs), ("classes", options.classes)):
+    counts = (options.images[0], options.images[-1])
+    sets = (("photographs", options.photographs), ("classes", options.classes))
+    for (kind, given), count in zip(sets, counts, strict=True):
         if not given:
             continue
-        folder = _prepare(pathlib.Path(given), workdir, kind, options.images)
+        folder = _prepare(pathlib.Path(given), workdir, kind, count)
         methods = {}
         for name in wanted:
             num_samples = options.samples if kind == "photographs" else 1
@@ -155,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     pairs = lambda text: shared.pairs("networks", names(text))  # noqa: E731
     parser.add_argument("--networks", type=pairs, default={}, metavar="NAME=WORKDIR,...")
     parser.add_argument("--only", type=names, help="names of programs and networks")
-    parser.add_argument("--images", type=int, default=0, help="that many of each set; default: all")
+    counts = lambda text: [int(count) for count in text.split(",")]  # noqa: E731
+    parser.add_argument(
+        "--images", type=counts, default=[0], help="N of each set, or N,M of the two; 0: all"
+    )
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
     parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")
     parser.add_argument("--threads", type=int, default=upscale.num_cores())

@@ -94,4 +94,5 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         )
         return command_line.FAILED if num_failed else None
 
-    return shared.Job(run, workdir if released.is_for_results(given) else None)
+    keeps_programs = workdir if released.is_for_results(given) else None
+    return shared.Job(run, keeps_programs, shares_cores=True)

@@ -17,6 +17,7 @@ LATER = {
     "model.architecture": "sr3",
     "model.num_groups": 32,
     "train.initial_weights": "",
+    "sampling.tile_overlap": 64,
 }
 
 

@@ -86,6 +86,13 @@ class Sampling(Section):
         at_least=0,
         at_most=65_536,
     )
+    tile_overlap: int = option(
+        64,
+        "Least overlap of neighbouring tiles, in pixels; at most a quarter of a tile. Less takes "
+        "less time, and is enough for networks whose `model.norm` is `pixel`.",
+        at_least=0,
+        at_most=65_536,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

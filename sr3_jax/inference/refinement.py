@@ -29,7 +29,6 @@ from sr3_jax.inference import integer_images, programs, resampling, tiling
 from sr3_jax.inference.integer_images import Levels
 from sr3_jax.models import Params
 
-_MAX_OVERLAP = 64  # of tiles, in pixels
 # Larger batches are no faster on a CPU, and slower from 64x64 pixels on, since they leave its
 # caches (measured: docs/cpu.md).
 _CPU_PIXELS = 4096
@@ -64,7 +63,7 @@ class Refiner:
         self._factor, self._devices = factor, list(devices)
         self._stride = stride
         self._tile_size = -(-sampling.tile_size // stride) * stride
-        self._overlap = min(self._tile_size // 4, _MAX_OVERLAP)
+        self._overlap = min(self._tile_size // 4, sampling.tile_overlap)
         self.programs = programs.Programs(denoiser, devices, clip=sampling.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
