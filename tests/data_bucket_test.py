@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_run
 import tensorflow_datasets as tfds
+from etils import epath
 from gcp_storage_emulator import server
 from PIL import Image
 
@@ -167,11 +168,14 @@ def test_a_file_that_fails_while_it_is_written_is_not_there(bucket, tmp_path):
         assert len(storage.read(path)) == 1 << 20
 
 
-# As where TensorFlow is not installed: if it is, TFDS opens buckets by it, not by gcsfs.
-READ_BY_TFDS = """
+# As where TensorFlow is not installed: if it is, TFDS and epath open buckets by it, not by gcsfs,
+# and it knows no emulator.
+WITHOUT_TENSORFLOW = """
 import importlib.util
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda *name: None if name == ("tensorflow",) else find_spec(*name)
+"""
+READ_BY_TFDS = """
 from sr3_jax.data import tfds_source
 try:
     source = tfds_source.tfds_split("celeb_a_hq/64", "train[1:]", "gs://images/tfds")
@@ -193,10 +197,43 @@ def test_a_data_set_of_tfds_in_a_bucket(bucket, tmp_path, file_format):
     builder.download_and_prepare(download_config=download)
     for path in filter(pathlib.Path.is_file, data.rglob("*")):
         bucket.pipe_file(f"images/tfds/{path.relative_to(data).as_posix()}", path.read_bytes())
-    command = [sys.executable, "-c", READ_BY_TFDS]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW + READ_BY_TFDS]
     said = subprocess.check_output(command, cwd=small_run.ROOT, text=True, timeout=100)
     if file_format == "tfrecord":
         assert len(eval(said)) == 3 and set(eval(said)) < set(range(4))
     else:
         assert "as ArrayRecord files, which can only be read from a disk" in said
     bucket.rm("images/tfds", recursive=True)
+
+
+RELEASE = """
+import sys
+import numpy as np
+from etils import epath
+from sr3_jax import SuperResolver
+from sr3_jax.jobs import releasing
+run, there = sys.argv[1], "gs://images/network"
+releasing.push(epath.Path(run), there, dtype="float32")
+image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+made = [SuperResolver.from_workdir(folder).upscale(image) for folder in (run, there)]
+np.testing.assert_array_equal(*made)
+for again in (lambda: releasing.push(epath.Path(run), there),
+              lambda: SuperResolver.from_workdir("gs://images/nothing")):
+    try:
+        again()
+    except OSError as error:
+        print(type(error).__name__, error)
+releasing.push(epath.Path(run), there, overwrite=True)
+"""
+
+
+def test_a_network_is_released_into_a_bucket_and_read_there(bucket, tmp_path):
+    small_run.write_workdir(epath.Path(tmp_path), noise=0.1)
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW + RELEASE, str(tmp_path)]
+    said = subprocess.check_output(command, cwd=small_run.ROOT, text=True, timeout=300)
+    refused, missing = said.splitlines()
+    assert refused.startswith("FileExistsError --to=gs://images/network has config.json")
+    assert missing.startswith("FileNotFoundError gs://images/nothing/config.json")
+    assert {path.rpartition("/")[2] for path in bucket.ls("images/network")} == {
+        *("config.json", "weights.safetensors", "README.md")
+    }
