@@ -65,8 +65,8 @@ def _main(_: list[str]) -> int | None:
             values.process_index,
             stop_together=job.stops_together,
         )
-        if job.shares_cores:
-            parallel.share_cores()
+        if job.sets_up_cpu:
+            parallel.set_up_cpu()
         parallel.check_accelerator()
         parallel.keep_compiled(job.workdir or "")
         if jax.process_index() == 0:

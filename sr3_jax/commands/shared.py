@@ -27,13 +27,13 @@ class Job:
       run: does it; returns the exit status, None for 0.
       workdir: workdir of the run, where compiled programs are kept; None for the user's cache.
       stops_together: whether all processes of a job end at the same step when one is asked to stop.
-      shares_cores: whether each core of a CPU is a device (`parallel.share_cores`).
+      sets_up_cpu: whether CPUs are set up for sampling (`parallel.set_up_cpu`).
     """
 
     run: Callable[[], int | None]
     workdir: epath.Path | None = None
     stops_together: bool = False
-    shares_cores: bool = False
+    sets_up_cpu: bool = False
 
 
 def late(function: str, *arguments: Any) -> Callable[[], int | None]:

@@ -95,4 +95,4 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         return command_line.FAILED if num_failed else None
 
     keeps_programs = workdir if released.is_for_results(given) else None
-    return shared.Job(run, keeps_programs, shares_cores=True)
+    return shared.Job(run, keeps_programs, sets_up_cpu=True)

@@ -1,7 +1,7 @@
 """Devices and processes: mesh, shardings, compilation, free memory, peak rates."""
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
-from sr3_jax.parallel.devices import check_accelerator, describe, share_cores
+from sr3_jax.parallel.devices import check_accelerator, describe, set_up_cpu
 from sr3_jax.parallel.layout import Gradient, Layout, Loss
 from sr3_jax.parallel.memory import free_bytes, free_host_bytes
 from sr3_jax.parallel.mesh import (
@@ -53,7 +53,7 @@ __all__ = [
     "on_this_process",
     "peak_flops",
     "replicated",
-    "share_cores",
+    "set_up_cpu",
     "split_batch",
     "to_global",
     "usable",
