@@ -49,6 +49,9 @@ def main(options: argparse.Namespace) -> None:
         if not options.no_features:
             for name in ("reference", *methods):
                 _measure(folder, name)
+        elif kind == "classes":
+            print("pictures of classes have no table without features")
+            continue
         tables.write(folder, methods)
 
 
