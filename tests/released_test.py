@@ -243,7 +243,7 @@ def test_training_does_not_begin_with_another_network(folder, tmp_path):
     config = small_run.config()
     config.train.initial_weights = str(folder)
     config.model.sigma_data, config.model.prediction = 0.3, "v"
-    with pytest.raises(ValueError, match=r"prediction=eps where .* v; --config.model.sigma_data="):
+    with pytest.raises(ValueError, match=r"prediction was 'eps' .*'v'; config.model.sigma_"):
         train(read(config), epath.Path(tmp_path) / "run")
     # The weights mean something with their own sigma_data alone, which is not measured anew then.
     config = small_run.config()
@@ -252,7 +252,18 @@ def test_training_does_not_begin_with_another_network(folder, tmp_path):
     found, network = initial_weights.find(read(config))
     assert network.folder == folder
     assert found.model.sigma_data == run_file.load(folder / "config.json").model.sigma_data
-    config.train.initial_weights = str(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        train(read(config), epath.Path(tmp_path) / "run")
+    # Attention at 8 pixels is at another level of an image of 32 pixels.
+    other = small_run.config()
+    other.model.multipliers, other.model.attention_resolutions = (1, 1, 1), (8,)
+    other.data.image_size = 16
+    small_run.write_workdir(epath.Path(tmp_path) / "16", other)
+    other.data.image_size, other.train.initial_weights = 32, str(tmp_path / "16")
+    with pytest.raises(ValueError, match="image_size is 16, and here it is 32"):
+        train(read(other), epath.Path(tmp_path) / "run")
+    (tmp_path / "empty").mkdir()
+    run_file.save(run_file.load(folder / "config.json"), tmp_path / "empty" / "config.json")
+    for missing, message in (("nothing", "nothing"), ("empty", "checkpoints does not exist")):
+        config.train.initial_weights = str(tmp_path / missing)
+        with pytest.raises(FileNotFoundError, match=message):
+            train(read(config), epath.Path(tmp_path) / "run")
     assert not (tmp_path / "run" / "config.json").exists()

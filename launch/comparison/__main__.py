@@ -33,9 +33,8 @@ def main(options: argparse.Namespace) -> None:
     if not options.no_features or any(_is_peer(name, networks) for name in wanted):
         subprocess.run(["bash", "launch/comparison/peers.sh"], check=True)
     workdir = pathlib.Path(os.environ.get("WORKDIR", "runs/comparison"))
-    counts = (options.images[0], options.images[-1])
     sets = (("photographs", options.photographs), ("classes", options.classes))
-    for (kind, given), count in zip(sets, counts, strict=True):
+    for (kind, given), count in zip(sets, options.images, strict=True):
         if not given:
             continue
         folder = _prepare(pathlib.Path(given), workdir, kind, count)
@@ -152,6 +151,14 @@ def _measure(folder: pathlib.Path, name: str) -> None:
     subprocess.run([*map(str, (*command, folder / "reference", made, out))], check=True)
 
 
+def _counts(text: str) -> tuple[int, int]:
+    """Returns the numbers of photographs and of pictures of classes that `--images` asks for."""
+    counts = text.split(",")
+    if len(counts) > 2 or not all(count.isdecimal() for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N or N,M, such as 25 or 25,100")
+    return int(counts[0]), int(counts[-1])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bash launch/comparison.sh", description=__doc__)
     names = lambda text: [name for name in text.split(",") if name]  # noqa: E731
@@ -160,9 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     pairs = lambda text: shared.pairs("networks", names(text))  # noqa: E731
     parser.add_argument("--networks", type=pairs, default={}, metavar="NAME=WORKDIR,...")
     parser.add_argument("--only", type=names, help="names of programs and networks")
-    counts = lambda text: [int(count) for count in text.split(",")]  # noqa: E731
     parser.add_argument(
-        "--images", type=counts, default=[0], help="N of each set, or N,M of the two; 0: all"
+        "--images", type=_counts, default=(0, 0), help="N of each set, or N,M of the two; 0: all"
     )
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
     parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")

@@ -101,50 +101,50 @@ def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
     Raises:
       ValueError: keys that may not change differ; names them with both values.
     """
-    allowed = _may_change()
-    differing = [
-        f"config.{key} was {was!r} and is now {now!r}"
-        for key, (was, now) in changed_keys(old, new).items()
-        if key not in allowed
-    ]
-    if differing:
+    if differing := _differences(old, new):
         raise ValueError(
             f"the checkpoints beside {os.fspath(path)} are of another network: "
-            f"{'; '.join(differing)}. Use the config they were trained with, or another --workdir; "
-            "docs/config.md says which keys may change"
+            f"{'; '.join(differing.values())}. Use the config they were trained with, or another "
+            "--workdir; docs/config.md says which keys may change"
         )
 
 
 def check_initial_weights(old: Config, new: Config, path: epath.PathLike) -> None:
-    """Checks that a training of config `new` can begin with the weights of `old`, in file `path`.
+    """Checks that training by a config can begin with the weights of an older run.
 
-    Its task, noise schedule and loss may be others.
+    Image sizes, noise schedule and loss may differ.
+
+    Args:
+      old: the config of the older run, which is in the file `path`.
+      new: the config of the training.
+      path: the file.
 
     Raises:
       ValueError: the methods or networks differ; names the keys with both values.
     """
-    allowed = _may_change()
-    fixes = [
-        f"--config.{key}={was} where the config says {now}"
-        for key, (was, now) in changed_keys(old, new).items()
-        if key == "method" or (key.startswith("model.") and key not in allowed)
-    ]
-    if fixes:
+    differing = _differences(old, new)
+    of_network = [differing[key] for key in differing if key.startswith(("method", "model."))]
+    if of_network:
         raise ValueError(
-            f"config.train.initial_weights = {new.train.initial_weights} is another network than "
-            f"the config's. {os.fspath(path)} says {'; '.join(fixes)}; take these, or leave "
-            "config.train.initial_weights out"
+            f"config.train.initial_weights = {new.train.initial_weights!r} is a network of another "
+            f"config: {'; '.join(of_network)}. Use the values that {os.fspath(path)} has, or other "
+            "initial_weights"
         )
 
 
-def _may_change() -> set[str]:
-    """Returns the keys that do not determine what parameters mean or were trained for."""
+def _differences(old: Config, new: Config) -> dict[str, str]:
+    """Returns a text, by key, for each difference in what parameters mean or were trained for."""
     sections = {"": Config} | {f"{name}.": type(value) for name, value in SECTIONS.items()}
-    return {
+    may_change = {
         prefix + name
         for prefix, section in sections.items()
         for name, (_, _, what) in fields.declared(section).items()
         if what.may_change
+    }
+    return {
+        key: f"config.{key} was {was!r} and is now {now!r}"
+        for key, (was, now) in changed_keys(old, new).items()
+        if key not in may_change
     }
 
 

@@ -230,10 +230,9 @@ class Train(Section):
 
     initial_weights: str = option(
         "",
-        "A trained network whose averaged weights this training begins with, with a new optimizer: "
-        "the workdir of a run, the folder of a released network, `hf://USER/NAME`, or a name that "
-        "`sr3 models` lists. `method` and the network (`config.model`) must be the same. Empty: "
-        "random weights.",
+        "The network whose averaged weights training begins with: the workdir of a run, the folder "
+        "of a released network, `hf://USER/NAME`, or a name that `sr3 models` lists. `method` and "
+        "`config.model` must be the same. The optimizer is a new one. Empty: random weights.",
     )
     num_steps: int = option(1_000_000, "Number of training steps.", at_least=1)
     batch_size: int = option(256, "Images of a step, over all devices.", at_least=1)

@@ -88,8 +88,8 @@ class Sampling(Section):
     )
     tile_overlap: int = option(
         64,
-        "Least overlap of neighbouring tiles, in pixels; at most a quarter of a tile. Less takes "
-        "less time, and is enough for networks whose `model.norm` is `pixel`.",
+        "Least overlap of neighbouring tiles, in pixels. It is never more than a quarter of a "
+        "tile. A smaller overlap takes less time (docs/upscaling.md).",
         at_least=0,
         at_most=65_536,
     )

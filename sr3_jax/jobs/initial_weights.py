@@ -18,50 +18,62 @@ from sr3_jax.training.state import TrainState
 
 
 class InitialWeights(NamedTuple):
-    """A trained network: its folder, and the config of its training."""
+    """The network that a training begins with.
+
+    Attributes:
+      folder: its workdir, or its folder if it was released.
+      config: the config that it was trained with.
+    """
 
     folder: epath.Path
     config: Config
 
 
 def find(config: Config) -> tuple[Config, InitialWeights | None]:
-    """Returns the network that a training begins with, if any, without reading its weights.
+    """Finds the network that a training begins with.
 
-    Beside it is the config, whose `sigma_data` is the network's where it was to be measured: with
-    another the weights would mean something else.
+    Returns:
+      The config, and the network; None if training begins with random weights. A config that asks
+      to measure `sigma_data` gets that of the network, which its weights were trained for.
 
     Raises:
-      FileNotFoundError: there is no such network.
+      FileNotFoundError: there is no such network, or it has no weights.
       ValueError: it is not the network of the config.
+      CheckpointError: its weights are damaged.
     """
     given = config.train.initial_weights
     if not given:
         return config, None
     folder = released.locate(given)
     path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"config.train.initial_weights = {given!r} is no network: {path} does not exist. Give "
+            f"the workdir of a training run, hf://USER/NAME, or one of {released.names()}"
+        )
     config = run_file.with_measured(config, path)
     found = InitialWeights(folder, run_file.load(path))
     run_file.check_initial_weights(found.config, config, path)
-    if _shapes(found.config) != _shapes(config):
+    there, here = (
+        models.parameter_shapes(networks.model(of), of.data.image_size)
+        for of in (found.config, config)
+    )
+    if there != here:
         raise ValueError(
-            f"config.train.initial_weights = {given} has attention at other levels: it was trained "
-            f"with config.data.image_size = {found.config.data.image_size}"
+            f"config.train.initial_weights = {given!r} has attention at other levels of the "
+            f"network: its config.data.image_size is {found.config.data.image_size}, and here it "
+            f"is {config.data.image_size}. Use the same"
         )
+    loading.find(found.config, folder / "checkpoints", None)  # now, not after images were listed
     return config, found
 
 
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-
-
 def put_into(state: TrainState, network: InitialWeights) -> TrainState:
-    """Returns a new training's state with the network's weights as parameters and as average.
+    """Returns the state with the network's weights as parameters and as average; raises as `find`.
 
-    Raises:
-      FileNotFoundError: the network has no weights.
-      CheckpointError: they are damaged.
+    Args:
+      state: the state of a new training, whose shardings are kept.
+      network: what `find` returned.
     """
     step, weights = loading.restore(network.config, network.folder / "checkpoints", None)
     logging.info("beginning with the weights of step %d of %s", step, network.folder)

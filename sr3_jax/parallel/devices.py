@@ -25,15 +25,15 @@ _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_cuda12_pjrt", "ja
 
 
 _MOST_CPU_DEVICES = 8
-# Of glibc's mallopt: threshold of trimming, number of mapped blocks, number of arenas.
+# Options of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX.
 _KEEP_MEMORY = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 
 def set_up_cpu() -> None:
-    """Sets what makes sampling on a CPU faster (docs/cpu.md); before any array is made.
+    """Makes sampling on CPUs faster (docs/cpu.md). Call it before jax makes an array.
 
-    Each core is a device, up to 8, and takes tiles of its own. Freed memory is kept for the next
-    call of the network. JAX_NUM_CPU_DEVICES and GLIBC_TUNABLES go before.
+    Each core becomes a device, up to 8, and refines tiles of its own; JAX_NUM_CPU_DEVICES overrides
+    that. glibc keeps freed memory for the next call of the network, unless GLIBC_TUNABLES is set.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
