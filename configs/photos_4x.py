@@ -28,6 +28,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     # pixels, so that pictures of 2048, 1536, 1024, ... pixels take few more than they have.
     config.sampling.tile_size = 272
     config.sampling.tile_overlap = 16
+    # l1 predicts the median of eps, and draws less. 1000 further steps of a trained network, by 16
+    # photographs, 20 calls, one seed: gradient energy 0.79 with l2 and 0.66 with l1, energy score
+    # 0.2203 and 0.2216, consistency 3.9 and 3.4.
+    config.train.loss = "l2"
     config.train.num_steps = 60_000
     config.train.learning_rate = 1e-3
     config.train.num_decay_steps = 15_000
