@@ -11,6 +11,7 @@ import scipy.ndimage
 import small_run
 
 from sr3_jax import diffusion, models, parallel
+from sr3_jax.training import tasks
 from sr3_jax.training.state import init_state
 from sr3_jax.training.step import (
     augment,
@@ -55,6 +56,11 @@ def state():
 @pytest.fixture(scope="module")
 def step():
     return jax.jit(make_train_step(DENOISER, SCHEDULE, OPTIMIZER, small_run.options(seed=3)))
+
+
+def _predict(denoiser, params, schedule, batch, config, train=False):
+    task = tasks.denoising(denoiser, schedule, batch, config)
+    return predict(denoiser, params, task, batch, config, train)
 
 
 def _assert_close(a, b, **tolerance):
@@ -260,14 +266,14 @@ def test_source_noise_is_as_much_as_was_asked_for_and_as_is_told():
     config = small_run.options(loss="l2", source_noise=most)
     # x is 1 as an image, with gamma of signal: E x^2 is 1. Of eps, independent, E eps^2 is 1.
     denoisers = {says: models.Denoiser(Echo(says)) for says in ("x", "gamma")}
-    loss, _ = predict(denoisers["x"], {}, SCHEDULE, batch, config)
+    loss, _ = _predict(denoisers["x"], {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(2.0, abs=0.05)
     # E gamma^2 = E (1 - s^2)^2, s uniform in [0, most].
     expected = 1 + 1 - 2 / 3 * most**2 + most**4 / 5
-    loss, _ = predict(denoisers["gamma"], {}, SCHEDULE, batch, config)
+    loss, _ = _predict(denoisers["gamma"], {}, SCHEDULE, batch, config)
     assert loss == pytest.approx(expected, abs=0.05)
     little = small_run.options(loss="l2", source_noise=0.1)
-    loss, _ = predict(denoisers["gamma"], {}, SCHEDULE, batch, little)
+    loss, _ = _predict(denoisers["gamma"], {}, SCHEDULE, batch, little)
     assert loss == pytest.approx(2.0 - 2 / 3 * 0.1**2, abs=0.03)
 
 
@@ -298,7 +304,7 @@ def test_the_loss_compares_what_the_network_predicts(name):
 
     def loss(error, **train):
         denoiser = models.Denoiser(Grey(prediction, error), prediction)
-        return float(predict(denoiser, {}, schedule, batch, small_run.options(**train))[0])
+        return float(_predict(denoiser, {}, schedule, batch, small_run.options(**train))[0])
 
     assert loss(0.0) < 3e-4
     keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(batch["key"])
@@ -324,7 +330,7 @@ def labelled():
             "key": jax.random.split(jax.random.key(2), BATCH),
         }
         config = small_run.options(label_dropout=dropout)
-        loss = lambda params: predict(denoiser, params, SCHEDULE, batch, config, train=True)[0]  # noqa: E731
+        loss = lambda params: _predict(denoiser, params, SCHEDULE, batch, config, train=True)[0]  # noqa: E731
         rows = jax.grad(loss)(params)["label_embedding"]["embedding"]
         return jnp.abs(rows).sum(axis=1) > 0
 

@@ -21,6 +21,8 @@ def faults(config: Config) -> Iterator[str]:
     yield from _data(config)
     yield from _training(config)
     yield from _sampling(config)
+    if config.distillation.teacher_calls:
+        yield from _distillation(config)
 
 
 def _method(config: Config) -> Iterator[str]:
@@ -51,6 +53,33 @@ def _method(config: Config) -> Iterator[str]:
                 f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
                 f"without noise; use {paper!r}"
             )
+
+
+def _distillation(config: Config) -> Iterator[str]:
+    of, sampling = config.distillation, config.sampling
+    where = f"config.distillation.teacher_calls = {of.teacher_calls}"
+    if config.predicts_image:
+        yield f"{where} is for method 'sr3', and a {config.method} takes one call; use 0"
+        return
+    if not config.train.initial_weights:
+        yield f"{where}, but config.train.initial_weights names no teacher; give one"
+    if sampling.sampler != "ddim" or sampling.eta not in (0.0, 1.0):
+        yield (
+            f"config.sampling.sampler = {sampling.sampler!r} with eta = {sampling.eta:g}, but a "
+            f"student ({where}) samples by 'ddim' with eta = 0 or 1; use these"
+        )
+    if sampling.guidance != 1.0:
+        yield (
+            f"config.sampling.guidance = {sampling.guidance:g}, but a student has its teacher's; "
+            "use 1, and config.distillation.teacher_guidance"
+        )
+    knots, calls = sampling.knots, sampling.num_steps * of.teacher_calls
+    if not knots or knots % calls:
+        yield (
+            f"config.sampling.knots = {knots} is not a multiple of {calls}, the calls of the "
+            f"teacher ({sampling.num_steps} of the student, {of.teacher_calls} for each); use a "
+            "multiple"
+        )
 
 
 def _network(config: Config) -> Iterator[str]:

@@ -18,6 +18,10 @@ LATER = {
     "model.num_groups": 32,
     "train.initial_weights": "",
     "sampling.tile_overlap": 64,
+    "sampling.knots": 0,
+    "distillation.teacher_calls": 0,
+    "distillation.teacher_sampler": "ddim",
+    "distillation.teacher_guidance": 1.0,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sr3_jax import diffusion
 from sr3_jax.config.sections import Config
+from sr3_jax.diffusion import distilling
 
 
 def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
@@ -51,7 +52,16 @@ def sampling_schedule(
         "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
     }
     num_steps = c.num_steps if num_steps is None else num_steps
-    return _of_section("sampling", make[c.schedule], num_steps)
+    if not c.knots:
+        return _of_section("sampling", make[c.schedule], num_steps)
+    if c.knots % num_steps:
+        divisors = [str(n) for n in range(1, c.knots + 1) if not c.knots % n]
+        raise ValueError(
+            f"{num_steps} steps are not evenly spaced among config.sampling.knots = {c.knots}; use "
+            f"one of {', '.join(divisors)}"
+        )
+    knots = _of_section("sampling", make[c.schedule], c.knots)
+    return diffusion.respace(knots, num_steps)
 
 
 def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
@@ -69,6 +79,19 @@ def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
     return _of_section("sampling", make[c.sampler])
 
 
+def segments(config: Config) -> diffusion.Sampler:
+    """Makes the rows of the teacher's sampler for each call of a student (`distilling.segments`).
+
+    Raises:
+      ValueError: the schedule has not so many steps.
+    """
+    own, calls = config.sampling.num_steps, config.distillation.teacher_calls
+    noise = sampling_schedule(config, own * calls)
+    make = {"ddim": diffusion.ddim, "dpmpp_2m": diffusion.dpmpp_2m}
+    sampler = make[config.distillation.teacher_sampler](noise, config.sampling.eta)
+    return distilling.segments(sampler, own)
+
+
 def sampler_name(config: Config) -> str:
     """Returns the sampler with its option for reports: `ancestral (variance fixed_large)`."""
     c = config.sampling
@@ -81,6 +104,8 @@ def check(config: Config) -> None:
     """Raises ValueError if a schedule of training or sampling cannot be made."""
     training_schedule(config)
     sampler(config)
+    if config.distillation.teacher_calls:
+        segments(config)
 
 
 def _of_section(name: str, make, *args):

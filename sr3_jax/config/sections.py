@@ -38,6 +38,7 @@ class Config(Section):
     diffusion: training_sections.Diffusion = training_sections.Diffusion()
     sampling: use_sections.Sampling = use_sections.Sampling()
     train: training_sections.Train = training_sections.Train()
+    distillation: training_sections.Distillation = training_sections.Distillation()
     parallel: training_sections.Parallel = training_sections.Parallel()
     checkpoint: training_sections.Checkpoint = training_sections.Checkpoint()
     evaluation: use_sections.Evaluation = use_sections.Evaluation()

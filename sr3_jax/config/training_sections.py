@@ -304,6 +304,28 @@ class Train(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation(Section):
+    """Training of a student, whose calls replace several of its teacher; `sr3 distill` sets it."""
+
+    teacher_calls: int = option(
+        0,
+        "Calls of the teacher that one call of the network learns to replace, at the "
+        "`sampling.num_steps` of its own; the teacher is `train.initial_weights`. 0: no "
+        "distillation, a training as in the paper.",
+        at_least=0,
+        at_most=MAX_STEPS,
+    )
+    teacher_sampler: str = option(
+        "ddim",
+        "The teacher's sampler, between two calls of the student. Its eta is `sampling.eta`.",
+        choices=("ddim", "dpmpp_2m"),
+    )
+    teacher_guidance: float = option(
+        1.0, "The teacher's guidance, which the student then has without it.", at_least=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Parallel(Section):
     """The layout of training on devices."""
 

@@ -35,6 +35,13 @@ class Sampling(Section):
         choices=("respaced", "karras", "log_snr", "noise_level", "linear"),
     )
     num_steps: int = option(100, "Number of refinement steps.", at_least=1, at_most=MAX_STEPS)
+    knots: int = option(
+        0,
+        "The schedule is made of so many steps, and `num_steps` of them, evenly spaced, are used. "
+        "Students have that of their teacher so (docs/distillation.md). 0: all.",
+        at_least=0,
+        at_most=MAX_STEPS,
+    )
     sigma_min: float = option(
         0.02, "karras, log_snr: noise-to-signal ratio of the last step.", above=0.0
     )

@@ -75,18 +75,19 @@ def put_into(state: TrainState, network: InitialWeights) -> TrainState:
       state: the state of a new training, whose shardings are kept.
       network: what `find` returned.
     """
+    weights = read(network)
+    params, average = (jax.tree.map(placed, p, weights) for p in (state.params, state.ema_params))
+    return dataclasses.replace(state, params=params, ema_params=average)
+
+
+def read(network: InitialWeights) -> Params:
+    """Returns the network's weights; raises as `find`."""
     step, weights = loading.restore(network.config, network.folder / "checkpoints", None)
-    logging.info("beginning with the weights of step %d of %s", step, network.folder)
-
-    def placed(like: Params) -> Params:
-        return jax.tree.map(_place, like, weights)
-
-    return dataclasses.replace(
-        state, params=placed(state.params), ema_params=placed(state.ema_params)
-    )
+    logging.info("read the weights of step %d of %s", step, network.folder)
+    return weights
 
 
-def _place(like: jax.Array, weights: jax.Array) -> jax.Array:
+def placed(like: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns the weights with the sharding of `like`."""
     whole = np.asarray(weights)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda part: whole[part])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
+from sr3_jax.training import tasks as training_tasks
 
 if TYPE_CHECKING:  # the import takes seconds
     from sr3_jax.data.pipeline import Pipeline
@@ -55,6 +57,7 @@ class TrainingProgram(NamedTuple):
     init: Callable[[], training_state.TrainState]
     state: training_state.TrainState
     step: jax.stages.Wrapped
+    teacher: training_tasks.Teacher | None
 
 
 def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram:
@@ -70,17 +73,37 @@ def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram
         training_state.state_shardings(layout, shapes),
     )
     schedule = schedules.training_schedule(config)
-    step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout)
-    return TrainingProgram(
-        denoiser, init, state, training_step.jit_train_step(step, layout, shapes)
+    teacher = _teacher(config)
+    step = training_step.make_train_step(denoiser, schedule, optimizer, config, layout, teacher)
+    step = training_step.jit_train_step(step, layout, shapes, is_taught=teacher is not None)
+    return TrainingProgram(denoiser, init, state, step, teacher)
+
+
+def teacher_shapes(program: TrainingProgram, layout: parallel.Layout) -> list[models.Params]:
+    """Returns the shapes of what the step takes after the batch: a teacher's parameters, if any."""
+    if program.teacher is None:
+        return []
+    params = jax.eval_shape(program.teacher.denoiser.cast_params, program.state.params)
+    whole = layout.whole
+    return [jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), params)]
+
+
+def _teacher(config: Config) -> training_tasks.Teacher | None:
+    """Returns the teacher of a student's config: the same network, in more calls."""
+    if not config.distillation.teacher_calls:
+        return None
+    denoiser = dataclasses.replace(
+        networks.denoiser(config), guidance=config.distillation.teacher_guidance
     )
+    return training_tasks.Teacher(denoiser, schedules.segments(config), config.sampling.clip)
 
 
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
-    if _has_checkpoints(workdir):
-        config, initial = run_file.with_measured(config, workdir / "config.json"), None
-    else:
+    resumes, initial = _has_checkpoints(workdir), None
+    if resumes:
+        config = run_file.with_measured(config, workdir / "config.json")
+    if config.distillation.teacher_calls or not resumes:
         config, initial = initial_weights.find(config)
     layout = layouts.layout(config)
     mesh = layout.mesh
@@ -109,7 +132,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
     state = _first_state(program.init, like, checkpointer)
-    if initial is not None:
+    if initial is not None and not resumes:
         state = initial_weights.put_into(state, initial)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
@@ -132,9 +155,14 @@ def _train(config: Config, workdir: epath.Path) -> None:
         "or seconds if they were compiled before"
     )
     start = time.perf_counter()
-    compiled = parallel.compile_for(mesh.devices.flat[0], program.step.lower(state, shapes))
+    taught_by = teacher_shapes(program, layout)
+    lowered = program.step.lower(state, shapes, *taught_by)
+    compiled = parallel.compile_for(mesh.devices.flat[0], lowered)
     _check_memory_of(compiled, mesh)
-    validate = _validation(config, workdir, denoiser, state.ema_params, mesh)
+    if taught_by:
+        weights = program.teacher.denoiser.cast_params(initial_weights.read(initial))
+        taught_by = [jax.tree.map(initial_weights.placed, *taught_by, weights)]
+    validate = _validation(config, workdir, program, state.ema_params, mesh, taught_by)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
@@ -151,9 +179,15 @@ def _train(config: Config, workdir: epath.Path) -> None:
     _keep_config(config, workdir)
     with parallel.StopSignal() as stop_signal:
         hooks.stop_signal = stop_signal.asked
-        loop.train(state, compiled, batches, config, checkpointer, writer, hooks)
+        step = functools.partial(_taught, compiled, taught_by) if taught_by else compiled
+        loop.train(state, step, batches, config, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
+
+
+def _taught(step: loop.TrainStep, taught_by: Sequence[models.Params], *given: object):
+    """Takes the training step of a student, which has one argument more."""
+    return step(*given, *taught_by)
 
 
 def _check_can_resume(config: Config, workdir: epath.Path) -> None:
@@ -243,13 +277,14 @@ def _first_state(
 def _validation(
     config: Config,
     workdir: epath.Path,
-    denoiser: models.Denoiser,
+    program: TrainingProgram,
     params: models.Params,
     mesh: jax.sharding.Mesh,
+    taught_by: Sequence[models.Params],
 ) -> loop.Validate:
     """Returns a compiled function: parameters to mean losses of held-out images, at fixed noise."""
     schedule = schedules.training_schedule(config)
-    of_batch = training_step.make_validation(denoiser, schedule, config)
+    of_batch = training_step.make_validation(program.denoiser, schedule, config, program.teacher)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
     layout = parallel.Layout(mesh)
@@ -258,15 +293,16 @@ def _validation(
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
     )
-    compiled = parallel.compile_for(mesh.devices.flat[0], sums.lower(whole, shapes))
+    lowered = sums.lower(whole, shapes, *taught_by)
+    compiled = parallel.compile_for(mesh.devices.flat[0], lowered)
 
     def validate(params: training_state.Params) -> dict[str, float]:
         params = parallel.gather(params, mesh)
         totals: collections.Counter[str] = collections.Counter()
         count = 0.0
         for batch in pipeline.evaluation_batches():
-            _check_labels(pipeline, batch, denoiser.network.num_classes)
-            found, rows = compiled(params, parallel.to_global(batch, mesh))
+            _check_labels(pipeline, batch, program.denoiser.network.num_classes)
+            found, rows = compiled(params, parallel.to_global(batch, mesh), *taught_by)
             totals.update({name: float(value) for name, value in found.items()})
             count += float(rows)
         return {name: total / max(count, 1.0) for name, total in totals.items()}

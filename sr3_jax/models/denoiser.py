@@ -92,10 +92,15 @@ class Denoiser:
         y_t: Float[Array, "b h w d"],
         gamma: Float[Array, " b"] | Float[Array, ""],
         label: Int[Array, " b"] | None = None,
+        source_gamma: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
-        """Estimates y_0; see `predict`. Networks with classes need `label`."""
+        """Estimates y_0; see `predict`. Networks with classes need `label`.
+
+        `source_gamma` is that of `source_noise` unless it is given.
+        """
         gamma = jnp.broadcast_to(gamma, y_t.shape[:1])
-        source_gamma = jnp.full(y_t.shape[:1], 1.0 - self.source_noise**2)
+        if source_gamma is None:
+            source_gamma = jnp.full(y_t.shape[:1], 1.0 - self.source_noise**2)
         if not self.is_guided:
             prediction = self.predict(params, x, y_t, gamma, label, source_gamma)
             return self.prediction.to_y_0(prediction, y_t, gamma)

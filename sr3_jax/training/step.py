@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import layout as layout_of_arrays
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sr3_jax import diffusion, image_ops, models, parallel
 from sr3_jax.config import Config
 from sr3_jax.metrics import full_reference
 from sr3_jax.models import Batch, Params
+from sr3_jax.training import tasks
 from sr3_jax.training.state import TrainState, state_shardings
+from sr3_jax.training.tasks import Task, Teacher
 
 # Of the key of a step's blurs; noise and flips have the two that it splits into.
 _BLUR = 2
-# Of a row's key, likewise; its gamma, noise and dropout have the three that it splits into.
-_LABEL, _SOURCE_NOISE = 3, 4
 
 Metrics = dict[str, Float[Array, ""]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -33,22 +33,25 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: Config,
     layout: parallel.Layout | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
-    """Returns `train_step(state, batch) -> (state, metrics)`.
+    """Returns `train_step(state, batch, *taught_by) -> (state, metrics)`.
 
     A batch has `high_resolution` `[b, h, w, 3]` and `low_resolution` `[b, h2, w2, 3]` (of 0 pixels
     for a network without a source), both uint8 or both uint16, `label` int32 `[b]` and `weight`
     float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and `gradient_norm` (before
-    clipping), scalars. A regression, which takes no y_t, needs no schedule.
+    clipping), scalars. A regression, which takes no y_t, needs no schedule. The step of a student
+    also takes the parameters of its teacher, in the network's type.
 
     Each example's noise and dropout come from (seed, step, row), so that the step does not depend
     on how many devices or micro-batches share the batch. The layout decides what devices send each
     other (`parallel.Layout`). Each device works with kernels in the network's type, and their
     gradients are summed in it.
     """
+    pose = _pose(denoiser, schedule, config, teacher)
 
-    def loss_sum(params: Params, batch: Batch, total: Array) -> Array:
-        loss, _ = predict(denoiser, params, schedule, batch, config, train=True)
+    def loss_sum(params: Params, batch: Batch, total: Array, *taught_by: Params) -> Array:
+        loss, _ = predict(denoiser, params, pose(batch, *taught_by), batch, config, train=True)
         return loss * jnp.sum(batch["weight"]) / total
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
@@ -57,7 +60,9 @@ def make_train_step(
 
     gradient = layout.share(loss_sum, differentiate) if layout else differentiate(loss_sum)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, *taught_by: Params
+    ) -> tuple[TrainState, Metrics]:
         noise_key = jax.random.split(_step_key(state.step, config))[0]
         batch = dict(batch, key=_row_keys(noise_key, batch))
         batch = augment(batch, state.step, config)
@@ -65,7 +70,7 @@ def make_train_step(
             pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
             batch = batch | jax.lax.with_sharding_constraint(pixels, layout.images)
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
-        loss, gradients = gradient(denoiser.cast_params(state.params), batch, total)
+        loss, gradients = gradient(denoiser.cast_params(state.params), batch, total, *taught_by)
         gradients = jax.tree.map(lambda g: _as_kept(g).astype(jnp.float32), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -109,14 +114,33 @@ def _step_key(step: Array | int, config: Config) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(config.seed), step)
 
 
+def _pose(
+    denoiser: models.Denoiser,
+    schedule: diffusion.NoiseSchedule | None,
+    config: Config,
+    teacher: Teacher | None,
+) -> Callable[..., Task]:
+    """Returns `pose(batch, *taught_by) -> task`."""
+
+    def pose(batch: Batch, *taught_by: Params) -> Task:
+        if teacher is None:
+            return tasks.denoising(denoiser, schedule, batch, config)
+        return tasks.distillation(denoiser, teacher, *taught_by, batch, config)
+
+    return pose
+
+
 def jit_train_step(
-    train_step: TrainStep, layout: parallel.Layout, state: TrainState
+    train_step: TrainStep, layout: parallel.Layout, state: TrainState, *, is_taught: bool = False
 ) -> jax.stages.Wrapped:
-    """`train_step` as one program for a state (of arrays or of shapes) and batches so laid out."""
+    """`train_step` as one program for a state (of arrays or of shapes) and batches so laid out.
+
+    The parameters of a teacher, if there is one, are replicated.
+    """
     shardings = state_shardings(layout, state)
     return jax.jit(
         train_step,
-        in_shardings=(shardings, layout.rows),
+        in_shardings=(shardings, layout.rows, *[layout.whole] * is_taught),
         out_shardings=(shardings, layout.whole),
         donate_argnums=0,
     )
@@ -146,72 +170,45 @@ def batch_shapes(
 def predict(
     denoiser: models.Denoiser,
     params: Params,
-    schedule: diffusion.NoiseSchedule | None,
+    task: Task,
     batch: Batch,
     config: Config,
     train: bool = False,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
-    """Returns SR3's loss on a batch with one `key` for each row (Eq. 6), and the prediction.
+    """Returns the loss of the task of a batch, with one `key` for each row, and the prediction.
 
     Applies dropout, and drops labels, if `train`.
     """
-    y_0 = image_ops.to_signed(batch["high_resolution"])
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
-    gamma = diffusion.sample_gamma(keys[:, 0], schedule)
-    eps = jax.vmap(lambda key: jax.random.normal(key, y_0.shape[1:]))(keys[:, 1])
-    y_t = diffusion.diffuse(y_0, gamma, eps)
-    x, source_gamma = _source(denoiser, batch, config)
-    label = _drop_labels(batch, config.train.label_dropout if train else 0.0)
-    dropout_keys = keys[:, 2] if train else None
-    prediction = denoiser.predict(params, x, y_t, gamma, label, source_gamma, dropout_keys)
-    target = denoiser.prediction.target(y_0, eps, gamma)
-    how = config.train
-    factor = diffusion.weigh(how.loss_weight, denoiser.prediction, gamma, schedule, how.loss)
-    loss = diffusion.denoising_loss(prediction, target, how.loss, batch["weight"], factor)
+    label = tasks.drop_labels(batch, config.train.label_dropout if train else 0.0)
+    keys = tasks.dropout_keys(batch) if train else None
+    prediction = denoiser.predict(
+        params, task.x, task.y_t, task.gamma, label, task.source_gamma, keys
+    )
+    loss = diffusion.denoising_loss(
+        prediction, task.target, config.train.loss, batch["weight"], task.factor
+    )
     return loss, prediction
 
 
-def _source(
-    denoiser: models.Denoiser, batch: Batch, config: Config
-) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
-    """Returns the network's x, upsampled after noise was added, and the gamma of that noise."""
-    if not denoiser.network.has_source:
-        return None, None
-    size, gamma = batch["high_resolution"].shape[1:3], None
-    low = image_ops.to_signed(batch["low_resolution"])
-    if denoiser.network.source_noise:
-        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
-        of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
-        std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
-        gamma = 1.0 - jnp.square(std(of_level))
-        eps = jax.vmap(lambda key: jax.random.normal(key, low.shape[1:]))(of_noise)
-        low = diffusion.diffuse(low, gamma, eps)
-    return image_ops.resize_bicubic(low, size), gamma
-
-
-def _drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
-    """Returns the class of each row, -1 where dropped; rows without an image have -1 as well."""
-    label = batch.get("label")
-    if not dropout or label is None:
-        return label
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
-    return jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys), -1, label)
-
-
 def make_validation(
-    denoiser: models.Denoiser, schedule: diffusion.NoiseSchedule | None, config: Config
-) -> Callable[[Params, Batch], Metrics]:
-    """Returns `validate(params, batch)`, with noise that never changes.
+    denoiser: models.Denoiser,
+    schedule: diffusion.NoiseSchedule | None,
+    config: Config,
+    teacher: Teacher | None = None,
+) -> Callable[..., Metrics]:
+    """Returns `validate(params, batch, *taught_by)`, with noise that never changes.
 
     It gives `validation_loss`, and of a regression also `validation_psnr`, in dB: means over the
     rows that hold an image. The noise of a row depends on the row and `batch["index"]` alone, so
     that losses of two checkpoints differ by their weights only.
     """
+    pose = _pose(denoiser, schedule, config, teacher)
 
-    def validate(params: Params, batch: Batch) -> Metrics:
+    def validate(params: Params, batch: Batch, *taught_by: Params) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        loss, prediction = predict(denoiser, params, schedule, dict(batch, key=keys), config)
+        batch = dict(batch, key=keys)
+        loss, prediction = predict(denoiser, params, pose(batch, *taught_by), batch, config)
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:
             high, weight = batch["high_resolution"], batch["weight"]
@@ -223,15 +220,14 @@ def make_validation(
     return validate
 
 
-def jit_validation(
-    validate: Callable[[Params, Batch], Metrics], layout: parallel.Layout
-) -> jax.stages.Wrapped:
+def jit_validation(validate: Callable[..., Metrics], layout: parallel.Layout) -> jax.stages.Wrapped:
     """`validate` as one program that gives sums over the rows of a batch, and their number."""
 
     @functools.partial(jax.jit, out_shardings=layout.whole)
-    def sums(params: Params, batch: Batch) -> tuple[Metrics, Float[Array, ""]]:
+    def sums(params: Params, batch: Batch, *taught_by: Params) -> tuple[Metrics, Float[Array, ""]]:
         count = batch["weight"].sum()
-        return jax.tree.map(lambda mean: mean * count, validate(params, batch)), count
+        means = validate(params, batch, *taught_by)
+        return jax.tree.map(lambda mean: mean * count, means), count
 
     return sums
 
@@ -268,10 +264,10 @@ def blur(batch: Batch, keys: Key[Array, " b"], config: Config) -> Batch:
     return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
 
 
-def _accumulate(gradient, num_parts, params, batch, total):
+def _accumulate(gradient, num_parts, params, batch, *rest):
     """Sums loss and gradient over micro-batches; rows are dealt out round-robin."""
     if num_parts == 1:
-        return gradient(params, batch, total)
+        return gradient(params, batch, *rest)
     # Row i goes to part i % num_parts: each device keeps rows of its own in every part.
     parts = jax.tree.map(
         lambda rows: jnp.moveaxis(
@@ -281,7 +277,7 @@ def _accumulate(gradient, num_parts, params, batch, total):
     )
 
     def add(sums, part):
-        return jax.tree.map(jnp.add, sums, gradient(params, part, total)), None
+        return jax.tree.map(jnp.add, sums, gradient(params, part, *rest)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape), params))
     sums, _ = jax.lax.scan(add, zeros, parts)

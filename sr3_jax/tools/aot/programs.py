@@ -31,7 +31,10 @@ def train(config: Config, layout: parallel.Layout) -> Program:
         "optimizer state": _size(program.state.opt_state),
         "batch": _size(batch),
     }
-    return program.step, (program.state, batch), parts
+    taught_by = training.teacher_shapes(program, layout)
+    if taught_by:
+        parts["teacher"] = _size(taught_by)
+    return program.step, (program.state, batch, *taught_by), parts
 
 
 def sample(config: Config, layout: parallel.Layout) -> Program:

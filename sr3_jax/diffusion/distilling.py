@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from sr3_jax.diffusion.loss import LossName
+from sr3_jax.diffusion.parameterization import Prediction
 from sr3_jax.diffusion.process import per_example
 from sr3_jax.diffusion.samplers import Sampler
 from sr3_jax.diffusion.sampling import Denoise
@@ -59,9 +61,7 @@ def segments(teacher: Sampler, num_calls: int) -> Sampler:
     of_segments = jax.tree.map(lambda a: np.reshape(a, (num_calls, -1)).copy(), teacher)
     of_segments.estimate[:, 0] += of_segments.previous_estimate[:, 0]
     of_segments.previous_estimate[:, 0] = 0.0
-    return dataclasses.replace(
-        of_segments, looks_back=bool(of_segments.previous_estimate.any())
-    )
+    return dataclasses.replace(of_segments, looks_back=bool(of_segments.previous_estimate.any()))
 
 
 class _Way(NamedTuple):
@@ -120,3 +120,17 @@ def target(
     start = _Way(y_t, nothing, jnp.zeros_like(per_example(rows.state[0], y_t)), nothing)
     way, _ = jax.lax.scan(step, start, rows)
     return way.weighted / way.weight
+
+
+def factor(
+    prediction: Prediction, gamma: Float[Array, " b"], sigma_data: float, loss: LossName
+) -> Float[Array, " b"]:
+    """Returns the factor of the loss by which a preconditioned network's output counts alike.
+
+    The squared error of y_0 has the weight SNR + 1 / sigma_data^2 (Karras et al. 2022, Table 1),
+    with 1 in place of a `sigma_data` of 0: SNR + 1, that of v-prediction (Salimans and Ho 2022).
+    So pure noise counts, which an error of eps hardly does.
+    """
+    weight = gamma / (1.0 - gamma) + 1.0 / (sigma_data or 1.0) ** 2
+    squared = weight * jnp.square(prediction.error_of_y_0(gamma))
+    return jnp.sqrt(squared) if loss == "l1" else squared

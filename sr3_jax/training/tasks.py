@@ -1,0 +1,155 @@
+"""What a network is given in training, and what it should answer: `Task`.
+
+SR3 is asked for the noise of an image (`denoising`), and a student for the estimate that replaces
+several of its teacher (`distillation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sr3_jax import diffusion, image_ops, models
+from sr3_jax.config import Config
+from sr3_jax.diffusion import distilling
+from sr3_jax.models import Batch, Params
+
+# Of a row's key; its gamma, noise and dropout have the three that it splits into.
+_LABEL, _SOURCE_NOISE, _TEACHER = 3, 4, 5
+
+
+class Task(NamedTuple):
+    """A denoising task for each row of a batch.
+
+    Attributes:
+      x: the source, upsampled after noise was added; None for a network without one.
+      source_gamma: gamma of that noise; None without.
+      gamma: share of signal variance in `y_t`.
+      y_t: the noisy image.
+      target: what the network should predict.
+      factor: factor of a row's loss; None for 1.
+    """
+
+    x: Float[Array, "b h w 3"] | None
+    source_gamma: Float[Array, " b"] | None
+    gamma: Float[Array, " b"]
+    y_t: Float[Array, "b h w 3"]
+    target: Float[Array, "b h w 3"]
+    factor: Float[Array, " b"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What a student learns from, but for the weights.
+
+    Attributes:
+      denoiser: the teacher.
+      segments: the rows of its sampler for each call of the student (`distilling.segments`).
+      clip: whether its estimates are clipped to [-1, 1].
+    """
+
+    denoiser: models.Denoiser
+    segments: diffusion.Sampler
+    clip: bool = True
+
+
+def denoising(
+    denoiser: models.Denoiser,
+    schedule: diffusion.NoiseSchedule | None,
+    batch: Batch,
+    config: Config,
+) -> Task:
+    """Returns SR3's task (Algorithm 1): the noise in an image, at a gamma of the schedule.
+
+    Without a schedule, as of a regression, gamma is 0.
+    """
+    y_0 = image_ops.to_signed(batch["high_resolution"])
+    keys = _keys(batch)
+    gamma = diffusion.sample_gamma(keys[:, 0], schedule)
+    eps = _normal(keys[:, 1], y_0)
+    x, source_gamma = _source(denoiser, batch, config)
+    how = config.train
+    return Task(
+        x,
+        source_gamma,
+        gamma,
+        diffusion.diffuse(y_0, gamma, eps),
+        denoiser.prediction.target(y_0, eps, gamma),
+        diffusion.weigh(how.loss_weight, denoiser.prediction, gamma, schedule, how.loss),
+    )
+
+
+def distillation(
+    denoiser: models.Denoiser, teacher: Teacher, params: Params, batch: Batch, config: Config
+) -> Task:
+    """Returns a student's task: the estimate that replaces those of several calls of the teacher.
+
+    The call is one of those of the student, drawn evenly for each row. `params` are the teacher's,
+    in its type.
+    """
+    y_0 = image_ops.to_signed(batch["high_resolution"])
+    keys = _keys(batch)
+    calls = teacher.segments.gamma.shape[0]
+    call = jax.vmap(lambda key: jax.random.randint(key, (), 0, calls))(keys[:, 0])
+    gamma = jnp.asarray(teacher.segments.gamma)[call, 0]
+    y_t = diffusion.diffuse(y_0, gamma, _normal(keys[:, 1], y_0))
+    x, source_gamma = _source(denoiser, batch, config)
+
+    def denoise(y_t: Array, gamma: Array) -> Array:
+        return teacher.denoiser(params, x, y_t, gamma, batch.get("label"), source_gamma)
+
+    own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _TEACHER))(batch["key"])
+    estimate = distilling.target(denoise, teacher.segments, call, y_t, own_keys, clip=teacher.clip)
+    eps = diffusion.PREDICTIONS["y_0"].to_eps(estimate, y_t, gamma)
+    return Task(
+        x,
+        source_gamma,
+        gamma,
+        y_t,
+        denoiser.prediction.target(estimate, eps, gamma),
+        distilling.factor(denoiser.prediction, gamma, denoiser.sigma_data, config.train.loss),
+    )
+
+
+def drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
+    """Returns the class of each row, -1 where dropped; rows without an image have -1 as well."""
+    label = batch.get("label")
+    if not dropout or label is None:
+        return label
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
+    return jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys), -1, label)
+
+
+def dropout_keys(batch: Batch) -> Array:
+    """Returns the key of each row's dropout."""
+    return _keys(batch)[:, 2]
+
+
+def _keys(batch: Batch) -> Array:
+    """Returns the keys of each row's gamma, noise and dropout."""
+    return jax.vmap(lambda key: jax.random.split(key, 3))(batch["key"])
+
+
+def _normal(keys: Array, like: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:]))(keys)
+
+
+def _source(
+    denoiser: models.Denoiser, batch: Batch, config: Config
+) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
+    """Returns the network's x, upsampled after noise was added, and the gamma of that noise."""
+    if not denoiser.network.has_source:
+        return None, None
+    size, gamma = batch["high_resolution"].shape[1:3], None
+    low = image_ops.to_signed(batch["low_resolution"])
+    if denoiser.network.source_noise:
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SOURCE_NOISE)))
+        of_level, of_noise = jnp.moveaxis(keys(batch["key"]), 1, 0)
+        std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
+        gamma = 1.0 - jnp.square(std(of_level))
+        low = diffusion.diffuse(low, gamma, _normal(of_noise, low))
+    return image_ops.resize_bicubic(low, size), gamma
