@@ -5,7 +5,8 @@ The module of a command has a docstring, which is the head of its help, and two 
     define_flags(flags)      defines its flags, beside those of every command (`shared`)
     prepare(flags) -> Job    checks them and reads the config, before devices are looked for
 
-With `CONFIG_OF_RUN = True`, options without --config change the config of the run in --workdir.
+With `CONFIG_OF_RUN = "workdir"`, options without --config change the config of the run that --workdir
+names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from __future__ import annotations
 import importlib
 import types
 
-NAMES = ("train", "evaluate", "tune_schedule", "upscale", "generate", "score", "push", "models")
+NAMES = (
+    "train",
+    "evaluate",
+    "tune_schedule",
+    "distill",
+    "upscale",
+    "generate",
+    "score",
+    "push",
+    "models",
+)
 
 
 def module(name: str) -> types.ModuleType:

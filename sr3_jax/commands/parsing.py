@@ -31,27 +31,27 @@ def parse(argv: list[str]) -> list[str]:
         command_line.show(_help(first))
     _define_mode(flags.FLAGS)
     _define(first.mode, flags.FLAGS)
-    if getattr(commands.module(first.mode), "CONFIG_OF_RUN", False):
-        argv = _with_config_of_run(argv)
+    if flag := getattr(commands.module(first.mode), "CONFIG_OF_RUN", ""):
+        argv = _with_config_of_run(argv, flag)
     try:
         return command_line.parse_flags(argv)
     except flags.UnrecognizedFlagError as error:
         raise ValueError(_whose(error, first.mode)) from error
 
 
-def _with_config_of_run(argv: list[str]) -> list[str]:
-    """Adds --config of the run in --workdir if options are given and no --config."""
+def _with_config_of_run(argv: list[str], flag: str) -> list[str]:
+    """Adds --config of the run that `flag` names if options are given and no --config."""
     options = [argument for argument in argv if argument.startswith("--config.")]
     if not options or any(argument.split("=")[0] == "--config" for argument in argv):
         return argv
-    shared.define_workdir(values := flags.FlagValues())
+    flags.DEFINE_string(flag, None, "", flag_values=(values := flags.FlagValues()))
     values.set_gnu_getopt()
     values(argv, known_only=True)
-    if not values.workdir:
+    if not values[flag].value:
         return argv
     from sr3_jax.config import of_run
 
-    return [argv[0], f"--config={of_run.__file__}:{values.workdir}", *argv[1:]]
+    return [argv[0], f"--config={of_run.__file__}:{values[flag].value}", *argv[1:]]
 
 
 def _define_mode(values: flags.FlagValues) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 
 from sr3_jax.commands import shared
 
-CONFIG_OF_RUN = True
+CONFIG_OF_RUN = "workdir"
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from etils import epath
 from ml_collections import config_dict
 
+from sr3_jax import released
 from sr3_jax.config import run_file
 
 
 def get_config(workdir: str) -> config_dict.ConfigDict:
-    """Returns the config in a workdir, locked, so that flags change it.
+    """Returns the config in a workdir or of a released network, locked, so that flags change it.
 
     Raises:
       FileNotFoundError: the folder is not of a run.
     """
-    config = run_file.load(epath.Path(workdir).expanduser() / "config.json")
+    config = run_file.load(released.locate(workdir) / "config.json")
     return config_dict.ConfigDict(dataclasses.asdict(config)).lock()
