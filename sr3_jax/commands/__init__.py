@@ -5,8 +5,7 @@ The module of a command has a docstring, which is the head of its help, and two 
     define_flags(flags)      defines its flags, beside those of every command (`shared`)
     prepare(flags) -> Job    checks them and reads the config, before devices are looked for
 
-With `CONFIG_OF_RUN = "workdir"`, options without --config change the config of the run that --workdir
-names.
+With `CONFIG_OF_RUN = "workdir"`, options without --config change that of the run in --workdir.
 """
 
 from __future__ import annotations
