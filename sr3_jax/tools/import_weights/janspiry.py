@@ -152,7 +152,7 @@ def read_config(text: str) -> Config:
     return config
 
 
-def read_params(config: Config, state: Mapping[str, Any]) -> Params:
+def read_params(config: Config, state: Any) -> Params:
     """Returns the parameters of the network of `config` from the content of `*_gen.pth`.
 
     Raises:
