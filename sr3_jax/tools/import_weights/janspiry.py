@@ -159,7 +159,7 @@ def read_params(config: Config, state: Any) -> Params:
       ValueError: the file is of the optimizer, or is not of this network or schedule; names all
         arrays that are missing, unknown or of another shape.
     """
-    if "optimizer" in state:
+    if isinstance(state, Mapping) and "optimizer" in state:
         raise ValueError("it is the state of the optimizer; give the file *_gen.pth beside it")
     shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
     absent = [name for name, _ in _names(config) if name.endswith("/qkv")]
