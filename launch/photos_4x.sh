@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains the network photos_4x, evaluates it, and writes it as a released network.
 #   bash launch/photos_4x.sh PHOTOS [--config.KEY=VALUE ...]
-# PHOTOS: a folder with train/, val/ and test/, or `tfds` for TFDS's caltech101 and tf_flowers, which
-# docs/models.md compares. WORKDIR: where everything lands (default runs/photos_4x). Stopped, the same
-# command goes on. With --steps=N it trains a finished network on to N steps.
+# PHOTOS: a folder with train/, val/ and test/, or `tfds` for TFDS's caltech101 and tf_flowers, at
+# their full size (docs/models.md). WORKDIR: where everything lands (default runs/photos_4x). Stopped,
+# the same command goes on. With --steps=N it trains a finished network on to N steps.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dry_run.sh"
 [ $# -gt 0 ] || usage "the folder is needed"

@@ -15,14 +15,12 @@ tests/other_programs/diffusers and diffusers_ddpm were recorded likewise by diff
 float32 and the image of `DDPMPipeline`.
 """
 
-import io
 import json
 import os
 import pathlib
 import pickle
 import subprocess
 import sys
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +28,7 @@ import numpy as np
 import pytest
 import small_run
 from etils import epath
+from torch_file_test import rewritten
 
 from sr3_jax import Generator, SuperResolver, diffusion
 from sr3_jax.checkpoints import torch_file
@@ -218,7 +217,7 @@ def test_weights_of_another_network_are_named():
     with pytest.raises(ValueError) as raised:
         janspiry.read_params(config, wrong)
     for part in (
-        "of another shape: denoise_fn.final_conv.block.3.bias [4] and not [3]",
+        "of another shape or type: denoise_fn.final_conv.block.3.bias [4] and not [3]",
         "missing in it: denoise_fn.downs.0.weight",
         "not of the network: denoise_fn.downs.7.weight",
         "not finite: denoise_fn.mid.0.attn.norm.bias",
@@ -280,81 +279,31 @@ class _Runs:
         return os.system, (self.command,)
 
 
-def _rewritten(path, **contents):
-    """A copy of a file of torch with other contents, by the end of their names; None removes."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(RECORDED / "sr3" / WEIGHTS) as old, zipfile.ZipFile(made, "w") as new:
-        for name in old.namelist():
-            content = contents.get(name.split("/", 1)[1].replace("/", "_"), old.read(name))
-            if content is not None:
-                new.writestr(name, content)
-    path.write_bytes(made.getvalue())
-    return path
-
-
 def test_a_file_that_runs_a_program_is_refused_by_name(tmp_path):
     trap = pickle.dumps({"denoise_fn.downs.0.weight": _Runs(tmp_path / "ran")}, protocol=2)
-    path = _rewritten(tmp_path / "evil.pth", **{"data.pkl": trap})
+    path = rewritten(tmp_path / "evil.pth", **{"data.pkl": trap})
     done = _run_import("sr3", tmp_path / "made", path)
     assert done.returncode == 2 and f"{path} asks for posix.system" in done.stderr
     assert not (tmp_path / "ran").exists() and not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("function", [eval, getattr, np.load, torch_file.read])
-def test_nothing_but_tensors_can_be_asked_for(function, tmp_path):
-    trap = pickle.dumps({"a": function}, protocol=2)
-    path = _rewritten(tmp_path / "evil.pth", **{"data.pkl": trap})
-    with pytest.raises(ValueError, match=f"asks for .*{function.__name__}, which no file"):
-        torch_file.read(path)
-
-
-def test_damaged_and_older_files_are_refused(tmp_path):
-    for name, contents, message in (
-        ("short", {"data_0": b"\0" * 8}, "reaches beyond its 2 numbers"),
-        ("gone", {"data_0": None}, "no whole file"),
-        ("pickle", {"data.pkl": b"\x80\x02}q"}, "no whole file"),
-        ("order", {"byteorder": b"big"}, "big-endian"),
+def test_what_is_no_dictionary_of_numbers_by_name_is_refused(tmp_path):
+    config, *_ = _network("janspiry/sr3")
+    for content, message in (
+        ([1, 2], "it holds a list and not a dictionary of tensors by name"),
+        (None, "it holds a NoneType"),
+        ({3: np.zeros(1)}, "it holds 3, which is no name"),
+        ({"state_dict": {}}, "it holds a dictionary under 'state_dict'"),
     ):
         with pytest.raises(ValueError, match=message):
-            torch_file.read(_rewritten(tmp_path / name, **contents))
-    (tmp_path / "cut").write_bytes((RECORDED / "sr3" / WEIGHTS).read_bytes()[:5000])
-    with pytest.raises(ValueError, match="no whole file"):
-        torch_file.read(tmp_path / "cut")
-    (tmp_path / "old").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
-    with pytest.raises(ValueError, match=r"before 1\.6.*torch\.save\(torch\.load"):
-        torch_file.read(tmp_path / "old")
-    with pytest.raises(FileNotFoundError):
-        torch_file.read(tmp_path / "nowhere")
-
-
-def test_tensors_of_every_kind_are_torchs(tmp_path):
-    code = """
-        import sys, numpy as np, torch
-        base = torch.arange(24.0).reshape(2, 3, 4)
-        tensors = {
-            "plain": base, "turned": base.permute(2, 0, 1), "part": base[1, :, 1:3],
-            "half": base.half(), "narrow": base.bfloat16() / 3, "whole": base.long(),
-            "number": torch.tensor(2.5), "none": torch.zeros(0, 3), "no": base > 3,
-            "parameter": torch.nn.Parameter(base[0]),
-        }
-        torch.save(tensors, sys.argv[1])
-        np.savez(sys.argv[2], **{name: t.detach().float().numpy() for name, t in tensors.items()})
-    """
-    file, arrays = tmp_path / "all.pth", tmp_path / "all.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines()), file, arrays],
-        env={**os.environ, "PYTHONPATH": str(small_run.ROOT / ".venv" / "cuda")},
-        capture_output=True,
-        text=True,
-    )
-    if "No module named 'torch'" in done.stderr:
-        pytest.skip("torch is not installed; launch/test.sh does it where it can")
-    assert done.returncode == 0, done.stderr
-    found, expected = torch_file.read(file), np.load(arrays)
-    assert sorted(found) == sorted(expected.files)
-    for name in expected.files:
-        assert found[name].shape == expected[name].shape
-        np.testing.assert_array_equal(found[name].astype(np.float32), expected[name])
+            janspiry.read_params(config, content)
+    state = dict(torch_file.read(RECORDED / "sr3" / WEIGHTS))
+    state["denoise_fn.downs.0.weight"] = state["denoise_fn.downs.0.weight"].astype(np.int64)
+    with pytest.raises(ValueError, match="downs.0.weight of whole numbers .int64."):
+        janspiry.read_params(config, state)
+    with pytest.raises(FileNotFoundError, match="--weights=nowhere does not exist"):
+        config_path = str(next((RECORDED / "sr3").glob("*.json")))
+        importing.import_weights("janspiry", config_path, "nowhere", str(tmp_path / "made"))
 
 
 def test_such_a_network_can_be_trained_on():

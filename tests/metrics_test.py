@@ -143,6 +143,22 @@ def test_what_is_done_to_an_image_moves_each_metric_the_right_way(luminance):
         assert (np.diff(full_reference.consistency(worse, np.concatenate([low] * 3))) > 1.0).all()
 
 
+def test_the_energy_score_of_an_image_is_what_its_definition_gives():
+    """Of one level, with samples that differ from the reference by a number: c, or c and -c."""
+    reference = np.random.default_rng(0).integers(50, 200, (2, 16, 16, 3), dtype=np.uint8)
+    deviation = [reference[i].std(dtype=np.float64) for i in range(2)]
+    above, below = reference + 9, reference - 9
+    np.testing.assert_allclose(
+        samples.energy_scores(np.stack([above, above]), reference),
+        9 / np.array(deviation),
+        rtol=1e-4,
+    )
+    # As far from each other as from the truth, twice: 9 - 18 / 2.
+    np.testing.assert_allclose(
+        samples.energy_scores(np.stack([above, below]), reference), 0.0, atol=1e-5
+    )
+
+
 def test_gradient_energy_falls_with_blur_and_grows_with_noise():
     photo = skimage.data.astronaut()[:128, :128]
     assert full_reference.gradient_energy(photo[None], photo[None])[0] == pytest.approx(

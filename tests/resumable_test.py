@@ -21,6 +21,9 @@ def test_what_differs_is_named_with_both_values(tmp_path):
     fingerprint = Fingerprint(VALUES)
     fingerprint.check(tmp_path / "absent")
     fingerprint.keep(tmp_path)
+    # A job that was stopped before its first output is no reason to refuse another.
+    Fingerprint({**VALUES, "seed": 1}).check(tmp_path)
+    (tmp_path / "1.png").touch()
     fingerprint.check(tmp_path)
     assert Fingerprint(dict(reversed(VALUES.items()))).digest == fingerprint.digest
     for key, value in (("network", "abd"), ("seed", 1), ("labels", (2, 1)), ("stage_1.steps", 6)):

@@ -7,6 +7,8 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import NoReturn
 
 import numpy as np
 
@@ -25,11 +27,14 @@ def main(options: argparse.Namespace) -> None:
     networks, programs = options.networks, [*upscale.PROGRAMS]
     programs.remove("network")
     if taken := networks.keys() & upscale.PROGRAMS.keys():
-        raise SystemExit(f"error: --networks: a program is called {taken.pop()}; give another name")
+        _fail(f"--networks: a program is called {taken.pop()}; give another name")
     wanted = options.only or [*programs, *networks]
     if unknown := {*wanted} - {*programs, *networks}:
         known = ", ".join([*programs, *networks])
-        raise SystemExit(f"error: --only={','.join(sorted(unknown))}: known are {known}")
+        _fail(f"--only={','.join(sorted(unknown))}: known are {known}")
+    for given in filter(None, (options.photographs, options.classes)):
+        if not pathlib.Path(given).is_dir():
+            _fail(f"{given} is no folder")
     if not options.no_features or any(_is_peer(name, networks) for name in wanted):
         subprocess.run(["bash", "launch/comparison/peers.sh"], check=True)
     workdir = pathlib.Path(os.environ.get("WORKDIR", "runs/comparison"))
@@ -43,6 +48,8 @@ def main(options: argparse.Namespace) -> None:
             num_samples = options.samples if kind == "photographs" else 1
             if made := _upscaled(name, networks.get(name), folder, num_samples, options):
                 methods[name] = made
+        if not methods:
+            _fail("none of the programs and networks can run")
         if kind == "photographs":
             _score(folder, methods)
         if not options.no_features:
@@ -52,6 +59,12 @@ def main(options: argparse.Namespace) -> None:
             print("pictures of classes have no table without features")
             continue
         tables.write(folder, methods)
+
+
+def _fail(text: str) -> NoReturn:
+    """Ends the program with status 2."""
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _is_peer(name: str, networks: dict[str, str]) -> bool:
@@ -66,11 +79,9 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
     """
     paths = sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
-        raise SystemExit(f"error: {source} has no pictures (.jpg, .jpeg, .png)")
+        _fail(f"{source} has no pictures (.jpg, .jpeg, .png)")
     if kind == "classes" and {len(paths), len({_class_of(path) for path in paths})} != {1000}:
-        raise SystemExit(
-            f"error: {source} has {len(paths)} pictures; one of each of 1000 classes is due"
-        )
+        _fail(f"{source} has {len(paths)} pictures; one of each of 1000 classes is due")
     # ImageNet's classes are in the order of their names.
     stems = [f"{i:04d}_{p.stem}" if kind == "classes" else p.stem for i, p in enumerate(paths)]
     # Evenly spaced through the set, so that nobody chose them.
@@ -83,11 +94,16 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
         small = folder / "input" / f"{stems[i]}.png"
         if small.exists():
             continue
-        image = image_files.read_rgb(str(paths[i]))
+        try:
+            image = image_files.read_rgb(str(paths[i]))
+        except (OSError, ValueError) as error:
+            _fail(f"{paths[i]} cannot be read: {error}. Leave it out of the folder")
         if kind == "classes":
             left, top, right, bottom = degrade.central_box(*image.shape[:2])
             image = degrade.by_area(image[top:bottom, left:right], _SIDE)
         height, width = (side // upscale.FACTOR * upscale.FACTOR for side in image.shape[:2])
+        if not height or not width:
+            _fail(f"{paths[i]} is smaller than {upscale.FACTOR} pixels. Leave it out of the folder")
         image = np.ascontiguousarray(image[:height, :width])
         upscale.write(image, folder / "reference" / small.name)
         size = height // upscale.FACTOR, width // upscale.FACTOR
@@ -159,14 +175,27 @@ def _counts(text: str) -> tuple[int, int]:
     return int(counts[0]), int(counts[-1])
 
 
+def _names(text: str) -> list[str]:
+    """Returns the names of a list with commas."""
+    if not (found := [name for name in text.split(",") if name]):
+        raise argparse.ArgumentTypeError("no name is given")
+    return found
+
+
+def _pairs(text: str) -> Mapping[str, str]:
+    """Returns the workdirs of networks by name."""
+    try:
+        return shared.pairs("networks", _names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bash launch/comparison.sh", description=__doc__)
-    names = lambda text: [name for name in text.split(",") if name]  # noqa: E731
     parser.add_argument("photographs", help="folder of pictures that are upscaled and scored")
     parser.add_argument("classes", nargs="?", help="folder of one picture of each ImageNet class")
-    pairs = lambda text: shared.pairs("networks", names(text))  # noqa: E731
-    parser.add_argument("--networks", type=pairs, default={}, metavar="NAME=WORKDIR,...")
-    parser.add_argument("--only", type=names, help="names of programs and networks")
+    parser.add_argument("--networks", type=_pairs, default={}, metavar="NAME=WORKDIR,...")
+    parser.add_argument("--only", type=_names, help="names of programs and networks")
     parser.add_argument(
         "--images", type=_counts, default=(0, 0), help="N of each set, or N,M of the two; 0: all"
     )

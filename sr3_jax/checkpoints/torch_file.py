@@ -35,6 +35,10 @@ _TYPES = {
 }
 
 
+# Tensors may share numbers, such as those of tied layers, and each gets an array of its own.
+_MOST_COPIES = 8
+
+
 class _Storage(NamedTuple):
     type_name: str
     key: str
@@ -75,6 +79,11 @@ def read(path: epath.PathLike) -> Any:
             f"{path} asks for {error}, which no file of weights needs and which can run a program; "
             "nothing of it was run. Get the weights from a place that you trust"
         ) from error
+    except _UnknownTypeError as error:
+        raise ValueError(
+            f"{path} has numbers of the type {error}; those that are read are "
+            f"{', '.join(f'torch.{name}' for name in _TYPES)}"
+        ) from error
     # A damaged pickle may raise any exception.
     except Exception as error:
         raise ValueError(
@@ -87,6 +96,10 @@ class _RefusedError(Exception):
     """The name of what a pickle asked for."""
 
 
+class _UnknownTypeError(Exception):
+    """The name of a type of numbers."""
+
+
 class _Unpickler(pickle.Unpickler):
     """Makes dictionaries, lists, numbers and texts, `_Storage` and `_Tensor`, and nothing else."""
 
@@ -97,6 +110,8 @@ class _Unpickler(pickle.Unpickler):
             return _MAKERS[name]
         if module == "torch" and name in _TYPES:
             return name
+        if module == "torch" and name.endswith("Storage"):
+            raise _UnknownTypeError(f"torch.{name}")
         raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -127,7 +142,11 @@ def _read(archive: zipfile.ZipFile) -> Any:
     if packed := [n for n, info in infos.items() if info.compress_type != zipfile.ZIP_STORED]:
         raise ValueError(f"{packed[0]} is compressed, which torch never does")
 
+    most = _MOST_COPIES * sum(info.file_size for info in infos.values())
+    made: dict[int, Any] = {}  # what became of a value, by its identity
+
     def array(tensor: _Tensor) -> np.ndarray:
+        nonlocal most
         found = np.frombuffer(
             archive.read(f"{folder}data/{tensor.storage.key}"), _TYPES[tensor.storage.type_name]
         )
@@ -136,10 +155,19 @@ def _read(archive: zipfile.ZipFile) -> Any:
         count = math.prod(shape)
         if min((tensor.offset, *shape, *strides)) < 0 or max(last + 1, count) > found.size:
             raise ValueError(f"a tensor of shape {shape} reaches beyond its {found.size} numbers")
+        most -= count * found.itemsize
+        if most < 0:
+            raise ValueError(f"its tensors take more than {_MOST_COPIES} times the file's memory")
         bytes_ = tuple(stride * found.itemsize for stride in strides)
         return np.lib.stride_tricks.as_strided(found[tensor.offset :], shape, bytes_).copy()
 
     def plain(value: Any) -> Any:
+        # Once for each value: a list of two references to one list, and so on, would never end.
+        if id(value) not in made:
+            made[id(value)] = convert(value)
+        return made[id(value)]
+
+    def convert(value: Any) -> Any:
         if isinstance(value, _Tensor):
             return array(value)
         if isinstance(value, Mapping):
@@ -149,4 +177,5 @@ def _read(archive: zipfile.ZipFile) -> Any:
         return value
 
     with archive.open(name) as file:
-        return plain(_Unpickler(file).load())
+        found = _Unpickler(file).load()  # kept, so that identities stay
+        return plain(found)

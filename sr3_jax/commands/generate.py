@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
     meaning = "Folder for the images. Default: the cascade's, or generated/."
     flags.DEFINE_string("output", None, meaning, **of)
     meaning = "Classes of the images in turn, from 0. Default: all classes."
-    flags.DEFINE_list("label", [], meaning, **of)
+    flags.DEFINE_list("label", [], meaning, allow_overwrite=False, **of)
     meaning = "Scale of classifier-free guidance, for class-conditional networks; 1: none."
     flags.DEFINE_float("guidance", None, meaning, lower_bound=0.0, **of)
     shared.define_sampling(values)

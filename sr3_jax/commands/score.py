@@ -21,7 +21,7 @@ def define_flags(values: flags.FlagValues) -> None:
     meaning = "Folder of the inputs of the programs, for consistency and bicubic interpolation."
     flags.DEFINE_string("low_resolution", None, meaning, **of)
     meaning = "NAME=FOLDER of each program, with images of the names of the references."
-    flags.DEFINE_list("outputs", [], meaning, **of)
+    flags.DEFINE_list("outputs", [], meaning, allow_overwrite=False, **of)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:

@@ -89,7 +89,7 @@ def define_sampling(values: flags.FlagValues) -> None:
     define_steps(values, "Number of refinement steps.")
     flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", **of)
     meaning = "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true."
-    flags.DEFINE_list("sampling", [], meaning, **of)
+    flags.DEFINE_list("sampling", [], meaning, allow_overwrite=False, **of)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, **of)
     meaning = "Make outputs anew, and replace files in their place, whoever wrote them."
     flags.DEFINE_bool("overwrite", False, meaning, **of)

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from sr3_jax import released
 from sr3_jax.config import fields, reading
 from sr3_jax.config.sections import SECTIONS, Config
 from sr3_jax.data import storage
@@ -36,7 +37,8 @@ def load(path: epath.PathLike) -> Config:
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist: the folder is not the workdir of a training run"
+            f"{path} does not exist: the folder is not the workdir of a training run, nor one of "
+            f"the networks of the package, {', '.join(released.names())}"
         )
     try:
         content = json.loads(path.read_bytes())

@@ -130,8 +130,8 @@ class Evaluation(Section):
     num_images: int = option(0, "Number of held-out images to use. 0: all.", at_least=0)
     num_samples: int = option(
         1,
-        "Samples of each image. Of several, the mean, the deviation, the best and the diversity "
-        "are measured.",
+        "Samples of each image. Of several, the mean, the deviation, the best, the energy score "
+        "and the diversity are measured.",
         at_least=1,
     )
     network_input: int = option(

@@ -69,7 +69,8 @@ class Fingerprint:
         if older and before.keys() >= older.keys():
             now = {key: value for key, value in now.items() if not key.endswith("network")} | older
         was = {key: before.get(key, defaults.get(key.rpartition(".")[2])) for key in now} | before
-        today = {key: (self._today(key, was[key]), self._today(key, now.get(key))) for key in was}
+        now = {key: now.get(key, defaults.get(key.rpartition(".")[2])) for key in was}
+        today = {key: (self._today(key, was[key]), self._today(key, now[key])) for key in was}
         return [f"{key} was {a!r} and is {b!r}" for key, (a, b) in sorted(today.items()) if a != b]
 
     def _today(self, key: str, value: Any) -> Any:
@@ -81,7 +82,9 @@ class Fingerprint:
         Raises:
           ValueError: the folder has outputs of another fingerprint, or its own is damaged.
         """
-        if differ := self.differences(read_fingerprint(folder)):
+        differ = self.differences(read_fingerprint(folder))
+        # A job that was stopped before its first output leaves a fingerprint alone.
+        if differ and any(not name.startswith(".") for name in storage.find(folder)):
             raise ValueError(
                 f"{storage.shown(folder)} has outputs made in another way: {'; '.join(differ)}. "
                 "Give another folder, or --overwrite to make all of them anew"

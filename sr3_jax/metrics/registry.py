@@ -214,6 +214,17 @@ METRICS = {
             **_RESNET50,
         ),
         Metric(
+            "energy_score",
+            "energy score",
+            "samples",
+            "sr3_jax.metrics.samples:energy_scores",
+            ("reference",),
+            -math.inf,
+            meaning="How far several outputs for one input are from the reference, less half of "
+            "how far they are from each other, over patches of a Laplacian pyramid. No method is "
+            "better on average than one that draws from the true distribution.",
+        ),
+        Metric(
             "diversity",
             "diversity",
             "samples",

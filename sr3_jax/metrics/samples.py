@@ -45,6 +45,12 @@ def mean_energy_score(samples: Samples, reference: Images) -> float:
     return float(np.mean([*energy_score(samples, reference).values()]))
 
 
+def energy_scores(samples: Samples, reference: Images) -> Float64[np.ndarray, " b"]:
+    """The `mean_energy_score` of each image by itself; lower is better."""
+    of_one = (slice(i, i + 1) for i in range(len(reference)))
+    return np.array([mean_energy_score(samples[:, one], reference[one]) for one in of_one])
+
+
 def diversity(samples: UInt[np.ndarray, "k b h w c"]) -> Float64[np.ndarray, " b"]:
     """The standard deviation between samples in levels of 255, averaged over pixels."""
     deviation = samples.std(axis=0, ddof=1, dtype=np.float64).mean(axis=(1, 2, 3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import ctypes
 import importlib.util
 import os
 import pathlib
@@ -25,22 +24,17 @@ _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_cuda12_pjrt", "ja
 
 
 _MOST_CPU_DEVICES = 8
-# Options of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX.
-_KEEP_MEMORY = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 
 def set_up_cpu() -> None:
     """Makes sampling on CPUs faster (docs/cpu.md). Call it before jax makes an array.
 
     Each core becomes a device, up to 8, and refines tiles of its own; JAX_NUM_CPU_DEVICES overrides
-    that. glibc keeps freed memory for the next call of the network, unless GLIBC_TUNABLES is set.
+    that.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", min(cores or 1, _MOST_CPU_DEVICES))
-    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        for option, value in _KEEP_MEMORY.items():
-            ctypes.CDLL(None).mallopt(option, value)
 
 
 def describe() -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import types
 from collections.abc import Iterator
 
@@ -129,10 +130,11 @@ def _fetched(address: str) -> epath.Path:
 
 def _repository(address: str) -> tuple[str, str | None]:
     """Returns USER/NAME and the revision, if any, of `hf://USER/NAME@REVISION`."""
-    repository, _, revision = address.removeprefix("hf:").lstrip("/").partition("@")
-    if not all(repository.partition("/")) or repository.count("/") != 1:
+    repository, separator, revision = address.removeprefix("hf:").lstrip("/").partition("@")
+    is_named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository)
+    if not is_named or (separator and not revision):
         raise ValueError(
-            f"{address} is incomplete; give {HUB}USER/NAME, or {HUB}USER/NAME@REVISION"
+            f"{address} is no address of a network; give {HUB}USER/NAME, or {HUB}USER/NAME@REVISION"
         )
     return repository, revision or None
 
@@ -155,7 +157,7 @@ def _named_failure(address: str, kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's, the disk's, and those of two libraries for HTTP
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise kind(
             f"{address}: {reason}. Check name and network; what is private, and every upload, "
             "takes a login first: hf auth login"

@@ -37,11 +37,17 @@ def import_weights(program: str, config_path: str, weights_path: str, workdir: s
 
     Raises:
       FileNotFoundError: a file is missing.
+      IsADirectoryError: a file is a folder.
       FileExistsError: the workdir has a network.
       ValueError: a file is damaged, the network is not supported, or config and weights do not fit;
         names all that is wrong.
     """
     released.check_free(workdir, "--workdir")
+    for flag, path in (("config", config_path), ("weights", weights_path)):
+        if path and not storage.exists(path):
+            raise FileNotFoundError(f"--{flag}={path} does not exist")
+        if path and program != "diffusers" and storage.is_folder(path):
+            raise IsADirectoryError(f"--{flag}={path} is a folder; give a file")
     step = 0
     if program == "diffusers":
         with _named(weights_path):

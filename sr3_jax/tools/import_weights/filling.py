@@ -16,7 +16,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}  # ours, and t
 def fill(
     shapes: Any,
     names: Mapping[str, str],
-    arrays: Mapping[str, Any],
+    arrays: Any,
     others: Iterable[str] = (),
     absent: Iterable[str] = (),
 ) -> Any:
@@ -26,13 +26,14 @@ def fill(
       shapes: of the parameters, as `models.parameter_shapes` returns them.
       names: for each of our modules, such as `down_0_block_0/conv_0`, its name in the other
         program.
-      arrays: arrays of the other program by name, in torch's layouts.
+      arrays: arrays of the other program by name, in torch's layouts; checked here.
       others: names of arrays that are no parameters.
       absent: our modules that have no bias in the other program; theirs becomes 0.
 
     Raises:
       ValueError: naming all arrays that are missing, unknown, of another shape, or not finite.
     """
+    check_names(arrays)
     filled, used, missing, misfits, infinite = [], set(), [], [], []
     absent = set(absent)
     for path, ours in digests.named(shapes).items():
@@ -49,6 +50,9 @@ def fill(
         if np.shape(found) != wanted:
             misfits.append(f"{name} {list(np.shape(found))} and not {list(wanted)}")
             continue
+        if np.issubdtype(found.dtype, np.integer):
+            misfits.append(f"{name} of whole numbers ({found.dtype})")
+            continue
         filled[-1] = _in_our_layout(found, ours.shape)
         if not np.isfinite(filled[-1]).all():
             infinite.append(name)
@@ -56,7 +60,7 @@ def fill(
     faults = [
         f"{what}: {', '.join(which)}"
         for what, which in (
-            ("of another shape", misfits),
+            ("of another shape or type", misfits),
             ("missing in it", sorted(missing)),
             ("not of the network", unknown),
             ("not finite", infinite),
@@ -66,6 +70,21 @@ def fill(
     if faults:
         raise ValueError(f"the weights are not those of the config. {'; '.join(faults)}")
     return jax.tree.unflatten(jax.tree.structure(shapes), filled)
+
+
+def check_names(arrays: Any) -> None:
+    """Raises ValueError if a file does not hold arrays by name."""
+    if not isinstance(arrays, Mapping):
+        raise ValueError(
+            f"it holds a {type(arrays).__name__} and not a dictionary of tensors by name"
+        )
+    if wrong := [name for name in arrays if not isinstance(name, str)]:
+        raise ValueError(f"it holds {wrong[0]!r}, which is no name of a tensor")
+    if inner := [name for name, value in arrays.items() if isinstance(value, Mapping)]:
+        raise ValueError(
+            f"it holds a dictionary under {inner[0]!r}. If the weights are in there, save them "
+            "alone: torch.save(torch.load(FILE, weights_only=True)[NAME], FILE)"
+        )
 
 
 def _shape(ours: tuple[int, ...], theirs: Any) -> tuple[int, ...]:

@@ -152,14 +152,14 @@ def read_config(text: str) -> Config:
     return config
 
 
-def read_params(config: Config, state: Mapping[str, Any]) -> Params:
+def read_params(config: Config, state: Any) -> Params:
     """Returns the parameters of the network of `config` from the content of `*_gen.pth`.
 
     Raises:
       ValueError: the file is of the optimizer, or is not of this network or schedule; names all
         arrays that are missing, unknown or of another shape.
     """
-    if "optimizer" in state:
+    if isinstance(state, Mapping) and "optimizer" in state:
         raise ValueError("it is the state of the optimizer; give the file *_gen.pth beside it")
     shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
     absent = [name for name, _ in _names(config) if name.endswith("/qkv")]
