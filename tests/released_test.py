@@ -249,7 +249,7 @@ def test_training_does_not_begin_with_another_network(folder, tmp_path):
     config = small_run.config()
     config.train.initial_weights = str(folder)
     config.model.sigma_data, config.model.measure_sigma_data = Config().model.sigma_data, True
-    found, network = initial_weights.find(read(config))
+    found, network = initial_weights.find(read(config), "train.initial_weights")
     assert network.folder == folder
     assert found.model.sigma_data == run_file.load(folder / "config.json").model.sigma_data
     # Attention at 8 pixels is at another level of an image of 32 pixels.

@@ -1,9 +1,10 @@
 """Distils a trained network into students that need fewer calls, and evaluates them.
 
-sr3 distill --teacher=NETWORK --workdir=DIR [--calls=8,4,2,1] [--steps=N]
+sr3 distill --teacher=NETWORK --workdir=DIR [--calls=8,4,2,1] [--steps=N] [--truth=SHARE]
     [--config.SECTION.KEY=VALUE ...]
 
-DIR/8_calls, DIR/4_calls, ... are then workdirs as training leaves them.
+DIR/8_calls, DIR/4_calls, ... are then workdirs as training leaves them; with --truth also
+DIR/1_call_truth.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("calls", ["8", "4", "2", "1"], meaning, **of)
     meaning = "Training steps of each student; default: a sixteenth of the teacher's."
     flags.DEFINE_integer("steps", None, meaning, lower_bound=1, **of)
+    meaning = (
+        "A last stage for the last student, in which this share of its last calls should end at "
+        "the training image itself (config.distillation.truth). 0: no such stage."
+    )
+    flags.DEFINE_float("truth", 0.0, meaning, lower_bound=0.0, upper_bound=1.0, **of)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
@@ -48,7 +54,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if teacher.sampling == run_file.load(folder / "config.json").sampling:
         teacher = with_sampling(teacher, run_file.tuned(folder, teacher))
     calls = [int(number) for number in values.calls]
-    planned = students.plan(teacher, values.teacher, workdir, calls, values.steps)
+    planned = students.plan(teacher, values.teacher, workdir, calls, values.steps, values.truth)
     check = functools.partial(resolve.faults, trains=True)
     if missing := list(check(next(iter(planned.values())))):
         raise ValueError(in_words(missing))

@@ -61,8 +61,13 @@ def _distillation(config: Config) -> Iterator[str]:
     if config.predicts_image:
         yield f"{where} is for method 'sr3', and a {config.method} takes one call; use 0"
         return
-    if not config.train.initial_weights:
-        yield f"{where}, but config.train.initial_weights names no teacher; give one"
+    if not of.teacher:
+        yield f"{where}, but config.distillation.teacher names no network; give one"
+    if of.truth and sampling.eta:
+        yield (
+            f"config.distillation.truth = {of.truth:g} needs a teacher without noise of its own; "
+            "use config.sampling.eta=0"
+        )
     if sampling.sampler != "ddim" or sampling.eta not in (0.0, 1.0):
         yield (
             f"config.sampling.sampler = {sampling.sampler!r} with eta = {sampling.eta:g}, but a "

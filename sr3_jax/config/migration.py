@@ -20,6 +20,8 @@ LATER = {
     "sampling.tile_overlap": 64,
     "sampling.knots": 0,
     "distillation.teacher_calls": 0,
+    "distillation.teacher": "",
+    "distillation.truth": 0.0,
     "distillation.teacher_sampler": "ddim",
     "distillation.teacher_guidance": 1.0,
 }

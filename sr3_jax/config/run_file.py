@@ -111,8 +111,8 @@ def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
         )
 
 
-def check_initial_weights(old: Config, new: Config, path: epath.PathLike) -> None:
-    """Checks that training by a config can begin with the weights of an older run.
+def check_weights(old: Config, new: Config, path: epath.PathLike, key: str, given: str) -> None:
+    """Checks that training by a config can begin with, or learn from, the weights of an older run.
 
     Image sizes, noise schedule and loss may differ.
 
@@ -120,6 +120,8 @@ def check_initial_weights(old: Config, new: Config, path: epath.PathLike) -> Non
       old: the config of the older run, which is in the file `path`.
       new: the config of the training.
       path: the file.
+      key: the option that names the older run.
+      given: its value.
 
     Raises:
       ValueError: the methods or networks differ; names the keys with both values.
@@ -128,9 +130,8 @@ def check_initial_weights(old: Config, new: Config, path: epath.PathLike) -> Non
     of_network = [differing[key] for key in differing if key.startswith(("method", "model."))]
     if of_network:
         raise ValueError(
-            f"config.train.initial_weights = {new.train.initial_weights!r} is a network of another "
-            f"config: {'; '.join(of_network)}. Use the values that {os.fspath(path)} has, or other "
-            "initial_weights"
+            f"config.{key} = {given!r} is a network of another config: {'; '.join(of_network)}. "
+            f"Use the values that {os.fspath(path)} has, or another network"
         )
 
 

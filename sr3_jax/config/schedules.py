@@ -82,6 +82,8 @@ def sampler(config: Config, num_steps: int | None = None) -> diffusion.Sampler:
 def segments(config: Config) -> diffusion.Sampler:
     """Makes the rows of the teacher's sampler for each call of a student (`distilling.segments`).
 
+    Where `distillation.truth` is above 0, the rows of the way back are the last segment.
+
     Raises:
       ValueError: the schedule has not so many steps.
     """
@@ -89,7 +91,10 @@ def segments(config: Config) -> diffusion.Sampler:
     noise = sampling_schedule(config, own * calls)
     make = {"ddim": diffusion.ddim, "dpmpp_2m": diffusion.dpmpp_2m}
     sampler = make[config.distillation.teacher_sampler](noise, config.sampling.eta)
-    return distilling.segments(sampler, own)
+    rows = distilling.segments(sampler, own)
+    if not config.distillation.truth:
+        return rows
+    return distilling.with_way_back(rows, distilling.way_back(noise, own))
 
 
 def sampler_name(config: Config) -> str:

@@ -22,6 +22,7 @@ def plan(
     workdir: epath.Path,
     calls: Sequence[int],
     num_steps: int | None = None,
+    truth: float = 0.0,
 ) -> dict[epath.Path, Config]:
     """Returns the config of each student by its workdir, in the order of training.
 
@@ -34,6 +35,8 @@ def plan(
       workdir: the folder of all students.
       calls: calls of the students, from many to few.
       num_steps: training steps of each student.
+      truth: `config.distillation.truth` of a stage that follows, in which the last student goes on
+        to learn from the first teacher and from images. 0: no such stage.
 
     Raises:
       ValueError: a number of calls is no divisor of the one before, or a config cannot work.
@@ -56,16 +59,29 @@ def plan(
         "sampling.knots": knots,
         "sampling.guidance": 1.0,
     }
-    planned, before = {}, knots
+    planned = {}
+
+    def add(name: str, start: str, taught_by: str, of_teacher: int, number: int, **more) -> str:
+        is_first = taught_by == address
+        planned[workdir / name] = reading.changed(
+            teacher,
+            of_all
+            | {
+                "train.initial_weights": start,
+                "sampling.num_steps": number,
+                "distillation.teacher": taught_by,
+                "distillation.teacher_calls": of_teacher // number,
+                "distillation.teacher_sampler": "dpmpp_2m" if is_first else "ddim",
+                "distillation.teacher_guidance": teacher.sampling.guidance if is_first else 1.0,
+            }
+            | more,
+        )
+        return str(workdir / name)
+
+    last, of_last = address, knots
     for number in calls:
-        is_first = before == knots
-        of_this = {
-            "train.initial_weights": address if is_first else str(last),
-            "sampling.num_steps": number,
-            "distillation.teacher_calls": before // number,
-            "distillation.teacher_sampler": "dpmpp_2m" if is_first else "ddim",
-            "distillation.teacher_guidance": teacher.sampling.guidance if is_first else 1.0,
-        }
-        before, last = number, workdir / f"{number}_call{'s' * (number > 1)}"
-        planned[last] = reading.changed(teacher, of_all | of_this)
+        name = f"{number}_call{'s' * (number > 1)}"
+        last, of_last = add(name, last, last, of_last, number), number
+    if truth:
+        add(f"{name}_truth", last, address, knots, number, **{"distillation.truth": truth})
     return planned

@@ -310,10 +310,12 @@ class Distillation(Section):
     teacher_calls: int = option(
         0,
         "Calls of the teacher that one call of the network learns to replace, at the "
-        "`sampling.num_steps` of its own; the teacher is `train.initial_weights`. 0: no "
-        "distillation, a training as in the paper.",
+        "`sampling.num_steps` of its own. 0: no distillation, a training as in the paper.",
         at_least=0,
         at_most=MAX_STEPS,
+    )
+    teacher: str = option(
+        "", "The teacher, a network of the same `model`, given as `train.initial_weights` is."
     )
     teacher_sampler: str = option(
         "ddim",
@@ -322,6 +324,13 @@ class Distillation(Section):
     )
     teacher_guidance: float = option(
         1.0, "The teacher's guidance, which the student then has without it.", at_least=0.0
+    )
+    truth: float = option(
+        0.0,
+        "Share of the student's last calls that begin at the noise from which the teacher would "
+        "make a training image, and should end at that image (SinSR). 0: none.",
+        at_least=0.0,
+        at_most=1.0,
     )
 
 

@@ -18,6 +18,11 @@ Rows of `ddim` and `dpmpp_2m` with eta = 0, merged, are those of `ddim` on the s
 every k-th time; with eta = 1, where rows draw noise, they are those of `ddim` with eta = 1. The
 teacher's noise of the rows between is not an input of the student, whose squared error then leads
 to the mean of D* over it: the student of such a teacher varies less.
+
+The truth enters by the way back (`way_back`), as in SinSR (Wang et al. 2024, section 3.3): an
+image with the least noise of the schedule is led to the noise that the teacher would make it from,
+and the student's last call has to lead from there to the image itself. SinSR trains the network for
+the way back; here the teacher's own equation is solved from the other end.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from sr3_jax.diffusion.parameterization import Prediction
 from sr3_jax.diffusion.process import per_example
 from sr3_jax.diffusion.samplers import Sampler
 from sr3_jax.diffusion.sampling import Denoise
+from sr3_jax.diffusion.schedule import NoiseSchedule
 
 
 def segments(teacher: Sampler, num_calls: int) -> Sampler:
@@ -64,7 +70,62 @@ def segments(teacher: Sampler, num_calls: int) -> Sampler:
     return dataclasses.replace(of_segments, looks_back=bool(of_segments.previous_estimate.any()))
 
 
-class _Way(NamedTuple):
+def way_back(schedule: NoiseSchedule, num_calls: int) -> Sampler:
+    """Makes the rows that lead an image to the state at which the last of a student's calls begins.
+
+    They solve the probability-flow ODE from t = 1 of the schedule up to the first of its last
+    T / num_calls times, as DPM-Solver++(2M) does in the other direction.
+
+    Returns:
+      A sampler with arrays `[k]`, k = T / num_calls. Its last row stays where it is, since k - 1
+      lead there from t = 1.
+    """
+    k = schedule.num_steps // num_calls
+    gamma, noise = (
+        np.asarray(a, np.float64)[1 : k + 1] for a in (schedule.gamma, schedule.one_minus_gamma)
+    )
+    alpha, sigma = np.sqrt(gamma), np.sqrt(noise)
+    h = np.diff(np.log(alpha / sigma))  # of the step from t to t + 1, below 0
+    estimate = -alpha[1:] * np.expm1(-h)
+    slope = np.concatenate([[0.0], 0.5 * h[1:] / h[:-1]])[: k - 1]
+    stays = {"state": 1.0, "estimate": 0.0, "previous_estimate": 0.0}
+    rows = {
+        "state": sigma[1:] / sigma[:-1],
+        "estimate": estimate * (1 + slope),
+        "previous_estimate": -estimate * slope,
+    }
+    return Sampler(
+        gamma=gamma.astype(np.float32),
+        time=np.arange(2, k + 2, dtype=np.int32),
+        **{name: np.append(row, stays[name]).astype(np.float32) for name, row in rows.items()},
+        previous_state=np.zeros(k, np.float32),
+        noise=np.zeros(k, np.float32),
+        is_stochastic=False,
+        looks_back=bool(slope.any()),
+    )
+
+
+def with_way_back(of_segments: Sampler, back: Sampler) -> Sampler:
+    """Returns the rows of `segments` with those of `way_back` as one segment more, the last."""
+    joined = dataclasses.replace(
+        back, is_stochastic=of_segments.is_stochastic, looks_back=of_segments.looks_back
+    )
+    return jax.tree.map(lambda a, b: np.concatenate([a, b[None]]), of_segments, joined)
+
+
+class Way(NamedTuple):
+    """Where a segment leads.
+
+    Attributes:
+      y_t: the state at its end.
+      estimate: D* of Eq. 2, from its start to its end.
+    """
+
+    y_t: Float[Array, "b ..."]
+    estimate: Float[Array, "b ..."]
+
+
+class _Sums(NamedTuple):
     """A state, the sums of Eq. 2 so far, and the estimate of the call before."""
 
     y_t: Float[Array, "b ..."]
@@ -73,7 +134,7 @@ class _Way(NamedTuple):
     estimate: Float[Array, "b ..."]
 
 
-def target(
+def follow(
     denoise: Denoise,
     of_segments: Sampler,
     segment: Int[Array, " b"],
@@ -81,8 +142,8 @@ def target(
     keys: Key[Array, " b"],
     *,
     clip: bool = True,
-) -> Float[Array, "b ..."]:
-    """Returns the student's target D* (Eq. 2), calling the teacher k times.
+) -> Way:
+    """Goes through a segment, calling the teacher k times.
 
     Args:
       denoise: the teacher, as in `sample`.
@@ -94,7 +155,7 @@ def target(
     """
     rows = jax.tree.map(lambda a: jnp.asarray(a)[segment].T, of_segments)  # [k, b]
 
-    def step(way: _Way, row: Sampler) -> tuple[_Way, None]:
+    def step(way: _Sums, row: Sampler) -> tuple[_Sums, None]:
         state, new, before, noise = (
             per_example(weights, y_t)
             for weights in (row.state, row.estimate, row.previous_estimate, row.noise)
@@ -109,7 +170,7 @@ def target(
                 lambda key, t: jax.random.normal(jax.random.fold_in(key, t), y_t.shape[1:])
             )
             after += noise * drawn(keys, row.time)
-        return _Way(
+        return _Sums(
             after,
             state * way.weighted + step_weighted,
             state * way.weight + new + before,
@@ -117,9 +178,9 @@ def target(
         ), None
 
     nothing = jnp.zeros_like(y_t)
-    start = _Way(y_t, nothing, jnp.zeros_like(per_example(rows.state[0], y_t)), nothing)
+    start = _Sums(y_t, nothing, jnp.zeros_like(per_example(rows.state[0], y_t)), nothing)
     way, _ = jax.lax.scan(step, start, rows)
-    return way.weighted / way.weight
+    return Way(way.y_t, way.weighted / way.weight)
 
 
 def factor(

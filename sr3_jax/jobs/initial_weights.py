@@ -1,9 +1,12 @@
-"""Training that begins with the weights of a trained network (`config.train.initial_weights`)."""
+"""Trained networks that a training begins with, or learns from.
+
+`config.train.initial_weights` names the one, `config.distillation.teacher` the other.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +20,8 @@ from sr3_jax.models import Params
 from sr3_jax.training.state import TrainState
 
 
-class InitialWeights(NamedTuple):
-    """The network that a training begins with.
+class Trained(NamedTuple):
+    """A trained network.
 
     Attributes:
       folder: its workdir, or its folder if it was released.
@@ -29,38 +32,41 @@ class InitialWeights(NamedTuple):
     config: Config
 
 
-def find(config: Config) -> tuple[Config, InitialWeights | None]:
-    """Finds the network that a training begins with.
+def find(
+    config: Config, key: Literal["train.initial_weights", "distillation.teacher"]
+) -> tuple[Config, Trained | None]:
+    """Finds the network that an option names.
 
     Returns:
-      The config, and the network; None if training begins with random weights. A config that asks
-      to measure `sigma_data` gets that of the network, which its weights were trained for.
+      The config, and the network; None if the option is empty. A config that asks to measure
+      `sigma_data` gets that of the network, which its weights were trained for.
 
     Raises:
       FileNotFoundError: there is no such network, or it has no weights.
       ValueError: it is not the network of the config.
       CheckpointError: its weights are damaged.
     """
-    given = config.train.initial_weights
+    section, _, name = key.partition(".")
+    given = getattr(getattr(config, section), name)
     if not given:
         return config, None
     folder = released.locate(given)
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"config.train.initial_weights = {given!r} is no network: {path} does not exist. Give "
+            f"config.{key} = {given!r} is no network: {path} does not exist. Give "
             f"the workdir of a training run, hf://USER/NAME, or one of {released.names()}"
         )
     config = run_file.with_measured(config, path)
-    found = InitialWeights(folder, run_file.load(path))
-    run_file.check_initial_weights(found.config, config, path)
+    found = Trained(folder, run_file.load(path))
+    run_file.check_weights(found.config, config, path, key, given)
     there, here = (
         models.parameter_shapes(networks.model(of), of.data.image_size)
         for of in (found.config, config)
     )
     if there != here:
         raise ValueError(
-            f"config.train.initial_weights = {given!r} has attention at other levels of the "
+            f"config.{key} = {given!r} has attention at other levels of the "
             f"network: its config.data.image_size is {found.config.data.image_size}, and here it "
             f"is {config.data.image_size}. Use the same"
         )
@@ -68,7 +74,7 @@ def find(config: Config) -> tuple[Config, InitialWeights | None]:
     return config, found
 
 
-def put_into(state: TrainState, network: InitialWeights) -> TrainState:
+def put_into(state: TrainState, network: Trained) -> TrainState:
     """Returns the state with the network's weights as parameters and as average; raises as `find`.
 
     Args:
@@ -80,7 +86,7 @@ def put_into(state: TrainState, network: InitialWeights) -> TrainState:
     return dataclasses.replace(state, params=params, ema_params=average)
 
 
-def read(network: InitialWeights) -> Params:
+def read(network: Trained) -> Params:
     """Returns the network's weights; raises as `find`."""
     step, weights = loading.restore(network.config, network.folder / "checkpoints", None)
     logging.info("read the weights of step %d of %s", step, network.folder)

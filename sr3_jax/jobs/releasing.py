@@ -85,12 +85,16 @@ def _without_paths(config: Config) -> Config:
     weights = {f"{name}_weights": "" for name in ("inception", "lpips", "resnet50")}
     if evaluation.fid_reference != "train":
         weights["fid_reference"] = ""
+    taught = config.distillation
     if released.is_for_results(train.initial_weights):
         train = dataclasses.replace(train, initial_weights="")
+    if released.is_for_results(taught.teacher):
+        taught = dataclasses.replace(taught, teacher="")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(data, **paths),
         train=train,
+        distillation=taught,
         evaluation=dataclasses.replace(evaluation, **weights),
     )
 

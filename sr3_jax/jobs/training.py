@@ -95,16 +95,20 @@ def _teacher(config: Config) -> training_tasks.Teacher | None:
     denoiser = dataclasses.replace(
         networks.denoiser(config), guidance=config.distillation.teacher_guidance
     )
-    return training_tasks.Teacher(denoiser, schedules.segments(config), config.sampling.clip)
+    return training_tasks.Teacher(
+        denoiser, schedules.segments(config), config.distillation.truth, config.sampling.clip
+    )
 
 
 def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_same_config(config)
-    resumes, initial = _has_checkpoints(workdir), None
+    resumes, initial, teacher = _has_checkpoints(workdir), None, None
     if resumes:
         config = run_file.with_measured(config, workdir / "config.json")
-    if config.distillation.teacher_calls or not resumes:
-        config, initial = initial_weights.find(config)
+    else:
+        config, initial = initial_weights.find(config, "train.initial_weights")
+    if config.distillation.teacher_calls:
+        config, teacher = initial_weights.find(config, "distillation.teacher")
     layout = layouts.layout(config)
     mesh = layout.mesh
     # Faults are found now, not after days of training.
@@ -132,7 +136,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     )
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
     state = _first_state(program.init, like, checkpointer)
-    if initial is not None and not resumes:
+    if initial is not None:
         state = initial_weights.put_into(state, initial)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
@@ -160,7 +164,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     compiled = parallel.compile_for(mesh.devices.flat[0], lowered)
     _check_memory_of(compiled, mesh)
     if taught_by:
-        weights = program.teacher.denoiser.cast_params(initial_weights.read(initial))
+        weights = program.teacher.denoiser.cast_params(initial_weights.read(teacher))
         taught_by = [jax.tree.map(initial_weights.placed, *taught_by, weights)]
     validate = _validation(config, workdir, program, state.ema_params, mesh, taught_by)
     logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)

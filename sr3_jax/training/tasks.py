@@ -19,7 +19,7 @@ from sr3_jax.diffusion import distilling
 from sr3_jax.models import Batch, Params
 
 # Of a row's key; its gamma, noise and dropout have the three that it splits into.
-_LABEL, _SOURCE_NOISE, _TEACHER = 3, 4, 5
+_LABEL, _SOURCE_NOISE, _TEACHER, _TRUTH = 3, 4, 5, 6
 
 
 class Task(NamedTuple):
@@ -48,12 +48,15 @@ class Teacher:
 
     Attributes:
       denoiser: the teacher.
-      segments: the rows of its sampler for each call of the student (`distilling.segments`).
+      segments: the rows of its sampler for each call of the student (`distilling.segments`), with
+        those of the way back where `truth` is above 0 (`distilling.with_way_back`).
+      truth: share of the student's last calls that have to lead to an image of the batch.
       clip: whether its estimates are clipped to [-1, 1].
     """
 
     denoiser: models.Denoiser
     segments: diffusion.Sampler
+    truth: float = 0.0
     clip: bool = True
 
 
@@ -88,22 +91,29 @@ def distillation(
 ) -> Task:
     """Returns a student's task: the estimate that replaces those of several calls of the teacher.
 
-    The call is one of those of the student, drawn evenly for each row. `params` are the teacher's,
-    in its type.
+    The call is one of those of the student, drawn evenly for each row. A share of the last calls
+    begins where the teacher would make the row's image from, and should end there. `params` are the
+    teacher's, in its type.
     """
     y_0 = image_ops.to_signed(batch["high_resolution"])
     keys = _keys(batch)
-    calls = teacher.segments.gamma.shape[0]
+    calls = teacher.segments.gamma.shape[0] - (teacher.truth > 0)
     call = jax.vmap(lambda key: jax.random.randint(key, (), 0, calls))(keys[:, 0])
-    gamma = jnp.asarray(teacher.segments.gamma)[call, 0]
-    y_t = diffusion.diffuse(y_0, gamma, _normal(keys[:, 1], y_0))
+    of_truth = jax.vmap(lambda key: jax.random.fold_in(key, _TRUTH))(batch["key"])
+    of_truth = jax.vmap(lambda key: jax.random.bernoulli(key, teacher.truth))(of_truth)
+    goes_back = of_truth & (call == calls - 1)
+    segment = jnp.where(goes_back, calls, call)
+    gammas = jnp.asarray(teacher.segments.gamma)[:, 0]
+    start = diffusion.diffuse(y_0, gammas[segment], _normal(keys[:, 1], y_0))
     x, source_gamma = _source(denoiser, batch, config)
 
     def denoise(y_t: Array, gamma: Array) -> Array:
         return teacher.denoiser(params, x, y_t, gamma, batch.get("label"), source_gamma)
 
     own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _TEACHER))(batch["key"])
-    estimate = distilling.target(denoise, teacher.segments, call, y_t, own_keys, clip=teacher.clip)
+    way = distilling.follow(denoise, teacher.segments, segment, start, own_keys, clip=teacher.clip)
+    gamma, back = gammas[call], goes_back[:, None, None, None]
+    y_t, estimate = jnp.where(back, way.y_t, start), jnp.where(back, y_0, way.estimate)
     eps = diffusion.PREDICTIONS["y_0"].to_eps(estimate, y_t, gamma)
     return Task(
         x,
