@@ -1,5 +1,6 @@
 """Students: the target that replaces several calls, and a training whose best student is known."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import small_run
 from flax import linen as nn
 
 from sr3_jax import diffusion, models
+from sr3_jax.config.use_sections import Sampling
 from sr3_jax.diffusion import distilling
 from sr3_jax.training.state import TrainState
 from sr3_jax.training.step import make_train_step
@@ -196,3 +198,42 @@ def test_a_trained_student_of_gaussian_data_is_the_best_one(calls, truth):
         assert abs(best_std - STD) > 0.02
         best_mean, best_std = MEAN, STD
     assert abs(mean - best_mean) < 0.004 and abs(std - best_std) < 0.004, ends
+
+
+class Noise(nn.Module):
+    """Makes an image of noise alone, mean + deviation y_t, and ignores its source."""
+
+    has_source = True
+    has_y_t = True
+    num_classes = 0
+    source_noise = False
+    dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, y_t, gamma, dropout_keys=None):
+        mean = self.param("mean", nn.initializers.zeros, ())
+        return mean + self.param("std", lambda key: jnp.full((), 0.05)) * y_t
+
+
+def test_training_by_the_energy_score_finds_mean_and_deviation_of_the_data():
+    """The score is proper: a sampler of this family that scores best is the true distribution."""
+    denoiser = models.Denoiser(Noise(), diffusion.PREDICTIONS["y_0"])
+    optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, 300))
+    config = dataclasses.replace(
+        small_run.options(seed=1, loss="energy", ema_decay=0.0),
+        sampling=Sampling(num_steps=1, sampler="ddim", schedule="log_snr"),
+    )
+    step = jax.jit(make_train_step(denoiser, None, optimizer, config))
+    size = jnp.zeros((1, 16, 16, 3))
+    params = denoiser.network.init(jax.random.key(0), size, size, jnp.ones(1))["params"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        levels = (rng.normal(MEAN, STD, (8, 16, 16, 3)) + 1) * 127.5
+        batch = {
+            "high_resolution": np.clip(np.round(levels), 0, 255).astype(np.uint8),
+            "low_resolution": np.zeros((8, 4, 4, 3), np.uint8),
+            "weight": np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32),
+        }
+        state, metrics = step(state, batch)
+    assert abs(state.params["mean"] - MEAN) < 0.01 and abs(state.params["std"] - STD) < 0.01

@@ -23,6 +23,8 @@ def faults(config: Config) -> Iterator[str]:
     yield from _sampling(config)
     if config.distillation.teacher_calls:
         yield from _distillation(config)
+    if config.train.loss == "energy":
+        yield from _energy(config)
 
 
 def _method(config: Config) -> Iterator[str]:
@@ -53,6 +55,28 @@ def _method(config: Config) -> Iterator[str]:
                 f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
                 f"without noise; use {paper!r}"
             )
+
+
+def _energy(config: Config) -> Iterator[str]:
+    sampling = config.sampling
+    if config.predicts_image:
+        yield f"config.train.loss = 'energy' is for method 'sr3', not {config.method}; use 'l1'"
+    if sampling.num_steps != 1 or sampling.sampler != "ddim" or not config.has_source:
+        yield (
+            "config.train.loss = 'energy' is for networks with a source that make their image in "
+            f"one call, and config.sampling has num_steps = {sampling.num_steps} and sampler = "
+            f"{sampling.sampler!r}; use 1 and 'ddim'"
+        )
+    if config.distillation.teacher_calls or config.train.loss_weight != "none":
+        yield (
+            "config.train.loss = 'energy' has no teacher and no weights of noise levels; use "
+            "config.distillation.teacher_calls=0 and config.train.loss_weight=none"
+        )
+    if config.data.image_size < 7:
+        yield (
+            "config.train.loss = 'energy' compares patches of 7 pixels, and config.data.image_size "
+            f"is {config.data.image_size}; use a greater one"
+        )
 
 
 def _distillation(config: Config) -> Iterator[str]:

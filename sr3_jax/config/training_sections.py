@@ -243,8 +243,10 @@ class Train(Section):
     )
     loss: str = option(
         "l1",
-        "Norm of the error of the prediction, of eps in the paper (Eq. 6).",
-        choices=("l1", "l2"),
+        "Norm of the error of the prediction, of eps in the paper (Eq. 6). `energy`: for networks "
+        "that sample in one call, the energy score of two images of each source (docs/"
+        "distillation.md), each step seeing every image twice.",
+        choices=("l1", "l2", "energy"),
         may_change=False,
     )
     loss_weight: str = option(

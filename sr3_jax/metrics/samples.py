@@ -34,8 +34,9 @@ def energy_score(samples: Samples, reference: Images) -> dict[int, float]:
     levels = [_laplacian(image_ops.to_signed(a)) for a in (reference, *samples)]
     scores = {}
     for truth, *drawn in zip(*levels, strict=True):
-        wrong = np.mean([_distance(one, truth) for one in drawn])
-        apart = np.mean([_distance(one, two) for one, two in itertools.combinations(drawn, 2)])
+        wrong = np.mean([_distance(one, truth).mean() for one in drawn])
+        pairs = itertools.combinations(drawn, 2)
+        apart = np.mean([_distance(one, two).mean() for one, two in pairs])
         scores[min(truth.shape[1:3])] = float((wrong - apart / 2) / (truth.std() + 1e-6))
     return scores
 
@@ -49,6 +50,23 @@ def energy_scores(samples: Samples, reference: Images) -> Float64[np.ndarray, " 
     """The `mean_energy_score` of each image by itself; lower is better."""
     of_one = (slice(i, i + 1) for i in range(len(reference)))
     return np.array([mean_energy_score(samples[:, one], reference[one]) for one in of_one])
+
+
+def energy_loss(
+    one: Float[Array, "b h w c"],
+    other: Float[Array, "b h w c"],
+    truth: Float[Array, "b h w c"],
+) -> Float[Array, " b"]:
+    """The energy score of two samples of each image, to be differentiated by them.
+
+    It is `mean_energy_score`, where all levels are divided by the deviation of all images of the
+    batch. All are in [-1, 1].
+    """
+    scores = []
+    for a, b, y in zip(*map(_laplacian, (one, other, truth)), strict=True):
+        score = (_distance(a, y) + _distance(b, y) - _distance(a, b)) / 2
+        scores.append(score / (y.std() + 1e-6))
+    return jnp.mean(jnp.stack(scores), axis=0)
 
 
 def diversity(samples: UInt[np.ndarray, "k b h w c"]) -> Float64[np.ndarray, " b"]:
@@ -69,8 +87,9 @@ def _laplacian(images: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"
 
 
 @jax.jit
-def _distance(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Root mean square difference of a patch, the mean over all patches."""
+def _distance(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Root mean square difference of a patch, the mean over all patches of an image."""
     square = jnp.square(a - b).mean(-1)
     sums = jax.lax.reduce_window(square, 0.0, jax.lax.add, (1, _PATCH, _PATCH), (1, 1, 1), "VALID")
-    return jnp.sqrt(sums / _PATCH**2).mean()
+    # The root has no slope at 0, where two samples are the same.
+    return jnp.sqrt(sums / _PATCH**2 + 1e-12).mean(axis=(1, 2))

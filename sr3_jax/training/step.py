@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sr3_jax import diffusion, image_ops, models, parallel
-from sr3_jax.config import Config
-from sr3_jax.metrics import full_reference
+from sr3_jax.config import Config, schedules
+from sr3_jax.metrics import full_reference, samples
 from sr3_jax.models import Batch, Params
 from sr3_jax.training import tasks
 from sr3_jax.training.state import TrainState, state_shardings
@@ -51,8 +51,11 @@ def make_train_step(
     pose = _pose(denoiser, schedule, config, teacher)
 
     def loss_sum(params: Params, batch: Batch, total: Array, *taught_by: Params) -> Array:
+        share = jnp.sum(batch["weight"]) / total
+        if config.train.loss == "energy":
+            batch = tasks.twice(batch)
         loss, _ = predict(denoiser, params, pose(batch, *taught_by), batch, config, train=True)
-        return loss * jnp.sum(batch["weight"]) / total
+        return loss * share
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
         gradient = jax.value_and_grad(loss)
@@ -121,8 +124,12 @@ def _pose(
     teacher: Teacher | None,
 ) -> Callable[..., Task]:
     """Returns `pose(batch, *taught_by) -> task`."""
+    if config.train.loss == "energy":
+        gamma_T = float(schedules.sampler(config).gamma[0])  # noqa: N806
 
     def pose(batch: Batch, *taught_by: Params) -> Task:
+        if config.train.loss == "energy":
+            return tasks.from_noise(denoiser, gamma_T, batch, config)
         if teacher is None:
             return tasks.denoising(denoiser, schedule, batch, config)
         return tasks.distillation(denoiser, teacher, *taught_by, batch, config)
@@ -177,16 +184,20 @@ def predict(
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
     """Returns the loss of the task of a batch, with one `key` for each row, and the prediction.
 
-    Applies dropout, and drops labels, if `train`.
+    Applies dropout, and drops labels, if `train`. Loss `energy` takes each image in two
+    neighbouring rows (`tasks.twice`).
     """
     label = tasks.drop_labels(batch, config.train.label_dropout if train else 0.0)
     keys = tasks.dropout_keys(batch) if train else None
     prediction = denoiser.predict(
         params, task.x, task.y_t, task.gamma, label, task.source_gamma, keys
     )
-    loss = diffusion.denoising_loss(
-        prediction, task.target, config.train.loss, batch["weight"], task.factor
-    )
+    weight = batch["weight"]
+    if config.train.loss == "energy":
+        y_0 = denoiser.prediction.to_y_0(prediction, task.y_t, task.gamma)
+        each = samples.energy_loss(y_0[::2], y_0[1::2], task.target[::2])
+        return jnp.sum(each * weight[::2]) / jnp.maximum(jnp.sum(weight[::2]), 1e-8), prediction
+    loss = diffusion.denoising_loss(prediction, task.target, config.train.loss, weight, task.factor)
     return loss, prediction
 
 
@@ -208,6 +219,8 @@ def make_validation(
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
         batch = dict(batch, key=keys)
+        if config.train.loss == "energy":
+            batch = tasks.twice(batch)
         loss, prediction = predict(denoiser, params, pose(batch, *taught_by), batch, config)
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:

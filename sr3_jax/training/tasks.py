@@ -125,6 +125,24 @@ def distillation(
     )
 
 
+def from_noise(denoiser: models.Denoiser, gamma: float, batch: Batch, config: Config) -> Task:
+    """Returns the task of loss `energy`: an image, from the noise that sampling begins with.
+
+    The target is the image itself, whatever the network predicts.
+    """
+    y_0 = image_ops.to_signed(batch["high_resolution"])
+    y_t = _normal(_keys(batch)[:, 1], y_0)
+    x, source_gamma = _source(denoiser, batch, config)
+    return Task(x, source_gamma, jnp.full(y_0.shape[:1], gamma), y_t, y_0, None)
+
+
+def twice(batch: Batch) -> Batch:
+    """Returns each row of a batch in two neighbouring rows, with keys of their own."""
+    rows = {name: jnp.repeat(values, 2, axis=0) for name, values in batch.items()}
+    number = jnp.arange(rows["weight"].shape[0]) % 2
+    return dict(rows, key=jax.vmap(jax.random.fold_in)(rows["key"], number))
+
+
 def drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
     """Returns the class of each row, -1 where dropped; rows without an image have -1 as well."""
     label = batch.get("label")
