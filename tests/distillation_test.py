@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+import json
 
+import forked_run
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import small_run
+from etils import epath
 from flax import linen as nn
 
-from sr3_jax import diffusion, models
+from sr3_jax import SuperResolver, diffusion, models
+from sr3_jax.config import read, reading, schedules, students
 from sr3_jax.config.use_sections import Sampling
 from sr3_jax.diffusion import distilling
 from sr3_jax.training.state import TrainState
@@ -237,3 +241,50 @@ def test_training_by_the_energy_score_finds_mean_and_deviation_of_the_data():
         }
         state, metrics = step(state, batch)
     assert abs(state.params["mean"] - MEAN) < 0.01 and abs(state.params["std"] - STD) < 0.01
+
+
+def test_students_are_workdirs_like_others(tmp_path):
+    """`sr3 distill` as users call it, then upscaling; called again, it finds all done."""
+    teacher, folder = epath.Path(tmp_path) / "teacher", tmp_path / "students"
+    small_run.write_workdir(teacher, noise=0.05)
+    given = ["--mode=distill", f"--teacher={teacher}", f"--workdir={folder}", "--steps=2"]
+    given += ["--calls=1", "--truth=0.5", "--config.sampling.schedule=log_snr"]
+    said = tmp_path / "said.txt"
+    assert forked_run.run(given, said) == 0, said.read_text()
+    for name in ("1_call", "1_call_truth"):
+        assert json.loads((folder / name / "inference.json").read_text())["calls"] == 1
+        assert (folder / name / "evaluation" / "metrics.json").exists()
+        student = SuperResolver.from_workdir(str(folder / name))
+        assert student.nfe() == 1
+        assert student.upscale(np.zeros((5, 7, 3), np.uint8)).shape == (20, 28, 3)
+    metadata = [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
+    assert forked_run.run(given, said) == 0, said.read_text()
+    assert metadata == [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
+
+
+def test_each_student_is_the_teacher_of_the_next():
+    teacher = reading.changed(
+        read(small_run.config()),
+        {"sampling.schedule": "log_snr", "sampling.guidance": 2.0, "model.num_classes": 3},
+    )
+    planned = students.plan(teacher, "hf://A/B", epath.Path("DIR"), [8, 4, 1], 100, truth=0.5)
+    found = [
+        (
+            str(workdir),
+            config.train.initial_weights,
+            config.distillation.teacher,
+            config.distillation.teacher_calls,
+            config.distillation.teacher_guidance,
+            config.distillation.truth,
+            schedules.segments(config).gamma.shape,
+        )
+        for workdir, config in planned.items()
+    ]
+    assert found == [
+        ("DIR/8_calls", "hf://A/B", "hf://A/B", 4, 2.0, 0.0, (8, 4)),
+        ("DIR/4_calls", "DIR/8_calls", "DIR/8_calls", 2, 1.0, 0.0, (4, 2)),
+        ("DIR/1_call", "DIR/4_calls", "DIR/4_calls", 4, 1.0, 0.0, (1, 4)),
+        ("DIR/1_call_truth", "DIR/1_call", "hf://A/B", 32, 2.0, 0.5, (2, 32)),
+    ]
+    with pytest.raises(ValueError, match="each number must be a divisor of the one before"):
+        students.plan(teacher, "hf://A/B", epath.Path("DIR"), [8, 3])

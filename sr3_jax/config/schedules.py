@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sr3_jax import diffusion
 from sr3_jax.config.sections import Config
 from sr3_jax.diffusion import distilling
@@ -23,6 +25,7 @@ def training_schedule(config: Config) -> diffusion.NoiseSchedule | None:
         "warmup50": lambda n: diffusion.warm_up(n, c.beta_start, c.beta_end, 0.5),
         "cosine": diffusion.cosine,
         "uniform_gamma": diffusion.uniform_gamma,
+        "log_snr": lambda n: _between_ends_of_linear(n, c.beta_start, c.beta_end),
     }
     return _of_section("diffusion", make[c.schedule], c.num_steps)
 
@@ -111,6 +114,15 @@ def check(config: Config) -> None:
     sampler(config)
     if config.distillation.teacher_calls:
         segments(config)
+
+
+def _between_ends_of_linear(
+    num_steps: int, beta_start: float, beta_end: float
+) -> diffusion.NoiseSchedule:
+    """Makes a schedule uniform in log SNR, from the first to the last noise of `linear`."""
+    linear = diffusion.linear(num_steps, beta_start, beta_end)
+    first, last = (math.sqrt(linear.one_minus_gamma[t] / linear.gamma[t]) for t in (1, num_steps))
+    return diffusion.uniform_log_snr(num_steps, first, last)
 
 
 def _of_section(name: str, make, *args):

@@ -210,9 +210,18 @@ class Diffusion(Section):
 
     schedule: str = option(
         "linear",
-        "Noise schedule of training. `warmup10` and `warmup50`: beta rises linearly over the first "
+        "Noise schedule of training. `log_snr`: evenly in log SNR, between the least and the most "
+        "noise of `linear`. `warmup10` and `warmup50`: beta rises linearly over the first "
         "10 or 50 % of the steps and stays.",
-        choices=("linear", "quadratic", "cosine", "uniform_gamma", "warmup10", "warmup50"),
+        choices=(
+            "linear",
+            "quadratic",
+            "cosine",
+            "uniform_gamma",
+            "log_snr",
+            "warmup10",
+            "warmup50",
+        ),
         may_change=False,
     )
     num_steps: int = option(2000, "T.", at_least=1, at_most=MAX_STEPS, may_change=False)
