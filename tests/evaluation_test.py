@@ -12,7 +12,7 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import jobs
+from sr3_jax import SuperResolver, jobs
 from sr3_jax.config import changed, read, run_file
 from sr3_jax.evaluation import evaluator, outputs
 from sr3_jax.evaluation.pretrained import common, resnet50
@@ -41,7 +41,7 @@ def _batches(size):
 def _off_by(*levels):
     """A method whose samples are the reference and so many levels."""
 
-    def run(low, index):
+    def run(low, index, label):
         samples = [(HIGH[index].astype(int) + level).astype(np.uint8) for level in levels]
         return np.stack(samples), 2.0 * len(levels) * len(low)
 
@@ -93,16 +93,17 @@ def test_what_was_made_is_not_made_again(tmp_path):
     folder = epath.Path(tmp_path)
     calls = []
 
-    def run(low, index):
+    def run(low, index, label):
         calls.append(index.tolist())
-        return _off_by(-1, 5).run(low, index)
+        return _off_by(-1, 5).run(low, index, label)
 
     def evaluate(fingerprint="a", low=LOW):
         del calls[:]
         method = outputs.kept(evaluator.Method(run, 2), "m", folder, fingerprint)
-        made = [method.run(low[i : i + 3], np.arange(i, min(i + 3, 7))) for i in (0, 3, 6)]
+        parts = (np.arange(i, min(i + 3, 7)) for i in (0, 3, 6))
+        made = [method.run(low[part], part, 10 + part) for part in parts]
         images = np.concatenate([images for images, _ in made], axis=1)
-        np.testing.assert_array_equal(images, _off_by(-1, 5).run(LOW, np.arange(7))[0])
+        np.testing.assert_array_equal(images, _off_by(-1, 5).run(LOW, np.arange(7), None)[0])
         assert sum(seconds for _, seconds in made) == pytest.approx(28.0)
         return calls
 
@@ -137,9 +138,9 @@ def test_16_bits_score_as_8_where_they_hold_the_same_and_stay_16_in_files(evalua
     def deep(levels):
         method = _off_by(*levels)
 
-        def run(low, index):
+        def run(low, index, label):
             assert low.dtype == np.uint16
-            samples, seconds = method.run(low, index)
+            samples, seconds = method.run(low, index, label)
             return samples * np.uint16(257), seconds
 
         return evaluator.Method(run, len(levels))
@@ -273,3 +274,31 @@ def test_other_weights_make_other_images(trained):
     jobs.train(changed(config, {"train.num_steps": 6}), trained)
     after = json.loads((trained / "evaluation" / "metrics.json").read_text())["sr3"]["psnr"]
     assert after != before
+
+
+def test_a_class_conditional_network_is_told_the_classes(tmp_path):
+    """One picture in two classes: the second output is what upscaling with its class gives."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        picture.save(tmp_path / "images" / name / f"{name}.png")
+    config, workdir = small_run.config(), epath.Path(tmp_path) / "run"
+    config.model.num_classes, config.train.label_dropout = 2, 0.0
+    config.data.source = "folder"
+    config.data.eval_path = config.data.path = str(tmp_path / "images")
+    small_run.write_workdir(workdir, config, noise=0.3)
+    jobs.evaluate(run_file.load(workdir / "config.json"), workdir)
+    images = workdir / "evaluation" / "images"
+    low, *made = (
+        np.asarray(Image.open(images / name))
+        for name in ("input/000001.png", "sr3/000000.png", "sr3/000001.png")
+    )
+    network = SuperResolver.from_workdir(workdir)
+    dog, cat = (network.upscale(low[None], seed=[1], label=label)[0] for label in (1, 0))
+    np.testing.assert_array_equal(made[1], dog)
+    assert (cat != dog).any()
+    (workdir / "index" / "eval.npz").unlink()
+    picture.save(tmp_path / "images" / "stray.png")  # in no folder of a class
+    with pytest.raises(ValueError, match=r"is of no class, and .*num_classes = 2 knows 0 to 1"):
+        jobs.evaluate(run_file.load(workdir / "config.json"), workdir)

@@ -21,10 +21,10 @@ from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import registry
 from sr3_jax.models import Batch
 
-# Takes low resolutions [n, h, w, 3] and the number of each in the set; returns `samples` high
-# resolutions of each, of the same type, and the seconds that all of them took.
+# Takes low resolutions [n, h, w, 3], the number of each in the set, and the class of each; returns
+# `samples` high resolutions of each, of the same type, and the seconds that all of them took.
 Run = Callable[
-    [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"]],
+    [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]],
     tuple[UInt[np.ndarray, "samples n h2 w2 3"], float],
 ]
 
@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
 def bicubic(factor: int) -> Method:
     """Returns the baseline: bicubic upsampling, rounded to the input's type."""
 
-    def run(low: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, float]:
+    def run(low: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, float]:
         size = tuple(factor * n for n in low.shape[1:3])
         jax.block_until_ready(_resize(low, size, low.dtype))  # compiles; not counted
         begin = time.perf_counter()
@@ -110,12 +110,11 @@ def evaluate(
     found, spent = [], np.zeros((1, len(methods)))
     for batch in batches:
         is_scored = batch["weight"] > 0
-        low, high, index = (
-            batch[key][is_scored] for key in ("low_resolution", "high_resolution", "index")
-        )
+        keys = ("low_resolution", "high_resolution", "index", "label")
+        low, high, index, label = (batch[key][is_scored] for key in keys)
         numbers = {name: np.zeros((len(is_scored), _width(m))) for name, m in methods.items()}
         for i, (name, method) in enumerate(methods.items()) if len(index) else ():
-            samples, seconds = method.run(low, index)
+            samples, seconds = method.run(low, index, label)
             numbers[name][is_scored] = _numbers(samples, high, low, luminance, border)
             spent[0, i] += seconds
         index = np.where(is_scored, batch["index"], -1)

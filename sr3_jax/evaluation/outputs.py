@@ -66,6 +66,8 @@ def kept(
     folder: epath.Path,
     fingerprint: str,
     lacks: Lacks = lambda low, index: False,
+    *,
+    takes_classes: bool = False,
 ) -> evaluator.Method:
     """Returns the method, reading images that are in `folder` and writing those that it makes.
 
@@ -77,11 +79,17 @@ def kept(
       folder: folder of the evaluation's images.
       fingerprint: everything that decides what the method makes of an input.
       lacks: whether another file is missing that the method writes for these inputs.
+      takes_classes: whether what it makes also depends on the class of an input.
     """
     samples = [name, *(f"{name}_sample_{k}" for k in range(1, method.num_samples))]
 
-    def run(low: np.ndarray, index: Int[np.ndarray, " n"]) -> tuple[np.ndarray, float]:
-        made_of = [digest(fingerprint, image) for image in low]
+    def run(
+        low: np.ndarray, index: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]
+    ) -> tuple[np.ndarray, float]:
+        made_of = [
+            digest(f"{fingerprint} {known}" if takes_classes else fingerprint, image)
+            for image, known in zip(low, label, strict=True)
+        ]
         units = [
             (folder / sample / file_of(int(i)), each)
             for sample in samples
@@ -92,7 +100,7 @@ def kept(
             images = np.stack([image for image, _ in found])
             images = images.reshape(len(samples), len(low), *images.shape[1:])
             return images, sum(spent for _, spent in found)
-        images, seconds = method.run(low, index)
+        images, seconds = method.run(low, index, label)
         flat, share = images.reshape(-1, *images.shape[2:]), seconds / len(units)
         made = ((image, *unit, share) for image, unit in zip(flat, units, strict=True))
         _in_threads(write, made)

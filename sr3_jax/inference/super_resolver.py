@@ -259,16 +259,19 @@ class SuperResolver(trained.TrainedNetwork):
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         *,
+        label: trained.Label | None = None,
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
     ) -> Upscaled:
         """Upscales images; also returns `num_snapshots` of y_t from noise to image, and the time.
 
-        Snapshots are evenly spaced in network calls; the last one is the result.
+        `label` is as in `upscale`. Snapshots are evenly spaced in network calls; the last one is
+        the result.
         """
         parts, snapshots = [], []
         begin = time.perf_counter() - self.refiner.programs.compile_seconds
-        started = self.start(images, steps, seed, num_snapshots=num_snapshots, progress=progress)
+        more = {"label": label, "num_snapshots": num_snapshots, "progress": progress}
+        started = self.start(images, steps, seed, **more)
         for made, kept in (fetch() for fetch in started):
             parts.append(made)
             snapshots.append(np.stack([*kept, made]) if num_snapshots else made[None][:0])

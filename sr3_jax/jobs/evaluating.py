@@ -67,10 +67,14 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         fingerprint = _fingerprint(config, workdir, resolver)
         network = _Network(config, resolver, fingerprint, folder / "refinement.png", bar)
         made = evaluator.Method(network.run, config.num_samples)
-        method = outputs.kept(made, name, images, fingerprint, network.lacks_strip)
+        classes = resolver.num_classes
+        method = outputs.kept(
+            made, name, images, fingerprint, network.lacks_strip, takes_classes=classes > 0
+        )
+        batches = shared.with_known_classes(pipeline, pipeline.evaluation_batches(), classes)
         evaluation = evaluator.evaluate(
             {"bicubic": evaluator.bicubic(resolver.factor), name: method},
-            outputs.with_inputs(_counted(pipeline.evaluation_batches(), bar), images),
+            outputs.with_inputs(_counted(batches, bar), images),
             **_seen(config),
             share=parallel.of_all_processes,
         )
@@ -175,15 +179,21 @@ class _Network(NamedTuple):
             return False
         return outputs.read(self.strip, self._strip_digest(low)) is None
 
-    def run(self, low: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, float]:
+    def run(
+        self, low: np.ndarray, index: np.ndarray, label: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """Samples high resolutions; see `evaluator.Run`."""
         # The signal is taken for this call alone: a process that waits for others, or compiles,
         # should end as any program.
         with parallel.StopSignal(alone=True) as stop:
-            return self._sample(low, index, stop)
+            return self._sample(low, index, label if self.resolver.num_classes else None, stop)
 
     def _sample(
-        self, low: np.ndarray, index: np.ndarray, stop: parallel.StopSignal
+        self,
+        low: np.ndarray,
+        index: np.ndarray,
+        label: np.ndarray | None,
+        stop: parallel.StopSignal,
     ) -> tuple[np.ndarray, float]:
         resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(low, index)
         side, size = config.evaluation.network_input, [resolver.factor * n for n in low.shape[1:3]]
@@ -204,6 +214,7 @@ class _Network(NamedTuple):
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if is_strip_due and k == 0 else 0,
+                label=label,
                 progress=advance,
             )
             if is_strip_due and k == 0:

@@ -7,15 +7,15 @@ import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 from absl import logging
 from etils import epath
-from jaxtyping import UInt
+from jaxtyping import Int, UInt
 
 from sr3_jax import parallel
 from sr3_jax.config import Config, image_sets, to_json
@@ -156,27 +156,56 @@ def count_unusable(images: Pipeline) -> dict[str, int]:
     return {"images_damaged": len(damaged), "images_too_small": len(found) - len(damaged)}
 
 
-def held_out(
-    config: Config, workdir: epath.Path, count: int
-) -> tuple[UInt[np.ndarray, "b h w 3"], UInt[np.ndarray, "b h2 w2 3"]]:
-    """Returns the low and high resolutions of the first `count` held-out images.
+def with_known_classes(
+    images: Pipeline, batches: Iterable[dict[str, np.ndarray]], num_classes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of `images` for a network that knows so many classes, 0 for none.
+
+    Raises:
+      ValueError: an image has no class, or one that the network lacks.
+    """
+    for batch in batches:
+        label = batch["label"]
+        wrong = (label < 0) | (label >= num_classes)
+        for row in np.flatnonzero(wrong & (batch["weight"] > 0)) if num_classes else ():
+            name, found = images.name(int(batch["index"][row])), int(label[row])
+            what = "no class" if found < 0 else f"class {found}"
+            raise ValueError(
+                f"image {name} is of {what}, and config.model.num_classes = {num_classes} knows 0 "
+                f"to {num_classes - 1}; folders and tars need a folder for each class "
+                "(docs/data.md)"
+            )
+        yield batch
+
+
+class HeldOut(NamedTuple):
+    """Held-out images: their low and high resolutions, and classes."""
+
+    low: UInt[np.ndarray, "b h w 3"]
+    high: UInt[np.ndarray, "b h2 w2 3"]
+    label: Int[np.ndarray, " b"]
+
+
+def held_out(config: Config, workdir: epath.Path, count: int) -> HeldOut:
+    """Returns the first `count` held-out images.
 
     Raises:
       ValueError: no image is usable.
     """
     list_images(config, workdir, training=False)
     pipeline = image_sets.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
-    low, high = [], []
-    for batch in pipeline.evaluation_batches():
+    parts = []
+    batches = pipeline.evaluation_batches()
+    for batch in with_known_classes(pipeline, batches, config.model.num_classes):
         rows = batch["weight"] > 0
-        low.append(batch["low_resolution"][rows])
-        high.append(batch["high_resolution"][rows])
+        keys = ("low_resolution", "high_resolution", "label")
+        parts.append([batch[key][rows] for key in keys])
     count_unusable(pipeline)
-    if not (found := sum(map(len, low))):
+    if not (found := sum(len(low) for low, *_ in parts)):
         raise ValueError("no held-out image can be used; see --mode=evaluate")
     if found < 16:
         logging.warning("on %d images: the differences may be chance", found)
-    return np.concatenate(low), np.concatenate(high)
+    return HeldOut(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def check_signal(stop: parallel.StopSignal) -> None:

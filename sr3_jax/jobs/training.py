@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,9 +28,6 @@ from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
 from sr3_jax.training import step as training_step
 from sr3_jax.training import tasks as training_tasks
-
-if TYPE_CHECKING:  # the import takes seconds
-    from sr3_jax.data.pipeline import Pipeline
 
 _NUM_LOGGED_SAMPLES = 4
 _NUM_MEASURED = 1024  # training images, for `config.model.measure_sigma_data`
@@ -147,8 +144,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
 
     def batches(start_step: int) -> Iterator[training_step.Batch]:
         with contextlib.closing(pipeline.training_batches(start_step)) as stream:
-            for batch in stream:
-                _check_labels(pipeline, batch, model.num_classes)
+            for batch in shared.with_known_classes(pipeline, stream, model.num_classes):
                 yield parallel.to_global(batch, mesh)
 
     shapes = training_step.batch_shapes(
@@ -304,28 +300,15 @@ def _validation(
         params = parallel.gather(params, mesh)
         totals: collections.Counter[str] = collections.Counter()
         count = 0.0
-        for batch in pipeline.evaluation_batches():
-            _check_labels(pipeline, batch, program.denoiser.network.num_classes)
+        classes = program.denoiser.network.num_classes
+        batches = pipeline.evaluation_batches()
+        for batch in shared.with_known_classes(pipeline, batches, classes):
             found, rows = compiled(params, parallel.to_global(batch, mesh), *taught_by)
             totals.update({name: float(value) for name, value in found.items()})
             count += float(rows)
         return {name: total / max(count, 1.0) for name, total in totals.items()}
 
     return validate
-
-
-def _check_labels(images: Pipeline, batch: Mapping[str, np.ndarray], num_classes: int) -> None:
-    """Raises ValueError for an image without a class, or with one that the network lacks."""
-    if not num_classes:
-        return
-    wrong = (batch["label"] < 0) | (batch["label"] >= num_classes)
-    for row in np.flatnonzero(wrong & (batch["weight"] > 0)):
-        name, label = images.name(int(batch["index"][row])), int(batch["label"][row])
-        what = "no class" if label < 0 else f"class {label}"
-        raise ValueError(
-            f"image {name} is of {what}, and config.model.num_classes = {num_classes} knows 0 to "
-            f"{num_classes - 1}; folders and tars need a folder for each class (docs/data.md)"
-        )
 
 
 def _logged_samples(
@@ -355,8 +338,11 @@ def _logged_samples(
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
-        label = shared.LABELS.get(method, method)
-        return grids.grid({"input": low, label: network.upscale(low), "reference": high})
+        known = batch["label"][kept] if network.num_classes else None
+        made = network.upscale(low, label=known)
+        return grids.grid(
+            {"input": low, shared.LABELS.get(method, method): made, "reference": high}
+        )
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))

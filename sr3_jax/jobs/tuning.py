@@ -63,7 +63,8 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     options, metric = config.tuning, config.tuning_metric
     budgets = options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
-    low, high = shared.held_out(config, workdir, options.num_images)
+    images = shared.held_out(config, workdir, options.num_images)
+    low, high = images.low, images.high
     folder = workdir / FOLDER
     fingerprint = resumable.Fingerprint(
         {
@@ -88,7 +89,7 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
                     sampling = schedule_search.propose(trials, metric, budget, config.seed)
                     progress = functools.partial(shared.advance, bar)
                     trial, made = _try(
-                        config, resolver, sampling, budget, score, low, stop, progress
+                        config, resolver, sampling, budget, score, images, stop, progress
                     )
                     best = trials.best(metric, budget, beside=trial)
                     if best is trial:  # kept before its row, since a search may take several runs
@@ -128,7 +129,7 @@ def _try(
     sampling: dict[str, Any],
     calls: int,
     score: Any,
-    low: np.ndarray,
+    images: shared.HeldOut,
     stop: parallel.StopSignal,
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
@@ -142,7 +143,9 @@ def _try(
     resolver.make_sampler = functools.partial(schedules.sampler, changed)
 
     # Two samples of each image, of the same noise in all trials: they differ by the sampler alone.
-    twice, steps = np.concatenate([low, low]), sampling["num_steps"]
+    low, steps = images.low, sampling["num_steps"]
+    twice = np.concatenate([low, low])
+    label = np.tile(images.label, 2) if resolver.num_classes else None
     share = 1 / resolver.num_refinements(twice.shape, steps)
 
     def check() -> None:
@@ -150,7 +153,7 @@ def _try(
         if (number := stop.asked(0)) is not None:
             raise StoppedError(number, "the same command goes on with the next trial")
 
-    result = resolver.sample(twice, steps, list(range(len(twice))), progress=check)
+    result = resolver.sample(twice, steps, list(range(len(twice))), label=label, progress=check)
     samples = result.images.reshape(2, len(low), *result.images.shape[1:])
     seconds = result.seconds / len(twice)
     trial = schedule_search.Trial(calls, sampling, "done", "", score(samples), seconds)

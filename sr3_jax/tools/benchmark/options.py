@@ -44,7 +44,8 @@ def measure(
     """
     workdir = epath.Path(workdir)
     config = run_file.load(workdir / "config.json")
-    low, high = map(to_8_bits, shared.held_out(config, workdir, num_images))
+    low, high, _ = shared.held_out(config, workdir, num_images)
+    low, high = map(to_8_bits, (low, high))
     rows: dict[str, dict[str, float]] = {}
     for name, consistent in (("one sample", False), ("consistent", True)):
         resolver = SuperResolver.from_workdir(workdir, consistent=consistent)
