@@ -104,7 +104,10 @@ def distillation(
     goes_back = of_truth & (call == calls - 1)
     segment = jnp.where(goes_back, calls, call)
     gammas = jnp.asarray(teacher.segments.gamma)[:, 0]
-    start = diffusion.diffuse(y_0, gammas[segment], _normal(keys[:, 1], y_0))
+    noise = _normal(keys[:, 1], y_0)
+    start = diffusion.diffuse(y_0, gammas[segment], noise)
+    # Sampling begins with noise alone, though gamma_T is not 0.
+    start = jnp.where((segment == 0)[:, None, None, None], noise, start)
     x, source_gamma = _source(denoiser, batch, config)
 
     def denoise(y_t: Array, gamma: Array) -> Array:
