@@ -14,7 +14,7 @@ ROOT = small_run.ROOT
 
 def test_every_stage_passes_and_leaves_its_figures(tmp_path):
     out = tmp_path / "day"
-    environment = os.environ | {"TINY": "1", "PYTHON": sys.executable, "MINUTES": "12"}
+    environment = os.environ | {"TINY": "1", "PYTHON": sys.executable, "MINUTES": "60"}
     environment |= {"JAX_NUM_CPU_DEVICES": "1"}  # in place of one GPU
     command = ["bash", "launch/gpu_day.sh", str(out)]
     run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}

@@ -84,7 +84,7 @@ def test_outputs_are_theirs_at_every_noise_level(kind):
 
     @jax.jit
     def predict(gamma):
-        return denoiser.predict(params, x, y, jnp.full(len(y), gamma))
+        return denoiser.output(params, x, y, jnp.full(len(y), gamma)).prediction
 
     outputs = np.stack([predict(gamma) for gamma in recorded["gammas"]])
     np.testing.assert_allclose(outputs, recorded["outputs"], rtol=0, atol=1e-4)

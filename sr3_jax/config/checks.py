@@ -8,7 +8,10 @@ from sr3_jax.config.sections import Config
 from sr3_jax.config.training_sections import Model
 
 # Options of the paper's network alone.
-_OF_SR3 = ("norm", "num_heads", "scale_shift", "embedding_scale", "bottleneck_attention")
+_OF_SR3 = (
+    *("norm", "num_heads", "scale_shift", "embedding_scale", "bottleneck_attention"),
+    "learned_variance",
+)
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -25,6 +28,7 @@ def faults(config: Config) -> Iterator[str]:
         yield from _distillation(config)
     if config.train.loss == "energy":
         yield from _energy(config)
+    yield from _variance(config)
 
 
 def _method(config: Config) -> Iterator[str]:
@@ -55,6 +59,20 @@ def _method(config: Config) -> Iterator[str]:
                 f"config.{key} = {value!r} is for method 'sr3', and a {method} predicts y_0 "
                 f"without noise; use {paper!r}"
             )
+
+
+def _variance(config: Config) -> Iterator[str]:
+    learns, sampling = config.model.learned_variance, config.sampling
+    if learns and (config.predicts_image or config.has_source):
+        yield (
+            "config.model.learned_variance is for networks of method 'sr3' without a source "
+            f"(config.data.low_resolution = 0, and here {config.data.low_resolution}); use False"
+        )
+    if sampling.variance == "learned" and not learns:
+        yield (
+            "config.sampling.variance = 'learned', but the network has learnt none "
+            "(config.model.learned_variance = False); use 'fixed_large' or 'fixed_small'"
+        )
 
 
 def _energy(config: Config) -> Iterator[str]:

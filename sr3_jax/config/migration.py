@@ -16,6 +16,7 @@ LATER = {
     "model.measure_sigma_data": False,
     "model.architecture": "sr3",
     "model.num_groups": 32,
+    "model.learned_variance": False,
     "train.initial_weights": "",
     "sampling.tile_overlap": 64,
     "sampling.knots": 0,

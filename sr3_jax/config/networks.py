@@ -55,6 +55,7 @@ def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
         has_source=config.has_source,
         num_classes=c.num_classes,
         source_noise=config.train.source_noise > 0,
+        learned_variance=c.learned_variance,
         packed_channels=c.packed_channels or (TPU_LANES if jax.default_backend() == "tpu" else 1),
     )
 
@@ -68,6 +69,8 @@ def denoiser(config: Config) -> models.Denoiser:
         sigma_data=0.0 if config.method == "srcnn" else c.sigma_data,
         guidance=config.sampling.guidance,
         source_noise=config.sampling.source_noise,
+        gives_variance=config.sampling.variance == "learned"
+        and config.sampling.sampler == "ancestral",
     )
 
 

@@ -110,8 +110,8 @@ class Model(Section):
         "sr3",
         "`sr3`: the paper's. Others are DDPM's U-Net in the forms of other programs, whose weights "
         "`sr3_jax.tools.import_weights` reads (docs/models.md); there `norm`, `num_heads`, "
-        "`scale_shift`, `embedding_scale`, `bottleneck_attention`, `num_classes` and "
-        "`packed_channels` have no meaning.",
+        "`scale_shift`, `embedding_scale`, `bottleneck_attention`, `num_classes`, "
+        "`learned_variance` and `packed_channels` have no meaning.",
         choices=("sr3", "janspiry_sr3", "janspiry_ddpm", "diffusers", "diffusers_ddpm"),
         may_change=False,
     )
@@ -189,6 +189,12 @@ class Model(Section):
         "Number of class labels; 0: unconditional. Labels are the first level of subfolders of a "
         "folder, the inner tars of a tar, or `label` of TFDS.",
         at_least=0,
+        may_change=False,
+    )
+    learned_variance: bool = option(
+        False,
+        "A network without a source also learns the variance of each reverse step, by Improved "
+        "DDPM's hybrid loss, for `ancestral` sampling in few steps (`sampling.variance`).",
         may_change=False,
     )
     dtype: str = option("bfloat16", "Type of the computation.", choices=("float32", "bfloat16"))

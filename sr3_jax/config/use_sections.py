@@ -62,8 +62,8 @@ class Sampling(Section):
     variance: str = option(
         "fixed_large",
         "ancestral: `fixed_large` is 1 - alpha_t, the paper's; `fixed_small` is that of "
-        "q(y_{t-1} | y_0, y_t).",
-        choices=("fixed_large", "fixed_small"),
+        "q(y_{t-1} | y_0, y_t); `learned` is the network's (`model.learned_variance`).",
+        choices=("fixed_large", "fixed_small", "learned"),
     )
     clip: bool = option(True, "Clip the estimate of y_0 to [-1, 1] in each step.")
     consistent: bool = option(

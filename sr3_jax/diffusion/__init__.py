@@ -5,8 +5,12 @@ Pure functions of arrays that need nothing but jax: no model, no device, no file
 
 from sr3_jax.diffusion.loss import (
     LOSS_WEIGHTS,
+    Reverse,
     denoising_loss,
+    reverse_at,
     sample_gamma,
+    sample_time,
+    variational_bound,
     weigh,
 )
 from sr3_jax.diffusion.parameterization import PREDICTIONS, Prediction, precondition
@@ -41,6 +45,7 @@ __all__ = [
     "PREDICTIONS",
     "NoiseSchedule",
     "Prediction",
+    "Reverse",
     "Sampler",
     "State",
     "advance",
@@ -59,11 +64,14 @@ __all__ = [
     "precondition",
     "quadratic",
     "respace",
+    "reverse_at",
     "sample",
     "sample_gamma",
+    "sample_time",
     "uniform_gamma",
     "uniform_log_snr",
     "uniform_noise_level",
+    "variational_bound",
     "warm_up",
     "weigh",
 ]

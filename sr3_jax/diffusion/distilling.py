@@ -100,6 +100,7 @@ def way_back(schedule: NoiseSchedule, num_calls: int) -> Sampler:
         **{name: np.append(row, stays[name]).astype(np.float32) for name, row in rows.items()},
         previous_state=np.zeros(k, np.float32),
         noise=np.zeros(k, np.float32),
+        spread=np.zeros(k, np.float32),
         is_stochastic=False,
         looks_back=bool(slope.any()),
     )

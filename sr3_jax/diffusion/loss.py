@@ -18,12 +18,14 @@ noise schedule. That of `min_snr` is not divided, as its authors have it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from sr3_jax.diffusion import process
 from sr3_jax.diffusion.parameterization import Prediction
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
@@ -35,6 +37,9 @@ LOSS_WEIGHTS = {
     "min_snr": (lambda snr: jnp.minimum(snr, 5.0), False),
     "sigmoid": (lambda snr: snr * jax.nn.sigmoid(2.0 - jnp.log(snr)), True),
 }
+# Nichol and Dhariwal multiply the bound, a sum over T, by 0.001 (section 3.1): by its term of a t,
+# whose mean times T is the sum, that is T / 1000.
+_OF_BOUND = 1e-3
 _BELOW_1 = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
@@ -55,6 +60,85 @@ def sample_gamma(keys: Key[Array, " b"], schedule: NoiseSchedule | None) -> Floa
         return gammas[t] + u * (gammas[t - 1] - gammas[t])
 
     return jax.vmap(one)(keys)
+
+
+def sample_time(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Int[Array, " b"]:
+    """Draws t, uniform in 1..T, for each key."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 1, schedule.num_steps + 1))(keys)
+
+
+class Reverse(NamedTuple):
+    """The step from y_t to y_{t-1}, of whose variance the bound is; for each example.
+
+    Attributes:
+      from_y_0: weight of y_0 in the mean.
+      log_small, log_large: logarithms of the variances of `samplers.ancestral`; at t = 1, where
+        `fixed_small` is 0, that of t = 2 in its place.
+      is_last: whether t is 1.
+      factor: factor of the bound's term in the loss.
+    """
+
+    from_y_0: Float[Array, " b"]
+    log_small: Float[Array, " b"]
+    log_large: Float[Array, " b"]
+    is_last: Bool[Array, " b"]
+    factor: float
+
+
+def reverse_at(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Reverse:
+    """Returns the steps from t of a schedule with concrete arrays."""
+    from_y_0, _, small = process.posterior_coefficients(schedule)
+    large = np.asarray(schedule.beta)
+    small[1] = small[2] if schedule.num_steps > 1 else large[1]
+    with np.errstate(divide="ignore"):  # of entry 0, which means nothing
+        tables = (from_y_0, np.log(small), np.log(large))
+    found = (jnp.asarray(table)[t] for table in tables)
+    return Reverse(*found, t == 1, _OF_BOUND * schedule.num_steps)
+
+
+def variational_bound(
+    y_0: Float[Array, "b ..."],
+    estimate: Float[Array, "b ..."],
+    share: Float[Array, "b ..."],
+    reverse: Reverse,
+    levels: int = 255,
+) -> Float[Array, " b"]:
+    """The term of t of the variational bound, in bits for each value (Nichol and Dhariwal 2021).
+
+    For t > 1 it is the divergence of q(y_{t-1} | y_0, y_t) from the reverse step, both Gaussian
+    (their Eq. 6), with the variance between the two of `samplers.ancestral`; for t = 1 minus the
+    log-likelihood of the pixel's level (their Eq. 5, as in DDPM).
+
+    Args:
+      y_0: images in [-1, 1].
+      estimate: of y_0, of which the bound has no gradient.
+      share: where the variance lies, 0: `fixed_small`, 1: `fixed_large`.
+      reverse: the step.
+      levels: greatest level of the images.
+    """
+    at = jax.tree.map(lambda values: process.per_example(values, y_0), reverse[:4])
+    from_y_0, log_small, log_large, is_last = at
+    log_variance = log_small + share * (log_large - log_small)
+    error = y_0 - jax.lax.stop_gradient(estimate)
+    distance = jnp.square(from_y_0 * error)
+    divergence = 0.5 * (
+        log_variance
+        - log_small
+        - 1.0
+        + jnp.exp(log_small - log_variance)
+        + distance * jnp.exp(-log_variance)
+    )
+    # The level's share of the Gaussian, whose outermost levels have all that lies beyond.
+    std, half = jnp.exp(0.5 * log_variance), 1.0 / levels
+    above = jnp.where(y_0 > 1.0 - half, jnp.inf, (error + half) / std)
+    below = jnp.where(y_0 < -1.0 + half, -jnp.inf, (error - half) / std)
+    # By the tail that both are in, since a difference near 1 would lose its digits.
+    is_right = error > 0
+    inner = jnp.where(is_right, -below, above), jnp.where(is_right, -above, below)
+    mass = jax.scipy.stats.norm.cdf(inner[0]) - jax.scipy.stats.norm.cdf(inner[1])
+    of_level = -jnp.log(jnp.maximum(mass, 1e-12))
+    bits = jnp.where(is_last, of_level, divergence) / jnp.log(2.0)
+    return jnp.mean(bits, axis=tuple(range(1, bits.ndim)))
 
 
 def log_snr_density(gamma: Float[Array, " b"], schedule: NoiseSchedule) -> Float[Array, " b"]:

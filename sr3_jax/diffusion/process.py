@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
 
-def per_example(values: Float[Array, " b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def per_example(values: Shaped[Array, " b"], like: Float[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     """Reshapes `[b]` to `[b, 1, ..., 1]`, to broadcast over the trailing axes of `like`."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 

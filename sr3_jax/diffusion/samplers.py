@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Shaped
 from sr3_jax.diffusion import process
 from sr3_jax.diffusion.schedule import NoiseSchedule
 
-Variance = Literal["fixed_large", "fixed_small"]
+Variance = Literal["fixed_large", "fixed_small", "learned"]
 # Arrays `[calls]`, or `[]` in one row. Unchecked, since jax puts other objects there in tracing.
 _Floats = Any
 _Ints = Any
@@ -32,14 +32,16 @@ class Sampler:
 
         state y + estimate y_0 + previous_state y' + previous_estimate y_0' + noise z
 
-    with y' and y_0' those of row k - 1 and z standard normal.
+    with y' and y_0' those of row k - 1 and z standard normal. If the variance is learned, the
+    weight of z is noise exp(s spread), with s the network's, for each value of an image.
 
     Attributes (`[calls]` each):
       gamma: share of signal variance in y, an input of the denoiser.
       time: t of the state that the row makes, T - 1 to 0; equal where a step takes several calls.
-      state, estimate, previous_state, previous_estimate, noise: weights, see above.
+      state, estimate, previous_state, previous_estimate, noise, spread: weights, see above.
       is_stochastic: whether any weight of z is above 0; drawing z costs time.
       looks_back: whether any row uses y' or y_0'.
+      learns_variance: whether the denoiser also gives s (`sampling.Denoise`).
     """
 
     gamma: _Floats
@@ -49,8 +51,10 @@ class Sampler:
     previous_state: _Floats
     previous_estimate: _Floats
     noise: _Floats
+    spread: _Floats
     is_stochastic: bool = dataclasses.field(metadata={"static": True})
     looks_back: bool = dataclasses.field(metadata={"static": True})
+    learns_variance: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __getitem__(self, index: object) -> Sampler:
         """Returns the row of an index, which may be traced, or the rows of a slice."""
@@ -72,15 +76,28 @@ def ancestral(schedule: NoiseSchedule, variance: Variance = "fixed_large") -> Sa
 
     The mean is that of q(y_{t-1} | y_0, y_t) at the estimate of y_0; without clipping that is
     Eq. 11 of SR3. The variance `fixed_large` is 1 - alpha_t, SR3's choice (section 2.3);
-    `fixed_small` is that of q(y_{t-1} | y_0, y_t). It takes one call a step.
+    `fixed_small` is that of q(y_{t-1} | y_0, y_t). `learned` lies between the two, in the
+    logarithm, where the network says (Nichol and Dhariwal 2021, Eq. 15). It takes one call a step.
     """
     if variance not in get_args(Variance):
-        raise ValueError(f"variance = {variance!r} is unknown; use 'fixed_large' or 'fixed_small'")
+        known = ", ".join(map(repr, get_args(Variance)))
+        raise ValueError(f"variance = {variance!r} is unknown; use one of {known}")
     from_y_0, from_y_t, posterior = process.posterior_coefficients(schedule)
-    spread = np.sqrt(schedule.beta if variance == "fixed_large" else posterior)
+    large, small = np.sqrt(schedule.beta), np.sqrt(posterior)
     # The last step returns the mean: z = 0 at t = 1.
-    spread = np.where(np.arange(len(spread)) > 1, spread, 0.0)
-    return _one_call_a_step(schedule, state=from_y_t[1:], estimate=from_y_0[1:], noise=spread[1:])
+    drawn = np.arange(len(small)) > 1
+    noise = np.where(drawn, large if variance == "fixed_large" else small, 0.0)
+    spread = np.log(large, where=drawn, out=np.zeros_like(large))
+    spread -= np.log(small, where=drawn, out=np.zeros_like(small))
+    is_learned = variance == "learned"
+    made = _one_call_a_step(
+        schedule,
+        state=from_y_t[1:],
+        estimate=from_y_0[1:],
+        noise=noise[1:],
+        spread=spread[1:] * is_learned,
+    )
+    return dataclasses.replace(made, learns_variance=is_learned)
 
 
 def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
@@ -167,7 +184,8 @@ def _sampler(
     **weights: Float[np.ndarray, " calls"],
 ) -> Sampler:
     """Makes a sampler; weights that are not given are 0."""
-    none = dict.fromkeys(("previous_state", "previous_estimate", "noise"), np.zeros(len(gamma)))
+    others = ("previous_state", "previous_estimate", "noise", "spread")
+    none = dict.fromkeys(others, np.zeros(len(gamma)))
     weights = {name: weight.astype(np.float32) for name, weight in (none | weights).items()}
     return Sampler(
         gamma=np.asarray(gamma, np.float32),

@@ -3,6 +3,10 @@
 It knows no model. It takes a denoiser `denoise(y_t, gamma) -> y_0`, `y_t` being `[batch, ...]` and
 `gamma` `[batch]`, so that samplers can be tested with denoisers known in closed form; the caller
 closes over the low-resolution source and the parameters.
+
+For a sampler whose variance is learned, the denoiser has twice as many channels: those of y_0, and
+then, in [0, 1], how far the logarithm of the variance lies from that of the posterior to that of
+the forward step (`samplers.ancestral`).
 """
 
 from __future__ import annotations
@@ -74,6 +78,10 @@ def advance(
     """
     y_t = state.y_t
     y_0 = denoise(y_t, jnp.full((keys.shape[0],), row.gamma)).astype(y_t.dtype)
+    noise = row.noise
+    if row.learns_variance:
+        y_0, share = jnp.split(y_0, 2, axis=-1)
+        noise = noise * jnp.exp(share * row.spread)
     if clip:
         y_0 = jnp.clip(y_0, -1.0, 1.0)
     after = row.state * y_t + row.estimate * y_0
@@ -83,7 +91,7 @@ def advance(
         after += row.previous_state * previous_state + row.previous_estimate * previous_estimate
         previous = (y_t, y_0)
     if row.is_stochastic:
-        after += row.noise * _normal(keys, row.time + 1, y_t.shape[1:])
+        after += noise * _normal(keys, row.time + 1, y_t.shape[1:])
     return State(after, previous)
 
 

@@ -25,7 +25,7 @@ from sr3_jax.models import Params
 
 Keys = Key[Array, " n"]
 Flat = Float[Array, "n values"]  # images, row after row
-Tiles = Float[Array, "b h w 3"]
+Tiles = Float[Array, "b h w _"]
 
 _MAX_NETWORKS = 12
 _MAX_OTHERS = 48
@@ -163,7 +163,8 @@ class Programs:
         """
 
         def step(row, state, y_0, keys):
-            state = diffusion.advance(lambda *_: y_0, row, state, keys, clip=self._clip)
+            estimate = _one_after_the_other(y_0) if row.learns_variance else y_0
+            state = diffusion.advance(lambda *_: estimate, row, state, keys, clip=self._clip)
             return state, jnp.zeros_like(y_0)
 
         images = self.images(shape)
@@ -210,6 +211,12 @@ def denoiser_shardings(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     whole, rows = parallel.replicated(mesh), parallel.split_batch(mesh)
     tiles = parallel.Layout(mesh).images if mesh.shape[parallel.SPATIAL_AXIS] > 1 else rows
     return {"in_shardings": (whole, tiles, tiles, whole, rows), "out_shardings": tiles}
+
+
+def _one_after_the_other(images: Flat) -> Flat:
+    """Returns images of six channels as those of the first three, then those of the others."""
+    halves = jnp.split(images.reshape(len(images), -1, 6), 2, axis=-1)
+    return jnp.concatenate([half.reshape(len(images), -1) for half in halves], axis=-1)
 
 
 def _cut(

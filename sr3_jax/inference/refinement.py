@@ -172,7 +172,8 @@ class Refiner:
         params = self._params_on(shape.devices, shape.spatial)
         has_source = self.denoiser.network.has_source
         x = self._source(images, keys, shape, grid) if has_source else None
-        blank = np.zeros((len(images), 3 * shape.room), np.float32)
+        channels = 6 if self.denoiser.gives_variance else 3
+        blank = np.zeros((len(images), channels * shape.room), np.float32)
         total = jax.device_put(blank, run.images(shape))
         state = run.begin(shape, sampler, keys)
         finish, ticks = functools.partial(self._finish, images, grid), collections.deque()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,24 @@ Params = PyTree  # of float32 arrays, or of their shapes
 Batch = Mapping[str, Array]  # of training: see `training.make_train_step`
 
 
+class Output(NamedTuple):
+    """What a network says of y_t.
+
+    Attributes:
+      prediction: of the type of its denoiser.
+      variance: for networks that learn the variance of the reverse step, where it lies between the
+        two of `diffusion.ancestral`: 0 `fixed_small`, 1 `fixed_large`; else None.
+    """
+
+    prediction: Float[Array, "b h w d"]
+    variance: Float[Array, "b h w d"] | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
     """A network F with everything that makes an estimate of y_0 of its output.
 
-        predict        F, preconditioned: compared with `prediction.target` by the loss
+        output         F, preconditioned: compared with `prediction.target` by the loss
         __call__       y_0, with labels, guidance and source noise: called by samplers
 
     A network without y_t and gamma, a regression, is a denoiser too, that of gamma = 0; its
@@ -36,6 +50,8 @@ class Denoiser:
         is `guidance - 1`): null + guidance * (class - null); 1: none.
       source_noise: standard deviation of the noise that x has in sampling, of a network that takes
         that as an input (conditioning augmentation).
+      gives_variance: `__call__` also gives what the network learnt of the variance, as samplers
+        with `learns_variance` need it.
     """
 
     network: nn.Module
@@ -43,6 +59,7 @@ class Denoiser:
     sigma_data: float = 0.0
     guidance: float = 1.0
     source_noise: float = 0.0
+    gives_variance: bool = False
 
     @property
     def is_guided(self) -> bool:
@@ -54,7 +71,7 @@ class Denoiser:
         dtype = self.network.dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
-    def predict(
+    def output(
         self,
         params: Params,
         x: Float[Array, "b h w c"] | None,
@@ -63,8 +80,8 @@ class Denoiser:
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w d"]:
-        """Returns the prediction, of the type `self.prediction`.
+    ) -> Output:
+        """Returns the prediction, of the type `self.prediction`, and the variance.
 
         The inputs are those of the network (`UNet`), and ignored if it does not take them; any
         negative number is the null label.
@@ -80,10 +97,13 @@ class Denoiser:
             inputs["source_gamma"] = source_gamma
         if dropout_keys is not None:
             inputs["dropout_keys"] = dropout_keys
-        output = network.apply({"params": params}, x, **inputs)
-        if not self.sigma_data:
-            return output
-        return diffusion.precondition(output, self.prediction, x, y_t, gamma, self.sigma_data)
+        output, variance = network.apply({"params": params}, x, **inputs), None
+        if getattr(network, "learned_variance", False):
+            output, variance = jnp.split(output, 2, axis=-1)
+            variance = 0.5 * (variance + 1.0)
+        if self.sigma_data:
+            output = diffusion.precondition(output, self.prediction, x, y_t, gamma, self.sigma_data)
+        return Output(output, variance)
 
     def __call__(
         self,
@@ -93,22 +113,33 @@ class Denoiser:
         gamma: Float[Array, " b"] | Float[Array, ""],
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w d"]:
-        """Estimates y_0; see `predict`. Networks with classes need `label`.
+    ) -> Float[Array, "b h w _"]:
+        """Estimates y_0; see `output`. Networks with classes need `label`.
 
-        `source_gamma` is that of `source_noise` unless it is given.
+        `source_gamma` is that of `source_noise` unless it is given. With `gives_variance`, the
+        channels of the estimate are followed by those of `Output.variance`.
         """
         gamma = jnp.broadcast_to(gamma, y_t.shape[:1])
         if source_gamma is None:
             source_gamma = jnp.full(y_t.shape[:1], 1.0 - self.source_noise**2)
         if not self.is_guided:
-            prediction = self.predict(params, x, y_t, gamma, label, source_gamma)
-            return self.prediction.to_y_0(prediction, y_t, gamma)
+            found = self.output(params, x, y_t, gamma, label, source_gamma)
+            return self._estimate(found, y_t, gamma)
         # An image's two rows side by side, on the device that has the image.
         labels = jnp.stack([label, jnp.full_like(label, -1)], axis=1).reshape(-1)
         rows = (x, y_t, gamma, source_gamma)
         *twice, source_gamma = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), rows)
-        prediction = self.predict(params, *twice, labels, source_gamma)
-        of_class, of_null = jnp.moveaxis(prediction.reshape(-1, 2, *prediction.shape[1:]), 1, 0)
-        prediction = of_null + self.guidance * (of_class - of_null)
-        return self.prediction.to_y_0(prediction, y_t, gamma)
+        found = self.output(params, *twice, labels, source_gamma)
+        of_class, of_null = (
+            jax.tree.map(lambda rows: rows.reshape(-1, 2, *rows.shape[1:])[:, i], found)  # noqa: B023
+            for i in (0, 1)
+        )
+        guided = of_null.prediction + self.guidance * (of_class.prediction - of_null.prediction)
+        # The variance is that of the class.
+        return self._estimate(Output(guided, of_class.variance), y_t, gamma)
+
+    def _estimate(self, found: Output, y_t: Array, gamma: Array) -> Float[Array, "b h w _"]:
+        y_0 = self.prediction.to_y_0(found.prediction, y_t, gamma)
+        if not self.gives_variance:
+            return y_0
+        return jnp.concatenate([y_0, found.variance.astype(y_0.dtype)], axis=-1)

@@ -51,6 +51,8 @@ class UNet(nn.Module):
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
       num_classes: number of classes; their embedding is added to that of gamma (Improved DDPM).
         The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
+      learned_variance: the output has twice the channels of an image, the second half for the
+        variance of the reverse step (Improved DDPM).
       source_noise: x may come with noise of its own, whose gamma is embedded likewise
         (conditioning augmentation; Ho et al., "Cascaded Diffusion Models", section 4).
     """
@@ -72,6 +74,7 @@ class UNet(nn.Module):
     has_source: bool = True
     num_classes: int = 0
     source_noise: bool = False
+    learned_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -82,8 +85,8 @@ class UNet(nn.Module):
         dropout_keys: Key[Array, " b"] | None = None,
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w 3"]:
-        """Returns the output of the last convolution, float32.
+    ) -> Float[Array, "b h w _"]:
+        """Returns the output of the last convolution, float32, of 3 channels or of 6.
 
         Args:
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
@@ -176,7 +179,8 @@ class UNet(nn.Module):
 
     def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
         h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
-        h = layers.Conv3x3(3, self.dtype, zero=True, name="conv_out")(h)
+        channels = 6 if self.learned_variance else 3
+        h = layers.Conv3x3(channels, self.dtype, zero=True, name="conv_out")(h)
         return h.to_array().astype(jnp.float32)
 
     def _check_inputs(self, **inputs: Array | None) -> None:

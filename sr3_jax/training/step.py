@@ -189,7 +189,7 @@ def predict(
     """
     label = tasks.drop_labels(batch, config.train.label_dropout if train else 0.0)
     keys = tasks.dropout_keys(batch) if train else None
-    prediction = denoiser.predict(
+    prediction, variance = denoiser.output(
         params, task.x, task.y_t, task.gamma, label, task.source_gamma, keys
     )
     weight = batch["weight"]
@@ -198,6 +198,15 @@ def predict(
         each = samples.energy_loss(y_0[::2], y_0[1::2], task.target[::2])
         return jnp.sum(each * weight[::2]) / jnp.maximum(jnp.sum(weight[::2]), 1e-8), prediction
     loss = diffusion.denoising_loss(prediction, task.target, config.train.loss, weight, task.factor)
+    if task.reverse is not None:
+        high = batch["high_resolution"]
+        estimate = denoiser.prediction.to_y_0(prediction, task.y_t, task.gamma)
+        levels = jnp.iinfo(high.dtype).max
+        bound = diffusion.variational_bound(
+            image_ops.to_signed(high), estimate, variance, task.reverse, levels
+        )
+        bound = jnp.sum(bound * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+        loss += task.reverse.factor * bound
     return loss, prediction
 
 

@@ -32,6 +32,7 @@ class Task(NamedTuple):
       y_t: the noisy image.
       target: what the network should predict.
       factor: factor of a row's loss; None for 1.
+      reverse: the reverse step whose variance the network learns; None if it learns none.
     """
 
     x: Float[Array, "b h w 3"] | None
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     y_t: Float[Array, "b h w 3"]
     target: Float[Array, "b h w 3"]
     factor: Float[Array, " b"] | None
+    reverse: diffusion.Reverse | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +70,16 @@ def denoising(
 ) -> Task:
     """Returns SR3's task (Algorithm 1): the noise in an image, at a gamma of the schedule.
 
-    Without a schedule, as of a regression, gamma is 0.
+    Without a schedule, as of a regression, gamma is 0. Networks that learn the variance of the
+    reverse step see the gammas of its steps alone, as in Improved DDPM.
     """
     y_0 = image_ops.to_signed(batch["high_resolution"])
-    keys = _keys(batch)
-    gamma = diffusion.sample_gamma(keys[:, 0], schedule)
+    keys, reverse = _keys(batch), None
+    if getattr(denoiser.network, "learned_variance", False):
+        t = diffusion.sample_time(keys[:, 0], schedule)
+        gamma, reverse = jnp.asarray(schedule.gamma)[t], diffusion.reverse_at(schedule, t)
+    else:
+        gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = _normal(keys[:, 1], y_0)
     x, source_gamma = _source(denoiser, batch, config)
     how = config.train
@@ -83,6 +90,7 @@ def denoising(
         diffusion.diffuse(y_0, gamma, eps),
         denoiser.prediction.target(y_0, eps, gamma),
         diffusion.weigh(how.loss_weight, denoiser.prediction, gamma, schedule, how.loss),
+        reverse,
     )
 
 
