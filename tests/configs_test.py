@@ -235,7 +235,9 @@ def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
     older = run_file.load(tmp_path / "config.json")
     assert older == config and config.sampling.variance == "fixed_small"
     for name in ("Upper", "Posterior"):  # near the name of today
-        with pytest.raises(ValueError, match=r"fixed_small \(nearest: fixed_(large|small)\)"):
+        with pytest.raises(
+            ValueError, match=r"fixed_small, learned \(nearest: fixed_(large|small)\)"
+        ):
             changed(config, {"sampling.variance": name})
     assert migration.migrate_flag("--config.model.lanes=8") == "--config.model.packed_channels=8"
     # Outputs of that version have this fingerprint, and are not made anew.
