@@ -264,10 +264,16 @@ def test_students_are_workdirs_like_others(tmp_path):
     teacher, folder = epath.Path(tmp_path) / "teacher", tmp_path / "students"
     small_run.write_workdir(teacher, noise=0.05)
     given = ["--mode=distill", f"--teacher={teacher}", f"--workdir={folder}", "--steps=2"]
-    given += ["--calls=1", "--truth=0.5", "--config.sampling.schedule=log_snr"]
+    given += ["--config.sampling.schedule=log_snr"]
+    by_energy = [*given, "--objective=energy"]
+    by_energy[2] = f"--workdir={tmp_path / 'energy'}"
+    given += ["--calls=1", "--truth=0.5"]
     said = tmp_path / "said.txt"
     assert forked_run.run(given, said) == 0, said.read_text()
-    for name in ("1_call", "1_call_truth"):
+    assert forked_run.run(by_energy, said) == 0, said.read_text()
+    assert forked_run.run([*by_energy, "--calls=2"], said) == 2
+    assert "leave out --calls and --truth" in said.read_text()
+    for name in ("1_call", "1_call_truth", "../energy/1_call"):
         assert json.loads((folder / name / "inference.json").read_text())["calls"] == 1
         assert (folder / name / "evaluation" / "metrics.json").exists()
         student = SuperResolver.from_workdir(str(folder / name))

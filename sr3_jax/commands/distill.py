@@ -2,9 +2,11 @@
 
 sr3 distill --teacher=NETWORK --workdir=DIR [--calls=8,4,2,1] [--steps=N] [--truth=SHARE]
     [--config.SECTION.KEY=VALUE ...]
+sr3 distill --objective=energy --teacher=NETWORK --workdir=DIR [--steps=N] [--config...]
 
 DIR/8_calls, DIR/4_calls, ... are then workdirs as training leaves them; with --truth also
-DIR/1_call_truth.
+DIR/1_call_truth. With --objective=energy there is one student, DIR/1_call, that learns from the
+images themselves (docs/distillation.md).
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "first learns from the teacher, every other from the one before."
     )
     flags.DEFINE_list("calls", ["8", "4", "2", "1"], meaning, **of)
+    meaning = (
+        "calls: a student learns to replace calls of its teacher. energy: a student of one call "
+        "begins with the teacher's weights and learns by the energy score of its images."
+    )
+    flags.DEFINE_enum("objective", "calls", ["calls", "energy"], meaning, **of)
     meaning = "Training steps of each student; default: a sixteenth of the teacher's."
     flags.DEFINE_integer("steps", None, meaning, lower_bound=1, **of)
     meaning = (
@@ -54,7 +61,16 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if teacher.sampling == run_file.load(folder / "config.json").sampling:
         teacher = with_sampling(teacher, run_file.tuned(folder, teacher))
     calls = [int(number) for number in values.calls]
-    planned = students.plan(teacher, values.teacher, workdir, calls, values.steps, values.truth)
+    given = (teacher, values.teacher, workdir)
+    if values.objective == "energy":
+        if values["calls"].present and calls != [1] or values.truth:
+            raise ValueError(
+                "--objective=energy trains a student of one call, without a teacher's calls; leave "
+                "out --calls and --truth"
+            )
+        planned = students.plan_one_call(*given, values.steps)
+    else:
+        planned = students.plan(*given, calls, values.steps, values.truth)
     check = functools.partial(resolve.faults, trains=True)
     if missing := list(check(next(iter(planned.values())))):
         raise ValueError(in_words(missing))

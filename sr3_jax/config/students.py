@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -14,6 +15,22 @@ from sr3_jax.config.sections import Config
 _FIRST_TEACHER_CALLS = 4
 # Salimans and Ho train each student for a sixteenth of the steps of the teacher (appendix B).
 _SHARE_OF_STEPS = 16
+
+
+def plan_one_call(
+    teacher: Config, address: str, workdir: epath.Path, num_steps: int | None = None
+) -> dict[epath.Path, Config]:
+    """Returns the config of a student of one call that learns by the energy score, by its workdir.
+
+    It begins with the teacher's weights and is not taught: the loss compares two of its images with
+    the training image. Arguments are those of `plan`.
+    """
+    of_energy = {
+        "train.initial_weights": address,
+        "train.loss": "energy",
+        "sampling.num_steps": 1,
+    }
+    return {workdir / "1_call": reading.changed(teacher, _common(teacher, num_steps) | of_energy)}
 
 
 def plan(
@@ -46,19 +63,8 @@ def plan(
             f"--calls={','.join(map(str, calls))}: each number must be a divisor of the one "
             "before, such as 8,4,2,1"
         )
-    steps = num_steps or max(1, teacher.train.num_steps // _SHARE_OF_STEPS)
-    warmup = min(teacher.train.num_warmup_steps, steps // 10)
     knots = calls[0] * _FIRST_TEACHER_CALLS
-    of_all = {
-        "train.num_steps": steps,
-        "train.num_warmup_steps": warmup,
-        "train.num_decay_steps": steps - warmup,
-        "train.loss": "l2",
-        "train.loss_weight": "none",
-        "sampling.sampler": "ddim",
-        "sampling.knots": knots,
-        "sampling.guidance": 1.0,
-    }
+    of_all = _common(teacher, num_steps) | {"train.loss": "l2", "sampling.knots": knots}
     planned = {}
 
     def add(name: str, start: str, taught_by: str, of_teacher: int, number: int, **more) -> str:
@@ -85,3 +91,17 @@ def plan(
     if truth:
         add(f"{name}_truth", last, address, knots, number, **{"distillation.truth": truth})
     return planned
+
+
+def _common(teacher: Config, num_steps: int | None) -> dict[str, Any]:
+    """Returns what all students have: a rate that falls to 0, and sampling by `ddim`."""
+    steps = num_steps or max(1, teacher.train.num_steps // _SHARE_OF_STEPS)
+    warmup = min(teacher.train.num_warmup_steps, steps // 10)
+    return {
+        "train.num_steps": steps,
+        "train.num_warmup_steps": warmup,
+        "train.num_decay_steps": steps - warmup,
+        "train.loss_weight": "none",
+        "sampling.sampler": "ddim",
+        "sampling.guidance": 1.0,
+    }

@@ -32,7 +32,7 @@ def distill(planned: Mapping[epath.Path, Config]) -> None:
             found = {
                 "sampling": {key: getattr(config.sampling, key) for key in _KEYS},
                 "calls": config.sampling.num_steps,
-                "teacher": config.distillation.teacher,
+                "teacher": config.distillation.teacher or config.train.initial_weights,
             }
             text = json.dumps(found, indent=2)
             storage.write_whole(workdir / run_file.INFERENCE, text.encode())
