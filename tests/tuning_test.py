@@ -17,7 +17,7 @@ from sr3_jax.config import changed, run_file, schedules, with_sampling
 from sr3_jax.data.resumable import Fingerprint
 from sr3_jax.evaluation import schedule_search
 from sr3_jax.evaluation.schedule_search import Trial, Trials
-from sr3_jax.jobs import tuning
+from sr3_jax.jobs import shared, tuning
 from sr3_jax.metrics.samples import energy_score
 from sr3_jax.tools.benchmark import options as options_benchmark
 
@@ -89,8 +89,11 @@ def test_trials_of_something_else_are_refused(rows, config, workdir):
 def test_a_schedule_that_does_not_end_in_noise_is_refused(config, workdir):
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     sampling = {"sampler": "ddim", "schedule": "log_snr", "sigma_max": 2.0, "num_steps": 4}
-    low = np.zeros((1, 4, 4, 3), np.uint8)
-    trial, _ = tuning._try(config, resolver, sampling, 4, None, low, parallel.StopSignal(), print)
+    low, high = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 16, 16, 3), np.uint8)
+    images = shared.HeldOut(low, high, np.zeros(1, np.int32))
+    trial, _ = tuning._try(
+        config, resolver, sampling, 4, None, images, parallel.StopSignal(), print
+    )
     assert trial.status == "refused" and "end at noise level" in trial.reason
 
 
