@@ -102,7 +102,7 @@ def test_calls_that_cannot_be_divided_are_named():
         distilling.segments(diffusion.heun(FINE), 1)
 
 
-# Of the colours of the data, pixel by pixel: the covariance is TURN diag(SPREAD^2) TURN^T.
+# The colour of each pixel of the data is Gaussian, with covariance TURN diag(SPREAD^2) TURN^T.
 MEAN, SPREAD = np.array([0.2, -0.1, 0.05]), np.array([0.25, 0.12, 0.05])
 TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
 
@@ -112,15 +112,11 @@ def _of_data(rng, *shape):
     return np.clip(np.round((colours + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-class Affine(nn.Module):
+class Affine(small_run.Network):
     """Predicts y_0 as A y_t + b, with A and b of its own for each gamma that it was made for."""
 
-    gammas: tuple[float, ...]
+    gammas: tuple[float, ...] = ()
     has_source = False
-    has_y_t = True
-    num_classes = 0
-    source_noise = False
-    dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, y_t, gamma, dropout_keys=None):
@@ -135,8 +131,6 @@ class Affine(nn.Module):
 class Exact(Affine):
     """E(y_0 | y_t) of the Gaussian data, in closed form."""
 
-    gammas: tuple[float, ...] = ()
-
     @nn.compact
     def __call__(self, x, y_t, gamma):
         gamma = gamma.reshape(-1, 1, 1, 1)
@@ -144,7 +138,7 @@ class Exact(Affine):
         return MEAN + (y_t - jnp.sqrt(gamma) * MEAN) @ TURN * gain @ TURN.T
 
 
-EXACT = models.Denoiser(Exact((1.0,)), diffusion.PREDICTIONS["y_0"])
+EXACT = models.Denoiser(Exact(), diffusion.PREDICTIONS["y_0"])
 
 
 @pytest.mark.parametrize("calls", [1, 4])
@@ -158,7 +152,7 @@ def test_the_way_back_keeps_the_quantile_of_gaussian_data(calls):
     errors = []
     for knots in (32, 128):
         schedule = diffusion.uniform_log_snr(knots, 0.02, 20.0)
-        back = distilling.way_back(schedule, calls)
+        back = diffusion.way_back(schedule, knots // calls)
         ways = distilling.with_way_back(distilling.segments(diffusion.ddim(schedule), calls), back)
         exact, gamma = functools.partial(EXACT, {}, None), back.gamma[0]
         y_1 = np.sqrt(gamma) * MEAN + z * std(gamma) @ TURN.T
@@ -191,7 +185,9 @@ def test_a_trained_student_of_gaussian_data_is_the_best_one(calls, truth):
     network = Affine(tuple(map(float, rows.gamma[:, 0])))
     denoiser = models.Denoiser(network, diffusion.PREDICTIONS["y_0"])
     optimizer = optax.adam(optax.linear_schedule(0.1, 0.0, 400))
-    ways = distilling.with_way_back(rows, distilling.way_back(FINE, calls)) if truth else rows
+    ways = (
+        distilling.with_way_back(rows, diffusion.way_back(FINE, KNOTS // calls)) if truth else rows
+    )
     teacher = Teacher(EXACT, ways, truth, clip=False)
     config = small_run.options(seed=1, loss="l2", ema_decay=0.0)
     step = jax.jit(make_train_step(denoiser, None, optimizer, config, teacher=teacher))
@@ -220,14 +216,8 @@ def test_a_trained_student_of_gaussian_data_is_the_best_one(calls, truth):
     assert max(found) < (0.03 if truth else 0.001)
 
 
-class Noise(nn.Module):
+class Noise(small_run.Network):
     """Makes an image of noise alone, mean + std y_t, and ignores its source."""
-
-    has_source = True
-    has_y_t = True
-    num_classes = 0
-    source_noise = False
-    dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, y_t, gamma, dropout_keys=None):

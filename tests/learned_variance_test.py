@@ -54,14 +54,11 @@ def test_the_bound_is_the_divergence_of_the_two_steps(share):
     assert float(found[0]) == pytest.approx(np.trapezoid(integrand, y), rel=1e-4)
 
 
-class Knows(nn.Module):
+class Knows(small_run.Network):
     """Predicts y_0 of Gaussian data exactly; learns the variance of each step."""
 
     has_source = False
-    has_y_t = learned_variance = True
-    num_classes = 0
-    source_noise = False
-    dtype = jnp.float32
+    learned_variance = True
 
     @nn.compact
     def __call__(self, x, y_t, gamma, dropout_keys=None):

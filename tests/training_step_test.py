@@ -59,8 +59,10 @@ def step():
 
 
 def _predict(denoiser, params, schedule, batch, config, train=False):
+    if train:
+        batch = tasks.drop_labels(batch, config.train.label_dropout)
     task = tasks.denoising(denoiser, schedule, batch, config)
-    return predict(denoiser, params, task, batch, config, train)
+    return predict(denoiser, params, task, config, train)
 
 
 def _assert_close(a, b, **tolerance):

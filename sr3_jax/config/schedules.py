@@ -97,7 +97,9 @@ def segments(config: Config) -> diffusion.Sampler:
     rows = distilling.segments(sampler, own)
     if not config.distillation.truth:
         return rows
-    return distilling.with_way_back(rows, distilling.way_back(noise, own))
+    return distilling.with_way_back(
+        rows, diffusion.way_back(noise, config.distillation.teacher_calls)
+    )
 
 
 def sampler_name(config: Config) -> str:

@@ -7,6 +7,7 @@ from sr3_jax.diffusion.loss import (
     LOSS_WEIGHTS,
     Reverse,
     denoising_loss,
+    mean_over_images,
     reverse_at,
     sample_gamma,
     sample_time,
@@ -22,6 +23,7 @@ from sr3_jax.diffusion.samplers import (
     dpmpp_2m,
     heun,
     one_call,
+    way_back,
 )
 from sr3_jax.diffusion.sampling import State, advance, begin, sample
 from sr3_jax.diffusion.schedule import (
@@ -60,6 +62,7 @@ __all__ = [
     "heun",
     "karras",
     "linear",
+    "mean_over_images",
     "one_call",
     "precondition",
     "quadratic",
@@ -73,5 +76,6 @@ __all__ = [
     "uniform_noise_level",
     "variational_bound",
     "warm_up",
+    "way_back",
     "weigh",
 ]

@@ -19,10 +19,10 @@ every k-th time; with eta = 1, where rows draw noise, they are those of `ddim` w
 teacher's noise of the rows between is not an input of the student, whose squared error then leads
 to the mean of D* over it: the student of such a teacher varies less.
 
-The truth enters by the way back (`way_back`), as in SinSR (Wang et al. 2024, section 3.3): an
-image with the least noise of the schedule is led to the noise that the teacher would make it from,
-and the student's last call has to lead from there to the image itself. SinSR trains the network for
-the way back; here the teacher's own equation is solved from the other end.
+The truth enters by `samplers.way_back`, as in SinSR (Wang et al. 2024, section 3.3): an image with
+the least noise of the schedule is led to the noise that the teacher would make it from, and the
+student's last call has to lead from there to the image itself. SinSR trains the network for the way
+back; here the teacher's own equation is solved from the other end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from sr3_jax.diffusion.parameterization import Prediction
 from sr3_jax.diffusion.process import per_example
 from sr3_jax.diffusion.samplers import Sampler
 from sr3_jax.diffusion.sampling import Denoise
-from sr3_jax.diffusion.schedule import NoiseSchedule
 
 
 def segments(teacher: Sampler, num_calls: int) -> Sampler:
@@ -70,44 +69,8 @@ def segments(teacher: Sampler, num_calls: int) -> Sampler:
     return dataclasses.replace(of_segments, looks_back=bool(of_segments.previous_estimate.any()))
 
 
-def way_back(schedule: NoiseSchedule, num_calls: int) -> Sampler:
-    """Makes the rows that lead an image to the state at which the last of a student's calls begins.
-
-    They solve the probability-flow ODE from t = 1 of the schedule up to the first of its last
-    T / num_calls times, as DPM-Solver++(2M) does in the other direction.
-
-    Returns:
-      A sampler with arrays `[k]`, k = T / num_calls. Its last row stays where it is, since k - 1
-      lead there from t = 1.
-    """
-    k = schedule.num_steps // num_calls
-    gamma, noise = (
-        np.asarray(a, np.float64)[1 : k + 1] for a in (schedule.gamma, schedule.one_minus_gamma)
-    )
-    alpha, sigma = np.sqrt(gamma), np.sqrt(noise)
-    h = np.diff(np.log(alpha / sigma))  # of the step from t to t + 1, below 0
-    estimate = -alpha[1:] * np.expm1(-h)
-    slope = np.concatenate([[0.0], 0.5 * h[1:] / h[:-1]])[: k - 1]
-    stays = {"state": 1.0, "estimate": 0.0, "previous_estimate": 0.0}
-    rows = {
-        "state": sigma[1:] / sigma[:-1],
-        "estimate": estimate * (1 + slope),
-        "previous_estimate": -estimate * slope,
-    }
-    return Sampler(
-        gamma=gamma.astype(np.float32),
-        time=np.arange(2, k + 2, dtype=np.int32),
-        **{name: np.append(row, stays[name]).astype(np.float32) for name, row in rows.items()},
-        previous_state=np.zeros(k, np.float32),
-        noise=np.zeros(k, np.float32),
-        spread=np.zeros(k, np.float32),
-        is_stochastic=False,
-        looks_back=bool(slope.any()),
-    )
-
-
 def with_way_back(of_segments: Sampler, back: Sampler) -> Sampler:
-    """Returns the rows of `segments` with those of `way_back` as one segment more, the last."""
+    """Adds a last segment: the rows of `samplers.way_back`, of as many as a segment has."""
     joined = dataclasses.replace(
         back, is_stochastic=of_segments.is_stochastic, looks_back=of_segments.looks_back
     )

@@ -37,8 +37,8 @@ LOSS_WEIGHTS = {
     "min_snr": (lambda snr: jnp.minimum(snr, 5.0), False),
     "sigmoid": (lambda snr: snr * jax.nn.sigmoid(2.0 - jnp.log(snr)), True),
 }
-# Nichol and Dhariwal multiply the bound, a sum over T, by 0.001 (section 3.1): by its term of a t,
-# whose mean times T is the sum, that is T / 1000.
+# Weight of the variational bound beside the denoising loss (Nichol and Dhariwal 2021, section 3.1).
+# The bound is a sum over T steps, so the term of one drawn step counts T times.
 _OF_BOUND = 1e-3
 _BELOW_1 = 1.0 - 2.0**-24  # the largest float32 below 1
 
@@ -195,6 +195,9 @@ def denoising_loss(
     each = jnp.mean(error, axis=tuple(range(1, error.ndim)))
     if factor is not None:
         each = each * factor
-    if weight is None:
-        return jnp.mean(each)
+    return jnp.mean(each) if weight is None else mean_over_images(each, weight)
+
+
+def mean_over_images(each: Float[Array, " b"], weight: Float[Array, " b"]) -> Float[Array, ""]:
+    """Mean over rows by their weight, 0 for rows that hold no image; 0 where all weights are."""
     return jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1e-8)

@@ -123,22 +123,44 @@ def dpmpp_2m(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
     SDE-DPM-Solver++(2M) (their section 5); in between, the noise's rate is eta^2 times the SDE's.
     """
     _check_eta(eta)
-    alpha, sigma = _alpha_sigma(schedule)
+    at = np.arange(schedule.num_steps, 0, -1)
+    alpha, sigma = (values[::-1] for values in _alpha_sigma(schedule))
+    return _sampler(schedule.gamma[at], at - 1, **_second_order(alpha, sigma, eta))
+
+
+def way_back(schedule: NoiseSchedule, num_steps: int) -> Sampler:
+    """Makes the rows that lead an image, with the noise of t = 1, back to t = `num_steps`.
+
+    They solve the probability-flow ODE as `dpmpp_2m` does, in the other direction.
+
+    Returns:
+      A sampler of `num_steps` rows. The last one changes nothing, since one fewer leads there.
+    """
+    at = np.arange(1, num_steps + 1)
+    alpha, sigma = (values[at] for values in _alpha_sigma(schedule))
+    rows = {name: np.append(row, 0.0) for name, row in _second_order(alpha, sigma).items()}
+    rows["state"][-1] = 1.0
+    return _sampler(schedule.gamma[at], at + 1, **rows)
+
+
+def _second_order(
+    alpha: Float[np.ndarray, " knots"], sigma: Float[np.ndarray, " knots"], eta: float = 0.0
+) -> dict[str, Float[np.ndarray, " calls"]]:
+    """Returns the weights of DPM-Solver++(2M) from each knot to the next, in the order given."""
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(alpha) - np.log(sigma)  # their lambda; infinite at t = 0
-    h = half_log_snr[:-1] - half_log_snr[1:]  # of the step from t to t - 1, t = 1..T
-    reach = (1 + eta**2) * h
-    estimate = -alpha[:-1] * np.expm1(-reach)
-    # Half the slope of the estimate between the step before, from t + 1, and this one.
+    h = np.diff(half_log_snr)
+    estimate = -alpha[1:] * np.expm1(-(1 + eta**2) * h)
+    # Half the slope of the estimate between the step before and this one.
     slope = np.zeros_like(h)
-    slope[1:-1] = 0.5 * h[1:-1] / h[2:]
-    return _one_call_a_step(
-        schedule,
-        state=sigma[:-1] / sigma[1:] * np.exp(-(eta**2) * np.minimum(h, 700.0)),
-        estimate=estimate * (1 + slope),
-        previous_estimate=-estimate * slope,
-        noise=sigma[:-1] * np.sqrt(-np.expm1(-2 * eta**2 * h)) if eta else np.zeros_like(h),
-    )
+    slope[1:] = 0.5 * h[1:] / h[:-1]
+    slope[np.isinf(h)] = 0.0
+    return {
+        "state": sigma[1:] / sigma[:-1] * np.exp(-(eta**2) * np.minimum(h, 700.0)),
+        "estimate": estimate * (1 + slope),
+        "previous_estimate": -estimate * slope,
+        "noise": sigma[1:] * np.sqrt(-np.expm1(-2 * eta**2 * h)) if eta else np.zeros_like(h),
+    }
 
 
 def heun(schedule: NoiseSchedule) -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -88,7 +89,7 @@ def _laplacian(images: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"
     return [*levels, images]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="added")
 def _distance(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], added: float = 0.0
 ) -> Float[Array, " b"]:

@@ -66,6 +66,11 @@ class Denoiser:
         """Whether a call sees each image twice, with its class and with the null label."""
         return self.guidance != 1 and self.network.num_classes > 0
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network's output has channels for the variance of the reverse step."""
+        return getattr(self.network, "learned_variance", False)
+
     def cast_params(self, params: Params) -> Params:
         """Returns parameters in the network's type; vectors stay float32."""
         dtype = self.network.dtype
@@ -98,7 +103,7 @@ class Denoiser:
         if dropout_keys is not None:
             inputs["dropout_keys"] = dropout_keys
         output, variance = network.apply({"params": params}, x, **inputs), None
-        if getattr(network, "learned_variance", False):
+        if self.learns_variance:
             output, variance = jnp.split(output, 2, axis=-1)
             variance = 0.5 * (variance + 1.0)
         if self.sigma_data:

@@ -52,9 +52,9 @@ def make_train_step(
 
     def loss_sum(params: Params, batch: Batch, total: Array, *taught_by: Params) -> Array:
         share = jnp.sum(batch["weight"]) / total
-        if config.train.loss == "energy":
-            batch = tasks.twice(batch)
-        loss, _ = predict(denoiser, params, pose(batch, *taught_by), batch, config, train=True)
+        # Before the task is posed, so that a teacher has the class that its student is told.
+        batch = tasks.drop_labels(batch, config.train.label_dropout)
+        loss, _ = predict(denoiser, params, pose(batch, *taught_by), config, drops=True)
         return loss * share
 
     def differentiate(loss: parallel.Loss) -> parallel.Gradient:
@@ -175,28 +175,18 @@ def batch_shapes(
 
 
 def predict(
-    denoiser: models.Denoiser,
-    params: Params,
-    task: Task,
-    batch: Batch,
-    config: Config,
-    train: bool = False,
+    denoiser: models.Denoiser, params: Params, task: Task, config: Config, drops: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
-    """Returns the loss of the task of a batch, with one `key` for each row, and the prediction.
-
-    Applies dropout, and drops labels, if `train`. Loss `energy` takes each image in two
-    neighbouring rows (`tasks.twice`).
-    """
-    label = tasks.drop_labels(batch, config.train.label_dropout if train else 0.0)
-    keys = tasks.dropout_keys(batch) if train else None
+    """Returns the loss of a task, and the prediction; `drops`: apply dropout."""
+    batch, weight = task.batch, task.batch["weight"]
+    keys = tasks.dropout_keys(batch) if drops else None
     prediction, variance = denoiser.output(
-        params, task.x, task.y_t, task.gamma, label, task.source_gamma, keys
+        params, task.x, task.y_t, task.gamma, batch.get("label"), task.source_gamma, keys
     )
-    weight = batch["weight"]
     if config.train.loss == "energy":
         y_0 = denoiser.prediction.to_y_0(prediction, task.y_t, task.gamma)
         each = samples.energy_loss(y_0[::2], y_0[1::2], task.target[::2])
-        return jnp.sum(each * weight[::2]) / jnp.maximum(jnp.sum(weight[::2]), 1e-8), prediction
+        return diffusion.mean_over_images(each, weight[::2]), prediction
     loss = diffusion.denoising_loss(prediction, task.target, config.train.loss, weight, task.factor)
     if task.reverse is not None:
         high = batch["high_resolution"]
@@ -205,8 +195,7 @@ def predict(
         bound = diffusion.variational_bound(
             image_ops.to_signed(high), estimate, variance, task.reverse, levels
         )
-        bound = jnp.sum(bound * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
-        loss += task.reverse.factor * bound
+        loss += task.reverse.factor * diffusion.mean_over_images(bound, weight)
     return loss, prediction
 
 
@@ -227,16 +216,14 @@ def make_validation(
     def validate(params: Params, batch: Batch, *taught_by: Params) -> Metrics:
         base = jax.random.key(0)
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(batch["index"])
-        batch = dict(batch, key=keys)
-        if config.train.loss == "energy":
-            batch = tasks.twice(batch)
-        loss, prediction = predict(denoiser, params, pose(batch, *taught_by), batch, config)
+        task = pose(dict(batch, key=keys), *taught_by)
+        loss, prediction = predict(denoiser, params, task, config)
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:
             high, weight = batch["high_resolution"], batch["weight"]
             psnr = full_reference.psnr(image_ops.to_levels(prediction, high.dtype), high)
             psnr = jnp.where(weight > 0, psnr, 0.0)
-            found["validation_psnr"] = jnp.sum(psnr * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+            found["validation_psnr"] = diffusion.mean_over_images(psnr, weight)
         return found
 
     return validate

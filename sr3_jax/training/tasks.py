@@ -1,7 +1,8 @@
 """What a network is given in training, and what it should answer: `Task`.
 
-SR3 is asked for the noise of an image (`denoising`), and a student for the estimate that replaces
-several of its teacher (`distillation`).
+SR3 is asked for the noise of an image (`denoising`), a student for the estimate that replaces
+several of its teacher (`distillation`), and a network that samples in one call for two images of
+each source (`from_noise`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from sr3_jax import diffusion, image_ops, models
 from sr3_jax.config import Config
 from sr3_jax.diffusion import distilling
 from sr3_jax.models import Batch, Params
 
-# Of a row's key; its gamma, noise and dropout have the three that it splits into.
+# Numbers that are folded into a row's key. Gamma, noise and dropout take its three splits.
 _LABEL, _SOURCE_NOISE, _TEACHER, _TRUTH = 3, 4, 5, 6
 
 
@@ -26,6 +27,7 @@ class Task(NamedTuple):
     """A denoising task for each row of a batch.
 
     Attributes:
+      batch: the rows that it is of.
       x: the source, upsampled after noise was added; None for a network without one.
       source_gamma: gamma of that noise; None without.
       gamma: share of signal variance in `y_t`.
@@ -35,6 +37,7 @@ class Task(NamedTuple):
       reverse: the reverse step whose variance the network learns; None if it learns none.
     """
 
+    batch: Batch
     x: Float[Array, "b h w 3"] | None
     source_gamma: Float[Array, " b"] | None
     gamma: Float[Array, " b"]
@@ -75,7 +78,7 @@ def denoising(
     """
     y_0 = image_ops.to_signed(batch["high_resolution"])
     keys, reverse = _keys(batch), None
-    if getattr(denoiser.network, "learned_variance", False):
+    if denoiser.learns_variance:
         t = diffusion.sample_time(keys[:, 0], schedule)
         gamma, reverse = jnp.asarray(schedule.gamma)[t], diffusion.reverse_at(schedule, t)
     else:
@@ -84,6 +87,7 @@ def denoising(
     x, source_gamma = _source(denoiser, batch, config)
     how = config.train
     return Task(
+        batch,
         x,
         source_gamma,
         gamma,
@@ -127,6 +131,7 @@ def distillation(
     y_t, estimate = jnp.where(back, way.y_t, start), jnp.where(back, y_0, way.estimate)
     eps = diffusion.PREDICTIONS["y_0"].to_eps(estimate, y_t, gamma)
     return Task(
+        batch,
         x,
         source_gamma,
         gamma,
@@ -137,30 +142,33 @@ def distillation(
 
 
 def from_noise(denoiser: models.Denoiser, gamma: float, batch: Batch, config: Config) -> Task:
-    """Returns the task of loss `energy`: an image, from the noise that sampling begins with.
+    """Returns the task of loss `energy`: images, from the noise that sampling begins with.
 
-    The target is the image itself, whatever the network predicts.
+    Each row of the batch stands in two neighbouring rows of the task, with noises of their own. The
+    target is the image itself, whatever the network predicts.
     """
+    batch = _twice(batch)
     y_0 = image_ops.to_signed(batch["high_resolution"])
     y_t = _normal(_keys(batch)[:, 1], y_0)
     x, source_gamma = _source(denoiser, batch, config)
-    return Task(x, source_gamma, jnp.full(y_0.shape[:1], gamma), y_t, y_0, None)
+    return Task(batch, x, source_gamma, jnp.full(y_0.shape[:1], gamma), y_t, y_0, None)
 
 
-def twice(batch: Batch) -> Batch:
+def _twice(batch: Batch) -> Batch:
     """Returns each row of a batch in two neighbouring rows, with keys of their own."""
     rows = {name: jnp.repeat(values, 2, axis=0) for name, values in batch.items()}
     number = jnp.arange(rows["weight"].shape[0]) % 2
     return dict(rows, key=jax.vmap(jax.random.fold_in)(rows["key"], number))
 
 
-def drop_labels(batch: Batch, dropout: float) -> Int[Array, " b"] | None:
-    """Returns the class of each row, -1 where dropped; rows without an image have -1 as well."""
+def drop_labels(batch: Batch, dropout: float) -> Batch:
+    """Returns the batch with class -1 where dropped; rows without an image have -1 as well."""
     label = batch.get("label")
     if not dropout or label is None:
-        return label
+        return batch
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _LABEL))(batch["key"])
-    return jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys), -1, label)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
+    return dict(batch, label=jnp.where(dropped, -1, label))
 
 
 def dropout_keys(batch: Batch) -> Array:
