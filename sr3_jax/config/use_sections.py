@@ -37,8 +37,9 @@ class Sampling(Section):
     num_steps: int = option(100, "Number of refinement steps.", at_least=1, at_most=MAX_STEPS)
     knots: int = option(
         0,
-        "The schedule is made of so many steps, and `num_steps` of them, evenly spaced, are used. "
-        "Students have that of their teacher so (docs/distillation.md). 0: all.",
+        "The schedule is made with so many steps, and sampling takes `num_steps` of them, evenly "
+        "spaced. So a student shares the schedule of its teacher (docs/distillation.md). 0: the "
+        "schedule has `num_steps` steps.",
         at_least=0,
         at_most=MAX_STEPS,
     )

@@ -13,7 +13,7 @@ from sr3_jax.config import Config, run_file
 from sr3_jax.data import storage
 from sr3_jax.jobs.training import train
 
-# What a student cannot do without, of `config.sampling`.
+# The keys of `config.sampling` that a student was trained for.
 _KEYS = ("sampler", "schedule", "num_steps", "knots", "sigma_min", "sigma_max", "rho", "eta")
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -150,20 +150,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     shapes = training_step.batch_shapes(
         layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
     )
-    logging.info(
-        "compiling the training step and the validation, which usually takes one to five minutes, "
-        "or seconds if they were compiled before"
-    )
-    start = time.perf_counter()
-    taught_by = teacher_shapes(program, layout)
-    lowered = program.step.lower(state, shapes, *taught_by)
-    compiled = parallel.compile_for(mesh.devices.flat[0], lowered)
-    _check_memory_of(compiled, mesh)
-    if taught_by:
-        weights = program.teacher.denoiser.cast_params(initial_weights.read(teacher))
-        taught_by = [jax.tree.map(initial_weights.placed, *taught_by, weights)]
-    validate = _validation(config, workdir, program, state.ema_params, mesh, taught_by)
-    logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
+    step, validate = _compile(config, workdir, program, layout, state, shapes, teacher)
     parallel.wait_for_all()
     writer = event_file.EventFile(str(workdir) if jax.process_index() == 0 else None)
     flops_of_image = models.count_flops(model, config.data.image_size)
@@ -179,15 +166,40 @@ def _train(config: Config, workdir: epath.Path) -> None:
     _keep_config(config, workdir)
     with parallel.StopSignal() as stop_signal:
         hooks.stop_signal = stop_signal.asked
-        step = functools.partial(_taught, compiled, taught_by) if taught_by else compiled
         loop.train(state, step, batches, config, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
 
 
-def _taught(step: loop.TrainStep, taught_by: Sequence[models.Params], *given: object):
-    """Takes the training step of a student, which has one argument more."""
-    return step(*given, *taught_by)
+def _compile(
+    config: Config,
+    workdir: epath.Path,
+    program: TrainingProgram,
+    layout: parallel.Layout,
+    state: training_state.TrainState,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    teacher: initial_weights.Trained | None,
+) -> tuple[loop.TrainStep, loop.Validate]:
+    """Compiles the training step and the validation; those of a student have its teacher's weights.
+
+    Raises:
+      ValueError: a step does not fit into memory.
+    """
+    logging.info(
+        "compiling the training step and the validation, which usually takes one to five minutes, "
+        "or seconds if they were compiled before"
+    )
+    start, mesh = time.perf_counter(), layout.mesh
+    taught_by = teacher_shapes(program, layout)
+    lowered = program.step.lower(state, batch, *taught_by)
+    compiled = parallel.compile_for(mesh.devices.flat[0], lowered)
+    _check_memory_of(compiled, mesh)
+    if teacher is not None:
+        weights = program.teacher.denoiser.cast_params(initial_weights.read(teacher))
+        taught_by = [jax.tree.map(initial_weights.placed, *taught_by, weights)]
+    validate = _validation(config, workdir, program, state.ema_params, mesh, taught_by)
+    logging.info("compiled in %.0f s; the first step begins", time.perf_counter() - start)
+    return lambda *given: compiled(*given, *taught_by), validate
 
 
 def _check_can_resume(config: Config, workdir: epath.Path) -> None:
