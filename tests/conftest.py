@@ -14,9 +14,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
 _COMPILER = _ROOT / ".venv" / "tpu_compiler" / "libtpu" / "libtpu.so"  # of launch/test.sh
 if _COMPILER.exists():
     os.environ.setdefault("TPU_LIBRARY_PATH", str(_COMPILER))
-# Two thirds of the time to compile; programs this small run as fast. 0 compiles faster yet, but
-# sampling then takes longer by more.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# A third of the time to compile, which is most of what tests take. Programs then run half as fast.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
