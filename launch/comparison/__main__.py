@@ -123,15 +123,18 @@ def _upscaled(
     options: argparse.Namespace,
 ) -> list[pathlib.Path]:
     """Runs a program; returns a folder for each sample, none where the program cannot run."""
-    made = [folder / "made" / name]
+    made, steps = [folder / "made" / name], options.steps
     peer = network is None and upscale.PROGRAMS[name].is_peer
     if network is not None:
-        config = released.locate(network) / "config.json"
-        if not config.exists():
+        path = released.locate(network) / "config.json"
+        if not path.exists():
             print(f"{name} is left out: {network} has no network")
             return []
-        if run_file.load(config).predicts_image:
+        config = run_file.load(path)
+        if config.predicts_image:
             num_samples = 1
+        if config.train.loss == "energy" or config.distillation.teacher_calls:
+            steps = 0  # a student has its own
         made += [folder / "made" / f"{name}_sample_{k}" for k in range(1, num_samples)]
     python = str(_PEERS / "bin/python") if peer else sys.executable
     for sample, target in enumerate(made):
@@ -140,7 +143,7 @@ def _upscaled(
         command += [f"--sample={sample}", f"--threads={options.threads}"]
         command += [f"--models={_PEERS / 'models'}", f"--modules={_PEERS / 'node'}"]
         command += [f"--workdir={network}"] if network else []
-        command += [f"--steps={options.steps}"] if options.steps and network else []
+        command += [f"--steps={steps}"] if steps and network else []
         if subprocess.run(command).returncode:
             print(f"{name} is left out: it failed")
             return []
@@ -200,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=_counts, default=(0, 0), help="N of each set, or N,M of the two; 0: all"
     )
     parser.add_argument("--samples", type=int, default=2, help="of each photograph, by networks")
-    parser.add_argument("--steps", type=int, default=0, help="network calls; default: as tuned")
+    meaning = "network calls of all but students; default: as tuned"
+    parser.add_argument("--steps", type=int, default=0, help=meaning)
     parser.add_argument("--threads", type=int, default=upscale.num_cores())
     parser.add_argument("--no_features", action="store_true", help="without EfficientNet's")
     return parser
