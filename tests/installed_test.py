@@ -86,10 +86,11 @@ def test_it_trains_upscales_and_scores(sr3):
     assert upscaled.returncode == 0, upscaled.stderr
     assert Image.open(sr3.folder / "large" / "small.png").size == (36, 24)
 
-    # The network of the package.
-    upscaled = sr3("upscale", "--input=small.png", "--output=larger", "--steps=1")
-    assert upscaled.returncode == 0, upscaled.stderr
-    assert Image.open(sr3.folder / "larger" / "small.png").size == (36, 24)
+    # The networks of the package.
+    for flag, output in (("--steps=1", "larger"), ("--workdir=photos_4x_quick", "quick")):
+        upscaled = sr3("upscale", flag, "--input=small.png", f"--output={output}")
+        assert upscaled.returncode == 0, upscaled.stderr
+        assert Image.open(sr3.folder / output / "small.png").size == (36, 24)
     listed = sr3("models").stdout
     assert listed.startswith("photos_4x: 4x") and "environment" in listed
 

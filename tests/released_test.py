@@ -148,7 +148,8 @@ def test_a_moved_network_is_the_same_one_to_jobs(folder, tmp_path):
 
 
 def test_the_package_brings_networks(shipped, folder, monkeypatch, tmp_path):
-    assert released.names() == [released.DEFAULT]
+    assert released.names() == [released.DEFAULT, "photos_4x_quick"]
+    assert SuperResolver.pretrained("photos_4x_quick").nfe() == 1
     made = SuperResolver.pretrained(num_steps=2)
     assert made.nfe() == 2
     np.testing.assert_array_equal(
