@@ -148,8 +148,7 @@ def test_a_moved_network_is_the_same_one_to_jobs(folder, tmp_path):
 
 
 def test_the_package_brings_networks(shipped, folder, monkeypatch, tmp_path):
-    assert released.names() == [released.DEFAULT, "photos_4x_quick"]
-    assert SuperResolver.pretrained("photos_4x_quick").nfe() == 1
+    assert released.names() == [released.DEFAULT]
     made = SuperResolver.pretrained(num_steps=2)
     assert made.nfe() == 2
     np.testing.assert_array_equal(

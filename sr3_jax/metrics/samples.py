@@ -106,7 +106,11 @@ def _laplacian(images: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"
 def _distance(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], added: float = 0.0
 ) -> Float[Array, " b"]:
-    """Root mean square difference of a patch, the mean over all patches of an image."""
+    """Root mean square difference of a patch, the mean over all patches of an image.
+
+    An image smaller than a patch, as a source may be, is one patch in that direction.
+    """
     square = jnp.square(a - b).mean(-1)
-    sums = jax.lax.reduce_window(square, 0.0, jax.lax.add, (1, _PATCH, _PATCH), (1, 1, 1), "VALID")
-    return jnp.sqrt(sums / _PATCH**2 + added).mean(axis=(1, 2))
+    height, width = (min(_PATCH, side) for side in square.shape[1:])
+    sums = jax.lax.reduce_window(square, 0.0, jax.lax.add, (1, height, width), (1, 1, 1), "VALID")
+    return jnp.sqrt(sums / (height * width) + added).mean(axis=(1, 2))
