@@ -32,5 +32,4 @@ if [ ${#test[@]} -gt 0 ]; then
   .venv/bin/python -m sr3_jax.main --mode=evaluate --workdir="$workdir" "${test[@]}"
 fi
 .venv/bin/python -m sr3_jax.main --mode=push --workdir="$workdir" --to="$workdir/released" --overwrite
-echo "A student of one call: .venv/bin/sr3 distill --objective=energy --teacher=$workdir --workdir=$workdir/students (docs/distillation.md)"
 echo "Upscale with it: $on_cpu.venv/bin/sr3 upscale --workdir=$workdir/released --input=PICTURE --output=FOLDER"

@@ -14,7 +14,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
 _COMPILER = _ROOT / ".venv" / "tpu_compiler" / "libtpu" / "libtpu.so"  # of launch/test.sh
 if _COMPILER.exists():
     os.environ.setdefault("TPU_LIBRARY_PATH", str(_COMPILER))
-# A third of the time to compile, which is most of what tests take. Programs then run half as fast.
+# Compilation is most of the time of tests, and these flags make it a third. The programs run half
+# as fast.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "

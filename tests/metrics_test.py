@@ -159,15 +159,21 @@ def test_the_energy_score_of_an_image_is_what_its_definition_gives():
     )
 
 
-def test_the_energy_loss_counts_what_the_source_would_show():
+def test_the_source_loss_is_of_what_the_source_shows_alone():
     """A checkerboard vanishes in a quarter of the size; a number that is added to it does not."""
     signs = (-1.0) ** np.add(*np.indices((64, 64)))
     board = 0.25 * jnp.broadcast_to(signs[..., None], (1, 64, 64, 3))
-    for a, b, apart in ((board + 0.1, board + 0.1, 0.0), (board + 0.1, board - 0.1, 0.2)):
-        added = samples.energy_loss(a, b, board, (16, 16)) - samples.energy_loss(a, b, board)
-        np.testing.assert_allclose(added, (0.1 - apart / 2) / 0.25, atol=4e-3)
-    unseen = samples.energy_loss(-board, -board, board, (16, 16))
-    np.testing.assert_allclose(unseen, samples.energy_loss(-board, -board, board), atol=1e-3)
+    shift = 0.1
+    alike = samples.source_loss(board + shift, board + shift, board, (16, 16))
+    np.testing.assert_allclose(alike, shift / 0.25, rtol=1e-3)
+    # As far from each other as from the truth, twice.
+    apart = samples.source_loss(board + shift, board - shift, board, (16, 16))
+    np.testing.assert_allclose(apart, 0.0, atol=1e-4)
+    unseen = samples.source_loss(-board, -board, board, (16, 16))
+    np.testing.assert_allclose(unseen, 0.0, atol=1e-3)
+    # A source may be smaller than a patch.
+    small = samples.source_loss(board + shift, board + shift, board, (4, 4))
+    np.testing.assert_allclose(small, shift / 0.25, rtol=1e-3)
 
 
 def test_gradient_energy_falls_with_blur_and_grows_with_noise():

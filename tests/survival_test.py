@@ -27,7 +27,8 @@ FLAGS = small_run.flags()
 COMMAND = [sys.executable, "-m", "sr3_jax.main", *FLAGS]
 NUM_KILLS = 4
 # A longer run than the other tests', so that kills meet it at work.
-LONG = ["--config.train.num_steps=120", "--config.train.sample_every_steps=0"]
+NUM_STEPS = 120
+LONG = [f"--config.train.num_steps={NUM_STEPS}", "--config.train.sample_every_steps=0"]
 LONG += ["--config.parallel.layout=zero1", "--config.checkpoint.every_steps=50"]
 
 
@@ -80,11 +81,13 @@ def test_kills_leave_no_trace(tmp_path):
         finally:
             process.kill()
             process.join()
-    assert 0 < max(steps_in(killed)) < 120
+    assert 0 < max(steps_in(killed)) < NUM_STEPS
     for workdir in (killed, tmp_path / "undisturbed"):
         result = run(workdir, *LONG)
         assert result.returncode == 0, result.stderr[-3000:]
-    ours, theirs = (small_run.read_checkpoint(w, 120) for w in (killed, tmp_path / "undisturbed"))
+    ours, theirs = (
+        small_run.read_checkpoint(w, NUM_STEPS) for w in (killed, tmp_path / "undisturbed")
+    )
     small_run.assert_same_arrays(ours, theirs)
 
 
@@ -101,7 +104,7 @@ def test_who_asks_for_a_stop_gets_it_in_seconds_and_saved(tmp_path, number, stat
     last = (tmp_path / "stderr.txt").read_text().strip().splitlines()[-1]
     step = max(steps_in(tmp_path))
     assert last == f"{number.name}: step {step} is saved; the same command goes on from it"
-    assert step < 120 and step % 50
+    assert step < NUM_STEPS and step % 50
     if number == signal.SIGINT:
         return  # what is saved is the same
     result = run(tmp_path, "--config.train.num_steps=" + str(step + 2))

@@ -57,27 +57,36 @@ def energy_loss(
     one: Float[Array, "b h w c"],
     other: Float[Array, "b h w c"],
     truth: Float[Array, "b h w c"],
-    source_size: tuple[int, int] | None = None,
 ) -> Float[Array, " b"]:
     """The energy score of two samples of each image, to be differentiated by them.
 
     It is `mean_energy_score`, where all levels are divided by the deviation of all images of the
-    batch. All are in [-1, 1]. With a `source_size`, the score of the images in that size is added:
-    the source has the truth of it, so that samples should not differ there. It is in units of the
-    deviation of what the source does not tell, the truth less its bicubic upsampling.
+    batch. All are in [-1, 1].
     """
-    images, scores = (one, other, truth), []
-    for a, b, y in zip(*map(_laplacian, images), strict=True):
-        scores.append(_pair_score(a, b, y) / (y.std() + 1e-6))
-    score = jnp.mean(jnp.stack(scores), axis=0)
-    if source_size is None:
-        return score
-    small = [image_ops.resize_bicubic(each, source_size) for each in images]
-    untold = truth - image_ops.resize_bicubic(small[-1], truth.shape[1:3])
-    return score + _pair_score(*small) / (untold.std() + 1e-6)
+    scores = []
+    for a, b, y in zip(*map(_laplacian, (one, other, truth)), strict=True):
+        scores.append(_score_of_two(a, b, y) / (y.std() + 1e-6))
+    return jnp.mean(jnp.stack(scores), axis=0)
 
 
-def _pair_score(
+def source_loss(
+    one: Float[Array, "b h w c"],
+    other: Float[Array, "b h w c"],
+    truth: Float[Array, "b h w c"],
+    source_size: tuple[int, int],
+) -> Float[Array, " b"]:
+    """The energy score of two samples of each image, downsampled to the source's size.
+
+    The source shows the truth in that size. Samples that differ there, or differ from the source,
+    are therefore wrong. The unit is the deviation of the detail that the source lacks: the truth
+    less its downsampled and upsampled copy. All are in [-1, 1].
+    """
+    small = [image_ops.resize_bicubic(each, source_size) for each in (one, other, truth)]
+    detail = truth - image_ops.resize_bicubic(small[-1], truth.shape[1:3])
+    return _score_of_two(*small) / (detail.std() + 1e-6)
+
+
+def _score_of_two(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]
 ) -> Float[Array, " b"]:
     # The root has no slope at 0, where two patches are the same.

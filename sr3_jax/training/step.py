@@ -185,9 +185,9 @@ def predict(
     )
     if config.train.loss == "energy":
         y_0 = denoiser.prediction.to_y_0(prediction, task.y_t, task.gamma)
-        has_source = denoiser.network.has_source
-        size = batch["low_resolution"].shape[1:3] if has_source else None
-        each = samples.energy_loss(y_0[::2], y_0[1::2], task.target[::2], size)
+        images = y_0[::2], y_0[1::2], task.target[::2]
+        size = batch["low_resolution"].shape[1:3]
+        each = samples.energy_loss(*images) + samples.source_loss(*images, size)
         return diffusion.mean_over_images(each, weight[::2]), prediction
     loss = diffusion.denoising_loss(prediction, task.target, config.train.loss, weight, task.factor)
     if task.reverse is not None:
