@@ -1,5 +1,6 @@
 """Settings of all tests: small compile cost, and several devices on one CPU."""
 
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -16,11 +17,11 @@ if _COMPILER.exists():
     os.environ.setdefault("TPU_LIBRARY_PATH", str(_COMPILER))
 # Compilation is most of the time of tests, and these flags make it a third. The programs run half
 # as fast.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# XLA ends a process that sets a flag which it does not know: this one is gone from jaxlib 0.12.
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # A shell that runs the tests in its background has them ignore Ctrl-C, and all that they start:
