@@ -12,12 +12,14 @@ usage() {
   exit 2
 }
 
-case ${1:-} in
-  -h | --help)
-    explain
-    exit
-    ;;
-esac
+for argument in "$@"; do
+  case $argument in
+    -h | --help)
+      explain
+      exit
+      ;;
+  esac
+done
 
 # Runs a command, or (DRY_RUN=1) prints it so that a shell would take it.
 do_it() {

@@ -113,11 +113,11 @@ def test_a_network_that_was_trained_obeys_its_classes(tmp_path):
         "sampling.num_steps": 20,
         "sampling.batch_size": 64,
         "train.batch_size": 32,
-        "train.num_steps": 400,
+        "train.num_steps": 300,
         "train.num_warmup_steps": 30,
-        "train.num_decay_steps": 300,
+        "train.num_decay_steps": 240,
         "train.ema_decay": 0.99,
-        "train.sample_every_steps": 400,
+        "train.sample_every_steps": 300,
         "evaluation.num_images": 40,
     }
     config.update_from_flattened_dict(changes)
