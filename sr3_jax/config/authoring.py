@@ -50,6 +50,7 @@ def variant(
             )
         if name in ("regression", "srcnn"):
             config.method = name
+            config.model.prediction = "eps"  # has no meaning without noise
             config.train.loss = "l2"
             config.train.learning_rate = learning_rate if name == "regression" else 1e-3
             config.evaluation.checkpoint = "best"
