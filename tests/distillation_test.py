@@ -269,9 +269,37 @@ def test_students_are_workdirs_like_others(tmp_path):
         student = SuperResolver.from_workdir(str(folder / name))
         assert student.nfe() == 1
         assert student.upscale(np.zeros((5, 7, 3), np.uint8)).shape == (20, 28, 3)
+        with pytest.raises(ValueError, match="3 steps, but the network is a student, which samp"):
+            student.upscale(np.zeros((5, 7, 3), np.uint8), steps=3)
     metadata = [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
     assert forked_run.run(given, said) == 0, said.read_text()
     assert metadata == [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
+    # What was begun otherwise does not go on in its place.
+    kept = (folder / "1_call" / "inference.json").read_text()
+    for other, named in (
+        (["--truth=0", "--config.sampling.eta=1"], "config.sampling.eta was 0.0 and is now 1.0"),
+        (["--steps=3"], "config.train.num_steps was 2 and is now 3"),
+        ([f"--teacher={folder / '1_call'}"], "the teacher is a student, which samples in 1: --ca"),
+        (["--config.train.loss=l1"], "config.train.loss = 'l1', but a student has 'l2'; leave it"),
+        (["--config.train.num_steps=9"], "config.train.num_steps = 9, but a student has 2; use --"),
+    ):
+        assert forked_run.run([*given, *other], said) == 2, said.read_text()
+        assert named in said.read_text()
+    # The tuned eta of a teacher may lie between those of students, which follow it without noise.
+    (teacher / "inference.json").write_text(json.dumps({"sampling": {"eta": 0.28}}))
+    assert forked_run.run(given, said) == 0, said.read_text()
+    assert (folder / "1_call" / "inference.json").read_text() == kept
+    # A released student needs no teacher; a tuned one samples as before.
+    released = tmp_path / "released"
+    assert (
+        forked_run.run(["--mode=push", f"--workdir={folder / '1_call'}", f"--to={released}"], said)
+        == 0
+    ), said.read_text()
+    assert SuperResolver.from_workdir(str(released)).nfe() == 1
+    tune = ["--mode=tune_schedule", f"--workdir={folder / '1_call'}"]
+    assert forked_run.run(tune, said) == 0, said.read_text()
+    found = json.loads((folder / "1_call" / "inference.json").read_text())
+    assert found["calls"] == 1 and found["sampling"] == json.loads(kept)["sampling"]
 
 
 def test_each_student_is_the_teacher_of_the_next():
@@ -300,3 +328,17 @@ def test_each_student_is_the_teacher_of_the_next():
     ]
     with pytest.raises(ValueError, match="each number must be a divisor of the one before"):
         students.plan(teacher, "hf://A/B", epath.Path("DIR"), [8, 3])
+    # A student as a teacher is called as it samples, and has no say in what its students learn.
+    taught = planned[epath.Path("DIR/8_calls")]
+    taught = reading.changed(taught, {"distillation.truth": 0.5})
+    (of_student,) = students.plan(taught, "DIR/8_calls", epath.Path("B"), [2], 100).values()
+    own = of_student.distillation
+    assert (own.teacher_calls, own.teacher_sampler, own.truth) == (4, "ddim", 0.0)
+    np.testing.assert_allclose(
+        schedules.segments(of_student).gamma.reshape(-1), schedules.sampler(taught).gamma
+    )
+    for calls in ([8, 2], [3]):
+        with pytest.raises(ValueError, match="must begin with a smaller number that divides it"):
+            students.plan(taught, "DIR/8_calls", epath.Path("B"), calls)
+    (by_energy,) = students.plan_one_call(taught, "DIR/8_calls", epath.Path("B")).values()
+    assert by_energy.distillation.teacher == "" and by_energy.student_calls == 1

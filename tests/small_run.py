@@ -25,6 +25,7 @@ OVERRIDES = {
     "data.image_size": 16,
     "data.low_resolution": 4,
     "model.channels": 8,
+    "model.prediction": "eps",  # the paper's
     "model.multipliers": (1,),
     "model.dropout": 0.1,
     "sampling.num_steps": 4,

@@ -12,11 +12,14 @@ images themselves (docs/distillation.md).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator, Set
 
-from absl import flags
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
 
 from sr3_jax.commands import shared
-from sr3_jax.config import in_words, resolve, run_file, students, with_sampling
+from sr3_jax.config import Config, in_words, resolve, run_file, students, with_sampling
 
 CONFIG_OF_RUN = "teacher"
 
@@ -56,22 +59,57 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     workdir = shared.workdir(values)
     if not all(number.isdecimal() for number in values.calls):
         raise ValueError(f"--calls={','.join(values.calls)} are no numbers; give such as 8,4,2,1")
-    folder = shared.network_folder(values.teacher)
-    teacher = shared.config_of_run(values, folder)
-    if teacher.sampling == run_file.load(folder / "config.json").sampling:
-        teacher = with_sampling(teacher, run_file.tuned(folder, teacher))
+    folder = shared.network_folder(values.teacher, "teacher")
+    given = frozenset(config_flags.get_override_values(values["config"]))
+    teacher = _as_tuned(shared.config_of_run(values, folder), folder, given)
+    if teacher.predicts_image:
+        raise ValueError(
+            f"--teacher={values.teacher} is a {teacher.method}, which makes its image in one call; "
+            "give a network of method sr3"
+        )
     calls = [int(number) for number in values.calls]
-    given = (teacher, values.teacher, workdir)
+    of_all = (teacher, values.teacher, workdir)
     if values.objective == "energy":
         if values["calls"].present and calls != [1] or values.truth:
             raise ValueError(
                 "--objective=energy trains a student of one call, without a teacher's calls; leave "
                 "out --calls and --truth"
             )
-        planned = students.plan_one_call(*given, values.steps)
+        planned = students.plan_one_call(*of_all, values.steps)
     else:
-        planned = students.plan(*given, calls, values.steps, values.truth)
+        planned = students.plan(*of_all, calls, values.steps, values.truth)
+    if replaced := list(_replaced(teacher, planned.values(), given)):
+        raise ValueError(in_words(replaced))
     check = functools.partial(resolve.faults, trains=True)
     if missing := list(check(next(iter(planned.values())))):
         raise ValueError(in_words(missing))
     return shared.Job(shared.late("distill", planned), workdir, stops_together=True)
+
+
+def _as_tuned(config: Config, folder: epath.Path, given: Set[str]) -> Config:
+    """Returns the config with the sampling that the teacher was tuned to, but for given keys."""
+    untouched = run_file.load(folder / "config.json")
+    of_file = {key for key in run_file.changed_keys(untouched, config) if key not in given}
+    if any(key.startswith("sampling.") for key in of_file):
+        return config  # the sampling is that of --config=FILE
+    found = run_file.tuned(folder, config)
+    found = {key: value for key, value in found.items() if f"sampling.{key}" not in given}
+    if found.get("eta", 0) not in (0, 1):
+        logging.info("students learn from the teacher's sampler without noise: eta = 0")
+        found["eta"] = 0.0
+    return with_sampling(config, found)
+
+
+def _replaced(teacher: Config, planned: Iterable[Config], given: Set[str]) -> Iterator[str]:
+    """Yields a message for each given option that a student cannot have."""
+    flags_of = {"train.num_steps": "--steps", "sampling.num_steps": "--calls"}
+    flags_of |= {"distillation.truth": "--truth", "train.initial_weights": "--teacher"}
+    taken = {"sampling.guidance"}  # by the teacher, and so by its students
+    found = {}
+    for config in planned:
+        for key, (old, new) in run_file.changed_keys(teacher, config).items():
+            if key in given - taken:
+                found.setdefault(key, (old, new))
+    for key, (old, new) in found.items():
+        instead = f"use {flags_of[key]}" if key in flags_of else "leave it out"
+        yield f"config.{key} = {old!r}, but a student has {new!r}; {instead}"

@@ -164,8 +164,8 @@ def workdir(values: flags.FlagValues) -> epath.Path:
     return folder
 
 
-def network_folder(given: str) -> epath.Path:
-    """Returns the folder of a run or of a released network that --workdir gives.
+def network_folder(given: str, flag: str = "workdir") -> epath.Path:
+    """Returns the folder of a run or of a released network that a flag gives.
 
     Raises:
       NotADirectoryError: it is a file.
@@ -173,7 +173,7 @@ def network_folder(given: str) -> epath.Path:
     """
     folder = released.locate(given)
     if storage.exists(folder) and not storage.is_folder(folder):
-        raise NotADirectoryError(f"--workdir={folder} is a file; give a folder")
+        raise NotADirectoryError(f"--{flag}={folder} is a file; give a folder")
     return folder
 
 

@@ -79,11 +79,15 @@ def _energy(config: Config) -> Iterator[str]:
     sampling = config.sampling
     if config.predicts_image:
         yield f"config.train.loss = 'energy' is for method 'sr3', not {config.method}; use 'l1'"
-    if sampling.num_steps != 1 or sampling.sampler != "ddim" or not config.has_source:
+    if not config.has_source:
         yield (
-            "config.train.loss = 'energy' is for networks with a source that make their image in "
-            f"one call, and config.sampling has num_steps = {sampling.num_steps} and sampler = "
-            f"{sampling.sampler!r}; use 1 and 'ddim'"
+            "config.train.loss = 'energy' compares images of one source, and a network of "
+            "config.data.low_resolution = 0 has no source; use 'l1' or 'l2'"
+        )
+    if sampling.sampler != "ddim":
+        yield (
+            f"config.sampling.sampler = {sampling.sampler!r}, but config.train.loss = 'energy' is "
+            "for networks that make their image in one call; use 'ddim'"
         )
     if config.distillation.teacher_calls or config.train.loss_weight != "none":
         yield (
@@ -117,15 +121,17 @@ def _distillation(config: Config) -> Iterator[str]:
         )
     if sampling.guidance != 1.0:
         yield (
-            f"config.sampling.guidance = {sampling.guidance:g}, but a student has its teacher's; "
-            "use 1, and config.distillation.teacher_guidance"
+            f"config.sampling.guidance = {sampling.guidance:g}, but a student has its teacher's, "
+            f"which is {of.teacher_guidance:g}; use 1"
         )
-    knots, calls = sampling.knots, sampling.num_steps * of.teacher_calls
+    if not of.calls:
+        yield f"{where}, but config.distillation.calls = 0; give the calls of the student"
+        return
+    knots, calls = sampling.knots, of.calls * of.teacher_calls
     if not knots or knots % calls:
         yield (
             f"config.sampling.knots = {knots} is not a multiple of {calls}, the calls of the "
-            f"teacher ({sampling.num_steps} of the student, {of.teacher_calls} for each); use a "
-            "multiple"
+            f"teacher ({of.calls} of the student, {of.teacher_calls} for each); use a multiple"
         )
 
 
@@ -221,6 +227,11 @@ def _training(config: Config) -> Iterator[str]:
 
 def _sampling(config: Config) -> Iterator[str]:
     sampling, train, classes = config.sampling, config.train, config.model.num_classes
+    if (calls := config.student_calls) and sampling.num_steps != calls:
+        yield (
+            f"config.sampling.num_steps = {sampling.num_steps}, but the network is a student, "
+            f"which samples in {calls} call{'s' * (calls > 1)}; use {calls}, or its teacher"
+        )
     if sampling.consistent and not config.has_source:
         yield (
             "config.sampling.consistent = True, but a network of config.data.low_resolution = 0 "

@@ -20,6 +20,7 @@ LATER = {
     "train.initial_weights": "",
     "sampling.tile_overlap": 64,
     "sampling.knots": 0,
+    "distillation.calls": 0,
     "distillation.teacher_calls": 0,
     "distillation.teacher": "",
     "distillation.truth": 0.0,

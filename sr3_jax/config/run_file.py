@@ -36,9 +36,11 @@ def load(path: epath.PathLike) -> Config:
     """
     path = epath.Path(path)
     if not path.exists():
+        within = sorted(inner.parent.name for inner in path.parent.glob("*/config.json"))
+        hint = f"; it holds some: {', '.join(within)}" if within else ""
         raise FileNotFoundError(
-            f"{path} does not exist: the folder is not the workdir of a training run, nor one of "
-            f"the networks of the package, {', '.join(released.names())}"
+            f"{path} does not exist: the folder is not the workdir of a training run{hint}, nor "
+            f"one of the networks of the package, {', '.join(released.names())}"
         )
     try:
         content = json.loads(path.read_bytes())

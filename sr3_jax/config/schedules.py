@@ -37,7 +37,7 @@ def sampling_schedule(
 
     Raises:
       ValueError: the schedule does not end in noise, or has too many steps; or steps are given for
-        a baseline, which takes one call.
+        a baseline, which takes one call, or others than a student's own.
     """
     if config.predicts_image:
         if num_steps not in (None, 1):
@@ -46,6 +46,17 @@ def sampling_schedule(
                 "in one call; leave the number out"
             )
         return None
+    num_steps = config.sampling.num_steps if num_steps is None else num_steps
+    if config.student_calls not in (0, num_steps):
+        raise ValueError(
+            f"{num_steps} steps, but the network is a student, which samples in "
+            f"{config.student_calls}; leave the number out, or use its teacher"
+        )
+    return _spaced(config, num_steps)
+
+
+def _spaced(config: Config, num_steps: int) -> diffusion.NoiseSchedule:
+    """Makes the schedule of so many steps: all, or every kth of the knots."""
     c = config.sampling
     make = {
         "respaced": lambda n: diffusion.respace(training_schedule(config), n),
@@ -54,7 +65,6 @@ def sampling_schedule(
         "noise_level": lambda n: diffusion.uniform_noise_level(n, c.sigma_max),
         "linear": lambda n: diffusion.linear(n, c.beta_start, c.beta_end),
     }
-    num_steps = c.num_steps if num_steps is None else num_steps
     if not c.knots:
         return _of_section("sampling", make[c.schedule], num_steps)
     if c.knots % num_steps:
@@ -90,8 +100,8 @@ def segments(config: Config) -> diffusion.Sampler:
     Raises:
       ValueError: the schedule has not so many steps.
     """
-    own, calls = config.sampling.num_steps, config.distillation.teacher_calls
-    noise = sampling_schedule(config, own * calls)
+    own, calls = config.distillation.calls, config.distillation.teacher_calls
+    noise = _spaced(config, own * calls)
     make = {"ddim": diffusion.ddim, "dpmpp_2m": diffusion.dpmpp_2m}
     sampler = make[config.distillation.teacher_sampler](noise, config.sampling.eta)
     rows = distilling.segments(sampler, own)

@@ -81,6 +81,11 @@ class Config(Section):
         return dataclasses.replace(self.sampling, tile_size=self.tile_size, **own)
 
     @property
+    def student_calls(self) -> int:
+        """Number of calls that a student samples in, whatever is asked for; 0: any number."""
+        return self.distillation.calls or (1 if self.train.loss == "energy" else 0)
+
+    @property
     def knows_no_class(self) -> bool:
         """Whether a class-conditional network also takes the null label."""
         return bool(self.model.num_classes and self.train.label_dropout)

@@ -9,8 +9,11 @@ from typing import Any
 from etils import epath
 
 from sr3_jax.config import reading
+from sr3_jax.config.fields import MAX_STEPS
 from sr3_jax.config.sections import Config
 
+# The keys of `config.sampling` that a student is trained for.
+KEYS = ("sampler", "schedule", "num_steps", "knots", "sigma_min", "sigma_max", "rho", "eta")
 # Calls of the teacher for one of the first student: its sampler is then near the exact solution.
 _FIRST_TEACHER_CALLS = 4
 # Salimans and Ho train each student for a sixteenth of the steps of the teacher (appendix B).
@@ -29,6 +32,10 @@ def plan_one_call(
         "train.initial_weights": address,
         "train.loss": "energy",
         "sampling.num_steps": 1,
+        "distillation.calls": 1,
+        "distillation.teacher": "",
+        "distillation.teacher_calls": 0,
+        "distillation.truth": 0.0,
     }
     return {workdir / "1_call": reading.changed(teacher, _common(teacher, num_steps) | of_energy)}
 
@@ -44,7 +51,8 @@ def plan(
     """Returns the config of each student by its workdir, in the order of training.
 
     All students use the schedule of the teacher's sampling, each a part of its knots. The learning
-    rate falls to 0 over each training, and the loss is the squared error.
+    rate falls to 0 over each training, and the loss is the squared error. A teacher that is a
+    student itself is called as often as it samples, at its own times.
 
     Args:
       teacher: the config of the teacher, with changes that are for all students.
@@ -56,14 +64,27 @@ def plan(
         to learn from the first teacher and from images. 0: no such stage.
 
     Raises:
-      ValueError: a number of calls is no divisor of the one before, or a config cannot work.
+      ValueError: a number of calls is no divisor of the one before, or of a student's that is the
+        teacher; or a config cannot work.
     """
     if not calls or min(calls) < 1 or any(a <= b or a % b for a, b in itertools.pairwise(calls)):
         raise ValueError(
             f"--calls={','.join(map(str, calls))}: each number must be a divisor of the one "
             "before, such as 8,4,2,1"
         )
-    knots = calls[0] * _FIRST_TEACHER_CALLS
+    knots = of_first = calls[0] * _FIRST_TEACHER_CALLS
+    sampler = "dpmpp_2m"
+    if own := teacher.student_calls:
+        if calls[0] >= own or own % calls[0]:
+            raise ValueError(
+                f"the teacher is a student, which samples in {own}: --calls={calls[0]},... must "
+                "begin with a smaller number that divides it"
+            )
+        knots, of_first, sampler = teacher.sampling.knots or own, own, "ddim"
+    elif knots > MAX_STEPS:
+        raise ValueError(
+            f"--calls={calls[0]} is too many; use {MAX_STEPS // _FIRST_TEACHER_CALLS} or fewer"
+        )
     of_all = _common(teacher, num_steps) | {"train.loss": "l2", "sampling.knots": knots}
     planned = {}
 
@@ -75,21 +96,23 @@ def plan(
             | {
                 "train.initial_weights": start,
                 "sampling.num_steps": number,
+                "distillation.calls": number,
+                "distillation.truth": 0.0,
                 "distillation.teacher": taught_by,
                 "distillation.teacher_calls": of_teacher // number,
-                "distillation.teacher_sampler": "dpmpp_2m" if is_first else "ddim",
+                "distillation.teacher_sampler": sampler if is_first else "ddim",
                 "distillation.teacher_guidance": teacher.sampling.guidance if is_first else 1.0,
             }
             | more,
         )
         return str(workdir / name)
 
-    last, of_last = address, knots
+    last, of_last = address, of_first
     for number in calls:
         name = f"{number}_call{'s' * (number > 1)}"
         last, of_last = add(name, last, last, of_last, number), number
     if truth:
-        add(f"{name}_truth", last, address, knots, number, **{"distillation.truth": truth})
+        add(f"{name}_truth", last, address, of_first, number, **{"distillation.truth": truth})
     return planned
 
 

@@ -324,6 +324,12 @@ class Train(Section):
 class Distillation(Section):
     """Training of a student, whose calls replace several of its teacher; `sr3 distill` sets it."""
 
+    calls: int = option(
+        0,
+        "Calls of the network that a student samples in; it takes no other number. 0: no student.",
+        at_least=0,
+        at_most=MAX_STEPS,
+    )
     teacher_calls: int = option(
         0,
         "Calls of the teacher that one call of the network learns to replace, at the "

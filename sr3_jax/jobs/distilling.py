@@ -9,12 +9,15 @@ import jax
 from absl import logging
 from etils import epath
 
-from sr3_jax.config import Config, run_file
+from sr3_jax.config import Config, run_file, students
 from sr3_jax.data import storage
 from sr3_jax.jobs.training import train
 
-# The keys of `config.sampling` that a student was trained for.
-_KEYS = ("sampler", "schedule", "num_steps", "knots", "sigma_min", "sigma_max", "rho", "eta")
+# Everything that decides what a student becomes, beside network, data and optimizer.
+_DEFINING = (
+    *("distillation.", "train.initial_weights", "train.num_steps", "train.loss"),
+    *(f"sampling.{key}" for key in students.KEYS),
+)
 
 
 def distill(planned: Mapping[epath.Path, Config]) -> None:
@@ -23,16 +26,45 @@ def distill(planned: Mapping[epath.Path, Config]) -> None:
     Each workdir also gets an inference.json with the student's calls, which it was trained for.
 
     Raises:
-      ValueError, HeldError, FileNotFoundError, StoppedError: as `train`.
+      ValueError: a workdir has a student that was planned otherwise; or as `train`.
+      HeldError, FileNotFoundError, StoppedError: as `train`.
     """
+    for workdir, config in planned.items():
+        _check_same_student(workdir, config)
     for number, (workdir, config) in enumerate(planned.items(), start=1):
         logging.info("student %d of %d: %s", number, len(planned), workdir)
-        train(config, workdir)
-        if jax.process_index() == 0:
-            found = {
-                "sampling": {key: getattr(config.sampling, key) for key in _KEYS},
-                "calls": config.sampling.num_steps,
-                "teacher": config.distillation.teacher or config.train.initial_weights,
-            }
-            text = json.dumps(found, indent=2)
-            storage.write_whole(workdir / run_file.INFERENCE, text.encode())
+        try:
+            train(config, workdir)
+        finally:  # also where the evaluation that ends a training fails
+            if jax.process_index() == 0 and (workdir / "config.json").exists():
+                storage.write_whole(workdir / run_file.INFERENCE, _inference(config).encode())
+
+
+def _check_same_student(workdir: epath.Path, config: Config) -> None:
+    """Checks that a student in a workdir was planned as this one: it would go on in its place.
+
+    Raises:
+      ValueError: it was planned otherwise; names the keys.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    differing = [
+        f"config.{key} was {old!r} and is now {new!r}"
+        for key, (old, new) in run_file.changed_keys(run_file.load(path), config).items()
+        if key.startswith(_DEFINING)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} has another student: {'; '.join(differing)}. Give the options that it was "
+            "begun with, or another --workdir"
+        )
+
+
+def _inference(config: Config) -> str:
+    found = {
+        "sampling": {key: getattr(config.sampling, key) for key in students.KEYS},
+        "calls": config.sampling.num_steps,
+        "teacher": config.distillation.teacher or config.train.initial_weights,
+    }
+    return json.dumps(found, indent=2)

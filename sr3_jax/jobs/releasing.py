@@ -89,7 +89,8 @@ def _without_paths(config: Config) -> Config:
     if released.is_for_results(train.initial_weights):
         train = dataclasses.replace(train, initial_weights="")
     if released.is_for_results(taught.teacher):
-        taught = dataclasses.replace(taught, teacher="")
+        # Without its teacher the student is not trained on, only used.
+        taught = dataclasses.replace(taught, teacher="", teacher_calls=0)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(data, **paths),

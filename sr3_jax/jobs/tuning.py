@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from sr3_jax import parallel
-from sr3_jax.config import Config, in_words, resolve, run_file, schedules, with_sampling
+from sr3_jax.config import Config, in_words, resolve, run_file, schedules, students, with_sampling
 from sr3_jax.data import locks, resumable, storage
 from sr3_jax.evaluation import evaluator, schedule_search
 from sr3_jax.evaluation.pretrained import common, process
@@ -61,7 +62,10 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
 
 def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     options, metric = config.tuning, config.tuning_metric
-    budgets = options.calls if calls is None else (calls,)
+    own = config.student_calls
+    if own and calls not in (None, own):
+        raise ValueError(f"--steps={calls}, but the network is a student, which samples in {own}")
+    budgets = (own,) if own else options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     images = shared.held_out(config, workdir, options.num_images)
     low, high = images.low, images.high
@@ -79,14 +83,21 @@ def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     trials = schedule_search.Trials(folder / "trials.jsonl", fingerprint)
     score = functools.partial(_score, config=config, low=low, high=high, metric=metric)
     counts = {budget: options.num_trials for budget in budgets}
-    if options.reference_calls:
+    if own:
+        # It samples as it was trained to: there is one way to measure, and none to search.
+        logging.info("a student has its own sampling, which is measured; there is nothing to tune")
+        counts = {own: 1}
+    elif options.reference_calls:
         counts.setdefault(options.reference_calls, 1)
     with parallel.StopSignal() as stop:
         for budget, count in counts.items():
             left = max(0, count - len(trials.of(budget)))
             with shared.progress_bar(f"{budget} calls", left, "trials") as bar:
                 while len(trials.of(budget)) < count:
-                    sampling = schedule_search.propose(trials, metric, budget, config.seed)
+                    if own:
+                        sampling = {key: getattr(config.sampling, key) for key in students.KEYS}
+                    else:
+                        sampling = schedule_search.propose(trials, metric, budget, config.seed)
                     progress = functools.partial(shared.advance, bar)
                     trial, made = _try(
                         config, resolver, sampling, budget, score, images, stop, progress
@@ -134,8 +145,8 @@ def _try(
     progress: Callable[[float], None],
 ) -> tuple[schedule_search.Trial, np.ndarray | None]:
     """Runs a trial; returns it with its result, and the first images; None if it is refused."""
-    changed = with_sampling(config, _keys(sampling))
     try:
+        changed = with_sampling(config, _keys(sampling))
         schedules.sampler(changed)
     except ValueError as error:
         progress(1.0)

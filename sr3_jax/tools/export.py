@@ -24,12 +24,11 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from absl import flags, logging
-from etils import epath
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 import sr3_jax
-from sr3_jax import command_line, diffusion, image_ops
+from sr3_jax import command_line, diffusion, image_ops, released
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
@@ -345,7 +344,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
         raise ValueError("--workdir=DIR and --output=FOLDER are needed; see --help")
     check_output(given.output)
     size = None if given.size is None else _size(given.size)
-    which, workdir = _which(given.which), epath.Path(given.workdir).expanduser()
+    which, workdir = _which(given.which), released.locate(given.workdir)
     config = run_file.load(workdir / "config.json")
     config = with_sampling(config, run_file.tuned(workdir, config))
     plan = make_plan(config, size, given.steps, given.platforms)
