@@ -50,6 +50,7 @@ class Network(nn.Module):
     has_source = has_y_t = True
     num_classes = 0
     source_noise = False
+    image_channels = source_channels = 3
     dtype = jnp.float32
 
 

@@ -62,6 +62,7 @@ class Generator(trained.TrainedNetwork):
           For each batch, once it is dispatched, a function that waits for its images.
         """
         # Only the size of these images is used.
-        blank = np.zeros((num_images, self.image_size, self.image_size, 3), np.uint8)
+        channels = self.refiner.denoiser.network.image_channels
+        blank = np.zeros((num_images, self.image_size, self.image_size, channels), np.uint8)
         for results in self._batches(blank, steps, seed, label, progress):
             yield results[-1]

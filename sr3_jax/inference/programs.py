@@ -66,6 +66,7 @@ class Programs:
         """Stores the denoiser; nothing is compiled. A program runs on the first few devices."""
         self.compile_seconds = 0.0  # so far
         self._denoiser, self._devices, self._clip = denoiser, list(devices), clip
+        self._channels = denoiser.network.image_channels, denoiser.network.source_channels
         self._networks = collections.OrderedDict()
         self._others = collections.OrderedDict()
 
@@ -111,16 +112,17 @@ class Programs:
 
     def noise(self, shape: Shape, keys: Keys) -> Flat:
         """Draws noise for sources; the sampler folds numbers from 1 into the same keys."""
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, 0), (3 * shape.room,))  # noqa: E731
+        size = (self._channels[1] * shape.room,)
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, 0), size)  # noqa: E731
         where, key = self.images(shape), ("noise", shape.flat)
         return self._small(key, jax.vmap(draw), (keys,), in_shardings=(where,), out_shardings=where)
 
     def begin(self, shape: Shape, sampler: diffusion.Sampler, keys: Keys) -> diffusion.State:
         """Returns the sampler's first state, y_T: pure noise."""
-        images, row = self.images(shape), sampler[:1]
+        images, row, size = self.images(shape), sampler[:1], (self._channels[0] * shape.room,)
         return self._small(
             ("begin", shape.flat, jax.tree.structure(row)),
-            lambda row, keys: diffusion.begin(row, keys, (3 * shape.room,)),
+            lambda row, keys: diffusion.begin(row, keys, size),
             (row, keys),
             in_shardings=(self.whole(shape), images),
             out_shardings=images,
@@ -136,7 +138,7 @@ class Programs:
         images, tiles = self.images(shape), self.tiles(shape)
         return self._small(
             ("cut", shape, windows and windows.rows.shape),
-            functools.partial(_cut, tile=shape.tile),
+            functools.partial(_cut, tile=shape.tile, channels=self._channels),
             (windows, x, y_t),
             in_shardings=(self.whole(shape), images, images),
             out_shardings=(tiles, tiles),
@@ -163,7 +165,8 @@ class Programs:
         """
 
         def step(row, state, y_0, keys):
-            estimate = _one_after_the_other(y_0) if row.learns_variance else y_0
+            learns, channels = row.learns_variance, self._channels[0]
+            estimate = _one_after_the_other(y_0, channels) if learns else y_0
             state = diffusion.advance(lambda *_: estimate, row, state, keys, clip=self._clip)
             return state, jnp.zeros_like(y_0)
 
@@ -213,21 +216,26 @@ def denoiser_shardings(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     return {"in_shardings": (whole, tiles, tiles, whole, rows), "out_shardings": tiles}
 
 
-def _one_after_the_other(images: Flat) -> Flat:
-    """Returns images of six channels as those of the first three, then those of the others."""
-    halves = jnp.split(images.reshape(len(images), -1, 6), 2, axis=-1)
+def _one_after_the_other(images: Flat, channels: int) -> Flat:
+    """Returns images of twice the channels as those of the first half, then those of the other."""
+    halves = jnp.split(images.reshape(len(images), -1, 2 * channels), 2, axis=-1)
     return jnp.concatenate([half.reshape(len(images), -1) for half in halves], axis=-1)
 
 
 def _cut(
-    windows: tiling.Windows | None, x: Flat | None, y_t: Flat, *, tile: tuple[int, int]
+    windows: tiling.Windows | None,
+    x: Flat | None,
+    y_t: Flat,
+    *,
+    tile: tuple[int, int],
+    channels: tuple[int, int],
 ) -> tuple[Tiles | None, Tiles]:
-    def cut(images: Array) -> Array:
+    def cut(images: Array, channels: int) -> Array:
         if windows is not None:
-            images = jax.vmap(tiling.cut, (0, None))(images, windows)
-        return images.reshape(-1, *tile, 3)
+            images = jax.vmap(lambda image: tiling.cut(image, windows, channels))(images)
+        return images.reshape(-1, *tile, channels)
 
-    return None if x is None else cut(x), cut(y_t)
+    return None if x is None else cut(x, channels[1]), cut(y_t, channels[0])
 
 
 def _add(windows: tiling.Windows | None, total: Flat, tiles: Tiles) -> Flat:

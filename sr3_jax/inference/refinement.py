@@ -60,6 +60,7 @@ class Refiner:
             share_heights = devices[0].platform != "cpu"
         self._share_heights = share_heights
         self.denoiser, self._sampling = denoiser, sampling
+        self._channels = denoiser.network.image_channels, denoiser.network.source_channels
         self._factor, self._devices = factor, list(devices)
         self._stride = stride
         self._tile_size = -(-sampling.tile_size // stride) * stride
@@ -116,7 +117,7 @@ class Refiner:
         devices, rows = self.share(num_images, size)
         sharing = 1 if grid.is_cut else devices
         at_once = max(self._groups(grid)) // devices if grid.is_cut else rows // devices
-        image = 12 * grid.room  # of three channels, float32
+        image = 4 * max(self._channels) * grid.room  # float32
         network = at_once * grid.tile[0] * grid.tile[1] * self._bytes_per_pixel(grid.tile)
         return rows // sharing * image * _NUM_ARRAYS + network, rows * image * _NUM_HOST_ARRAYS
 
@@ -172,7 +173,7 @@ class Refiner:
         params = self._params_on(shape.devices, shape.spatial)
         has_source = self.denoiser.network.has_source
         x = self._source(images, keys, shape, grid) if has_source else None
-        channels = 6 if self.denoiser.gives_variance else 3
+        channels = self._channels[0] * (2 if self.denoiser.gives_variance else 1)
         blank = np.zeros((len(images), channels * shape.room), np.float32)
         total = jax.device_put(blank, run.images(shape))
         state = run.begin(shape, sampler, keys)
@@ -211,13 +212,13 @@ class Refiner:
         x = resampling.resize(low.astype(np.float32), self._factor, grid.size)
         filling = ((0, whole - n) for n, whole in zip(grid.size, grid.canvas, strict=True))
         x = np.pad(x, [(0, 0), *filling, (0, 0)], mode="symmetric").reshape(len(low), -1)
-        x = np.pad(x, [(0, 0), (0, 3 * shape.room - x.shape[1])])
+        x = np.pad(x, [(0, 0), (0, self._channels[1] * shape.room - x.shape[1])])
         return jax.device_put(x, self.programs.images(shape))
 
     def _finish(self, low: Levels, grid: tiling.Grid, y_0: Float[np.ndarray, "b values"]) -> Levels:
         """Converts y_0 to levels, of the nearest consistent image if asked for."""
-        (height, width), canvas = grid.size, grid.canvas
-        y_0 = y_0[:, : 3 * canvas[0] * canvas[1]].reshape(len(low), *canvas, 3)[:, :height, :width]
+        (height, width), whole = grid.size, (*grid.canvas, self._channels[0])
+        y_0 = y_0[:, : math.prod(whole)].reshape(len(low), *whole)[:, :height, :width]
         if not np.isfinite(y_0).all():
             raise ValueError(
                 "the network's output is not finite; use config.model.dtype = float32, another "

@@ -117,14 +117,17 @@ def make_windows(grid: Grid, overlap: int, sizes: Sequence[int]) -> list[Windows
     ]
 
 
-def cut(image: Float[Array, " values"], windows: Windows) -> Float[Array, "k th tw 3"]:
+def cut(
+    image: Float[Array, " values"], windows: Windows, channels: int
+) -> Float[Array, "k th tw {channels}"]:
     """Returns the tiles of a flat image."""
     width = windows.column_weights.shape[1]
 
     def part(start: Int[Array, ""]) -> Array:
-        return jax.lax.dynamic_slice(image, (start * 3,), (width * 3,))
+        return jax.lax.dynamic_slice(image, (start * channels,), (width * channels,))
 
-    return jax.vmap(part)(windows.rows.reshape(-1)).reshape(*windows.rows.shape, width, 3)
+    tiles = jax.vmap(part)(windows.rows.reshape(-1))
+    return tiles.reshape(*windows.rows.shape, width, channels)
 
 
 def add(

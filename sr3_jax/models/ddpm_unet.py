@@ -83,6 +83,8 @@ class DDPMUNet(nn.Module):
     num_classes: ClassVar[int] = 0
     source_noise: ClassVar[bool] = False
     bottleneck_attention: ClassVar[bool] = True
+    image_channels: ClassVar[int] = 3
+    source_channels: ClassVar[int] = 3
 
     form: Form
     channels: int = 64
@@ -151,7 +153,7 @@ class DDPMUNet(nn.Module):
                 h = _conv(h.shape[-1], self.dtype, f"up_{level}_resample")(h)
 
         h = nn.swish(_norm(self.form, self.num_groups, self.dtype, "norm_out")(h))
-        return _conv(3, self.dtype, "conv_out")(h).astype(jnp.float32)
+        return _conv(self.image_channels, self.dtype, "conv_out")(h).astype(jnp.float32)
 
     def _embed(self, gamma: Float[Array, " b"]) -> Float[Array, "b _"]:
         """Sinusoids of t - 1 or of sqrt(gamma), Dense, swish, Dense."""

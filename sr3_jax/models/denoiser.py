@@ -42,10 +42,11 @@ class Denoiser:
 
     Attributes:
       network: `UNet`, or another module with its `has_source`, `has_y_t`, `num_classes`,
-        `source_noise` and `dtype`.
+        `source_noise`, `image_channels`, `source_channels` and `dtype`.
       prediction: what the network predicts.
       sigma_data: root mean square of y_0 - x, or of y_0 without a source, for
-        `diffusion.precondition`; 0: none, the output is the prediction, as in SR3.
+        `diffusion.precondition`; 0: none, the output is the prediction, as in SR3. The x meant here
+        is the channels that x begins with, as many as y_0 has; 0 where x has fewer.
       guidance: scale of classifier-free guidance in sampling (Ho and Salimans 2022, Eq. 6, whose w
         is `guidance - 1`): null + guidance * (class - null); 1: none.
       source_noise: standard deviation of the noise that x has in sampling, of a network that takes
@@ -95,7 +96,7 @@ class Denoiser:
         if network.has_y_t:
             inputs.update(y_t=y_t, gamma=gamma)
         else:
-            y_t, gamma = jnp.zeros_like(x), jnp.zeros(x.shape[:1])
+            y_t, gamma = jnp.zeros((*x.shape[:3], network.image_channels)), jnp.zeros(x.shape[:1])
         if network.num_classes:
             inputs["label"] = jnp.where(label < 0, network.num_classes, label)
         if network.source_noise:
@@ -107,7 +108,12 @@ class Denoiser:
             output, variance = jnp.split(output, 2, axis=-1)
             variance = 0.5 * (variance + 1.0)
         if self.sigma_data:
-            output = diffusion.precondition(output, self.prediction, x, y_t, gamma, self.sigma_data)
+            base = None
+            if x is not None and x.shape[-1] >= network.image_channels:
+                base = x[..., : network.image_channels]
+            output = diffusion.precondition(
+                output, self.prediction, base, y_t, gamma, self.sigma_data
+            )
         return Output(output, variance)
 
     def __call__(

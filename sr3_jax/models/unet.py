@@ -49,6 +49,8 @@ class UNet(nn.Module):
         TPUs; 1: no packing. Parameters and, but for rounding, results are the same.
       has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
+      image_channels: channels of y_t and of the prediction.
+      source_channels: channels of x.
       num_classes: number of classes; their embedding is added to that of gamma (Improved DDPM).
         The last row of its table, of index `num_classes`, stands for no label. 0: no labels.
       learned_variance: the output has twice the channels of an image, the second half for the
@@ -75,6 +77,8 @@ class UNet(nn.Module):
     num_classes: int = 0
     source_noise: bool = False
     learned_variance: bool = False
+    image_channels: int = 3
+    source_channels: int = 3
 
     @nn.compact
     def __call__(
@@ -86,7 +90,7 @@ class UNet(nn.Module):
         label: Int[Array, " b"] | None = None,
         source_gamma: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w _"]:
-        """Returns the output of the last convolution, float32, of 3 channels or of 6.
+        """Returns the last convolution's output, float32, of `image_channels` or twice as many.
 
         Args:
           x: the low-resolution source, already upsampled to the size of `y_t`, in [-1, 1].
@@ -179,7 +183,7 @@ class UNet(nn.Module):
 
     def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
         h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
-        channels = 6 if self.learned_variance else 3
+        channels = self.image_channels * (2 if self.learned_variance else 1)
         h = layers.Conv3x3(channels, self.dtype, zero=True, name="conv_out")(h)
         return h.to_array().astype(jnp.float32)
 
@@ -197,6 +201,11 @@ class UNet(nn.Module):
         image = x if y_t is None else y_t
         if x is not None and x.shape[:3] != image.shape[:3]:
             raise ValueError(f"x has shape {x.shape} but y_t has {y_t.shape}: upsample x first")
+        for name, channels in (("x", self.source_channels), ("y_t", self.image_channels)):
+            if inputs[name] is not None and inputs[name].shape[-1] != channels:
+                raise ValueError(
+                    f"{name} has shape {inputs[name].shape}; the network takes {channels} channels"
+                )
         stride = 2 ** (len(self.multipliers) - 1)  # between the image and the deepest level
         height, width = image.shape[1:3]
         if height % stride or width % stride:
@@ -211,12 +220,13 @@ class UNet(nn.Module):
 
 def example_inputs(model: nn.Module, image_size: int) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
-    image, number = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1,))
+    square, number = (1, image_size, image_size), jnp.zeros((1,))
+    x = jnp.zeros((*square, model.source_channels)) if model.has_source else None
     if not model.has_y_t:
-        return (image,)
+        return (x,)
     return (
-        image if model.has_source else None,
-        image,
+        x,
+        jnp.zeros((*square, model.image_channels)),
         number,
         None,
         jnp.zeros((1,), jnp.int32) if model.num_classes else None,

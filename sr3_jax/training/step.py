@@ -159,11 +159,15 @@ def batch_shapes(
     image_size: int,
     low_resolution: int,
     dtype: DTypeLike = jnp.uint8,
+    channels: tuple[int, int] = (3, 3),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and places of a training batch's arrays; `dtype` is that of pixels."""
+    """Shapes, types and places of a training batch's arrays.
+
+    `dtype` is that of pixels, and `channels` are those of high and low resolutions.
+    """
     arrays = {
-        "high_resolution": ((batch_size, image_size, image_size, 3), dtype),
-        "low_resolution": ((batch_size, low_resolution, low_resolution, 3), dtype),
+        "high_resolution": ((batch_size, image_size, image_size, channels[0]), dtype),
+        "low_resolution": ((batch_size, low_resolution, low_resolution, channels[1]), dtype),
         "weight": ((batch_size,), jnp.float32),
         "index": ((batch_size,), jnp.int32),
         "label": ((batch_size,), jnp.int32),
