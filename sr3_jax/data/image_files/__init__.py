@@ -9,12 +9,14 @@ makes files. Other packages use the names below.
 from sr3_jax.data.image_files.errors import BadImageError
 from sr3_jax.data.image_files.opening import open_file
 from sr3_jax.data.image_files.picture import (
+    GEO_TAGS,
     Density,
     Metadata,
     Picture,
     Pixels,
     fill_transparent,
     rgb,
+    scaled_geo,
     to_8_bits,
 )
 from sr3_jax.data.image_files.reading import (
@@ -29,6 +31,7 @@ from sr3_jax.data.image_files.reading import (
     read_rgb,
     read_with_comment,
 )
+from sr3_jax.data.image_files.tiff import Value as TagValue
 from sr3_jax.data.image_files.writing import (
     FORMATS,
     check_format,

@@ -95,7 +95,7 @@ class Picture:
         A georeference keeps the corners where they are on the ground. The density stays, so that
         the picture is printed larger.
         """
-        metadata = dataclasses.replace(self.metadata, geo=_scaled_geo(self.metadata.geo, scale))
+        metadata = dataclasses.replace(self.metadata, geo=scaled_geo(self.metadata.geo, scale))
         return dataclasses.replace(self, pixels=pixels, alpha=alpha, metadata=metadata)
 
 
@@ -188,7 +188,7 @@ def fill_transparent(picture: Picture) -> Pixels:
     return picture.pixels[rows, columns]
 
 
-def _scaled_geo(geo: tuple[Value, ...], scale: int | float) -> tuple[Value, ...]:
+def scaled_geo(geo: tuple[Value, ...], scale: int | float) -> tuple[Value, ...]:
     """Returns tags of GeoTIFF for `scale` times as many pixels on the same ground."""
     keys = next((value.content for value in geo if value.tag == GEO_KEYS), ())
     entries = [keys[i : i + 4] for i in range(4, len(keys), 4)]

@@ -1,0 +1,151 @@
+"""Files of arrays: what is read is what was stored, and results come back in the same form."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from sr3_jax.data import arrays
+from sr3_jax.data.image_files import BadImageError
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.normal(size=(6, 5, 13)).astype(np.float32)
+PLACE = [  # of GeoTIFF: pixels of 30 m, their corner, UTM 32N
+    (33550, "d", 3, (30.0, 30.0, 0.0), True),
+    (33922, "d", 6, (0.0, 0.0, 0.0, 500000.0, 5200000.0, 0.0), True),
+    (34735, "H", 8, (1, 1, 0, 1, 3072, 0, 1, 32632), True),
+]
+
+
+def _twice(image):
+    return image.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _npy(path, values):
+    np.save(path, values)
+
+
+def _npz(path, values):
+    np.savez(path, bands=values)
+
+
+def _tiff(path, values):
+    photometric = {"photometric": "minisblack", "metadata": None}
+    if values.ndim == 3:
+        photometric["planarconfig"] = "separate" if values.shape[0] == 13 else "contig"
+    tifffile.imwrite(path, values, **photometric)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["last", "first", "one"])
+@pytest.mark.parametrize(("suffix", "save"), [(".npy", _npy), (".npz", _npz), (".tif", _tiff)])
+def test_an_image_comes_back_in_its_own_form(tmp_path, suffix, save, layout, dtype):
+    image = (IMAGE * 20 + 100).astype(dtype)
+    stored = {"last": image, "first": np.moveaxis(image, -1, 0), "one": image[..., 0]}[layout]
+    expected = image[..., :1] if layout == "one" else image
+    save(path := tmp_path / f"a{suffix}", stored)
+    file = arrays.open_file(path, channels=expected.shape[2])
+    assert file.shape == expected.shape and file.dtype == dtype and len(file) == 1
+    read = file.read()
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, expected)
+    # Results are floats; integers are rounded and clipped, not wrapped.
+    large = _twice(expected).astype(np.float64) + 0.3
+    large[0, 0, 0] = 1e9
+    file.write(made := tmp_path / "made" / f"a{suffix}", [large])
+    back = arrays.open_file(made, channels=expected.shape[2])
+    assert back.dtype == dtype and back.shape == (12, 10, expected.shape[2])
+    if np.dtype(dtype).kind == "f":
+        np.testing.assert_array_equal(back.read(), large.astype(dtype))
+    else:
+        np.testing.assert_array_equal(back.read()[1:], _twice(expected)[1:])
+        assert back.read()[0, 0, 0] == np.iinfo(dtype).max
+    if suffix == ".npy" and layout != "last":
+        assert np.load(made).ndim == stored.ndim and np.load(made).shape[0] == (
+            13 if layout == "first" else 12
+        )
+
+
+def test_several_images_of_one_file(tmp_path):
+    stack = np.stack([IMAGE, IMAGE + 1, IMAGE + 2])
+    np.save(path := tmp_path / "days.npy", stack)
+    file = arrays.open_file(path, 13)
+    assert len(file) == 3
+    np.testing.assert_array_equal(file.read(2), stack[2])
+    file.write(made := tmp_path / "made.npy", [_twice(file.read(i)) for i in range(3)])
+    assert np.load(made).shape == (3, 12, 10, 13)
+
+
+def test_named_arrays_are_channels(tmp_path):
+    parts = {"t2m": IMAGE[..., 0], "z": IMAGE[..., 1], "mask": np.ones((2, 2), np.uint8)}
+    np.savez(path := tmp_path / "fields.npz", **parts)
+    file = arrays.open_file(path, 2, ["z", "t2m"])
+    assert file.names == ("z", "t2m")
+    np.testing.assert_array_equal(file.read(), IMAGE[..., 1::-1])
+    file.write(made := tmp_path / "made.npz", [_twice(file.read())])
+    assert set(np.load(made)) == {"z", "t2m"}
+    for variables, why in (
+        ([], "several arrays, t2m, z, mask"),
+        (["q"], "has no q; its arrays are"),
+    ):
+        with pytest.raises(BadImageError, match=why):
+            arrays.open_file(path, 2, variables)
+    with pytest.raises(BadImageError, match=r"of one type: z \(6, 5\), mask \(2, 2\)"):
+        arrays.open_file(path, 2, ["z", "mask"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [(np.int16, -9999), (np.float32, -9999.0), (np.uint16, 0)]
+)
+def test_geotiff_keeps_its_place_and_what_is_missing(tmp_path, dtype, nodata):
+    image = (IMAGE[..., :4] * 20 + 200).astype(dtype)
+    image[1, 2] = nodata
+    extra = [*PLACE, (42113, "s", 0, str(nodata), True)]
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(
+        path,
+        image,
+        photometric="minisblack",
+        planarconfig="contig",
+        metadata=None,
+        extratags=extra,
+        compression="zlib",
+    )
+    file = arrays.open_file(path)
+    read = file.read()
+    assert read.dtype == np.float32 and np.isnan(read[1, 2]).all() and np.isnan(read).sum() == 4
+    file.write(made := tmp_path / "made.tif", [_twice(read)])
+    np.testing.assert_array_equal(arrays.open_file(made).read(), _twice(read))
+    with tifffile.TiffFile(made) as of_made:
+        tags = of_made.pages.first.tags
+        assert tags[33550].value == (15.0, 15.0, 0.0)  # half the size, of the same corner
+        assert tags[33922].value == PLACE[1][3] and tags[34735].value == PLACE[2][3]
+        assert float(tags[42113].value) == nodata
+        assert of_made.pages.first.asarray()[2, 4].tolist() == [nodata] * 4
+
+
+def test_what_cannot_be_read_or_kept_is_named(tmp_path):
+    np.save(path := tmp_path / "a.npy", np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(BadImageError, match=r"shape \(4, 5, 3\) has no axis of 7 channels"):
+        arrays.open_file(path, 7)
+    with pytest.raises(ValueError, match="values are missing, and the file's uint8 has no value"):
+        arrays.open_file(path).write(tmp_path / "b.npy", [np.full((8, 10, 3), np.nan)])
+    with pytest.raises(ValueError, match="no whole number of times"):
+        arrays.open_file(path).write(tmp_path / "b.npy", [np.zeros((9, 10, 3))])
+    assert not (tmp_path / "b.npy").exists()
+    np.save(tmp_path / "c.npy", np.zeros((4, 5), np.complex64))
+    np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "broken.npz").write_bytes(b"PK\3\4 no archive")
+    (tmp_path / "broken.tif").write_bytes(b"II*\0 no tags")
+    (tmp_path / "broken.npy").write_bytes(path.read_bytes()[:90])
+    for name, why in {
+        "c.npy": "complex64; save real numbers",
+        "o.npy": "no array of NumPy",
+        "broken.npz": "no archive of NumPy",
+        "broken.tif": "no TIFF",
+        "broken.npy": "no array of NumPy",
+        "a.png": "no format of arrays; give one of .npy, .npz, .tif",
+    }.items():
+        with pytest.raises(BadImageError, match=why):
+            arrays.open_file(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        arrays.open_file(tmp_path / "none.npy")
