@@ -149,3 +149,59 @@ def test_what_cannot_be_read_or_kept_is_named(tmp_path):
             arrays.open_file(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         arrays.open_file(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_variables_are_channels_and_times_are_images(tmp_path, suffix):
+    """Written by xarray itself, packed in 16 bits as ERA5 is, with missing values."""
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    pytest.importorskip("zarr" if suffix == ".zarr" else "h5netcdf", reason="not installed")
+    rng = np.random.default_rng(1)
+    t2m = rng.normal(280, 9, (3, 6, 8)).astype(np.float32)
+    t2m[1, 2, 3] = np.nan
+    dims = ("time", "latitude", "longitude")
+    rain = np.abs(rng.normal(size=t2m.shape)).astype(np.float32)
+    dataset = xarray.Dataset(
+        {
+            "t2m": (dims, t2m, {"units": "K"}),
+            "tp": (dims, rain, {"units": "m"}),
+        },
+        {
+            "time": ("time", [0, 6, 12], {"units": "hours since 2020-01-01"}),
+            "latitude": ("latitude", np.linspace(50, 45, 6), {"units": "degrees_north"}),
+            "longitude": ("longitude", np.linspace(5, 12, 8)),
+        },
+        {"title": "a test"},
+    )
+    packed = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 270.0, "_FillValue": -32768}
+    path, made = tmp_path / f"era{suffix}", tmp_path / f"made{suffix}"
+    if suffix == ".nc":
+        dataset.to_netcdf(path, encoding={"t2m": packed}, engine="h5netcdf")
+    else:
+        dataset.to_zarr(path, encoding={"t2m": packed})
+    file = arrays.open_file(path)
+    assert file.names == ("t2m", "tp") and file.units == ("K", "m")
+    assert file.shape == (6, 8, 2) and len(file) == 3
+    read = file.read(1)
+    np.testing.assert_allclose(read[..., 0], t2m[1], atol=0.006)
+    assert np.isnan(read).sum() == 1 and np.isnan(read[2, 3, 0])
+    assert arrays.open_file(path, 1, ["tp"]).read(2).shape == (6, 8, 1)
+    file.write(made, [_twice(file.read(i)) for i in range(3)])
+    back = arrays.open_file(made)
+    np.testing.assert_array_equal(back.read(1), _twice(read))
+    opened = (xarray.open_zarr if suffix == ".zarr" else xarray.open_dataset)(made)
+    assert opened.title == "a test" and opened.t2m.encoding["dtype"] == np.int16
+    assert str(opened.time.values[1]).startswith("2020-01-01T06")
+    # Cells of half the size on the same ground.
+    np.testing.assert_allclose(opened.latitude[:3], [50.25, 49.75, 49.25])
+    np.testing.assert_allclose(
+        opened.latitude.values.reshape(-1, 2).mean(1), np.linspace(50, 45, 6)
+    )
+    np.testing.assert_allclose(
+        opened.longitude.values.reshape(-1, 2).mean(1), np.linspace(5, 12, 8)
+    )
+    assert opened.latitude.units == "degrees_north"
+    with pytest.raises(BadImageError, match="it has no msl; its variables are t2m, tp"):
+        arrays.open_file(path, 1, ["msl"])
+    with pytest.raises(BadImageError, match="name the channels by variables"):
+        arrays.open_file(path, 1)

@@ -31,6 +31,8 @@ FORMATS: Mapping[str, Format] = types.MappingProxyType(
         ".npz": Format("numpy_files.NpzFile"),
         ".tif": Format("tiff.TiffFile"),
         ".tiff": Format("tiff.TiffFile"),
+        ".nc": Format("xarray_files.XarrayFile", "xarray"),
+        ".zarr": Format("xarray_files.XarrayFile", "zarr"),
     }
 )
 
