@@ -205,3 +205,110 @@ def test_variables_are_channels_and_times_are_images(tmp_path, suffix):
         arrays.open_file(path, 1, ["msl"])
     with pytest.raises(BadImageError, match="name the channels by variables"):
         arrays.open_file(path, 1)
+
+
+def test_data_sets_of_hdf5_are_channels(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    stack = np.stack([IMAGE[..., :2], IMAGE[..., 2:4]])
+    stack[1, 2, 3, 0] = -99
+    path, made = tmp_path / "a.h5", tmp_path / "b.h5"
+    with h5py.File(path, "w") as file:
+        for i, name in enumerate(("flow/u", "flow/v")):
+            of = file.create_dataset(name, data=stack[..., i], compression="gzip")
+            of.attrs["units"], of.attrs["_FillValue"] = "m/s", np.float32(-99)
+        file.create_dataset("time", data=[0.0, 1.0])
+        file.attrs["title"] = "a test"
+    file = arrays.open_file(path, 2, ["flow/u", "flow/v"])
+    assert len(file) == 2 and file.shape == (6, 5, 2) and file.units == ("m/s", "m/s")
+    read = file.read(1)
+    assert np.isnan(read[2, 3, 0]) and np.isnan(read).sum() == 1
+    np.testing.assert_array_equal(file.read(0), stack[0])
+    file.write(made, [_twice(file.read(i)) for i in range(2)])
+    back = arrays.open_file(made, 2, ["flow/u", "flow/v"])
+    np.testing.assert_array_equal(back.read(1), _twice(read))
+    with h5py.File(made) as opened:
+        assert opened["flow/u"][1, 4, 6] == -99 and opened["flow/v"].attrs["units"] == "m/s"
+        assert opened["flow/u"].compression == "gzip" and opened.attrs["title"] == "a test"
+    with pytest.raises(BadImageError, match="it has flow/u, flow/v, time; name the channels"):
+        arrays.open_file(path, 2)
+    with h5py.File(path := tmp_path / "c.h5", "w") as file:
+        file["image"] = np.moveaxis(IMAGE, -1, 0)
+    file = arrays.open_file(path, 13)
+    np.testing.assert_array_equal(file.read(), IMAGE)
+    file.write(made, [_twice(IMAGE)])
+    with h5py.File(made) as opened:
+        assert opened["image"].shape == (13, 12, 10)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slope", [None, 0.5])
+def test_slices_of_a_volume_keep_their_place_in_the_body(tmp_path, suffix, slope):
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
+    volume = np.random.default_rng(2).integers(-500, 900, (6, 5, 3)).astype(np.int16)
+    affine = np.array([[-0.9, 0.1, 0, 40], [0.1, 1.1, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
+    image = nibabel.Nifti1Image(volume, affine)
+    if slope:
+        image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, path := tmp_path / f"scan{suffix}")
+    file = arrays.open_file(path)
+    assert len(file) == 3 and file.shape == (6, 5, 1)
+    assert file.dtype == (np.float32 if slope else np.int16)
+    np.testing.assert_allclose(file.read(1)[..., 0], volume[:, :, 1] * (slope or 1))
+    file.write(made := tmp_path / f"made{suffix}", [_twice(file.read(i)) for i in range(3)])
+    back = nibabel.load(made)
+    assert back.shape == (12, 10, 3) and back.get_data_dtype() == np.int16
+    np.testing.assert_allclose(back.get_fdata()[..., 2], _twice(file.read(2))[..., 0])
+    # Two finer voxels together are centred where the one was, and half as large.
+    for i, j, k in ((0, 0, 0), (4, 3, 2)):
+        finer = [back.affine @ (2 * i + a, 2 * j + b, k, 1) for a in (0, 1) for b in (0, 1)]
+        np.testing.assert_allclose(np.mean(finer, axis=0), affine @ (i, j, k, 1), atol=1e-4)
+    zooms = np.array(image.header.get_zooms()) / (2, 2, 1)
+    np.testing.assert_allclose(back.header.get_zooms(), zooms, rtol=1e-5)
+
+
+def test_dicom_keeps_its_units_and_place(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    raw = np.random.default_rng(3).integers(0, 3000, (6, 5)).astype(np.uint16)
+    data = pydicom.dataset.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    data.PatientName, data.Modality = "Nobody", "CT"
+    data.Rows, data.Columns = raw.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.RescaleSlope, data.RescaleIntercept, data.RescaleType = "1", "-1024", "HU"
+    data.PixelSpacing, data.ImagePositionPatient = ["0.8", "0.6"], ["10", "20", "30"]
+    data.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+    data.PixelData = raw.tobytes()
+    data.save_as(path := tmp_path / "slice.dcm", enforce_file_format=True)
+    file = arrays.open_file(path)
+    assert file.units == ("HU",) and file.shape == (6, 5, 1) and file.dtype == np.float32
+    np.testing.assert_array_equal(file.read()[..., 0], raw - 1024.0)
+    large = _twice(file.read())
+    large[0, 0, 0] = 1e5
+    file.write(made := tmp_path / "made.dcm", [large])
+    back = pydicom.dcmread(made)
+    np.testing.assert_array_equal(back.pixel_array[1:], _twice(raw)[1:])
+    assert back.pixel_array[0, 0] == 4095  # the most that 12 bits hold
+    assert list(back.PixelSpacing) == [0.4, 0.3] and back.PatientName == "Nobody"
+    # The first pixel's centre moves by a quarter of the former pixel, 0.6 mm wide, 0.8 mm high.
+    np.testing.assert_allclose(np.array(back.ImagePositionPatient, float), [9.85, 19.8, 30])
+    assert back.SOPInstanceUID != data.SOPInstanceUID and back.ImageType[0] == "DERIVED"
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr", ".h5", ".nii", ".nii.gz", ".dcm"])
+def test_damaged_files_of_libraries_are_named(tmp_path, suffix):
+    needed = arrays.FORMATS[suffix].package
+    pytest.importorskip(needed, reason=f"{needed} is not installed")
+    path = tmp_path / f"broken{suffix}"
+    if suffix == ".zarr":
+        path.mkdir()
+    else:
+        path.write_bytes(b"\x89HDF\r\n not more")
+    with pytest.raises(BadImageError, match="^no "):
+        arrays.open_file(path)
+    with pytest.raises(FileNotFoundError):
+        arrays.open_file(tmp_path / f"none{suffix}")

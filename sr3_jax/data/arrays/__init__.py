@@ -12,6 +12,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sr3_jax.data import storage
 from sr3_jax.data.arrays.base import ArrayFile, Values
 from sr3_jax.data.image_files import BadImageError
 
@@ -33,6 +34,11 @@ FORMATS: Mapping[str, Format] = types.MappingProxyType(
         ".tiff": Format("tiff.TiffFile"),
         ".nc": Format("xarray_files.XarrayFile", "xarray"),
         ".zarr": Format("xarray_files.XarrayFile", "zarr"),
+        ".h5": Format("hdf5.Hdf5File", "h5py"),
+        ".hdf5": Format("hdf5.Hdf5File", "h5py"),
+        ".nii": Format("medical.NiftiFile", "nibabel"),
+        ".nii.gz": Format("medical.NiftiFile", "nibabel"),
+        ".dcm": Format("medical.DicomFile", "pydicom"),
     }
 )
 
@@ -61,6 +67,8 @@ def open_file(
     suffix = format_of(path)
     if suffix is None:
         raise BadImageError(f"no format of arrays; give one of {', '.join(FORMATS)}")
+    if not storage.exists(path):
+        raise FileNotFoundError(f"{os.fspath(path)} does not exist")
     where, package = FORMATS[suffix]
     if package and importlib.util.find_spec(package) is None:
         raise BadImageError(f"{suffix} needs {package}: pip install 'sr3_jax[arrays]'")

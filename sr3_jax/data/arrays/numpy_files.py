@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,15 +22,11 @@ class NpyFile(base.ArrayFile):
         """Reads the header; see `arrays.open_file`."""
         if variables:
             raise BadImageError("a .npy file has no named arrays; leave variables empty")
-        try:
-            if storage.is_url(str(path)):
-                self._array = np.load(io.BytesIO(storage.read(path)), allow_pickle=False)
-            else:
-                self._array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise BadImageError(f"no array of NumPy: {error}") from error
+        is_remote = storage.is_url(str(path))
+        source = io.BytesIO(storage.read(path)) if is_remote else os.path.expanduser(path)
+        with base.opening("array of NumPy"):
+            how = None if is_remote else "r"
+            self._array = np.load(source, mmap_mode=how, allow_pickle=False)
         self._has_many = self._array.ndim == 4
         one = self._array.shape[1:] if self._has_many else self._array.shape
         shape, self._is_first = base.channels_last(one, channels)
@@ -62,11 +57,10 @@ class NpzFile(base.ArrayFile):
         self, path: str | os.PathLike[str], channels: int | None, variables: Sequence[str]
     ) -> None:
         """Reads the arrays; see `arrays.open_file`."""
-        try:
-            with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as archive:
+        content = storage.read(path)
+        with base.opening("archive of NumPy"):
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 self._others = {name: archive[name] for name in archive.files}
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise BadImageError(f"no archive of NumPy: {error}") from error
         if missing := [name for name in variables if name not in self._others]:
             raise BadImageError(
                 f"it has no {', '.join(missing)}; its arrays are {', '.join(self._others)}"

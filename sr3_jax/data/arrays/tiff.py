@@ -30,7 +30,7 @@ class TiffFile(base.ArrayFile):
         if variables:
             raise BadImageError("bands of TIFF have no names; leave variables empty")
         self._content = storage.read(path)
-        try:
+        with base.opening("TIFF"):
             with tifffile.TiffFile(io.BytesIO(self._content)) as file:
                 series, page = file.series[0], file.pages.first
                 shape = tuple(
@@ -44,8 +44,6 @@ class TiffFile(base.ArrayFile):
                 self._tags = {tag.code: tag for tag in page.tags if tag.code in (*GEO_TAGS, *_KEPT)}
                 self._values = {code: tag.value for code, tag in self._tags.items()}
                 dtype = series.dtype
-        except (tifffile.TiffFileError, ValueError, IndexError, KeyError) as error:
-            raise BadImageError(f"no TIFF: {error}") from error
         if channels is None and len(shape) == 3 and self._is_planar:
             channels = shape[0]
         shape, self._is_first = base.channels_last(shape, channels)

@@ -31,17 +31,14 @@ class XarrayFile(base.ArrayFile):
         import xarray
 
         self._is_zarr = str(path).rstrip("/").lower().endswith(".zarr")
-        if not storage.exists(path):
-            raise FileNotFoundError(f"{os.fspath(path)} does not exist")
-        try:
+        kind = "Zarr" if self._is_zarr else "NetCDF"
+        with base.opening(kind):
             if self._is_zarr:
                 self._data = xarray.open_zarr(str(path), chunks=None, decode_times=False)
             else:
                 source = storage.open_read(path) if storage.is_url(str(path)) else os.fspath(path)
                 engine = "h5netcdf" if _is_hdf5(path) else "scipy"
                 self._data = xarray.open_dataset(source, engine=engine, decode_times=False)
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            raise BadImageError(f"no {'Zarr' if self._is_zarr else 'NetCDF'}: {error}") from error
         names = tuple(variables) or tuple(n for n, v in self._data.items() if v.ndim >= 2)
         known = ", ".join(map(str, self._data)) or "none"
         if missing := [name for name in names if name not in self._data]:
