@@ -27,6 +27,17 @@ _TRAIN = [
 
 _TEST = ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6"]
 
+# Files of arrays: NetCDF, Zarr, HDF5, NIfTI and DICOM.
+_ARRAYS = [
+    "h5netcdf>=1.6",
+    "h5py>=3.13; python_version < '3.14'",
+    "h5py>=3.15; python_version >= '3.14'",  # the first with wheels for it
+    "nibabel>=5.3",
+    "pydicom>=3.0",
+    "xarray>=2025.1",
+    "zarr>=3.0",
+]
+
 setuptools.setup(
     name="sr3_jax",
     version=_VERSION,
@@ -69,6 +80,7 @@ setuptools.setup(
         "safetensors>=0.6",
         "scikit-image>=0.25",
         "scipy>=1.15",
+        "tifffile>=2025.1",
         "tqdm>=4.66",
     ],
     extras_require={
@@ -83,15 +95,18 @@ setuptools.setup(
         # FID, Inception score and LPIPS bring torch: several GB.
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         "hub": ["huggingface_hub>=1.0"],  # hf:// addresses
+        "arrays": _ARRAYS,
         # --engine=ray. Options that a job needs change in 2.64.
         "ray": ["ray>=2.60,<2.64"],
         "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
         "dev": [
             *_TEST,
             *_TRAIN,
+            *_ARRAYS,
             "gcp-storage-emulator>=2024.8",
             "huggingface_hub>=1.0",
             "pdoc>=16.0",  # launch/docs.sh
+            "rasterio>=1.4",  # writes GeoTIFF for tests
             "ray>=2.60,<2.64",
             "ruff>=0.14",
             *_TENSORFLOW,

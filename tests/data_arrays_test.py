@@ -312,3 +312,23 @@ def test_damaged_files_of_libraries_are_named(tmp_path, suffix):
         arrays.open_file(path)
     with pytest.raises(FileNotFoundError):
         arrays.open_file(tmp_path / f"none{suffix}")
+
+
+def test_a_geotiff_of_rasterio_keeps_its_place(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    path, made = tmp_path / "scene.tif", tmp_path / "made.tif"
+    values = (IMAGE * 50).astype(np.float32)
+    values[2, 1] = -9999
+    form = dict(driver="GTiff", width=5, height=6, count=13, dtype="float32", nodata=-9999)
+    form |= dict(crs="EPSG:32632", compress="deflate", tiled=True, blockxsize=16, blockysize=16)
+    form["transform"] = rasterio.transform.from_origin(500000, 5200000, 30, 20)
+    with rasterio.open(path, "w", **form) as file:
+        file.write(np.moveaxis(values, -1, 0))
+    file = arrays.open_file(path)
+    assert file.shape == (6, 5, 13) and np.isnan(file.read()[2, 1]).all()
+    np.testing.assert_array_equal(file.read()[3], values[3])
+    file.write(made, [_twice(file.read())])
+    with rasterio.open(made) as opened, rasterio.open(path) as before:
+        assert opened.crs == before.crs and opened.nodata == -9999 and opened.count == 13
+        assert opened.bounds == before.bounds and opened.res == (15, 10)
+        assert (opened.read(masked=True).mask.sum(axis=(1, 2)) == 4).all()
