@@ -229,3 +229,32 @@ def test_shared_photographs_decode():
         image = sources.FileRef(path.name, str(path)).read().image
         degrade.check_size(image, 256)
         assert np.ptp(image) > 100
+
+
+@pytest.mark.parametrize("resize", [degrade.resize_area, degrade.resize_bicubic])
+def test_missing_values_are_seen_by_no_neighbour(resize):
+    """Whatever stands where values are missing, the result is the same; a constant stays one."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(24, 24, 2)).astype(np.float32)
+    image[4:12, 5:9] = np.nan
+    image[20, 20, 1] = np.nan
+    for size in (6, 40) if resize is degrade.resize_bicubic else (6, 7):
+        made = resize(image, size)
+        assert made.dtype == np.float32 and 0 < np.isnan(made).sum() < made.size / 4
+        constant = resize(np.where(np.isnan(image), np.nan, np.float32(3.5)), size)
+        np.testing.assert_allclose(constant[np.isfinite(constant)], 3.5, rtol=1e-5)
+        np.testing.assert_array_equal(np.isnan(constant), np.isnan(made))
+        # Channels do not see each other's.
+        alone = resize(image[..., :1], size)
+        np.testing.assert_allclose(made[..., :1], alone, rtol=1e-5)
+    # Where nothing is missing within reach, results are those of the whole image.
+    whole = resize(np.where(np.isnan(image), 0, image), 6)[:, 4:, 0]
+    np.testing.assert_allclose(resize(image, 6)[:, 4:, 0], whole, rtol=1e-4, atol=1e-6)
+
+
+def test_other_numbers_are_not_rounded():
+    crop = np.random.default_rng(0).normal(280, 10, (24, 24, 5)).astype(np.float32)
+    high, low = degrade.make_pair(crop, 12, 3)
+    assert high.dtype == low.dtype == np.float32 and low.shape == (3, 3, 5)
+    np.testing.assert_allclose(high, crop.reshape(12, 2, 12, 2, 5).mean((1, 3)), rtol=1e-6)
+    np.testing.assert_allclose(low.mean(), crop.mean(), rtol=1e-3)

@@ -3,7 +3,8 @@
 Both sizes are made from one crop: resizing and cropping each shifts them against each other (1.9
 high-resolution pixels on a 500x375 image at 64 to 256). As in SR3, the crop is resized by area and
 rounded. Bicubic with anti-aliasing reduces that to the low resolution, which is rounded, too, as
-real inputs are. Pixels are uint8 or uint16.
+real inputs are. Pixels are uint8 or uint16. Other numbers are float32, are not rounded, and are NaN
+where they are missing.
 """
 
 import dataclasses
@@ -23,20 +24,23 @@ from sr3_jax.data.image_files import BadImageError, Box
 # The method that makes the low resolution, `resize_bicubic` or `resize_as_matlab`.
 Downsampling = Literal["pillow", "matlab"]
 
+# Least weight of known values for a pixel that is not missing.
+_LEAST_KNOWN = 0.5
+
 BYTES_TOGETHER = 1 << 18  # most bytes of small crops that are resized together
 
 # High and low resolution of one square of a picture.
 Pair = tuple[
-    UInt[np.ndarray, "*batch image_size image_size 3"],
-    UInt[np.ndarray, "*batch low_resolution low_resolution 3"],
+    Num[np.ndarray, "*batch image_size image_size c"],
+    Num[np.ndarray, "*batch low_resolution low_resolution c"],
 ]
 
 
 class Crop(NamedTuple):
     """A square of a picture that is not resized yet; `low` is None if it is made from `high`."""
 
-    high: UInt[np.ndarray, "side side 3"]
-    low: UInt[np.ndarray, "low_side low_side 3"] | None
+    high: Num[np.ndarray, "side side c"]
+    low: Num[np.ndarray, "low_side low_side d"] | None
 
 
 class TooSmallError(BadImageError):
@@ -64,7 +68,7 @@ class DegradeOptions:
     downsampling: Downsampling = "pillow"
 
 
-def check_size(image: UInt[np.ndarray, "height width 3"], image_size: int) -> None:
+def check_size(image: Num[np.ndarray, "height width c"], image_size: int) -> None:
     """Raises TooSmallError, with both sizes, if a square of `image_size` pixels does not fit."""
     height, width = image.shape[:2]
     if min(height, width) < image_size:
@@ -167,20 +171,27 @@ def bicubic_weights(
     return weights.astype(np.float32)
 
 
-def to_levels(image: Float[np.ndarray, "*shape"], dtype: DTypeLike) -> UInt[np.ndarray, "*shape"]:
-    """Rounds to the nearest integer (halves to even) and clips to the range of uint8 or uint16."""
+def to_levels(
+    image: Float[np.ndarray, "*shape"], dtype: DTypeLike
+) -> UInt[np.ndarray, "*shape"] | Float32[np.ndarray, "*shape"]:
+    """Rounds to the nearest integer (halves to even) and clips to the range of uint8 or uint16.
+
+    For another type the numbers stay as they are.
+    """
+    if np.dtype(dtype).kind == "f":
+        return image.astype(dtype, copy=False)
     return np.clip(np.rint(image), 0.0, np.iinfo(dtype).max).astype(dtype)
 
 
 def by_area(
-    crop: UInt[np.ndarray, "*batch side side 3"], size: int
-) -> UInt[np.ndarray, "*batch size size 3"]:
+    crop: Num[np.ndarray, "*batch side side c"], size: int
+) -> Num[np.ndarray, "*batch size size c"]:
     """Resizes a crop to `size` pixels by area, rounded to its own type."""
     return crop if crop.shape[-2] == size else to_levels(resize_area(crop, size), crop.dtype)
 
 
 def make_pair(
-    crop: UInt[np.ndarray, "*batch side side 3"],
+    crop: Num[np.ndarray, "*batch side side c"],
     image_size: int,
     low_resolution: int,
     downsampling: Downsampling = "pillow",
@@ -188,15 +199,15 @@ def make_pair(
     """Makes high and low resolution, which cover the same square, from one or several crops."""
     high = by_area(crop, image_size)
     if not low_resolution:
-        return high, np.zeros((*high.shape[:-3], 0, 0, 3), crop.dtype)
+        return high, np.zeros((*high.shape[:-3], 0, 0, high.shape[-1]), crop.dtype)
     if downsampling == "matlab":
         return high, resize_as_matlab(high, low_resolution)
     return high, to_levels(resize_bicubic(high, low_resolution), crop.dtype)
 
 
 def cut(
-    image: UInt[np.ndarray, "height width 3"],
-    low_resolution: UInt[np.ndarray, "low_height low_width 3"] | None,
+    image: Num[np.ndarray, "height width c"],
+    low_resolution: Num[np.ndarray, "low_height low_width d"] | None,
     options: DegradeOptions,
     uniforms: Num[np.ndarray, "3"] | None,
 ) -> Crop:
@@ -264,8 +275,14 @@ def _resize(
     """Resizes the height, then the width, each by a product with a sparse matrix and `finish`.
 
     That takes less time than TensorFlow's operations, which give the same bytes, and leaves
-    Python's lock to other threads while it multiplies.
+    Python's lock to other threads while it multiplies. Missing values (NaN) have no weight: the
+    others are averaged, and where they have less than half of the weight, the result is missing.
     """
+    if images.dtype.kind == "f" and (is_missing := np.isnan(images)).any():
+        known = _resize(1.0 - is_missing, size, weights)
+        total = _resize(np.where(is_missing, 0.0, images), size, weights)
+        enough = known > _LEAST_KNOWN
+        return finish(np.where(enough, total / np.where(enough, known, 1.0), np.nan))
     *batch, height, width, channels = images.shape
     new_height, new_width = (size, size) if isinstance(size, int) else size
     count = math.prod(batch)
