@@ -33,6 +33,8 @@ class Place:
       tfds_dir: folder of TFDS's data sets; empty for TFDS's own.
       index: file in which the list of images is kept for the next start; None: nowhere.
       skip: folders in which no image is looked for.
+      channels: number of channels, of `arrays`.
+      variables: their names in files of named arrays, of `arrays`; empty: the only array there is.
     """
 
     half: Half
@@ -42,6 +44,8 @@ class Place:
     tfds_dir: str = ""
     index: Any = None
     skip: frozenset[str] = frozenset()
+    channels: int = 3
+    variables: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """Returns the key of an option of this half: `config.data.eval_path`."""
