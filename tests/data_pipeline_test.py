@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_jax.data import degrade, folders, photos, sources
+from sr3_jax import scaling
+from sr3_jax.data import array_source, degrade, folders, photos, source_kinds, sources
 from sr3_jax.data.pipeline import Pipeline, TooManyBadError
 
 _CENTRAL = degrade.DegradeOptions(16, 4)
@@ -270,3 +271,44 @@ def test_held_out_photos_are_all_usable_at_128():
     batches = list(pipeline.evaluation_batches())
     assert [batch["weight"].sum() for batch in batches] == [4, 4]
     assert not pipeline.skipped
+
+
+def test_other_numbers_come_in_the_units_of_the_network(tmp_path):
+    """Thirteen bands with missing values; what is missing in the data is missing in the batch."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(280, 10, (5, 16, 16, 13)).astype(np.float32)
+    values[2, :9, :9] = np.nan
+    np.save(tmp_path / "scenes.npy", values)
+    source = array_source.open_source(source_kinds.Place("train", str(tmp_path), channels=13))
+    statistics = scaling.Statistics(13, len(source))
+    for ref in source:
+        statistics.add(ref.read().image)
+    units = statistics.scaling("standardise")
+    how = dict(batch_size=5, dtype=np.float32, channels=(13, 13), units=(units, units))
+    batch = next(Pipeline(source, _CENTRAL, **how).evaluation_batches())
+    high, low = batch["high_resolution"], batch["low_resolution"]
+    assert high.shape == (5, 16, 16, 13) and low.shape == (5, 4, 4, 13)
+    np.testing.assert_allclose(units.to_values(high), values, rtol=1e-5)
+    assert abs(np.nanmean(high)) < 1e-3 and np.nanstd(high) == pytest.approx(0.5, rel=1e-3)
+    assert np.isnan(low[2, 0, 0]).all() and np.isnan(low).sum() == 4 * 13
+    known = np.delete(values, 2, axis=0)
+    expected = degrade.resize_bicubic(known, 4)
+    np.testing.assert_allclose(units.to_values(np.delete(low, 2, axis=0)), expected, rtol=1e-5)
+    # An image of other channels is damaged, and so are pictures that are no numbers of this type.
+    other = Pipeline(source, _CENTRAL, **how | {"channels": (3, 3)})
+    with pytest.raises(ValueError, match="it has 13 channels, and 3 are asked for"):
+        next(other.evaluation_batches())
+    with pytest.raises(ValueError, match="its values are float32; set config.data.dtype=float32"):
+        next(Pipeline(source, _CENTRAL, batch_size=5, dtype=np.uint8).evaluation_batches())
+
+
+def test_grey_pictures_are_one_channel(tmp_path, source):
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    made = Pipeline(folders.folder(tmp_path), _CENTRAL, batch_size=1, channels=(1, 1))
+    batch = next(made.evaluation_batches())
+    np.testing.assert_array_equal(batch["high_resolution"][0, ..., 0], grey)
+    assert batch["low_resolution"].shape == (1, 4, 4, 1)
+    colours = Pipeline(source, _CENTRAL, batch_size=7, channels=(1, 1))
+    with pytest.raises(ValueError, match="it has colours, and 1 are asked for"):
+        next(colours.evaluation_batches())

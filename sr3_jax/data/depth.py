@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import UInt, UInt8, UInt16
+from jaxtyping import Float32, Num, UInt, UInt8, UInt16
 from numpy.typing import DTypeLike
 
 from sr3_jax.data import sources
@@ -21,17 +21,22 @@ _MANY = 100  # pictures after which the range of values is judged, since a singl
 
 
 def convert(
-    pixels: UInt[np.ndarray, "*shape"], dtype: DTypeLike, white_level: int = 0
-) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
+    pixels: Num[np.ndarray, "*shape"], dtype: DTypeLike, white_level: int = 0
+) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"] | Float32[np.ndarray, "*shape"]:
     """Converts pixels to uint8 or uint16; 0 stays 0, and white becomes the largest value.
 
-    8 bits become 16 exactly, times 257. 16 bits are rounded to the nearest value.
+    8 bits become 16 exactly, times 257. 16 bits are rounded to the nearest value. As float32 they
+    keep their values, as other numbers do.
 
     Args:
-      pixels: uint8 or uint16.
-      dtype: uint8 or uint16.
+      pixels: uint8 or uint16; other numbers for float32.
+      dtype: uint8, uint16 or float32.
       white_level: value of 16-bit pixels that means white; brighter ones are clipped. 0: 65535.
     """
+    if np.dtype(dtype) == np.float32:
+        return pixels.astype(np.float32, copy=False)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise BadImageError(f"its values are {pixels.dtype}; set config.data.dtype=float32")
     if pixels.dtype == np.uint8:
         return pixels if dtype == np.uint8 else pixels.astype(np.uint16) * np.uint16(257)
     if dtype == np.uint16 and white_level in (0, 65535):

@@ -17,9 +17,10 @@ from typing import NamedTuple, TypedDict
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, Float64, Int32, Integer, UInt
+from jaxtyping import Float32, Float64, Int32, Integer, Num
 from numpy.typing import DTypeLike
 
+from sr3_jax import scaling
 from sr3_jax.data import degrade, depth, sources
 from sr3_jax.data.image_files import BadImageError
 
@@ -36,15 +37,16 @@ class Batch(TypedDict):
     """This process's rows of one global batch; `batch` is batch_size / process_count.
 
     Attributes:
-      high_resolution: RGB, uint8 or uint16; zeros in rows of weight 0.
-      low_resolution: RGB of the same square of the picture.
+      high_resolution: uint8 or uint16; or float32 in the range of the network, with NaN where
+        values are missing. Zeros in rows of weight 0.
+      low_resolution: the same square of the picture, likewise.
       weight: 1 for a usable image, 0 for an unusable image or padding.
       index: position of the image in the source; -1 for padding.
       label: class of the image; -1 if it has none, and in rows of weight 0.
     """
 
-    high_resolution: UInt[np.ndarray, "batch image_size image_size 3"]
-    low_resolution: UInt[np.ndarray, "batch low_resolution low_resolution 3"]
+    high_resolution: Num[np.ndarray, "batch image_size image_size c"]
+    low_resolution: Num[np.ndarray, "batch low_resolution low_resolution d"]
     weight: Float32[np.ndarray, " batch"]
     index: Int32[np.ndarray, " batch"]
     label: Int32[np.ndarray, " batch"]
@@ -55,8 +57,8 @@ class TooManyBadError(ValueError):
 
 
 class _Pair(NamedTuple):
-    high_resolution: UInt[np.ndarray, "image_size image_size 3"]
-    low_resolution: UInt[np.ndarray, "low_resolution low_resolution 3"]
+    high_resolution: Num[np.ndarray, "image_size image_size c"]
+    low_resolution: Num[np.ndarray, "low_resolution low_resolution d"]
     label: int
 
 
@@ -88,6 +90,8 @@ class Pipeline:
         process_count: int = 1,
         dtype: DTypeLike | None = None,
         white_level: int = 0,
+        channels: tuple[int, int] = (3, 3),
+        units: tuple[scaling.Scaling, scaling.Scaling] | None = None,
         cache_bytes: int = 1 << 30,
         max_bad_share: float = 1.0,
         num_threads: int | None = None,
@@ -102,7 +106,11 @@ class Pipeline:
           process_index: number of this process, whose contiguous slice of every batch is made.
           process_count: number of processes; divides `batch_size`.
           dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
+            float32 for other numbers.
           white_level: see `depth.convert`.
+          channels: of high and low resolutions; images of others are damaged. Three channels that
+            are equal, of a grey picture, are taken as one where one is asked for.
+          units: those of high and low resolutions, for float32.
           cache_bytes: most memory for images that were read.
           max_bad_share: largest share of damaged images (too small ones do not count); more end
             the iteration. Several processes must gather `unusable` and call `check_damaged`.
@@ -120,7 +128,7 @@ class Pipeline:
             )
         self._source = source
         self.reader = depth.Reader(source, dtype, white_level)
-        self._options = options
+        self._options, self._channels, self._units = options, channels, units
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
         self._first_row = process_index * self._local_batch_size
@@ -260,8 +268,8 @@ class Pipeline:
     def _rows(self, images: Sequence[_Choice]) -> Batch:
         count, (high, low) = len(images), self.sizes
         batch = Batch(
-            high_resolution=np.zeros((count, high, high, 3), self.dtype),
-            low_resolution=np.zeros((count, low, low, 3), self.dtype),
+            high_resolution=np.zeros((count, high, high, self._channels[0]), self.dtype),
+            low_resolution=np.zeros((count, low, low, self._channels[1]), self.dtype),
             weight=np.zeros(count, np.float32),
             index=np.array([index for index, _ in images], np.int32),
             label=np.full(count, sources.NO_LABEL, np.int32),
@@ -281,6 +289,9 @@ class Pipeline:
             crops = [crop for _, crop in waiting.values()]
             pairs = degrade.make_pairs(crops, self._options)
             for (row, (picture, _)), pair in zip(waiting.items(), pairs, strict=True):
+                if self._units:
+                    scaled = (u.to_signed(p) for u, p in zip(self._units, pair, strict=True))
+                    pair = tuple(scaled)
                 made = _Pair(*pair, picture.label)
                 self._keep(images[row][0], picture if self._options.crop == "random" else made)
                 yield row, made
@@ -297,7 +308,7 @@ class Pipeline:
                 yield row, kept
                 continue
             try:
-                picture = kept or self.reader.read(index)
+                picture = kept or self._read(index)
                 image = picture.image
                 crop = degrade.cut(image, picture.low_resolution, self._options, uniforms)
             except BadImageError as error:
@@ -308,6 +319,21 @@ class Pipeline:
             if (len(waiting) + 1) * image.nbytes > degrade.BYTES_TOGETHER:
                 yield from resized()
         yield from resized()
+
+    def _read(self, index: int) -> sources.Picture:
+        """Reads a picture; raises BadImageError if it has other channels than those asked for."""
+        picture = self.reader.read(index)
+        found = {"image": picture.image, "low_resolution": picture.low_resolution}
+        for (name, image), wanted in zip(found.items(), self._channels, strict=True):
+            if image is None or image.shape[-1] == wanted:
+                continue
+            is_grey = image.shape[-1] == 3 and (image[..., :1] == image[..., 1:]).all()
+            if not (wanted == 1 and is_grey):
+                of = "it has" if name == "image" else "its low resolution has"
+                what = "colours" if image.shape[-1] == 3 else f"{image.shape[-1]} channels"
+                raise BadImageError(f"{of} {what}, and {wanted} are asked for")
+            picture = picture._replace(**{name: image[..., :1]})
+        return picture
 
     def _keep(self, index: int, value: _Pair | sources.Picture) -> None:
         size = sum(part.nbytes for part in value if isinstance(part, np.ndarray))

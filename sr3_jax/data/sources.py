@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Integer, Num
 
 from sr3_jax.data import image_files
 
@@ -22,15 +22,16 @@ class Picture(NamedTuple):
     """An image that was read, with its label.
 
     Attributes:
-      image: upright RGB of the depth of its file; see `image_files.decode_seen`.
+      image: of a picture, upright RGB of the depth of its file (`image_files.decode_seen`); of a
+        file of arrays float32, NaN where values are missing.
       low_resolution: the same picture as another camera, or another method, took it; None
         where it is still to be made from `image`.
       label: index of its class, from 0; NO_LABEL if there is none.
       notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
-    image: UInt[np.ndarray, "height width 3"]
-    low_resolution: UInt[np.ndarray, "low_height low_width 3"] | None = None
+    image: Num[np.ndarray, "height width c"]
+    low_resolution: Num[np.ndarray, "low_height low_width d"] | None = None
     label: int = NO_LABEL
     notes: tuple[str, ...] = ()
 
