@@ -26,7 +26,7 @@ def denoise(network, x, y_t, tile_size, overlap, size=3, stride=4):
     total = jnp.zeros(3 * grid.room)
     sizes = [size] * -(-len(grid.starts) // size)
     for windows in tiling.make_windows(grid, overlap, sizes):
-        tiles = tiling.cut(x, windows), tiling.cut(y_t, windows)
+        tiles = tiling.cut(x, windows, 3), tiling.cut(y_t, windows, 3)
         total = tiling.add(total, network(*tiles, jnp.ones(size)), windows)
     height, width = grid.size
     return total[: 3 * height * width].reshape(1, height, width, 3)
