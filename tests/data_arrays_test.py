@@ -127,6 +127,8 @@ def test_what_cannot_be_read_or_kept_is_named(tmp_path):
     np.save(path := tmp_path / "a.npy", np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(BadImageError, match=r"shape \(4, 5, 3\) has no axis of 7 channels"):
         arrays.open_file(path, 7)
+    with pytest.raises(BadImageError, match="arrays of .npy have no names; leave variables empty"):
+        arrays.open_file(path, 3, ["t2m"])
     with pytest.raises(ValueError, match="values are missing, and the file's uint8 has no value"):
         arrays.open_file(path).write(tmp_path / "b.npy", [np.full((8, 10, 3), np.nan)])
     with pytest.raises(ValueError, match="no whole number of times"):

@@ -63,8 +63,8 @@ def tune_schedule(config: Config, workdir: epath.Path, calls: int | None) -> Non
 def _tune(config: Config, workdir: epath.Path, calls: int | None) -> None:
     options, metric = config.tuning, config.tuning_metric
     own = config.student_calls
-    if own and calls not in (None, own):
-        raise ValueError(f"--steps={calls}, but the network is a student, which samples in {own}")
+    if own:
+        schedules.sampler(config, calls)  # refuses other numbers
     budgets = (own,) if own else options.calls if calls is None else (calls,)
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     images = shared.held_out(config, workdir, options.num_images)

@@ -20,22 +20,26 @@ __all__ = ["FORMATS", "ArrayFile", "Values", "format_of", "open_file"]
 
 
 class Format(NamedTuple):
-    """A format: its class, and the package that it needs beyond the base installation."""
+    """A format: its class, and the package that it needs beyond the base installation.
+
+    `has_names` says whether its arrays have names, which `variables` of `open_file` gives.
+    """
 
     where: str
     package: str = ""
+    has_names: bool = False
 
 
 FORMATS: Mapping[str, Format] = types.MappingProxyType(
     {
         ".npy": Format("numpy_files.NpyFile"),
-        ".npz": Format("numpy_files.NpzFile"),
+        ".npz": Format("numpy_files.NpzFile", has_names=True),
         ".tif": Format("tiff.TiffFile"),
         ".tiff": Format("tiff.TiffFile"),
-        ".nc": Format("xarray_files.XarrayFile", "xarray"),
-        ".zarr": Format("xarray_files.XarrayFile", "zarr"),
-        ".h5": Format("hdf5.Hdf5File", "h5py"),
-        ".hdf5": Format("hdf5.Hdf5File", "h5py"),
+        ".nc": Format("xarray_files.XarrayFile", "xarray", has_names=True),
+        ".zarr": Format("xarray_files.XarrayFile", "zarr", has_names=True),
+        ".h5": Format("hdf5.Hdf5File", "h5py", has_names=True),
+        ".hdf5": Format("hdf5.Hdf5File", "h5py", has_names=True),
         ".nii": Format("medical.NiftiFile", "nibabel"),
         ".nii.gz": Format("medical.NiftiFile", "nibabel"),
         ".dcm": Format("medical.DicomFile", "pydicom"),
@@ -69,7 +73,9 @@ def open_file(
         raise BadImageError(f"no format of arrays; give one of {', '.join(FORMATS)}")
     if not storage.exists(path):
         raise FileNotFoundError(f"{os.fspath(path)} does not exist")
-    where, package = FORMATS[suffix]
+    where, package, has_names = FORMATS[suffix]
+    if variables and not has_names:
+        raise BadImageError(f"arrays of {suffix} have no names; leave variables empty")
     if package and importlib.util.find_spec(package) is None:
         raise BadImageError(f"{suffix} needs {package}: pip install 'sr3_jax[arrays]'")
     module, _, name = where.partition(".")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Num
@@ -14,7 +13,6 @@ from sr3_jax.data.image_files import BadImageError
 
 Values = Num[np.ndarray, "height width channels"]
 
-_LONGEST = 180  # characters of a library's own message
 _EXACT = {1: np.float32, 2: np.float32}  # floats that hold all integers of so many bytes
 
 
@@ -66,18 +64,6 @@ class ArrayFile(abc.ABC):
         check_numbers(self.dtype)
         self.names = tuple(names) or tuple(str(i) for i in range(self.shape[2]))
         self.units = (units,) * self.shape[2]
-
-
-@contextlib.contextmanager
-def opening(kind: str) -> Iterator[None]:
-    """Turns any error of a library, of which only the file can be the cause, into BadImageError."""
-    try:
-        yield
-    except (BadImageError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise BadImageError(f"no {kind}: {text[:_LONGEST]}") from error
 
 
 def check_numbers(dtype: np.dtype) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
-from sr3_jax.data.image_files import BadImageError
+from sr3_jax.data.image_files import BadImageError, decoder_errors
 
 _FILL = "_FillValue"  # by convention of NetCDF
 
@@ -29,7 +29,7 @@ class Hdf5File(base.ArrayFile):
         import h5py
 
         source = io.BytesIO(storage.read(path)) if storage.is_url(str(path)) else os.fspath(path)
-        with base.opening("HDF5"):
+        with decoder_errors("no HDF5"):
             self._file = h5py.File(source, "r")
         known: list[str] = []
         self._file.visititems(lambda n, x: known.append(n) if isinstance(x, h5py.Dataset) else None)
@@ -65,10 +65,8 @@ class Hdf5File(base.ArrayFile):
 
     def read(self, index: int = 0) -> base.Values:
         where = (index,) if self._has_many else ()
-        try:
+        with decoder_errors():
             parts = [self._file[name][(*where, ...)] for name in self._paths]
-        except OSError as error:
-            raise BadImageError(f"cannot be decoded: {error}") from error
         if not self._is_single:
             image = np.stack(parts, axis=-1)
         else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
-from sr3_jax.data.image_files import BadImageError
+from sr3_jax.data.image_files import BadImageError, decoder_errors
 
 
 class NiftiFile(base.ArrayFile):
@@ -23,11 +23,9 @@ class NiftiFile(base.ArrayFile):
         """Reads the header; see `arrays.open_file`."""
         import nibabel
 
-        if variables:
-            raise BadImageError("NIfTI has no named arrays; leave variables empty")
         content = storage.read(path)
         self._is_packed = str(path).lower().endswith(".gz")
-        with base.opening("NIfTI"):
+        with decoder_errors("no NIfTI"):
             if self._is_packed:
                 content = gzip.decompress(content)
             self._image = nibabel.Nifti1Image.from_bytes(content)
@@ -87,10 +85,8 @@ class DicomFile(base.ArrayFile):
         """Reads the tags; see `arrays.open_file`."""
         import pydicom
 
-        if variables:
-            raise BadImageError("DICOM has no named arrays; leave variables empty")
         content = storage.read(path)
-        with base.opening("image of DICOM"):
+        with decoder_errors("no image of DICOM"):
             self._data = pydicom.dcmread(io.BytesIO(content))
             frames = int(getattr(self._data, "NumberOfFrames", 1))
             size = int(self._data.Rows), int(self._data.Columns)
@@ -110,10 +106,8 @@ class DicomFile(base.ArrayFile):
         return 1
 
     def read(self, index: int = 0) -> base.Values:
-        try:
+        with decoder_errors():
             raw = self._data.pixel_array
-        except Exception as error:  # of its decoders, and where one is not installed
-            raise BadImageError(f"cannot be decoded: {error}") from error
         raw = raw.reshape(self.shape)
         if self.dtype == self._stored:
             return raw

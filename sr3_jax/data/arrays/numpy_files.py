@@ -10,7 +10,7 @@ import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
-from sr3_jax.data.image_files import BadImageError
+from sr3_jax.data.image_files import BadImageError, decoder_errors
 
 
 class NpyFile(base.ArrayFile):
@@ -20,11 +20,9 @@ class NpyFile(base.ArrayFile):
         self, path: str | os.PathLike[str], channels: int | None, variables: Sequence[str]
     ) -> None:
         """Reads the header; see `arrays.open_file`."""
-        if variables:
-            raise BadImageError("a .npy file has no named arrays; leave variables empty")
         is_remote = storage.is_url(str(path))
         source = io.BytesIO(storage.read(path)) if is_remote else os.path.expanduser(path)
-        with base.opening("array of NumPy"):
+        with decoder_errors("no array of NumPy"):
             how = None if is_remote else "r"
             self._array = np.load(source, mmap_mode=how, allow_pickle=False)
         self._has_many = self._array.ndim == 4
@@ -58,7 +56,7 @@ class NpzFile(base.ArrayFile):
     ) -> None:
         """Reads the arrays; see `arrays.open_file`."""
         content = storage.read(path)
-        with base.opening("archive of NumPy"):
+        with decoder_errors("no archive of NumPy"):
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 self._others = {name: archive[name] for name in archive.files}
         if missing := [name for name in variables if name not in self._others]:

@@ -11,11 +11,10 @@ import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
-from sr3_jax.data.image_files import GEO_TAGS, BadImageError, TagValue, scaled_geo
+from sr3_jax.data.image_files import GEO_TAGS, TagValue, decoder_errors, scaled_geo
 
 _NODATA = 42113  # of GDAL: a number as text
 _KEPT = (270, 305, 306, 315)  # description, software, date, artist
-_RESOLUTION = (282, 283)
 
 
 class TiffFile(base.ArrayFile):
@@ -27,10 +26,8 @@ class TiffFile(base.ArrayFile):
         """Reads the tags; see `arrays.open_file`."""
         import tifffile  # late: it takes a tenth of a second
 
-        if variables:
-            raise BadImageError("bands of TIFF have no names; leave variables empty")
         self._content = storage.read(path)
-        with base.opening("TIFF"):
+        with decoder_errors("no TIFF"):
             with tifffile.TiffFile(io.BytesIO(self._content)) as file:
                 series, page = file.series[0], file.pages.first
                 shape = tuple(
@@ -57,10 +54,8 @@ class TiffFile(base.ArrayFile):
     def read(self, index: int = 0) -> base.Values:
         import tifffile
 
-        try:
+        with decoder_errors():
             array = tifffile.imread(io.BytesIO(self._content))
-        except Exception as error:  # of its codecs
-            raise BadImageError(f"cannot be decoded: {error}") from error
         array = np.squeeze(array) if array.ndim > 3 else array
         array = np.moveaxis(array, 0, -1) if self._is_first else array.reshape(self.shape)
         return base.with_missing(array, self.nodata)

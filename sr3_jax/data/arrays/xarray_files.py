@@ -14,7 +14,7 @@ import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
-from sr3_jax.data.image_files import BadImageError
+from sr3_jax.data.image_files import BadImageError, decoder_errors
 
 
 class XarrayFile(base.ArrayFile):
@@ -32,7 +32,7 @@ class XarrayFile(base.ArrayFile):
 
         self._is_zarr = str(path).rstrip("/").lower().endswith(".zarr")
         kind = "Zarr" if self._is_zarr else "NetCDF"
-        with base.opening(kind):
+        with decoder_errors(f"no {kind}"):
             if self._is_zarr:
                 self._data = xarray.open_zarr(str(path), chunks=None, decode_times=False)
             else:
@@ -61,10 +61,8 @@ class XarrayFile(base.ArrayFile):
 
     def read(self, index: int = 0) -> base.Values:
         where = np.unravel_index(index, self._lead) if self._lead else ()
-        try:
+        with decoder_errors():
             parts = [self._data[name][tuple(map(int, where))].values for name in self.names]
-        except (ValueError, OSError, RuntimeError) as error:
-            raise BadImageError(f"cannot be decoded: {error}") from error
         return np.stack(parts, axis=-1)
 
     def write(self, path: str | os.PathLike[str], images: Sequence[base.Values]) -> None:

@@ -6,7 +6,7 @@ makes files. Other packages use the names below.
 """
 # ruff: noqa: F401
 
-from sr3_jax.data.image_files.errors import BadImageError
+from sr3_jax.data.image_files.errors import BadImageError, decoder_errors
 from sr3_jax.data.image_files.opening import open_file
 from sr3_jax.data.image_files.picture import (
     GEO_TAGS,

@@ -44,8 +44,8 @@ def check_pixels(width: int, height: int) -> None:
 
 
 @contextlib.contextmanager
-def decoder_errors() -> Iterator[None]:
-    """Turns any error of a decoder into a BadImageError with a reason of one line."""
+def decoder_errors(what: str = "cannot be decoded") -> Iterator[None]:
+    """Turns any error of a decoder into a BadImageError of one line, which begins with `what`."""
     try:
         yield
     except (BadImageError, MemoryError):
@@ -54,4 +54,4 @@ def decoder_errors() -> Iterator[None]:
         # Decoders raise OSError, SyntaxError, struct.error, KeyError, pyvips.Error and more,
         # depending on where the data is broken. Only the bytes can be the cause.
         text = " ".join(str(error).split()) or type(error).__name__
-        raise BadImageError(f"cannot be decoded: {text[:_LONGEST]}") from error
+        raise BadImageError(f"{what}: {text[:_LONGEST]}") from error
