@@ -269,7 +269,7 @@ def test_students_are_workdirs_like_others(tmp_path):
         student = SuperResolver.from_workdir(str(folder / name))
         assert student.nfe() == 1
         assert student.upscale(np.zeros((5, 7, 3), np.uint8)).shape == (20, 28, 3)
-        with pytest.raises(ValueError, match="3 steps, but the network is a student, which samp"):
+        with pytest.raises(ValueError, match="3 steps, but the network is a student, whose nu"):
             student.upscale(np.zeros((5, 7, 3), np.uint8), steps=3)
     metadata = [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
     assert forked_run.run(given, said) == 0, said.read_text()
@@ -279,7 +279,10 @@ def test_students_are_workdirs_like_others(tmp_path):
     for other, named in (
         (["--truth=0", "--config.sampling.eta=1"], "config.sampling.eta was 0.0 and is now 1.0"),
         (["--steps=3"], "config.train.num_steps was 2 and is now 3"),
-        ([f"--teacher={folder / '1_call'}"], "the teacher is a student, which samples in 1: --ca"),
+        (
+            [f"--teacher={folder / '1_call'}"],
+            "the teacher is a student, whose number of steps is 1",
+        ),
         (["--config.train.loss=l1"], "config.train.loss = 'l1', but a student has 'l2'; leave it"),
         (["--config.train.num_steps=9"], "config.train.num_steps = 9, but a student has 2; use --"),
     ):

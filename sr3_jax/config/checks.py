@@ -230,7 +230,7 @@ def _sampling(config: Config) -> Iterator[str]:
     if (calls := config.student_calls) and sampling.num_steps != calls:
         yield (
             f"config.sampling.num_steps = {sampling.num_steps}, but the network is a student, "
-            f"which samples in {calls} call{'s' * (calls > 1)}; use {calls}, or its teacher"
+            f"whose number of steps is {calls}; use that, or its teacher"
         )
     if sampling.consistent and not config.has_source:
         yield (

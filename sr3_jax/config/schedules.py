@@ -49,8 +49,8 @@ def sampling_schedule(
     num_steps = config.sampling.num_steps if num_steps is None else num_steps
     if config.student_calls not in (0, num_steps):
         raise ValueError(
-            f"{num_steps} steps, but the network is a student, which samples in "
-            f"{config.student_calls}; leave the number out, or use its teacher"
+            f"{num_steps} steps, but the network is a student, whose number of "
+            f"steps is {config.student_calls}; leave the number out, or use its teacher"
         )
     return _spaced(config, num_steps)
 

@@ -77,8 +77,8 @@ def plan(
     if own := teacher.student_calls:
         if calls[0] >= own or own % calls[0]:
             raise ValueError(
-                f"the teacher is a student, which samples in {own}: --calls={calls[0]},... must "
-                "begin with a smaller number that divides it"
+                f"the teacher is a student, whose number of steps is {own}: --calls={calls[0]},... "
+                "must begin with a smaller number that divides it"
             )
         knots, of_first, sampler = teacher.sampling.knots or own, own, "ddim"
     elif knots > MAX_STEPS:

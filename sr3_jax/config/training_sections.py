@@ -326,7 +326,8 @@ class Distillation(Section):
 
     calls: int = option(
         0,
-        "Calls of the network that a student samples in; it takes no other number. 0: no student.",
+        "Number of sampling steps of a student, each one call of the network; it takes no other. "
+        "0: no student.",
         at_least=0,
         at_most=MAX_STEPS,
     )
