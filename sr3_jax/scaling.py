@@ -1,7 +1,7 @@
 """Units: data of any range to the range of the network, and back, channel by channel.
 
 Images of 8 and 16 bits have fixed units (`image_ops.to_signed`). Other arrays are mapped by a
-`Scaling`, which is measured on the training data and kept with the run:
+`Scaling`, made of `Statistics` of the training data, which the config of the run keeps:
 
     range        least to greatest value          -> -1 to 1
     standardise  mean, mean + 2 deviations        -> 0, 1 (values beyond -1 and 1 occur)
@@ -16,9 +16,8 @@ clipped nor lost.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from jaxtyping import Array, Float, Num
 Kind = Literal["range", "standardise", "quantile", "log"]
 KINDS: tuple[Kind, ...] = ("range", "standardise", "quantile", "log")
 
-_NUM_PARTS = 64  # of `quantile`
+NUM_QUANTILES = 65  # of a channel, with both ends
 _MOST_SAMPLED = 1 << 16  # values of a channel that quantiles are taken of
 
 # Images of any number of channels, on the host or on devices.
@@ -53,16 +52,35 @@ class Channel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
-    """The units of an array's channels.
+class Statistics:
+    """What is known of the values of each channel in the training data, in their own units.
 
     Attributes:
-      kind: one of `KINDS`.
+      least, greatest: the range.
+      mean, deviation: mean and standard deviation.
+      quantiles: of each channel `NUM_QUANTILES` values, at probabilities evenly spaced from 0 to 1.
+    """
+
+    least: tuple[float, ...]
+    greatest: tuple[float, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...]
+
+    def of(self, channels: slice) -> Statistics:
+        """Returns those of some channels."""
+        return Statistics(*(getattr(self, f.name)[channels] for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """The units of an array's channels, made by `make`.
+
+    Attributes:
       channels: the map of each channel.
       least, greatest: the range of each channel in the training data, in its units.
     """
 
-    kind: Kind
     channels: tuple[Channel, ...]
     least: tuple[float, ...]
     greatest: tuple[float, ...]
@@ -81,35 +99,6 @@ class Scaling:
         is_outside = (flat < np.array(self.least)) | (flat > np.array(self.greatest))
         return is_outside.sum(axis=0) / np.maximum(np.isfinite(flat).sum(axis=0), 1)
 
-    def to_json(self) -> str:
-        """Returns the scaling as JSON, which `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Scaling:
-        """Reads what `to_json` wrote.
-
-        Raises:
-          ValueError: it is no such JSON.
-        """
-        try:
-            read: Mapping[str, Any] = json.loads(text)
-            channels = tuple(
-                Channel(
-                    tuple(map(float, each["values"])),
-                    tuple(map(float, each["signed"])),
-                    each["log"] and (float(each["log"][0]), float(each["log"][1])),
-                )
-                for each in read["channels"]
-            )
-            ends = (tuple(map(float, read[name])) for name in ("least", "greatest"))
-            made = cls(read["kind"], channels, *ends)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise ValueError(f"this is no scaling of sr3_jax: {error!r}") from error
-        if made.kind not in KINDS or not made.channels:
-            raise ValueError(f"this is no scaling of sr3_jax: kind = {made.kind!r}")
-        return made
-
     def _each(self, images: Values, convert: Any) -> Signed:
         if images.shape[-1] != len(self.channels):
             raise ValueError(
@@ -121,18 +110,43 @@ class Scaling:
         return xp.stack(made, axis=-1).astype(np.float32)
 
 
-class Statistics:
-    """What a scaling is made of: range, mean, deviation and a sample of each channel's values.
+class Scalings(NamedTuple):
+    """The units of y_0, of its low resolution, and of maps; None without maps."""
 
-    It takes images one by one. The sample is every nth value of each image, so that the order of
-    the images makes no difference but for rounding.
+    image: Scaling
+    source: Scaling
+    maps: Scaling | None = None
+
+
+def make(kind: Kind, of: Statistics) -> Scaling:
+    """Returns the scaling of a kind.
+
+    Raises:
+      ValueError: a channel has no value, or one alone.
+    """
+    for i, (least, greatest) in enumerate(zip(of.least, of.greatest, strict=True)):
+        if not least < greatest:
+            raise ValueError(
+                f"channel {i} has values from {least:g} to {greatest:g} in the training data, "
+                "which is no range; leave it out"
+            )
+    channel = {"range": _range, "standardise": _standardise, "quantile": _quantile, "log": _log}
+    channels = tuple(channel[kind](of, i) for i in range(len(of.least)))
+    return Scaling(channels, of.least, of.greatest)
+
+
+class Measuring:
+    """Measures the statistics of images, one after the other.
+
+    Quantiles are of a sample, every nth value of each image, so that the order of the images makes
+    no difference but for rounding.
     """
 
     def __init__(self, num_channels: int, num_images: int) -> None:
         """Knows nothing yet; so many images will be added."""
         self._stride = max(1, num_images)
-        self.least = np.full(num_channels, np.inf)
-        self.greatest = np.full(num_channels, -np.inf)
+        self._least = np.full(num_channels, np.inf)
+        self._greatest = np.full(num_channels, -np.inf)
         self.count = np.zeros(num_channels, np.int64)
         self.missing = np.zeros(num_channels, np.int64)
         self._sum, self._squares = np.zeros(num_channels), np.zeros(num_channels)
@@ -151,65 +165,55 @@ class Statistics:
                 # Sums are of differences from a typical value: large offsets cost no digits.
                 self._origin[i] = found.mean()
             self.count[i] += len(found)
-            self.least[i] = min(self.least[i], found.min())
-            self.greatest[i] = max(self.greatest[i], found.max())
+            self._least[i] = min(self._least[i], found.min())
+            self._greatest[i] = max(self._greatest[i], found.max())
             self._sum[i] += (found - self._origin[i]).sum()
             self._squares[i] += np.square(found - self._origin[i]).sum()
             some = max(1, _MOST_SAMPLED // self._stride)
             self._sample[i].append(found[:: max(1, len(found) // some)])
 
     @property
-    def mean(self) -> Float[np.ndarray, " c"]:
-        """Mean of each channel."""
-        return self._origin + self._sum / np.maximum(self.count, 1)
+    def num_sampled(self) -> int:
+        """Number of values that quantiles are taken of, over all channels."""
+        return sum(len(part) for parts in self._sample for part in parts)
 
-    @property
-    def deviation(self) -> Float[np.ndarray, " c"]:
-        """Standard deviation of each channel."""
+    def statistics(self) -> Statistics:
+        """Returns the statistics of all images so far; of a channel without value they are 0."""
         count = np.maximum(self.count, 1)
-        return np.sqrt(np.maximum(self._squares / count - np.square(self._sum / count), 0.0))
-
-    def sample(self, channel: int) -> Float[np.ndarray, " n"]:
-        """Some values of a channel, ascending."""
-        return np.sort(np.concatenate(self._sample[channel]))
-
-    def scaling(self, kind: Kind, names: Sequence[str] = ()) -> Scaling:
-        """Returns the scaling of a kind.
-
-        Raises:
-          ValueError: a channel has no value, or one alone; it is named by `names`.
-        """
-        for i, (least, greatest) in enumerate(zip(self.least, self.greatest, strict=True)):
-            if not least < greatest:
-                name = names[i] if i < len(names) else f"channel {i}"
-                held = f"is {least:g} everywhere" if least == greatest else "has no value"
-                raise ValueError(f"{name} {held} in the training data; leave it out")
-        make = {"range": _range, "standardise": _standardise, "quantile": _quantile, "log": _log}
-        channels = tuple(make[kind](self, i) for i in range(len(self.least)))
-        return Scaling(kind, channels, tuple(self.least.tolist()), tuple(self.greatest.tolist()))
+        shift = self._sum / count
+        deviation = np.sqrt(np.maximum(self._squares / count - np.square(shift), 0.0))
+        is_known = self.count > 0
+        least, greatest = (np.where(is_known, n, 0.0) for n in (self._least, self._greatest))
+        places = np.linspace(0.0, 1.0, NUM_QUANTILES)
+        quantiles = np.zeros((len(count), NUM_QUANTILES))
+        for i in np.flatnonzero(is_known):
+            quantiles[i] = np.quantile(np.concatenate(self._sample[i]), places)
+            quantiles[i, [0, -1]] = least[i], greatest[i]
+        columns = (least, greatest, self._origin + shift, deviation)
+        return Statistics(
+            *(tuple(column.tolist()) for column in columns), tuple(map(tuple, quantiles.tolist()))
+        )
 
 
 def _range(of: Statistics, i: int) -> Channel:
-    return Channel((float(of.least[i]), float(of.greatest[i])), (-1.0, 1.0))
+    return Channel((of.least[i], of.greatest[i]), (-1.0, 1.0))
 
 
 def _standardise(of: Statistics, i: int) -> Channel:
-    return Channel((float(of.mean[i]), float(of.mean[i] + 2 * of.deviation[i])), (0.0, 1.0))
+    return Channel((of.mean[i], of.mean[i] + 2 * of.deviation[i]), (0.0, 1.0))
 
 
 def _quantile(of: Statistics, i: int) -> Channel:
-    places = np.linspace(-1.0, 1.0, _NUM_PARTS + 1)
-    values = np.quantile(of.sample(i), (places + 1.0) / 2)
-    values[0], values[-1] = of.least[i], of.greatest[i]
     # A value that is often met, such as 0, has several places: the middle one is its own.
-    knots, which = np.unique(values, return_inverse=True)
+    places = np.linspace(-1.0, 1.0, NUM_QUANTILES)
+    knots, which = np.unique(of.quantiles[i], return_inverse=True)
     middle = np.bincount(which, places) / np.bincount(which)
     middle[0], middle[-1] = -1.0, 1.0
     return Channel(tuple(knots.tolist()), tuple(middle.tolist()))
 
 
 def _log(of: Statistics, i: int) -> Channel:
-    log = (float(of.least[i]), float(of.mean[i] - of.least[i]))
+    log = (of.least[i], of.mean[i] - of.least[i])
     ends = _logarithm(np, np.array([of.least[i], of.greatest[i]]), log)
     return Channel(tuple(ends.tolist()), (-1.0, 1.0), log)
 

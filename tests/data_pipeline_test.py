@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sr3_jax import scaling
-from sr3_jax.data import array_source, degrade, folders, photos, source_kinds, sources
+from sr3_jax.data import array_source, degrade, depth, folders, photos, source_kinds, sources
 from sr3_jax.data.pipeline import Pipeline, TooManyBadError
 
 _CENTRAL = degrade.DegradeOptions(16, 4)
@@ -279,13 +279,20 @@ def test_other_numbers_come_in_the_units_of_the_network(tmp_path):
     values = rng.normal(280, 10, (5, 16, 16, 13)).astype(np.float32)
     values[2, :9, :9] = np.nan
     np.save(tmp_path / "scenes.npy", values)
-    source = array_source.open_source(source_kinds.Place("train", str(tmp_path), channels=13))
-    statistics = scaling.Statistics(13, len(source))
-    for ref in source:
-        statistics.add(ref.read().image)
-    units = statistics.scaling("standardise")
-    how = dict(batch_size=5, dtype=np.float32, channels=(13, 13), units=(units, units))
+    elevation = rng.normal(size=(1, 16, 16, 1)).astype(np.float32)
+    np.save(tmp_path / "elevation.npy", elevation)
+    path, maps = str(tmp_path / "scenes.npy"), str(tmp_path / "elevation.npy")
+    place = source_kinds.Place("train", path, maps_path=maps, channels=13, maps=1)
+    source = array_source.open_source(place)
+    channels = depth.Channels(13, 13, 1, may_miss=True)
+    how = dict(batch_size=5, dtype=np.float32, channels=channels)
+    measuring = scaling.Measuring(13, len(source))
+    for picture in Pipeline(source, _CENTRAL, **how).usable_pictures():
+        measuring.add(picture.image)
+    units = scaling.make("standardise", measuring.statistics())
+    how |= {"scalings": scaling.Scalings(units, units)}
     batch = next(Pipeline(source, _CENTRAL, **how).evaluation_batches())
+    np.testing.assert_array_equal(batch["maps"], elevation.repeat(5, axis=0))
     high, low = batch["high_resolution"], batch["low_resolution"]
     assert high.shape == (5, 16, 16, 13) and low.shape == (5, 4, 4, 13)
     np.testing.assert_allclose(units.to_values(high), values, rtol=1e-5)
@@ -295,9 +302,17 @@ def test_other_numbers_come_in_the_units_of_the_network(tmp_path):
     expected = degrade.resize_bicubic(known, 4)
     np.testing.assert_allclose(units.to_values(np.delete(low, 2, axis=0)), expected, rtol=1e-5)
     # An image of other channels is damaged, and so are pictures that are no numbers of this type.
-    other = Pipeline(source, _CENTRAL, **how | {"channels": (3, 3)})
-    with pytest.raises(ValueError, match="it has 13 channels, and 3 are asked for"):
-        next(other.evaluation_batches())
+    for wrong, why in (
+        (depth.Channels(3, 3), "it has 13 channels, and 3 are asked for"),
+        (depth.Channels(13, 13, 2), "its maps have 1 channels, and 2 are asked for"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            next(Pipeline(source, _CENTRAL, **how | {"channels": wrong}).evaluation_batches())
+    whole = Pipeline(source, _CENTRAL, **how | {"channels": depth.Channels(13, 13, 1)})
+    list(whole.evaluation_batches())
+    assert whole.skipped == {
+        "scenes.npy[2]": "it has missing values (NaN); set config.data.missing=true"
+    }
     with pytest.raises(ValueError, match="its values are float32; set config.data.dtype=float32"):
         next(Pipeline(source, _CENTRAL, batch_size=5, dtype=np.uint8).evaluation_batches())
 
@@ -305,10 +320,10 @@ def test_other_numbers_come_in_the_units_of_the_network(tmp_path):
 def test_grey_pictures_are_one_channel(tmp_path, source):
     grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    made = Pipeline(folders.folder(tmp_path), _CENTRAL, batch_size=1, channels=(1, 1))
+    made = Pipeline(folders.folder(tmp_path), _CENTRAL, batch_size=1, channels=depth.Channels(1, 1))
     batch = next(made.evaluation_batches())
     np.testing.assert_array_equal(batch["high_resolution"][0, ..., 0], grey)
     assert batch["low_resolution"].shape == (1, 4, 4, 1)
-    colours = Pipeline(source, _CENTRAL, batch_size=7, channels=(1, 1))
+    colours = Pipeline(source, _CENTRAL, batch_size=7, channels=depth.Channels(1, 1))
     with pytest.raises(ValueError, match="it has colours, and 1 are asked for"):
         next(colours.evaluation_batches())

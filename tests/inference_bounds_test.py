@@ -11,7 +11,7 @@ import small_run
 
 from sr3_jax import SuperResolver, diffusion, models, parallel
 from sr3_jax.config import networks, read, schedules
-from sr3_jax.inference import integer_images, programs, refinement, resampling
+from sr3_jax.inference import host_images, programs, refinement, resampling
 from sr3_jax.training.state import init_state
 
 
@@ -93,7 +93,7 @@ def test_it_is_sampling(size):
     refiner, sampler = make_refiner(denoiser, {})
     image = picture(*size)
     large = 2 * size[0], 2 * size[1]
-    x = resampling.resize(integer_images.to_signed(image), 2, large)
+    x = resampling.resize(host_images.to_signed(image), 2, large)
     x = jnp.asarray(np.pad(x, [(0, 0), (0, 16 - large[0]), (0, 0), (0, 0)], "symmetric"))
     keys = jax.random.split(jax.random.key(0), 1)
     expected = diffusion.sample(
@@ -171,4 +171,4 @@ def test_memory_is_estimated_well(attention):
 def test_factors_have_limits(resolver, factor):
     with pytest.raises(ValueError, match=f"factor = {factor:g}; it must be from 1/16 to 64"):
         resolver.upscale(picture(4, 4)[0], factor=factor)
-    assert integer_images.output_size((3, 100), 1 / 16) == (1, 6)
+    assert host_images.output_size((3, 100), 1 / 16) == (1, 6)

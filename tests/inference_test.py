@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from sr3_jax import SuperResolver, models
 from sr3_jax.config import networks, read, schedules
 from sr3_jax.data import image_files
-from sr3_jax.inference import integer_images, programs, refinement, upscale_files
+from sr3_jax.inference import host_images, programs, refinement, upscale_files
 from sr3_jax.inference.inputs import UpscaleOptions, find_inputs
 from sr3_jax.training.state import init_state
 
@@ -154,7 +154,7 @@ def test_other_factors(resolver, images):
     for factor, size in ((8, 64), (2.5, 20), (1.3, 10)):
         assert resolver.upscale(images[0], factor=factor).shape == (size, size, 3)
     ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
-    resized = integer_images.resized(ramp[None], 1.5, (36, 36))[0].astype(float)
+    resized = host_images.resized(ramp[None], 1.5, (36, 36))[0].astype(float)
     where = (np.arange(36) + 0.5) / 1.5 - 0.5
     np.testing.assert_allclose(resized[18, 3:-3, 0], 10 * where[3:-3], atol=0.6)
     full, half = resolver.upscale(images[0]), resolver.upscale(images[0], factor=2)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from sr3_jax import diffusion, models
 from sr3_jax.config import run_file
 from sr3_jax.diffusion import process
-from sr3_jax.inference import integer_images
+from sr3_jax.inference import host_images
 from sr3_jax.inference.generator import Generator
 from sr3_jax.training.state import TrainState
 from sr3_jax.training.step import make_train_step
@@ -150,9 +150,9 @@ def test_a_network_generates_with_what_it_learnt(tmp_path):
     denoiser, params = generator.refiner.denoiser, generator.refiner.params
     assert denoiser.gives_variance
     sampler = generator.make_sampler(config.sampling.num_steps)
-    keys = integer_images.keys_of(3, 2)
+    keys = host_images.keys_of(3, 2)
     denoise = functools.partial(denoiser, params, None)
     loop = jax.jit(lambda keys: diffusion.sample(denoise, sampler, keys, (16, 16, 3)))(keys)
-    np.testing.assert_allclose(made, integer_images.to_levels(np.asarray(loop), np.uint8), atol=1)
+    np.testing.assert_allclose(made, host_images.to_levels(np.asarray(loop), np.uint8), atol=1)
     assert (made != other).mean() > 0.2
     assert run_file.load(workdir / "config.json").model.learned_variance

@@ -12,6 +12,7 @@ from sr3_jax import command_line, released
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
 from sr3_jax.data import image_files, storage
+from sr3_jax.inference import inputs
 from sr3_jax.inference.inputs import UpscaleOptions
 
 _FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
@@ -35,6 +36,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "they differ."
     )
     flags.DEFINE_integer("samples", 1, meaning, lower_bound=1, **of)
+    meaning = (
+        "For networks that take maps: a file for all inputs, or a folder with a file of the name "
+        "of each, at the size of the results."
+    )
+    flags.DEFINE_string("maps", "", meaning, **of)
     flags.DEFINE_bool("animate", False, "Also write a GIF from noise to picture.", **of)
     meaning = (
         "Format of the outputs; `same`: that of each input, or PNG where it cannot be written."
@@ -63,18 +69,26 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if quality and quality.isascii() and quality.isdigit():
         quality = int(quality)
     options = UpscaleOptions(
-        values.steps, values.seed, values.factor, values.samples, values.animate, format_, quality
+        values.steps,
+        values.seed,
+        values.factor,
+        values.samples,
+        values.animate,
+        format_,
+        quality,
+        values.maps,
     )
-    configs.with_sampling(configs.load(workdir / "config.json"), sampling)
+    config = configs.with_sampling(configs.load(workdir / "config.json"), sampling)
+    options = inputs.for_network(options, config)
     if storage.exists(values.output) and not storage.is_folder(values.output):
         raise NotADirectoryError(f"--output={values.output} is a file; give a folder")
     if not storage.exists(values.input):
         raise FileNotFoundError(
             f"--input={storage.shown(values.input)} does not exist; give an image or a folder"
         )
-    if not storage.is_folder(values.input):
+    if options.are_arrays or not storage.is_folder(values.input):
         try:
-            image_files.open_file(storage.read(values.input))
+            _check_input(values.input, options)
         except image_files.BadImageError as error:
             raise ValueError(f"--input={storage.shown(values.input)}: {error}") from error
 
@@ -96,3 +110,11 @@ def prepare(values: flags.FlagValues) -> shared.Job:
 
     keeps_programs = workdir if released.is_for_results(given) else None
     return shared.Job(run, keeps_programs, sets_up_cpu=True)
+
+
+def _check_input(path: str, options: UpscaleOptions) -> None:
+    """Raises BadImageError or ValueError if a single input cannot be read."""
+    if options.are_arrays:
+        inputs.find_inputs(path, are_arrays=True)
+    else:
+        image_files.open_file(storage.read(path))

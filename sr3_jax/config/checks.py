@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sr3_jax import scaling
 from sr3_jax.config.sections import Config
 from sr3_jax.config.training_sections import Model
 
@@ -22,6 +23,7 @@ def faults(config: Config) -> Iterator[str]:
     if config.model.architecture != "sr3":
         yield from _other_architecture(config)
     yield from _data(config)
+    yield from _arrays(config)
     yield from _training(config)
     yield from _sampling(config)
     if config.distillation.teacher_calls:
@@ -203,6 +205,108 @@ def _data(config: Config) -> Iterator[str]:
             f"config.evaluation.downsampling = {evaluation.downsampling!r}, but held-out images of "
             "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
             "there"
+        )
+
+
+def _arrays(config: Config) -> Iterator[str]:
+    data, units = config.data, config.units
+    if (data.dtype == "float32") != bool(units.scaling):
+        yield (
+            f"config.data.dtype = {data.dtype!r} and config.units.scaling = {units.scaling!r}: "
+            "numbers of any range (float32) need a scaling, and levels have none; use "
+            "--config.data.dtype=float32 with --config.units.scaling=range, or neither"
+        )
+    elif config.has_levels:
+        yield from _levels(config)
+    else:
+        yield from _numbers(config)
+    if config.model.architecture != "sr3" and (data.channels, config.conditioning_channels) != (
+        3,
+        3,
+    ):
+        yield (
+            f"config.model.architecture = {config.model.architecture!r} has 3 channels; use "
+            "config.data.channels=3 without source_channels, maps or missing"
+        )
+
+
+def _levels(config: Config) -> Iterator[str]:
+    data = config.data
+    if "arrays" in (data.source, data.eval_source):
+        yield (
+            "config.data.source = 'arrays' has numbers of any range; use "
+            "--config.data.dtype=float32 and --config.units.scaling=range (or another)"
+        )
+    if data.channels not in (1, 3):
+        yield f"config.data.channels = {data.channels}, but pictures have 3, or 1 if they are grey"
+    for name, default in (("source_channels", 0), ("maps", 0), ("missing", False)):
+        if (value := getattr(data, name)) != default:
+            yield (
+                f"config.data.{name} = {value}, which pictures cannot have; use "
+                f"config.data.source=arrays, or {default}"
+            )
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    data, units, where = config.data, config.units, "config.data.dtype = 'float32'"
+    if 0 < data.source_channels < data.channels:
+        yield (
+            f"config.data.source_channels = {data.source_channels} must be at least "
+            f"config.data.channels = {data.channels}, since the low resolution begins with the "
+            "channels of y_0"
+        )
+    for name in ("maps", "missing"):
+        if getattr(data, name) and not config.has_source:
+            yield (
+                f"config.data.{name} = {getattr(data, name)} is for networks with a source, and "
+                "config.data.low_resolution is 0; use another"
+            )
+    if data.maps and not data.maps_path:
+        yield f"config.data.maps = {data.maps}, but config.data.maps_path is empty"
+    if data.maps_path and not data.maps:
+        yield f"config.data.maps_path = {data.maps_path!r}, but config.data.maps is 0"
+    if config.model.learned_variance:
+        yield f"config.model.learned_variance is for pictures, not for {where}; use False"
+    if config.evaluation.feature_metrics:
+        yield (
+            f"config.evaluation.feature_metrics = {config.evaluation.feature_metrics} are of "
+            f"pictures, not of {where}; leave them out"
+        )
+    if units.scaling == "standardise" and config.sampling.clip:
+        yield (
+            "config.sampling.clip = True, but values of config.units.scaling = 'standardise' have "
+            "no limits; use --config.sampling.clip=false"
+        )
+    count = max(config.source_channels, data.channels) + data.maps
+    for name, each in (
+        *((name, 1) for name in ("least", "greatest", "mean", "deviation")),
+        ("quantiles", scaling.NUM_QUANTILES),
+    ):
+        given = getattr(units, name)
+        if given and len(given) != count * each:
+            yield (
+                f"config.units.{name} has {len(given)} numbers; give {count * each}, for "
+                f"{count} channels"
+            )
+    if data.missing:
+        yield from _missing(config)
+
+
+def _missing(config: Config) -> Iterator[str]:
+    for key, value, needed in (
+        ("train.blur_probability", config.train.blur_probability, 0.0),
+        ("train.source_noise", config.train.source_noise, 0.0),
+        ("sampling.consistent", config.sampling.consistent, False),
+    ):
+        if value != needed:
+            yield (
+                f"config.{key} = {value} needs whole images, but config.data.missing = True; use "
+                f"{needed}"
+            )
+    if config.train.loss == "energy":
+        yield (
+            "config.train.loss = 'energy' compares whole images, but config.data.missing = True; "
+            "use 'l1' or 'l2'"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt, UInt8
 
-from sr3_jax import image_ops
+from sr3_jax import image_ops, scaling
 from sr3_jax.config import resolve
 from sr3_jax.config.sections import Config
 from sr3_jax.data import image_files, source_kinds, sources
@@ -21,6 +21,7 @@ from sr3_jax.data import image_files, source_kinds, sources
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import degrade, pipeline
 
+_nothing = lambda: None  # noqa: E731
 _ROWS = 64  # read together where no batch is made of them
 
 
@@ -56,11 +57,14 @@ def evaluation_pipeline(
     *,
     split: bool = True,
     index_dir: epath.PathLike | None = None,
+    signed: bool = True,
 ) -> pipeline.Pipeline:
     """Batches of (the first `num_images` of) the held-out images; see `make_pipeline`."""
     source = evaluation_source(config, index_dir)[:num_images]
     how = config.evaluation.downsampling
-    return make_pipeline(config, source, batch_size, config.evaluation_size, split, how)
+    return make_pipeline(
+        config, source, batch_size, config.evaluation_size, split, how, signed=signed
+    )
 
 
 def central_training_images(
@@ -95,9 +99,44 @@ def residual_rms(config: Config, most: int, index_dir: epath.PathLike | None = N
         for batch in itertools.islice(batches, -(-most // _ROWS)):
             y_0, x = image_ops.to_signed(batch["high_resolution"]), 0.0
             if config.has_source:
-                x = image_ops.upsample_source(batch["low_resolution"], y_0.shape[1:3])
+                low, size = image_ops.to_signed(batch["low_resolution"]), y_0.shape[1:3]
+                x = image_ops.network_input(low, size, may_miss=config.data.missing)
+                known_at = config.source_channels if config.data.missing else 0
+                y_0, _ = image_ops.with_known(y_0, x, known_at)
+                x = x[..., : y_0.shape[-1]]
             squares.append(np.mean(np.square(y_0 - x), axis=(1, 2, 3))[batch["weight"] > 0])
     return float(f"{np.sqrt(np.mean(np.concatenate(squares))):.3g}")
+
+
+def statistics(
+    config: Config, index_dir: epath.PathLike | None = None, progress: Callable[[], None] = _nothing
+) -> scaling.Statistics:
+    """Measures `config.units`: channels of low resolutions, then those of maps, of all images.
+
+    `progress` is called after each image. Images that cannot be used are left out.
+
+    Raises:
+      ValueError: no image can be used.
+    """
+    source = training_source(config, index_dir)
+    reader = make_pipeline(config, source, 1, config.data.image_size, split=False, signed=False)
+    data, count = config.data, len(source)
+    # Low resolutions of their own have the units of y_0, and more channels.
+    parts = {"image": data.channels if data.low_path else config.source_channels}
+    if data.low_path and config.source_channels > data.channels:
+        parts["low_resolution"] = config.source_channels - data.channels
+    if data.maps:
+        parts["maps"] = data.maps
+    measuring = {name: scaling.Measuring(channels, count) for name, channels in parts.items()}
+    for picture in reader.usable_pictures():
+        for name, measured in measuring.items():
+            first = data.channels if name == "low_resolution" else 0
+            measured.add(getattr(picture, name)[..., first:])
+        progress()
+    found = [measured.statistics() for measured in measuring.values()]
+    return scaling.Statistics(
+        *(sum(parts, ()) for parts in zip(*(vars(each).values() for each in found), strict=True))
+    )
 
 
 def held_out_images(
@@ -126,13 +165,16 @@ def make_pipeline(
     image_size: int,
     split: bool = True,
     downsampling: degrade.Downsampling = "pillow",
+    *,
+    signed: bool = True,
 ) -> pipeline.Pipeline:
     """Batches of a source, with everything else from `config.data`.
 
     The low resolution is smaller than `image_size` by the factor of the config. Where `split`,
-    each process gets rows of its own.
+    each process gets rows of its own. Numbers that are no levels are in the range of the network,
+    or, without `signed`, in their own units.
     """
-    from sr3_jax.data import degrade, pipeline
+    from sr3_jax.data import degrade, depth, pipeline
 
     c = config.data
     options = degrade.DegradeOptions(
@@ -151,6 +193,8 @@ def make_pipeline(
         process_count=jax.process_count() if split else 1,
         dtype=c.dtype or None,
         white_level=c.white_level,
+        channels=depth.Channels(c.channels, config.source_channels, c.maps, c.missing),
+        scalings=config.scalings if signed else None,
         cache_bytes=int(c.cache_gb * 2**30),
         max_bad_share=c.max_bad_share,
         num_threads=c.num_threads or None,

@@ -19,7 +19,9 @@ def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
     c = config.model
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[c.dtype]
     if config.method == "srcnn":
-        return models.SRCNN(dtype)
+        return models.SRCNN(
+            dtype, image_channels=config.data.channels, source_channels=config.conditioning_channels
+        )
     sizes = [config.data.image_size // 2**i for i in range(len(c.multipliers))]
     attention_levels = tuple(sizes.index(size) for size in c.attention_resolutions)
     if c.architecture != "sr3":
@@ -39,6 +41,8 @@ def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
             has_source=config.has_source,
         )
     return models.UNet(
+        image_channels=config.data.channels,
+        source_channels=config.conditioning_channels,
         has_y_t=not config.predicts_image,
         channels=c.channels,
         multipliers=c.multipliers,
@@ -67,6 +71,7 @@ def denoiser(config: Config) -> models.Denoiser:
         model(config),
         diffusion.PREDICTIONS["y_0" if config.predicts_image else c.prediction],
         sigma_data=0.0 if config.method == "srcnn" else c.sigma_data,
+        known_at=config.source_channels if config.data.missing else 0,
         guidance=config.sampling.guidance,
         source_noise=config.sampling.source_noise,
         gives_variance=config.sampling.variance == "learned"

@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import config_dict
 
 from sr3_jax.config import checks, fields, migration
+from sr3_jax.config.data_sections import Data
 from sr3_jax.config.sections import SECTIONS, Config
-from sr3_jax.config.training_sections import Data
 
 Check = Callable[[Config], Iterable[str]]
 

@@ -61,14 +61,22 @@ def place_of(
         index = epath.Path(index_dir) / f"{half}.npz"
         workdir = index.parent.parent
         skip = {storage.real_path(f) for f in (workdir, *(workdir / n for n in _MADE_IN_WORKDIR))}
+    low_path = getattr(data, f"{prefix}low_path")
     return source_kinds.KINDS[getattr(data, f"{prefix}source") or data.source], source_kinds.Place(
         half,
         getattr(data, f"{prefix}path"),
-        getattr(data, f"{prefix}low_path"),
+        low_path,
+        getattr(data, f"{prefix}maps_path") or data.maps_path,
         config.evaluation_size if half == "eval" else data.image_size,
         data.tfds_dir,
         index,
         frozenset(skip),
+        # Without low resolutions of their own, images have the channels of these.
+        channels=data.channels if low_path else config.source_channels,
+        low_channels=config.source_channels,
+        maps=data.maps,
+        variables=data.variables,
+        map_variables=data.map_variables,
     )
 
 

@@ -59,9 +59,16 @@ def load(path: epath.PathLike) -> Config:
 
 def with_measured(config: Config, path: epath.PathLike) -> Config:
     """Returns the config with what the training that left `path` measured, if there is such."""
-    if not config.model.measure_sigma_data or not epath.Path(path).exists():
+    asks = config.model.measure_sigma_data or not config.units.is_measured
+    if not asks or not epath.Path(path).exists():
         return config
-    return with_sigma_data(config, load(path).model.sigma_data)
+    before = load(path)
+    if not config.units.is_measured:
+        found = dataclasses.replace(before.units, scaling=config.units.scaling)
+        config = dataclasses.replace(config, units=found)
+    if config.model.measure_sigma_data:
+        config = with_sigma_data(config, before.model.sigma_data)
+    return config
 
 
 def with_sigma_data(config: Config, value: float) -> Config:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-
-from sr3_jax.config import training_sections, use_sections
+from sr3_jax import scaling
+from sr3_jax.config import data_sections, training_sections, use_sections
 from sr3_jax.config.fields import Section, option
 
 BASELINES = ("regression", "srcnn")
@@ -33,7 +33,8 @@ class Config(Section):
     profile_steps: int = option(
         0, "Steps to profile after the first ten of each start of a training.", at_least=0
     )
-    data: training_sections.Data = training_sections.Data()
+    data: data_sections.Data = data_sections.Data()
+    units: data_sections.Units = data_sections.Units()
     model: training_sections.Model = training_sections.Model()
     diffusion: training_sections.Diffusion = training_sections.Diffusion()
     sampling: use_sections.Sampling = use_sections.Sampling()
@@ -58,6 +59,42 @@ class Config(Section):
     def factor(self) -> int:
         """Ratio of the image size and the low resolution; 1 without a source."""
         return self.data.image_size // self.data.low_resolution if self.has_source else 1
+
+    @property
+    def source_channels(self) -> int:
+        """Channels of the low resolution."""
+        return self.data.source_channels or self.data.channels
+
+    @property
+    def conditioning_channels(self) -> int:
+        """Channels of the network's x: low resolution, which of it is known, and maps."""
+        return self.source_channels * (2 if self.data.missing else 1) + self.data.maps
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether pixels are levels of 8 or 16 bits, as of pictures, and no other numbers."""
+        return not self.units.scaling
+
+    @property
+    def scalings(self) -> scaling.Scalings | None:
+        """The units of numbers that are no levels; None for levels.
+
+        Raises:
+          ValueError: a channel has one value alone, or statistics are missing.
+        """
+        if self.has_levels:
+            return None
+        if not self.units.is_measured:
+            raise ValueError(
+                "config.units has no statistics, which a training measures; give those of the "
+                "training data (python -m sr3_jax.tools.measure_data)"
+            )
+        statistics, count = self.units.statistics(), self.source_channels
+        parts = [slice(self.data.channels), slice(count)]
+        parts += [slice(count, None)] if self.data.maps else []
+        return scaling.Scalings(
+            *(scaling.make(self.units.scaling, statistics.of(part)) for part in parts)
+        )
 
     @property
     def stride(self) -> int:

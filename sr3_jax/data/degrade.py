@@ -37,7 +37,10 @@ Pair = tuple[
 
 
 class Crop(NamedTuple):
-    """A square of a picture that is not resized yet; `low` is None if it is made from `high`."""
+    """A square of a picture that is not resized yet; `low` is None if it is made from `high`.
+
+    The last channels of `high` are those of maps, if there are any.
+    """
 
     high: Num[np.ndarray, "side side c"]
     low: Num[np.ndarray, "low_side low_side d"] | None
@@ -210,6 +213,7 @@ def cut(
     low_resolution: Num[np.ndarray, "low_height low_width d"] | None,
     options: DegradeOptions,
     uniforms: Num[np.ndarray, "3"] | None,
+    maps: Num[np.ndarray, "height width m"] | None = None,
 ) -> Crop:
     """Cuts out the square that `make_pairs` makes a pair of.
 
@@ -219,9 +223,10 @@ def cut(
         crop lies on whole pixels of both.
       options: sizes.
       uniforms: see `random_box`; None for the largest central square.
+      maps: further channels of the picture, which are cut as it is.
 
     Raises:
-      BadImageError: the image is too small, or `low_resolution` has another size.
+      BadImageError: the image is too small, or `low_resolution` or `maps` have another size.
     """
     height, width = image.shape[:2]
     factor, least = 1, options
@@ -241,7 +246,13 @@ def cut(
     box = central_box(*size) if uniforms is None else random_box(*size, least, uniforms)
     low = None if low_resolution is None else low_resolution[box[1] : box[3], box[0] : box[2]]
     left, top, right, bottom = (factor * side for side in box)
-    return Crop(image[top:bottom, left:right], low)
+    high = image[top:bottom, left:right]
+    if maps is not None:
+        if maps.shape[:2] != (height, width):
+            found = f"{maps.shape[1]}x{maps.shape[0]}"
+            raise BadImageError(f"it has {width}x{height} pixels, and its maps {found}")
+        high = np.concatenate([high, maps[top:bottom, left:right]], axis=-1)
+    return Crop(high, low)
 
 
 def make_pairs(crops: Sequence[Crop], options: DegradeOptions) -> list[Pair]:

@@ -1,10 +1,11 @@
-"""Depth of pixels: 8 or 16 bits a channel, and the value that means white."""
+"""Depth and channels of pixels: 8 or 16 bits, the value that means white, or other numbers."""
 
 import collections
 import functools
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -44,17 +45,46 @@ def convert(
     return _table(np.dtype(dtype), white_level or 65535)[pixels]
 
 
+class Channels(NamedTuple):
+    """The channels that images have.
+
+    Attributes:
+      image, source, maps: number of channels of high and low resolutions and of maps.
+      may_miss: whether values of images may be missing (NaN).
+    """
+
+    image: int = 3
+    source: int = 3
+    maps: int = 0
+    may_miss: bool = False
+
+
 class Reader:
     """Reads the pictures of a source at one depth; thread-safe.
+
+    Pictures of other channels are damaged. Three channels that are equal, of a grey picture, are
+    taken as one where one is asked for.
 
     Losses of pictures are counted, each picture once, and each kind of loss is logged once, with
     the name of the first picture.
     """
 
     def __init__(
-        self, source: sources.Source, dtype: DTypeLike | None = None, white_level: int = 0
+        self,
+        source: sources.Source,
+        dtype: DTypeLike | None = None,
+        white_level: int = 0,
+        channels: Channels | None = None,
     ) -> None:
-        """Reads nothing yet; `dtype` None is that of the first picture that can be read."""
+        """Reads nothing yet.
+
+        Args:
+          source: the pictures.
+          dtype: uint8, uint16 or float32; None for that of the first picture that can be read.
+          white_level: see `convert`.
+          channels: those asked for; None for any.
+        """
+        self._channels = channels
         self._source, self._given_dtype, self._white_level = source, dtype, white_level
         self._lock = threading.Lock()  # of the fields below
         self._is_met = np.zeros(len(source), bool)
@@ -99,7 +129,7 @@ class Reader:
         )
 
     def read(self, index: int) -> sources.Picture:
-        """Reads one picture; see `sources.ImageRef`."""
+        """Reads one picture, with the channels asked for; see `sources.ImageRef`."""
         try:
             picture = self._source[index].read()
         except BadImageError:
@@ -111,7 +141,29 @@ class Reader:
         if not self._is_met[index]:
             self._count(index, picture.notes, list(images.values()))
         converted = {n: convert(p, self.dtype, self._white_level) for n, p in images.items()}
-        return picture._replace(**converted)
+        return self._checked(picture._replace(**converted))
+
+    def _checked(self, picture: sources.Picture) -> sources.Picture:
+        """Returns a picture with the channels asked for; raises BadImageError if it has others."""
+        of = self._channels
+        if of is None:
+            return picture
+        image = of.image if picture.low_resolution is not None else max(of.image, of.source)
+        for name, channels in (("image", image), ("low_resolution", of.source), ("maps", of.maps)):
+            part = getattr(picture, name)
+            if part is None:
+                continue
+            whose = "it has" if name == "image" else f"its {name.replace('_', ' ')} have"
+            if part.shape[-1] != channels:
+                is_grey = part.shape[-1] == 3 and (part[..., :1] == part[..., 1:]).all()
+                if not (channels == 1 and is_grey):
+                    what = "colours" if part.shape[-1] == 3 else f"{part.shape[-1]} channels"
+                    raise BadImageError(f"{whose} {what}, and {channels} are asked for")
+                picture = picture._replace(**{name: part[..., :1]})
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                fix = "fill them first" if name == "maps" else "set config.data.missing=true"
+                _check_missing(part, whose, "" if of.may_miss and name != "maps" else fix)
+        return picture
 
     def _count(self, index: int, notes: Sequence[str], images: Sequence[np.ndarray]) -> None:
         """Counts the losses of a picture that is met for the first time."""
@@ -134,6 +186,16 @@ class Reader:
             logging.warning("image %s: %s", self._source[index].name, loss)
         if is_judged and (warning := self.range_warning):
             logging.warning("%s", warning)
+
+
+def _check_missing(image: np.ndarray, whose: str, fix: str) -> None:
+    """Raises BadImageError if values are infinite, all missing, or some, and there is a `fix`."""
+    if np.isinf(image).any():
+        raise BadImageError(f"{whose} infinite values; store NaN for missing ones")
+    if fix:
+        raise BadImageError(f"{whose} missing values (NaN); {fix}")
+    if np.isnan(image).all():
+        raise BadImageError(f"{whose} no value that is not missing")
 
 
 @functools.lru_cache(4)

@@ -7,12 +7,13 @@ threads. NumPy promises that its `SeedSequence`, `MT19937` and frozen `RandomSta
 stream, do not change from version to version.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import grain
 import numpy as np
@@ -21,7 +22,7 @@ from jaxtyping import Float32, Float64, Int32, Integer, Num
 from numpy.typing import DTypeLike
 
 from sr3_jax import scaling
-from sr3_jax.data import degrade, depth, sources
+from sr3_jax.data import degrade, depth, resumable, sources
 from sr3_jax.data.image_files import BadImageError
 
 # Without a usable image among so many the source is refused: reading a large one to the end would
@@ -40,6 +41,7 @@ class Batch(TypedDict):
       high_resolution: uint8 or uint16; or float32 in the range of the network, with NaN where
         values are missing. Zeros in rows of weight 0.
       low_resolution: the same square of the picture, likewise.
+      maps: only of sources with maps: their square, float32, at the size of `high_resolution`.
       weight: 1 for a usable image, 0 for an unusable image or padding.
       index: position of the image in the source; -1 for padding.
       label: class of the image; -1 if it has none, and in rows of weight 0.
@@ -47,6 +49,7 @@ class Batch(TypedDict):
 
     high_resolution: Num[np.ndarray, "batch image_size image_size c"]
     low_resolution: Num[np.ndarray, "batch low_resolution low_resolution d"]
+    maps: NotRequired[Float32[np.ndarray, "batch image_size image_size m"]]
     weight: Float32[np.ndarray, " batch"]
     index: Int32[np.ndarray, " batch"]
     label: Int32[np.ndarray, " batch"]
@@ -59,6 +62,7 @@ class TooManyBadError(ValueError):
 class _Pair(NamedTuple):
     high_resolution: Num[np.ndarray, "image_size image_size c"]
     low_resolution: Num[np.ndarray, "low_resolution low_resolution d"]
+    maps: Float32[np.ndarray, "image_size image_size m"]
     label: int
 
 
@@ -77,6 +81,7 @@ class Pipeline:
 
     Attributes:
       reader: reads the images, and counts their losses.
+      channels: those of its batches.
     """
 
     def __init__(
@@ -90,8 +95,8 @@ class Pipeline:
         process_count: int = 1,
         dtype: DTypeLike | None = None,
         white_level: int = 0,
-        channels: tuple[int, int] = (3, 3),
-        units: tuple[scaling.Scaling, scaling.Scaling] | None = None,
+        channels: depth.Channels = depth.Channels(),  # noqa: B008  (immutable)
+        scalings: scaling.Scalings | None = None,
         cache_bytes: int = 1 << 30,
         max_bad_share: float = 1.0,
         num_threads: int | None = None,
@@ -108,9 +113,8 @@ class Pipeline:
           dtype: type of pixels, uint8 or uint16; None for that of the first usable image.
             float32 for other numbers.
           white_level: see `depth.convert`.
-          channels: of high and low resolutions; images of others are damaged. Three channels that
-            are equal, of a grey picture, are taken as one where one is asked for.
-          units: those of high and low resolutions, for float32.
+          channels: of images, as `depth.Reader` checks them.
+          scalings: for batches in the range of the network; None for the numbers as they are.
           cache_bytes: most memory for images that were read.
           max_bad_share: largest share of damaged images (too small ones do not count); more end
             the iteration. Several processes must gather `unusable` and call `check_damaged`.
@@ -127,8 +131,8 @@ class Pipeline:
                 f"{process_count}"
             )
         self._source = source
-        self.reader = depth.Reader(source, dtype, white_level)
-        self._options, self._channels, self._units = options, channels, units
+        self.reader = depth.Reader(source, dtype, white_level, channels)
+        self._options, self.channels, self._scalings = options, channels, scalings
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
         self._first_row = process_index * self._local_batch_size
@@ -186,6 +190,25 @@ class Pipeline:
             errors = self._unusable.values()
             is_small = np.array([isinstance(e, degrade.TooSmallError) for e in errors], bool)
         return indices[~is_small], indices[is_small]
+
+    def usable_pictures(self) -> Iterator[sources.Picture]:
+        """Yields every picture that can be used, whole, in the order of the source.
+
+        Raises:
+          ValueError: while iterating, if no image is usable.
+          TooManyBadError: while iterating.
+        """
+
+        def read(index: int) -> sources.Picture | None:
+            try:
+                return self.reader.read(index)
+            except BadImageError as error:
+                self._skip(index, error)
+                return None
+
+        read_some = resumable.in_threads(read, range(len(self._source)), ahead=_BATCHES_AHEAD)
+        with contextlib.closing(read_some):
+            yield from (picture for picture in read_some if picture is not None)
 
     def check_damaged(self, damaged: Integer[np.ndarray, " damaged"]) -> None:
         """Raises TooManyBadError if these positions are more than `max_bad_share` of the source."""
@@ -266,17 +289,21 @@ class Pipeline:
             return self._orders[epoch]
 
     def _rows(self, images: Sequence[_Choice]) -> Batch:
-        count, (high, low) = len(images), self.sizes
+        count, (high, low), of = len(images), self.sizes, self.channels
         batch = Batch(
-            high_resolution=np.zeros((count, high, high, self._channels[0]), self.dtype),
-            low_resolution=np.zeros((count, low, low, self._channels[1]), self.dtype),
+            high_resolution=np.zeros((count, high, high, of.image), self.dtype),
+            low_resolution=np.zeros((count, low, low, of.source), self.dtype),
             weight=np.zeros(count, np.float32),
             index=np.array([index for index, _ in images], np.int32),
             label=np.full(count, sources.NO_LABEL, np.int32),
         )
+        if of.maps:
+            batch["maps"] = np.zeros((count, high, high, of.maps), np.float32)
         for row, pair in self._pairs(images):
             batch["high_resolution"][row] = pair.high_resolution
             batch["low_resolution"][row] = pair.low_resolution
+            if of.maps:
+                batch["maps"][row] = pair.maps
             batch["weight"][row] = 1
             batch["label"][row] = pair.label
         return batch
@@ -288,11 +315,8 @@ class Pipeline:
         def resized() -> Iterator[tuple[int, _Pair]]:
             crops = [crop for _, crop in waiting.values()]
             pairs = degrade.make_pairs(crops, self._options)
-            for (row, (picture, _)), pair in zip(waiting.items(), pairs, strict=True):
-                if self._units:
-                    scaled = (u.to_signed(p) for u, p in zip(self._units, pair, strict=True))
-                    pair = tuple(scaled)
-                made = _Pair(*pair, picture.label)
+            for (row, (picture, _)), (high, low) in zip(waiting.items(), pairs, strict=True):
+                made = self._pair(high, low, picture.label)
                 self._keep(images[row][0], picture if self._options.crop == "random" else made)
                 yield row, made
             waiting.clear()
@@ -308,9 +332,10 @@ class Pipeline:
                 yield row, kept
                 continue
             try:
-                picture = kept or self._read(index)
+                picture = kept or self.reader.read(index)
                 image = picture.image
-                crop = degrade.cut(image, picture.low_resolution, self._options, uniforms)
+                low, maps = picture.low_resolution, picture.maps
+                crop = degrade.cut(image, low, self._options, uniforms, maps)
             except BadImageError as error:
                 self._skip(index, error)
                 continue
@@ -320,20 +345,17 @@ class Pipeline:
                 yield from resized()
         yield from resized()
 
-    def _read(self, index: int) -> sources.Picture:
-        """Reads a picture; raises BadImageError if it has other channels than those asked for."""
-        picture = self.reader.read(index)
-        found = {"image": picture.image, "low_resolution": picture.low_resolution}
-        for (name, image), wanted in zip(found.items(), self._channels, strict=True):
-            if image is None or image.shape[-1] == wanted:
-                continue
-            is_grey = image.shape[-1] == 3 and (image[..., :1] == image[..., 1:]).all()
-            if not (wanted == 1 and is_grey):
-                of = "it has" if name == "image" else "its low resolution has"
-                what = "colours" if image.shape[-1] == 3 else f"{image.shape[-1]} channels"
-                raise BadImageError(f"{of} {what}, and {wanted} are asked for")
-            picture = picture._replace(**{name: image[..., :1]})
-        return picture
+    def _pair(self, high: np.ndarray, low: np.ndarray, label: int) -> _Pair:
+        """Returns a pair in the units of its batches; `high` ends with the channels of maps."""
+        of = self.channels
+        parts = high[..., : of.image], low[..., : of.source], high[..., high.shape[-1] - of.maps :]
+        if self._scalings:
+            scaled = (
+                part if units is None else units.to_signed(part)
+                for units, part in zip(self._scalings, parts, strict=True)
+            )
+            parts = tuple(scaled)
+        return _Pair(*parts, label)
 
     def _keep(self, index: int, value: _Pair | sources.Picture) -> None:
         size = sum(part.nbytes for part in value if isinstance(part, np.ndarray))

@@ -28,24 +28,32 @@ class Place:
     Attributes:
       half: `train`, or `eval` for held-out images.
       path: `data.path` or `data.eval_path` of the config.
-      low_path: the same for their low resolutions, of `folder_pairs`.
+      low_path: the same for their low resolutions, of `folder_pairs` and `arrays`.
+      maps_path: the same for their maps, of `arrays`: one file for all, or a folder.
       image_size: smallest size that is asked for, in pixels.
       tfds_dir: folder of TFDS's data sets; empty for TFDS's own.
       index: file in which the list of images is kept for the next start; None: nowhere.
       skip: folders in which no image is looked for.
       channels: number of channels, of `arrays`.
-      variables: their names in files of named arrays, of `arrays`; empty: the only array there is.
+      low_channels: number of those of low resolutions.
+      maps: number of those of maps.
+      variables: names of channels in files of named arrays; empty: the only array there is.
+      map_variables: the same for maps.
     """
 
     half: Half
     path: str
     low_path: str = ""
+    maps_path: str = ""
     image_size: int = 0
     tfds_dir: str = ""
     index: Any = None
     skip: frozenset[str] = frozenset()
     channels: int = 3
+    low_channels: int = 3
+    maps: int = 0
     variables: tuple[str, ...] = ()
+    map_variables: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """Returns the key of an option of this half: `config.data.eval_path`."""
@@ -112,6 +120,10 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             "sr3_jax.data.tfds_source",
             "an image data set of TensorFlow Datasets",
             package="tensorflow_datasets",
+        ),
+        "arrays": Kind(
+            "sr3_jax.data.array_source",
+            "files of any numbers and channels, such as npy, GeoTIFF, NetCDF, Zarr, NIfTI",
         ),
         "photos": Kind(
             "sr3_jax.data.photos",

@@ -26,6 +26,7 @@ class Picture(NamedTuple):
         file of arrays float32, NaN where values are missing.
       low_resolution: the same picture as another camera, or another method, took it; None
         where it is still to be made from `image`.
+      maps: further channels at the size of `image`; None for none.
       label: index of its class, from 0; NO_LABEL if there is none.
       notes: what of the file's look is not in `image`, such as a colour profile.
     """
@@ -34,6 +35,7 @@ class Picture(NamedTuple):
     low_resolution: Num[np.ndarray, "low_height low_width d"] | None = None
     label: int = NO_LABEL
     notes: tuple[str, ...] = ()
+    maps: Num[np.ndarray, "height width m"] | None = None
 
 
 @runtime_checkable

@@ -182,17 +182,25 @@ def denoising_loss(
     loss: LossName = "l1",
     weight: Float[Array, " b"] | None = None,
     factor: Float[Array, " b"] | None = None,
+    mask: Bool[Array, "b ..."] | None = None,
 ) -> Float[Array, ""]:
     """Mean over examples and pixels of |prediction - target|^p (Eq. 6): p = 1 `l1`, p = 2 `l2`.
 
     Each example's loss is multiplied by its `factor` (`weigh`). The mean is over `weight`, 0 for
-    rows that hold no image; it is 0 where all weights are. None counts every example alike.
+    rows that hold no image; it is 0 where all weights are. None counts every example alike. The
+    mean over pixels is over those of the `mask`; an example without one does not count.
     """
     if loss not in ("l1", "l2"):
         raise ValueError(f"loss = {loss!r} is unknown; use 'l1' or 'l2'")
     error = (prediction - target).astype(jnp.float32)
     error = jnp.abs(error) if loss == "l1" else jnp.square(error)
-    each = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+    within = tuple(range(1, error.ndim))
+    if mask is None:
+        each = jnp.mean(error, axis=within)
+    else:
+        count = jnp.sum(mask, axis=within)
+        each = jnp.sum(jnp.where(mask, error, 0.0), axis=within) / jnp.maximum(count, 1)
+        weight = (count > 0) * (1.0 if weight is None else weight)
     if factor is not None:
         each = each * factor
     return jnp.mean(each) if weight is None else mean_over_images(each, weight)

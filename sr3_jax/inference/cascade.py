@@ -56,7 +56,11 @@ class Stage:
         checkpoints = epath.Path(self.workdir) / "checkpoints"
         network = loading.weights_digest(self.config, checkpoints, self.step)
         return resumable.Fingerprint(
-            {"network": network, **as_recorded(self.config, "sampling")},
+            {
+                "network": network,
+                **as_recorded(self.config, "sampling"),
+                **({} if self.config.has_levels else as_recorded(self.config, "units")),
+            },
             older={"workdir": self.workdir, "checkpoint": self.step},
             defaults=as_recorded(Config(), "sampling"),
             names=migration.VALUES,

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from sr3_jax import diffusion, models, parallel
+from sr3_jax import diffusion, image_ops, models, parallel, scaling
 from sr3_jax.config import Sampling
-from sr3_jax.inference import integer_images, programs, resampling, tiling
-from sr3_jax.inference.integer_images import Levels
+from sr3_jax.inference import host_images, programs, resampling, tiling
+from sr3_jax.inference.host_images import Images
 from sr3_jax.models import Params
 
 # Larger batches are no faster on a CPU, and slower from 64x64 pixels on, since they leave its
@@ -49,12 +49,14 @@ class Refiner:
         stride: int,
         devices: Sequence[jax.Device],
         share_heights: bool | None = None,
+        scalings: scaling.Scalings | None = None,
     ) -> None:
         """Stores the denoiser; `set_params` brings its weights.
 
         The devices share images or tiles, and, with `share_heights`, the height of an image if
         there are fewer images than devices. None: except on CPUs, which use all cores for one image
-        anyway. `factor` and `stride` are those of `TrainedNetwork`.
+        anyway. `factor` and `stride` are those of `TrainedNetwork`, and so are
+        `scalings`.
         """
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
@@ -62,6 +64,7 @@ class Refiner:
         self.denoiser, self._sampling = denoiser, sampling
         self._channels = denoiser.network.image_channels, denoiser.network.source_channels
         self._factor, self._devices = factor, list(devices)
+        self.scalings = scalings
         self._stride = stride
         self._tile_size = -(-sampling.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, sampling.tile_overlap)
@@ -140,13 +143,14 @@ class Refiner:
 
     def refine(
         self,
-        images: Levels,
+        images: Images,
         keys: Key[Array, " n"],
         sampler: diffusion.Sampler,
         stops: Sequence[int] = (),
         progress: Callable[[], None] | None = None,
         labels: Int[np.ndarray, " n"] | None = None,
-    ) -> Iterator[Callable[[], Levels]]:
+        maps: Num[np.ndarray, "n h w m"] | None = None,
+    ) -> Iterator[Callable[[], Images]]:
         """Starts to refine one batch, and returns before it is done.
 
         Args:
@@ -157,6 +161,7 @@ class Refiner:
           progress: called after each call of the sampler.
           labels: class of each image, the null label where negative; None: all null. Ignored by
             unconditional networks.
+          maps: maps of the images, at the size of the result.
 
         Yields:
           For each stop, and for the result: a function that waits for it. It raises ValueError if
@@ -172,12 +177,14 @@ class Refiner:
         labels = np.asarray([-1] * len(images) if labels is None else labels, np.int32)
         params = self._params_on(shape.devices, shape.spatial)
         has_source = self.denoiser.network.has_source
-        x = self._source(images, keys, shape, grid) if has_source else None
+        x, is_known = None, None
+        if has_source:
+            x, is_known = self._source(images, keys, shape, grid, maps)
         channels = self._channels[0] * (2 if self.denoiser.gives_variance else 1)
         blank = np.zeros((len(images), channels * shape.room), np.float32)
         total = jax.device_put(blank, run.images(shape))
         state = run.begin(shape, sampler, keys)
-        finish, ticks = functools.partial(self._finish, images, grid), collections.deque()
+        finish, ticks = functools.partial(self._finish, images, grid, is_known), collections.deque()
         for call in range(sampler.nfe):
             if call in stops:
                 # A copy, since the next step takes the array's memory.
@@ -201,22 +208,40 @@ class Refiner:
         yield lambda: finish(np.asarray(made))
 
     def _source(
-        self, images: Levels, keys: Key[Array, " b"], shape: programs.Shape, grid: tiling.Grid
-    ) -> Float[Array, "b values"]:
-        """Returns the network's x, flat: the upsampled images, with any source noise."""
-        low = integer_images.to_signed(images)
+        self,
+        images: Images,
+        keys: Key[Array, " b"],
+        shape: programs.Shape,
+        grid: tiling.Grid,
+        maps: Num[np.ndarray, "b h w m"] | None,
+    ) -> tuple[Float[Array, "b values"], Bool[np.ndarray, "b h w c"] | None]:
+        """Returns the network's x, flat, with any source noise; and which of y_0 will be known."""
+        low = host_images.to_signed(images, self.scalings and self.scalings.source)
         if std := self.denoiser.source_noise:
             room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
             low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
-        x = resampling.resize(low.astype(np.float32), self._factor, grid.size)
+        if maps is not None:
+            maps = self.scalings.maps.to_signed(maps)
+        known_at, is_known = self.denoiser.known_at, None
+        resize = lambda images, size: resampling.resize(images, self._factor, size)  # noqa: E731
+        low = low.astype(np.float32)
+        x = image_ops.network_input(low, grid.size, maps, may_miss=known_at > 0, resize=resize)
+        if known_at:
+            is_known = x[..., known_at : known_at + self._channels[0]] > 0.5
         filling = ((0, whole - n) for n, whole in zip(grid.size, grid.canvas, strict=True))
         x = np.pad(x, [(0, 0), *filling, (0, 0)], mode="symmetric").reshape(len(low), -1)
         x = np.pad(x, [(0, 0), (0, self._channels[1] * shape.room - x.shape[1])])
-        return jax.device_put(x, self.programs.images(shape))
+        return jax.device_put(x, self.programs.images(shape)), is_known
 
-    def _finish(self, low: Levels, grid: tiling.Grid, y_0: Float[np.ndarray, "b values"]) -> Levels:
-        """Converts y_0 to levels, of the nearest consistent image if asked for."""
+    def _finish(
+        self,
+        low: Images,
+        grid: tiling.Grid,
+        is_known: Bool[np.ndarray, "b h w c"] | None,
+        y_0: Float[np.ndarray, "b values"],
+    ) -> Images:
+        """Converts y_0 to the input's units, of the nearest consistent image if asked for."""
         (height, width), whole = grid.size, (*grid.canvas, self._channels[0])
         y_0 = y_0[:, : math.prod(whole)].reshape(len(low), *whole)[:, :height, :width]
         if not np.isfinite(y_0).all():
@@ -225,8 +250,12 @@ class Refiner:
                 "checkpoint (--which), or train anew with a lower learning rate"
             )
         if self._sampling.consistent:
-            y_0 = resampling.make_consistent(y_0, integer_images.to_signed(low))
-        return integer_images.to_levels(y_0, low.dtype)
+            signed = host_images.to_signed(low, self.scalings and self.scalings.source)
+            signed = signed[..., : self._channels[0]]
+            y_0 = resampling.make_consistent(y_0, signed, clip=self._sampling.clip)
+        if is_known is not None:
+            y_0 = np.where(is_known, y_0, np.float32(np.nan))
+        return host_images.of_signed(y_0, low.dtype, self.scalings and self.scalings.image)
 
     def shape(self, num_images: int, size: tuple[int, int]) -> programs.Shape:
         """Returns the shape of the programs for a number of images that `share` returned."""

@@ -37,11 +37,12 @@ def resize(
     return images
 
 
-def make_consistent(images: Images, low: Images) -> Images:
+def make_consistent(images: Images, low: Images, *, clip: bool = True) -> Images:
     """Returns the nearest images whose downsampling is `low`, up to clipping.
 
     The projection adds D^T (D D^T)^-1 (low - D image), with D the downsampling; it keeps details.
-    Since it can leave [-1, 1], projection and clipping alternate, and clipping comes last.
+    Since it can leave [-1, 1], projection and clipping alternate, and clipping comes last. Without
+    `clip`, numbers have no limits.
 
     Both are signed, and numpy or traced by jax, which gets dense matrices. The factor between their
     sizes is a whole number.
@@ -59,7 +60,8 @@ def make_consistent(images: Images, low: Images) -> Images:
     def project(images: Images, off: Images) -> Images:
         for axis in (1, 2):
             off = _apply(down[axis - 1].T, solve[axis - 1](off, axis), axis)
-        return (images + off).clip(-1.0, 1.0)
+        images = images + off
+        return images.clip(-1.0, 1.0) if clip else images
 
     if traced:
         return jax.lax.fori_loop(

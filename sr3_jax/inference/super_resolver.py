@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt
+from jaxtyping import Num
 
 from sr3_jax import parallel, released
 from sr3_jax.data import storage
-from sr3_jax.inference import inputs, integer_images, trained, upscale_files
+from sr3_jax.inference import inputs, host_images, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
-# One image or several, uint8 or uint16, and the results.
-Images = UInt[np.ndarray, "*n height width 3"]
-Made = UInt[np.ndarray, "*n new_height new_width 3"]
+# One image or several, uint8 or uint16 RGB, or what the network was trained on; and the results.
+Images = Num[np.ndarray, "*n height width c"]
+Made = Num[np.ndarray, "*n new_height new_width d"]
+Maps = Num[np.ndarray, "*n new_height new_width m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Upscaled:
       seconds: time of sampling, without compilation.
     """
 
-    images: UInt[np.ndarray, "n new_height new_width 3"]
-    refinement: UInt[np.ndarray, "k n new_height new_width 3"]
+    images: Num[np.ndarray, "n new_height new_width c"]
+    refinement: Num[np.ndarray, "k n new_height new_width c"]
     seconds: float
 
 
@@ -82,11 +83,14 @@ class SuperResolver(trained.TrainedNetwork):
         *,
         factor: int | float | None = None,
         label: trained.Label | None = None,
+        maps: Maps | None = None,
     ) -> Made:
         """Upscales an image, or images of one size.
 
         Args:
-          images: RGB of 8 or 16 bits, of any size.
+          images: RGB of 8 or 16 bits, of any size. For a network of numbers without levels
+            (`config.units`): real numbers in the units of its training, with as many channels as
+            `config.source_channels`, and NaN where they are missing.
           steps: number of refinement steps; None for the config's.
           seed: one number, from which image i takes the i-th stream; or one number or key for each
             image. A result depends on the pixels of its image, its stream and
@@ -96,18 +100,21 @@ class SuperResolver(trained.TrainedNetwork):
             factor, images are first resized by bicubic; for a smaller one, the network's results
             are resized, which keeps all details of the input.
           label: class of all images, or of each; None for none.
+          maps: the maps of all images, or of each, at the size of the result; None for none.
 
         Returns:
-          RGB of the same type, `factor` times as high and wide.
+          RGB of the same type, `factor` times as high and wide; numbers as float32, in the units of
+          the input.
 
         Raises:
           ValueError: the images have another type or shape, the schedule cannot have `steps`, the
-            factor is outside 1/16 to 64, or the network returns numbers that are not finite.
+            factor is outside 1/16 to 64 (of numbers, is not the network's), maps are missing or
+            have another size, or the network returns numbers that are not finite.
         """
-        images = np.asarray(images)
+        images, more = np.asarray(images), {"factor": factor, "label": label, "maps": maps}
         if images.ndim == 3:
-            return self.upscale(images[None], steps, seed, progress, factor=factor, label=label)[0]
-        made = self.start(images, steps, seed, factor=factor, label=label, progress=progress)
+            return self.upscale(images[None], steps, seed, progress, **more)[0]
+        made = self.start(images, steps, seed, progress=progress, **more)
         return np.concatenate([result()[0] for result in made])
 
     def start(
@@ -118,6 +125,7 @@ class SuperResolver(trained.TrainedNetwork):
         *,
         factor: int | float | None = None,
         label: trained.Label | None = None,
+        maps: Maps | None = None,
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
     ) -> Iterator[Callable[[], tuple[Made, list[Made]]]]:
@@ -127,29 +135,60 @@ class SuperResolver(trained.TrainedNetwork):
           For each batch, once it is dispatched, a function that waits for its results and for
           snapshots of the refinement (see `sample`), without the results.
         """
-        images = integer_images.check_images(images)
+        if self.scalings:
+            images, maps = self._checked_numbers(images, maps, factor)
+        else:
+            images = host_images.check_images(images, self.num_channels)
         size = images.shape[1:3]
         factor = self.factor if factor is None else factor
-        wanted = integer_images.output_size(size, factor)
+        wanted = host_images.output_size(size, factor)
         scale = factor / self.factor
         if scale > 1:
-            images = integer_images.resized(images, scale, self._network_size(size, factor))
+            images = host_images.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
-        for results in self._batches(images, steps, seed, label, progress, stops):
+        for results in self._batches(images, steps, seed, label, progress, stops, maps):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
                 *kept, made = (
-                    integer_images.resized(result(), min(scale, 1.0), wanted) for result in results
+                    host_images.resized(result(), min(scale, 1.0), wanted) for result in results
                 )
                 return made, kept
 
             yield fetch
 
+    def _checked_numbers(
+        self, images: Images, maps: Maps | None, factor: int | float | None
+    ) -> tuple[Images, Maps | None]:
+        """Returns numbers and maps as arrays of four axes; raises ValueError as `upscale`."""
+        if factor not in (None, self.factor):
+            raise ValueError(
+                f"factor = {factor:g}; a network of numbers takes its own alone, {self.factor}"
+            )
+        may_miss = self.refiner.denoiser.known_at > 0
+        images = host_images.check_numbers(images, self.num_channels, may_miss=may_miss)
+        if (maps is not None) != (self.num_maps > 0):
+            takes = f"{self.num_maps} maps" if self.num_maps else "no maps"
+            given = "none" if maps is None else "some"
+            raise ValueError(f"the network takes {takes}, and {given} were given")
+        if maps is None:
+            return images, None
+        maps = np.asarray(maps)
+        maps = host_images.check_numbers(
+            maps[None] if maps.ndim == 3 else maps, self.num_maps, "maps"
+        )
+        wanted = (len(images), *(n * self.factor for n in images.shape[1:3]))
+        if maps.shape[1:3] != wanted[1:] or len(maps) not in (1, len(images)):
+            raise ValueError(
+                f"maps have shape {maps.shape}; the result has {wanted[1]}x{wanted[2]} pixels, so "
+                f"give [{wanted[1]}, {wanted[2]}, {self.num_maps}] for all images, or one for each"
+            )
+        return images, np.broadcast_to(maps, (*wanted, self.num_maps))
+
     def _network_size(self, size: tuple[int, int], factor: int | float | None) -> tuple[int, int]:
         """Returns height and width of the network's input, given those of the image."""
         if factor is None or factor <= self.factor:
             return size
-        return tuple(-(-n // self.factor) for n in integer_images.output_size(size, factor))
+        return tuple(-(-n // self.factor) for n in host_images.output_size(size, factor))
 
     def check_fits(
         self,
@@ -168,7 +207,7 @@ class SuperResolver(trained.TrainedNetwork):
             factor is outside its limits.
         """
         factor = self.factor if factor is None else factor
-        wanted = integer_images.output_size(size, factor)
+        wanted = host_images.output_size(size, factor)
         within = self._network_size(size, factor)
         refined = tuple(n * self.factor for n in within)
         what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
@@ -242,7 +281,9 @@ class SuperResolver(trained.TrainedNetwork):
         steps: int | None = None,
         seed: int = 0,
         progress: trained.Progress | None = None,
-    ) -> UInt[np.ndarray, "k new_height new_width 3"]:
+        *,
+        maps: Maps | None = None,
+    ) -> Num[np.ndarray, "k new_height new_width d"]:
         """Draws several samples for one image.
 
         Their mean has a higher PSNR than each sample, but is blurred; their standard deviation
@@ -250,8 +291,8 @@ class SuperResolver(trained.TrainedNetwork):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
-        images = integer_images.check_images(np.asarray(image)[None])
-        return self.upscale(np.repeat(images, num_samples, axis=0), steps, seed, progress)
+        images = np.repeat(np.asarray(image)[None], num_samples, axis=0)
+        return self.upscale(images, steps, seed, progress, maps=maps)
 
     def sample(
         self,

@@ -12,10 +12,10 @@ from etils import epath
 from jaxtyping import Int, Key
 from ml_collections import ConfigDict
 
-from sr3_jax import diffusion, models, released
+from sr3_jax import diffusion, models, released, scaling
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
-from sr3_jax.inference import integer_images, loading, refinement
+from sr3_jax.inference import host_images, loading, refinement
 from sr3_jax.models import Params
 
 Trained = TypeVar("Trained")  # the class that a network is loaded as
@@ -44,6 +44,7 @@ class TrainedNetwork:
         factor: int,
         stride: int,
         knows_no_class: bool = True,
+        scalings: scaling.Scalings | None = None,
     ) -> None:
         """Puts the parameters on all devices.
 
@@ -55,15 +56,25 @@ class TrainedNetwork:
           factor: ratio of output to input size.
           stride: the network takes sizes that are multiples of it; others are padded.
           knows_no_class: whether a class-conditional network may be called without a label.
+          scalings: units of numbers that are no levels; None for levels of 8 or 16 bits.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         # Value that means white in 16-bit pictures; 0: 65535. See `config.data.white_level`.
         self.white_level = 0
+        self.num_channels, self.num_maps = 3, 0  # of low resolutions and of maps
+        # Names of channels in files of named arrays; see `config.data.variables`.
+        self.variables: tuple[str, ...] = ()
+        self.map_variables: tuple[str, ...] = ()
         self.factor = factor
         self.make_sampler, self._sampling = make_sampler, sampling
         self._knows_no_class = knows_no_class
         self.refiner = refinement.Refiner(
-            denoiser, sampling, factor=factor, stride=stride, devices=jax.local_devices()
+            denoiser,
+            sampling,
+            factor=factor,
+            stride=stride,
+            devices=jax.local_devices(),
+            scalings=scalings,
         )
         self.set_params(params)
 
@@ -127,9 +138,18 @@ class TrainedNetwork:
             factor=config.factor,
             stride=config.stride,
             knows_no_class=config.knows_no_class,
+            scalings=config.scalings,
         )
+        made.num_channels = config.source_channels
+        made.num_maps = config.data.maps
+        made.variables, made.map_variables = config.data.variables, config.data.map_variables
         made.white_level = config.data.white_level
         return made
+
+    @property
+    def scalings(self) -> scaling.Scalings | None:
+        """Units of numbers that are no levels; None for levels."""
+        return self.refiner.scalings
 
     def set_params(self, params: Params) -> None:
         """Replaces the weights; compiled programs stay."""
@@ -156,23 +176,32 @@ class TrainedNetwork:
 
     def _batches(
         self,
-        images: integer_images.Levels,
+        images: host_images.Images,
         steps: int | None,
         seed: Seed,
         label: Label | None,
         progress: Progress | None,
         stops: Sequence[int] = (),
-    ) -> Iterator[list[Callable[[], integer_images.Levels]]]:
+        maps: host_images.Images | None = None,
+    ) -> Iterator[list[Callable[[], host_images.Images]]]:
         """Yields for each batch functions that wait for y_t after each of `stops`, and for y_0."""
         labels = self._labels(label, len(images))
-        sampler, keys = self._sampler(steps), integer_images.keys_of(seed, len(images))
+        sampler, keys = self._sampler(steps), host_images.keys_of(seed, len(images))
         first = 0
         for _, size in self.refiner.batches(len(images), images.shape[1:3]):
             # A batch is filled up with repeats, so that nothing is compiled anew.
             rows = np.minimum(np.arange(first, first + size), len(images) - 1)
             count = min(size, len(images) - first)
             of_rows = None if labels is None else labels[rows]
-            made = self.refiner.refine(images[rows], keys[rows], sampler, stops, progress, of_rows)
+            made = self.refiner.refine(
+                images[rows],
+                keys[rows],
+                sampler,
+                stops,
+                progress,
+                of_rows,
+                None if maps is None else maps[rows],
+            )
             yield [lambda result=result, count=count: result()[:count] for result in made]
             first += count
 

@@ -117,6 +117,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
     shared.list_images(config, workdir, training=True)
+    if not config.units.is_measured:
+        config = _with_units(config, workdir)
     if config.model.measure_sigma_data:
         rms = image_sets.residual_rms(config, _NUM_MEASURED, workdir / shared.INDEX)
         logging.info("config.model.sigma_data is %g, of %d training images", rms, _NUM_MEASURED)
@@ -148,7 +150,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 yield parallel.to_global(batch, mesh)
 
     shapes = training_step.batch_shapes(
-        layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype
+        layout, config.train.batch_size, *pipeline.sizes, pipeline.dtype, pipeline.channels[:3]
     )
     step, validate = _compile(config, workdir, program, layout, state, shapes, teacher)
     parallel.wait_for_all()
@@ -169,6 +171,18 @@ def _train(config: Config, workdir: epath.Path) -> None:
         loop.train(state, step, batches, config, checkpointer, writer, hooks)
     checkpointer.close()
     evaluate(config, workdir)
+
+
+def _with_units(config: Config, workdir: epath.Path) -> Config:
+    """Returns the config with `config.units` as measured on all training images.
+
+    Each process measures them all, so that none waits for another, and all find the same.
+    """
+    count = len(image_sets.training_source(config, workdir / shared.INDEX))
+    logging.info("measuring config.units on %d training images", count)
+    with shared.progress_bar("measure", count) as bar:
+        found = image_sets.statistics(config, workdir / shared.INDEX, bar.update)
+    return dataclasses.replace(config, units=config.units.measured(found))
 
 
 def _compile(
@@ -301,7 +315,9 @@ def _validation(
     pipeline = image_sets.evaluation_pipeline(config, batch_size, index_dir=workdir / shared.INDEX)
     layout = parallel.Layout(mesh)
     sums = training_step.jit_validation(of_batch, layout)
-    shapes = training_step.batch_shapes(layout, batch_size, *pipeline.sizes, pipeline.dtype)
+    shapes = training_step.batch_shapes(
+        layout, batch_size, *pipeline.sizes, pipeline.dtype, pipeline.channels[:3]
+    )
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout.whole), params
     )

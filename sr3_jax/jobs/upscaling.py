@@ -11,8 +11,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from sr3_jax import parallel
-from sr3_jax.config import schedules
+from sr3_jax import parallel, released
+from sr3_jax.config import run_file, schedules
 from sr3_jax.data import resumable, sources, storage
 from sr3_jax.inference import cascade, inputs, manifest, upscale_files
 from sr3_jax.inference.inputs import UpscaleOptions
@@ -60,7 +60,8 @@ def upscale(
       StoppedError: a signal asked to stop.
     """
     output = epath.Path(storage.absolute(output))
-    found = inputs.find_inputs(input_path, output)
+    options = inputs.for_network(options, run_file.load(released.locate(workdir) / "config.json"))
+    found = inputs.find_inputs(input_path, output, are_arrays=options.are_arrays)
     _check_outputs(found, input_path, output, options)
     network = cascade.open_stage(storage.absolute(workdir), **(sampling or {}))
     if not network.config.has_source:
@@ -163,6 +164,9 @@ def _prepare(
 def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
     """Returns everything that decides what an input becomes."""
     how, given = network.fingerprint(), dataclasses.asdict(options)
+    for name in ("maps", "are_arrays"):  # which came later than other outputs
+        if not given[name]:
+            del given[name]
     steps = given.pop("steps") or how.values["num_steps"]
     return dataclasses.replace(how, values={**how.values, **given, "num_steps": steps})
 

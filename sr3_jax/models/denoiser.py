@@ -51,6 +51,8 @@ class Denoiser:
         is `guidance - 1`): null + guidance * (class - null); 1: none.
       source_noise: standard deviation of the noise that x has in sampling, of a network that takes
         that as an input (conditioning augmentation).
+      known_at: first of the channels of x that say, 1 or 0, which values of its first channels are
+        known; `__call__` gives the values of x where they are not. 0: all are known.
       gives_variance: `__call__` also gives what the network learnt of the variance, as samplers
         with `learns_variance` need it.
     """
@@ -60,6 +62,7 @@ class Denoiser:
     sigma_data: float = 0.0
     guidance: float = 1.0
     source_noise: float = 0.0
+    known_at: int = 0
     gives_variance: bool = False
 
     @property
@@ -135,7 +138,7 @@ class Denoiser:
             source_gamma = jnp.full(y_t.shape[:1], 1.0 - self.source_noise**2)
         if not self.is_guided:
             found = self.output(params, x, y_t, gamma, label, source_gamma)
-            return self._estimate(found, y_t, gamma)
+            return self._estimate(found, x, y_t, gamma)
         # An image's two rows side by side, on the device that has the image.
         labels = jnp.stack([label, jnp.full_like(label, -1)], axis=1).reshape(-1)
         rows = (x, y_t, gamma, source_gamma)
@@ -147,10 +150,16 @@ class Denoiser:
         )
         guided = of_null.prediction + self.guidance * (of_class.prediction - of_null.prediction)
         # The variance is that of the class.
-        return self._estimate(Output(guided, of_class.variance), y_t, gamma)
+        return self._estimate(Output(guided, of_class.variance), x, y_t, gamma)
 
-    def _estimate(self, found: Output, y_t: Array, gamma: Array) -> Float[Array, "b h w _"]:
+    def _estimate(
+        self, found: Output, x: Array | None, y_t: Array, gamma: Array
+    ) -> Float[Array, "b h w _"]:
         y_0 = self.prediction.to_y_0(found.prediction, y_t, gamma)
+        if self.known_at:
+            channels = y_0.shape[-1]
+            is_known = x[..., self.known_at : self.known_at + channels] > 0.5
+            y_0 = jnp.where(is_known, y_0, x[..., :channels])
         if not self.gives_variance:
             return y_0
         return jnp.concatenate([y_0, found.variance.astype(y_0.dtype)], axis=-1)

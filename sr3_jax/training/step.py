@@ -22,6 +22,7 @@ from sr3_jax.training.tasks import Task, Teacher
 
 # Of the key of a step's blurs; noise and flips have the two that it splits into.
 _BLUR = 2
+_PIXELS = ("high_resolution", "low_resolution", "maps")
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
@@ -37,9 +38,10 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `train_step(state, batch, *taught_by) -> (state, metrics)`.
 
-    A batch has `high_resolution` `[b, h, w, 3]` and `low_resolution` `[b, h2, w2, 3]` (of 0 pixels
-    for a network without a source), both uint8 or both uint16, `label` int32 `[b]` and `weight`
-    float32 `[b]`, 0 for rows that hold no image. Metrics are `loss` and `gradient_norm` (before
+    A batch has `high_resolution` `[b, h, w, c]` and `low_resolution` `[b, h2, w2, d]` (of 0 pixels
+    for a network without a source), both uint8, uint16, or float32 in the range of the network,
+    `label` int32 `[b]` and `weight` float32 `[b]`, 0 for rows that hold no image; with maps also
+    `maps`, float32 `[b, h, w, m]`. Metrics are `loss` and `gradient_norm` (before
     clipping), scalars. A regression, which takes no y_t, needs no schedule. The step of a student
     also takes the parameters of its teacher, in the network's type.
 
@@ -70,7 +72,7 @@ def make_train_step(
         batch = dict(batch, key=_row_keys(noise_key, batch))
         batch = augment(batch, state.step, config)
         if layout:
-            pixels = {k: batch[k] for k in ("high_resolution", "low_resolution")}
+            pixels = {k: batch[k] for k in _PIXELS if k in batch}
             batch = batch | jax.lax.with_sharding_constraint(pixels, layout.images)
         total = jnp.maximum(jnp.sum(batch["weight"]), 1e-8)
         loss, gradients = gradient(denoiser.cast_params(state.params), batch, total, *taught_by)
@@ -159,11 +161,11 @@ def batch_shapes(
     image_size: int,
     low_resolution: int,
     dtype: DTypeLike = jnp.uint8,
-    channels: tuple[int, int] = (3, 3),
+    channels: tuple[int, int, int] = (3, 3, 0),
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and places of a training batch's arrays.
 
-    `dtype` is that of pixels, and `channels` are those of high and low resolutions.
+    `dtype` is that of pixels, and `channels` are those of high and low resolutions and of maps.
     """
     arrays = {
         "high_resolution": ((batch_size, image_size, image_size, channels[0]), dtype),
@@ -172,6 +174,8 @@ def batch_shapes(
         "index": ((batch_size,), jnp.int32),
         "label": ((batch_size,), jnp.int32),
     }
+    if channels[2]:
+        arrays["maps"] = ((batch_size, image_size, image_size, channels[2]), jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.rows)
         for name, (shape, dtype) in arrays.items()
@@ -193,7 +197,9 @@ def predict(
         size = batch["low_resolution"].shape[1:3]
         each = samples.energy_loss(*images) + samples.source_loss(*images, size)
         return diffusion.mean_over_images(each, weight[::2]), prediction
-    loss = diffusion.denoising_loss(prediction, task.target, config.train.loss, weight, task.factor)
+    loss = diffusion.denoising_loss(
+        prediction, task.target, config.train.loss, weight, task.factor, task.mask
+    )
     if task.reverse is not None:
         high = batch["high_resolution"]
         estimate = denoiser.prediction.to_y_0(prediction, task.y_t, task.gamma)
@@ -226,13 +232,23 @@ def make_validation(
         loss, prediction = predict(denoiser, params, task, config)
         found = {"validation_loss": loss}
         if not denoiser.network.has_y_t:
-            high, weight = batch["high_resolution"], batch["weight"]
-            psnr = full_reference.psnr(image_ops.to_levels(prediction, high.dtype), high)
-            psnr = jnp.where(weight > 0, psnr, 0.0)
-            found["validation_psnr"] = diffusion.mean_over_images(psnr, weight)
+            psnr = _psnr(prediction, batch, task)
+            is_scored = batch["weight"] * ~jnp.isnan(psnr)  # nan where no value is known
+            psnr = jnp.where(is_scored > 0, psnr, 0.0)
+            found["validation_psnr"] = diffusion.mean_over_images(psnr, is_scored)
         return found
 
     return validate
+
+
+def _psnr(prediction: Array, batch: Batch, task: Task) -> Float[Array, " b"]:
+    """Returns the PSNR of estimates of y_0; of numbers without levels, in the network's range."""
+    high = batch["high_resolution"]
+    if high.dtype != jnp.float32:
+        return full_reference.psnr(image_ops.to_levels(prediction, high.dtype), high)
+    error = jnp.square(prediction - task.target)
+    error = jnp.mean(error, axis=(1, 2, 3), where=task.mask)
+    return 10.0 * jnp.log10(4.0 / error)
 
 
 def jit_validation(validate: Callable[..., Metrics], layout: parallel.Layout) -> jax.stages.Wrapped:
@@ -262,7 +278,8 @@ def _flip(batch: Batch, keys: Key[Array, " b"]) -> Batch:
     flip = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
     mirrored = {
         name: jnp.where(flip, batch[name][:, :, ::-1], batch[name])
-        for name in ("high_resolution", "low_resolution")
+        for name in _PIXELS
+        if name in batch
     }
     return dict(batch, **mirrored)
 
@@ -275,7 +292,8 @@ def blur(batch: Batch, keys: Key[Array, " b"], config: Config) -> Batch:
     sigma = jax.vmap(lambda k: jax.random.uniform(k, (), minval=least, maxval=greatest))(keys[:, 1])
     low = batch["low_resolution"]
     blurred = image_ops.gaussian_blur(low.astype(jnp.float32), sigma)
-    blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are levels
+    if low.dtype != jnp.float32:
+        blurred = jnp.round(blurred).astype(low.dtype)  # real inputs are levels
     return dict(batch, low_resolution=jnp.where(chosen[:, None, None, None], blurred, low))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sr3_jax import diffusion, image_ops, models
 from sr3_jax.config import Config
@@ -35,16 +35,18 @@ class Task(NamedTuple):
       target: what the network should predict.
       factor: factor of a row's loss; None for 1.
       reverse: the reverse step whose variance the network learns; None if it learns none.
+      mask: the values of y_0 that the loss counts; None for all.
     """
 
     batch: Batch
-    x: Float[Array, "b h w 3"] | None
+    x: Float[Array, "b h w d"] | None
     source_gamma: Float[Array, " b"] | None
     gamma: Float[Array, " b"]
-    y_t: Float[Array, "b h w 3"]
-    target: Float[Array, "b h w 3"]
+    y_t: Float[Array, "b h w c"]
+    target: Float[Array, "b h w c"]
     factor: Float[Array, " b"] | None
     reverse: diffusion.Reverse | None = None
+    mask: Bool[Array, "b h w c"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,8 @@ def denoising(
     Without a schedule, as of a regression, gamma is 0. Networks that learn the variance of the
     reverse step see the gammas of its steps alone, as in Improved DDPM.
     """
-    y_0 = image_ops.to_signed(batch["high_resolution"])
+    x, source_gamma = _source(denoiser, batch, config)
+    y_0, mask = image_ops.with_known(batch["high_resolution"], x, denoiser.known_at)
     keys, reverse = _keys(batch), None
     if denoiser.learns_variance:
         t = diffusion.sample_time(keys[:, 0], schedule)
@@ -84,7 +87,6 @@ def denoising(
     else:
         gamma = diffusion.sample_gamma(keys[:, 0], schedule)
     eps = _normal(keys[:, 1], y_0)
-    x, source_gamma = _source(denoiser, batch, config)
     how = config.train
     return Task(
         batch,
@@ -95,6 +97,7 @@ def denoising(
         denoiser.prediction.target(y_0, eps, gamma),
         diffusion.weigh(how.loss_weight, denoiser.prediction, gamma, schedule, how.loss),
         reverse,
+        mask,
     )
 
 
@@ -107,7 +110,8 @@ def distillation(
     begins where the teacher would make the row's image from, and should end there. `params` are the
     teacher's, in its type.
     """
-    y_0 = image_ops.to_signed(batch["high_resolution"])
+    x, source_gamma = _source(denoiser, batch, config)
+    y_0, mask = image_ops.with_known(batch["high_resolution"], x, denoiser.known_at)
     keys = _keys(batch)
     calls = teacher.segments.gamma.shape[0] - (teacher.truth > 0)
     call = jax.vmap(lambda key: jax.random.randint(key, (), 0, calls))(keys[:, 0])
@@ -120,7 +124,6 @@ def distillation(
     start = diffusion.diffuse(y_0, gammas[segment], noise)
     # Sampling begins with noise alone, though gamma_T is not 0.
     start = jnp.where((segment == 0)[:, None, None, None], noise, start)
-    x, source_gamma = _source(denoiser, batch, config)
 
     def denoise(y_t: Array, gamma: Array) -> Array:
         return teacher.denoiser(params, x, y_t, gamma, batch.get("label"), source_gamma)
@@ -138,6 +141,7 @@ def distillation(
         y_t,
         denoiser.prediction.target(estimate, eps, gamma),
         distilling.factor(denoiser.prediction, gamma, denoiser.sigma_data, config.train.loss),
+        mask=mask,
     )
 
 
@@ -187,7 +191,7 @@ def _normal(keys: Array, like: Float[Array, "b h w c"]) -> Float[Array, "b h w c
 
 def _source(
     denoiser: models.Denoiser, batch: Batch, config: Config
-) -> tuple[Float[Array, "b h w 3"] | None, Float[Array, " b"] | None]:
+) -> tuple[Float[Array, "b h w d"] | None, Float[Array, " b"] | None]:
     """Returns the network's x, upsampled after noise was added, and the gamma of that noise."""
     if not denoiser.network.has_source:
         return None, None
@@ -199,4 +203,5 @@ def _source(
         std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
         gamma = 1.0 - jnp.square(std(of_level))
         low = diffusion.diffuse(low, gamma, _normal(of_noise, low))
-    return image_ops.resize_bicubic(low, size), gamma
+    x = image_ops.network_input(low, size, batch.get("maps"), may_miss=denoiser.known_at > 0)
+    return x, gamma

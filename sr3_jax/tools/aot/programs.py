@@ -22,8 +22,14 @@ Program = tuple[jax.stages.Wrapped, tuple[Any, ...], dict[str, int]]
 def train(config: Config, layout: parallel.Layout) -> Program:
     """Returns the training step of a config, as training compiles it."""
     program = training.training_program(config, layout)
+    data = config.data
     batch = training_step.batch_shapes(
-        layout, config.train.batch_size, config.data.image_size, config.data.low_resolution
+        layout,
+        config.train.batch_size,
+        data.image_size,
+        data.low_resolution,
+        data.dtype or "uint8",
+        (data.channels, config.source_channels, data.maps),
     )
     parts = {
         "parameters": _size(program.state.params),
