@@ -267,6 +267,17 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"config.data.maps_path = {data.maps_path!r}, but config.data.maps is 0"
     if config.model.learned_variance:
         yield f"config.model.learned_variance is for pictures, not for {where}; use False"
+    evaluation = config.evaluation
+    for key, value, needed in (
+        ("downsampling", evaluation.downsampling, "pillow"),
+        ("network_input", evaluation.network_input, 0),
+        ("paper_table", evaluation.paper_table, ""),
+    ):
+        if value != needed:
+            yield (
+                f"config.evaluation.{key} = {value!r} is for pictures, not for {where}; use "
+                f"{needed!r}"
+            )
     if config.evaluation.feature_metrics:
         yield (
             f"config.evaluation.feature_metrics = {config.evaluation.feature_metrics} are of "

@@ -156,10 +156,11 @@ class Units(Section):
 
     scaling: str = option(
         "",
-        "`range`: least to greatest value become -1 to 1. `standardise`: mean and deviation become "
-        "0 and 0.5, without limits, so that `sampling.clip` must be False. `quantile`: 65 quantiles "
-        "of the values are evenly spaced. `log`: as `range`, of the logarithm of 1 + u / s, where u "
-        "is the distance from the least value, and s its mean. Empty: levels of 8 or 16 bits.",
+        "`range`: the least and the greatest value become -1 and 1. `standardise`: mean and "
+        "deviation become 0 and 0.5, without limits, so that `sampling.clip` must be False. "
+        "`quantile`: 65 quantiles of the values are evenly spaced. `log`: as `range`, of the "
+        "logarithm of 1 + u / s, where u is the distance from the least value, and s its mean. "
+        "Empty: levels of 8 or 16 bits.",
         choices=("", *scaling.KINDS),
         may_change=False,
     )

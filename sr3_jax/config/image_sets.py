@@ -17,11 +17,13 @@ from sr3_jax import image_ops, scaling
 from sr3_jax.config import resolve
 from sr3_jax.config.sections import Config
 from sr3_jax.data import image_files, source_kinds, sources
+from sr3_jax.data.image_files import BadImageError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
     from sr3_jax.data import degrade, pipeline
 
 _nothing = lambda: None  # noqa: E731
+_MOST_TRIED = 100  # files that are opened to find a readable one
 _ROWS = 64  # read together where no batch is made of them
 
 
@@ -136,6 +138,22 @@ def statistics(
     found = [measured.statistics() for measured in measuring.values()]
     return scaling.Statistics(
         *(sum(parts, ()) for parts in zip(*(vars(each).values() for each in found), strict=True))
+    )
+
+
+def channel_labels(config: Config, index_dir: epath.PathLike | None = None) -> tuple[str, ...]:
+    """Returns a label of each channel of y_0, with its unit where the files say it: `t2m (K)`."""
+    names, units = config.data.variables, ()
+    for ref in itertools.islice(_open(config, "eval", index_dir), _MOST_TRIED):
+        with contextlib.suppress(BadImageError, AttributeError):  # pictures have no names
+            file = ref.open()
+            names, units = names or file.names, file.units
+            break
+    count = config.data.channels
+    names = (*names[:count], *map(str, range(len(names), count)))
+    units = (*units[:count], *[""] * count)[:count]
+    return tuple(
+        f"{name} ({unit})" if unit else name for name, unit in zip(names, units, strict=True)
     )
 
 

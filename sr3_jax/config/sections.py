@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+
 from sr3_jax import scaling
 from sr3_jax.config import data_sections, training_sections, use_sections
 from sr3_jax.config.fields import Section, option

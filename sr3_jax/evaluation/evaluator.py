@@ -6,27 +6,40 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
-from jaxtyping import Float64, Int, UInt
+from jaxtyping import Float64, Int, Num, UInt
 
 from sr3_jax import image_ops
 from sr3_jax.data import storage
 from sr3_jax.evaluation.report import markdown
-from sr3_jax.metrics import registry
+from sr3_jax.metrics import fields, registry
 from sr3_jax.models import Batch
 
-# Takes low resolutions [n, h, w, 3], the number of each in the set, and the class of each; returns
-# `samples` high resolutions of each, of the same type, and the seconds that all of them took.
-Run = Callable[
-    [UInt[np.ndarray, "n h w 3"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]],
-    tuple[UInt[np.ndarray, "samples n h2 w2 3"], float],
-]
+
+class Inputs(NamedTuple):
+    """What methods are given: n rows.
+
+    Attributes:
+      low: low resolutions.
+      index: number of each in the set.
+      label: class of each.
+      maps: maps of each, in their own units; None without.
+    """
+
+    low: Num[np.ndarray, "n h w d"]
+    index: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]
+    maps: Num[np.ndarray, "n h2 w2 m"] | None = None
+
+
+# Returns `samples` high resolutions of each input, of the same type, and the seconds of all.
+Run = Callable[[Inputs], tuple[Num[np.ndarray, "samples n h2 w2 c"], float]]
 
 
 class Method(NamedTuple):
@@ -59,7 +72,8 @@ class Evaluation(NamedTuple):
 def bicubic(factor: int) -> Method:
     """Returns the baseline: bicubic upsampling, rounded to the input's type."""
 
-    def run(low: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, float]:
+    def run(inputs: Inputs) -> tuple[np.ndarray, float]:
+        low = inputs.low
         size = tuple(factor * n for n in low.shape[1:3])
         jax.block_until_ready(_resize(low, size, low.dtype))  # compiles; not counted
         begin = time.perf_counter()
@@ -67,6 +81,95 @@ def bicubic(factor: int) -> Method:
         return high[None], time.perf_counter() - begin
 
     return Method(run)
+
+
+def interpolation(factor: int, channels: int) -> Method:
+    """Returns the same baseline for numbers of any range; see `fields.interpolated`."""
+
+    def run(inputs: Inputs) -> tuple[np.ndarray, float]:
+        begin = time.perf_counter()
+        high = fields.interpolated(inputs.low, factor, channels)
+        return high[None], time.perf_counter() - begin
+
+    return Method(run)
+
+
+class Pictures(NamedTuple):
+    """How pictures are scored.
+
+    Attributes:
+      luminance: PSNR and SSIM of Y instead of RGB.
+      border: pixels at each side that PSNR and SSIM leave out.
+    """
+
+    luminance: bool = False
+    border: int = 0
+
+    least_samples = 2  # for the numbers of samples
+
+    @property
+    def of_output(self) -> list[str]:
+        """Names of the numbers of each output."""
+        return [metric.name for metric in registry.of("image")]
+
+    @property
+    def of_samples(self) -> list[str]:
+        """Names of the numbers of all samples of an image."""
+        return [metric.name for metric in registry.of("samples")]
+
+    def score(self, images: np.ndarray, given: Mapping[str, Any]) -> Sequence[Sequence[float]]:
+        """Returns the numbers `of_output` for each image; see `registry.Metric.needs`."""
+        return [*score(images, given["reference"], given["low_resolution"], *self).values()]
+
+    def score_samples(self, samples: np.ndarray, given: Mapping[str, Any]) -> list[np.ndarray]:
+        """Returns the numbers `of_samples`."""
+        return [metric.compute(samples, given) for metric in registry.of("samples")]
+
+
+class Fields(NamedTuple):
+    """How numbers of any range are scored, by channel; methods as those of `Pictures`.
+
+    Attributes:
+      labels: label of each channel, such as `t2m (K)`.
+      deviation: standard deviation of each in the training data.
+    """
+
+    labels: tuple[str, ...]
+    deviation: tuple[float, ...]
+
+    # A single answer has a CRPS, its absolute error.
+    least_samples = 1
+
+    @property
+    def of_output(self) -> list[str]:
+        return self._names("field")
+
+    @property
+    def of_samples(self) -> list[str]:
+        return self._names("ensemble")
+
+    def score(self, images: np.ndarray, given: Mapping[str, Any]) -> list[np.ndarray]:
+        return self._score("field", images, given)
+
+    def score_samples(self, samples: np.ndarray, given: Mapping[str, Any]) -> list[np.ndarray]:
+        return self._score("ensemble", samples, given)
+
+    def _names(self, kind: registry.Kind) -> list[str]:
+        names = []
+        for metric in registry.of(kind):
+            of_channels = (registry.of_channel(metric.name, label) for label in self.labels)
+            names += [metric.name, *of_channels]
+        return names
+
+    def _score(
+        self, kind: registry.Kind, scored: np.ndarray, given: Mapping[str, Any]
+    ) -> list[np.ndarray]:
+        columns = []
+        for metric in registry.of(kind):
+            of_channels = np.asarray(metric.compute(scored, given))
+            shares = of_channels / np.array(self.deviation) if metric.in_units else of_channels
+            columns += [np.nanmean(shares, axis=1), *of_channels.T]
+        return columns
 
 
 def resize(
@@ -90,8 +193,7 @@ def evaluate(
     methods: Mapping[str, Method],
     batches: Iterable[Batch],
     *,
-    luminance: bool = False,
-    border: int = 0,
+    scoring: Pictures | Fields = Pictures(),  # noqa: B008  (immutable)
     share: Callable[[Any], Any] = lambda rows: rows,
 ) -> Evaluation:
     """Scores every method on every image of weight 1.
@@ -99,8 +201,7 @@ def evaluate(
     Args:
       methods: methods by the name of their row.
       batches: batches of held-out images, each once; those of this process.
-      luminance: PSNR and SSIM of Y instead of RGB.
-      border: pixels at each side that PSNR and SSIM leave out.
+      scoring: how outputs are scored.
       share: concatenates the rows of all processes (`parallel.of_all_processes`).
 
     Raises:
@@ -110,12 +211,24 @@ def evaluate(
     found, spent = [], np.zeros((1, len(methods)))
     for batch in batches:
         is_scored = batch["weight"] > 0
-        keys = ("low_resolution", "high_resolution", "index", "label")
-        low, high, index, label = (batch[key][is_scored] for key in keys)
-        numbers = {name: np.zeros((len(is_scored), _width(m))) for name, m in methods.items()}
-        for i, (name, method) in enumerate(methods.items()) if len(index) else ():
-            samples, seconds = method.run(low, index, label)
-            numbers[name][is_scored] = _numbers(samples, high, low, luminance, border)
+        keys = ("low_resolution", "index", "label")
+        inputs = Inputs(*(batch[key][is_scored] for key in keys))
+        if "maps" in batch:
+            inputs = inputs._replace(maps=batch["maps"][is_scored])
+        given = {
+            "reference": batch["high_resolution"][is_scored],
+            "low_resolution": inputs.low,
+        }
+        numbers = {}
+        for i, (name, method) in enumerate(methods.items()):
+            width = len(scoring.of_output) * method.num_samples
+            if method.num_samples >= scoring.least_samples:
+                width += len(scoring.of_samples)
+            numbers[name] = np.zeros((len(is_scored), width))
+            if not is_scored.any():
+                continue
+            samples, seconds = method.run(inputs)
+            numbers[name][is_scored] = _numbers(samples, given, scoring)
             spent[0, i] += seconds
         index = np.where(is_scored, batch["index"], -1)
         found.append({"index": index, "label": batch["label"], "numbers": numbers})
@@ -127,36 +240,28 @@ def evaluate(
         raise ValueError("no held-out image could be used, so there is nothing to score")
     means, of_images = {}, {}
     for i, (name, method) in enumerate(methods.items()):
-        means[name], of_images[name] = _summary(rows["numbers"][name][order], method.num_samples)
+        numbers = rows["numbers"][name][order]
+        means[name], of_images[name] = _summary(numbers, method.num_samples, scoring)
         seconds = float(spent[:, i].sum()) / (len(order) * method.num_samples)
         means[name] |= {"n": len(order), "seconds_per_image": seconds}
     return Evaluation(means, rows["index"][order], rows["label"][order], of_images)
 
 
-def _width(method: Method) -> int:
-    """Returns how many numbers an image has from a method."""
-    of_samples = len(registry.of("samples")) if method.num_samples > 1 else 0
-    return len(registry.of("image")) * method.num_samples + of_samples
-
-
 def _numbers(
-    samples: np.ndarray, reference: np.ndarray, low: np.ndarray, luminance: bool, border: int
+    samples: np.ndarray, given: Mapping[str, Any], scoring: Pictures | Fields
 ) -> Float64[np.ndarray, "n numbers"]:
     """Returns for each image the metrics of each sample, and those of all samples together."""
-    columns = []
-    for images in samples:
-        columns += score(images, reference, low, luminance, border).values()
-    if len(samples) > 1:
-        given = {"reference": reference, "low_resolution": low}
-        columns += [metric.compute(samples, given) for metric in registry.of("samples")]
+    columns = [column for images in samples for column in scoring.score(images, given)]
+    if len(samples) >= scoring.least_samples:
+        columns += scoring.score_samples(samples, given)
     return np.array(columns).T
 
 
 def _summary(
-    numbers: Float64[np.ndarray, "n numbers"], num_samples: int
+    numbers: Float64[np.ndarray, "n numbers"], num_samples: int, scoring: Pictures | Fields
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Returns the means over images, and the numbers of each image, both by metric."""
-    metrics = registry.of("image")
+    metrics = [registry.find(name) for name in scoring.of_output]
     count = len(metrics) * num_samples
     by_metric = numbers[:, :count].reshape(len(numbers), num_samples, len(metrics))
     means, of_images = {}, {}
@@ -171,9 +276,9 @@ def _summary(
             best = np.max if metric.is_higher_better else np.min
             of_images[f"{name}_best"] = best(values, axis=1).tolist()
             means[f"{name}_best"] = float(np.mean(of_images[f"{name}_best"]))
-    for metric, values in zip(registry.of("samples"), numbers[:, count:].T, strict=False):
-        of_images[metric.name] = values.tolist()
-        means[metric.name] = float(values.mean())
+    for name, values in zip(scoring.of_samples, numbers[:, count:].T, strict=False):
+        of_images[name] = values.tolist()
+        means[name] = float(values.mean())
     return means, of_images
 
 

@@ -57,6 +57,7 @@ class Refined(NamedTuple):
     frames: np.ndarray  # on the way from noise, of the first sample; [n, frames, ...]
 
 
+@runtime_checkable
 class Kind(Protocol):
     """The files of a kind: how they are read and written. Their methods run in threads.
 

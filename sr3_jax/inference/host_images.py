@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Key, Num, UInt
 from sr3_jax import scaling
 from sr3_jax.inference import resampling
 
-Levels = UInt[np.ndarray, "n _height _width c"]  # uint8 or uint16
-Images = Num[np.ndarray, "n _height _width c"]  # levels, or numbers of any range
+Levels = UInt[np.ndarray, "n _height _width _c"]  # uint8 or uint16
+Images = Num[np.ndarray, "n _height _width _c"]  # levels, or numbers of any range
 
 # Limits of the factor: beyond, results are almost bicubic alone, or of a single pixel.
 MIN_FACTOR, MAX_FACTOR = 1 / 16, 64

@@ -24,7 +24,7 @@ from sr3_jax.inference import tiling
 from sr3_jax.models import Params
 
 Keys = Key[Array, " n"]
-Flat = Float[Array, "n values"]  # images, row after row
+Flat = Float[Array, "n _values"]  # images, row after row
 Tiles = Float[Array, "b h w _"]
 
 _MAX_NETWORKS = 12

@@ -15,14 +15,14 @@ from jaxtyping import Num
 
 from sr3_jax import parallel, released
 from sr3_jax.data import storage
-from sr3_jax.inference import inputs, host_images, trained, upscale_files
+from sr3_jax.inference import host_images, inputs, trained, upscale_files
 
 _MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
 
 # One image or several, uint8 or uint16 RGB, or what the network was trained on; and the results.
 Images = Num[np.ndarray, "*n height width c"]
 Made = Num[np.ndarray, "*n new_height new_width d"]
-Maps = Num[np.ndarray, "*n new_height new_width m"]
+Maps = Num[np.ndarray, "... _height _width m"]  # of each image, or of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,17 +301,18 @@ class SuperResolver(trained.TrainedNetwork):
         seed: int | Sequence[int] = 0,
         *,
         label: trained.Label | None = None,
+        maps: Maps | None = None,
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
     ) -> Upscaled:
         """Upscales images; also returns `num_snapshots` of y_t from noise to image, and the time.
 
-        `label` is as in `upscale`. Snapshots are evenly spaced in network calls; the last one is
-        the result.
+        `label` and `maps` are as in `upscale`. Snapshots are evenly spaced in network calls; the
+        last one is the result.
         """
         parts, snapshots = [], []
         begin = time.perf_counter() - self.refiner.programs.compile_seconds
-        more = {"label": label, "num_snapshots": num_snapshots, "progress": progress}
+        more = {"label": label, "maps": maps, "num_snapshots": num_snapshots, "progress": progress}
         started = self.start(images, steps, seed, **more)
         for made, kept in (fetch() for fetch in started):
             parts.append(made)

@@ -36,12 +36,12 @@ def uncertainty(deviation: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w 
     height, width = deviation.shape
     ramp = np.broadcast_to(np.linspace(0, 1, width), (_LEGEND // 2, width))
     legend = Image.new("RGB", (width, _LEGEND), "black")
-    legend.paste(Image.fromarray(_coloured(ramp)), (0, 0))
+    legend.paste(Image.fromarray(coloured(ramp)), (0, 0))
     draw, font = ImageDraw.Draw(legend), ImageFont.load_default(11)
     draw.text((2, _LEGEND // 2), "0", "white", font)
     text = f"{top:.1%} of the range"
     draw.text((width - draw.textlength(text, font) - 2, _LEGEND // 2), text, "white", font)
-    return np.concatenate([_coloured(share), np.asarray(legend)])
+    return np.concatenate([coloured(share), np.asarray(legend)])
 
 
 def write_animation(frames: list[UInt[np.ndarray, "h w 3"]], path: epath.PathLike) -> None:
@@ -63,6 +63,7 @@ def write_animation(frames: list[UInt[np.ndarray, "h w 3"]], path: epath.PathLik
     storage.write_whole(str(path), data.getvalue())
 
 
-def _coloured(share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def coloured(share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Draws numbers in [0, 1] by the colour map: dark is 0, light is 1."""
     stops = np.linspace(0, 1, len(_COLOURS))
     return np.stack([np.interp(share, stops, c) for c in _COLOURS.T], -1).round().astype(np.uint8)

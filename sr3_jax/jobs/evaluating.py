@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +19,10 @@ from sr3_jax.config import Config, as_recorded, image_sets, schedules
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import evaluator, outputs, scoring
 from sr3_jax.evaluation.pretrained import common
-from sr3_jax.evaluation.report import grids, page, provenance, tables
+from sr3_jax.evaluation.report import grids, markdown, page, provenance, tables
 from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, generating, shared
+from sr3_jax.jobs import features, fields, generating, shared
 from sr3_jax.metrics import registry
 from sr3_jax.models import Batch
 
@@ -59,8 +60,14 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     resolver = SuperResolver.from_config(config, workdir / "checkpoints")
     shared.list_images(config, workdir, training=False)
     pipeline = image_sets.evaluation_pipeline(
-        config, resolver.batch_size * jax.process_count(), index_dir=workdir / shared.INDEX
+        config,
+        resolver.batch_size * jax.process_count(),
+        index_dir=workdir / shared.INDEX,
+        signed=False,
     )
+    scoring, baseline = _scoring(config, workdir), evaluator.bicubic(resolver.factor)
+    if not config.has_levels:
+        baseline = evaluator.interpolation(resolver.factor, config.data.channels)
     shared.check_same_images(pipeline)
     name, (size, low) = config.method, pipeline.sizes
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
@@ -73,9 +80,9 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         )
         batches = shared.with_known_classes(pipeline, pipeline.evaluation_batches(), classes)
         evaluation = evaluator.evaluate(
-            {"bicubic": evaluator.bicubic(resolver.factor), name: method},
+            {"bicubic": baseline, name: method},
             outputs.with_inputs(_counted(batches, bar), images),
-            **_seen(config),
+            scoring=scoring,
             share=parallel.of_all_processes,
         )
     shared.count_unusable(pipeline)
@@ -83,7 +90,8 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         for skipped, reason in pipeline.skipped.items():
             logging.warning("not scored: %s: %s", skipped, reason)
         numbers = evaluation.index.tolist()
-        found = {key: outputs.Files(images / key, numbers) for key in ("input", "reference", name)}
+        keys = ("input", "reference", name)
+        found = {key: outputs.Files(images / key, numbers, pipeline.dtype) for key in keys}
         found["bicubic"] = outputs.Upsampled(found["input"], found["reference"])
         names = [pipeline.name(number) for number in numbers]
         if rows := range(min(config.evaluation.num_pictures, len(numbers))):
@@ -91,7 +99,12 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
                 shared.LABELS.get(key, key): np.stack([found[key][i] for i in rows])
                 for key in ("input", "bicubic", name, "reference")
             }
-            grids.save(grids.grid(shown), folder / "samples.png")
+            if config.has_levels:
+                grids.save(grids.grid(shown), folder / "samples.png")
+            else:
+                fields.save_sheets(shown, found, scoring.labels, folder)
+        if not config.has_levels:
+            found = fields.coloured(found, config.scalings.image)
         _conclude(
             workdir,
             folder,
@@ -102,7 +115,8 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
             protocol=_protocol(config, pipeline, resolver.nfe()),
             checkpoint_step=resolver.checkpoint_step,
-            files=[outputs.file_of(number) for number in numbers],
+            files=[outputs.file_of(number, pipeline.dtype) for number in numbers],
+            figures={} if config.has_levels or not rows else fields.FIGURES,
         )
     parallel.wait_for_all()
 
@@ -119,6 +133,7 @@ def _conclude(
     protocol: list[str],
     checkpoint_step: int | None = None,
     files: Sequence[str] | None = None,
+    figures: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Measures with pretrained networks, writes numbers and report, and prints the table."""
     methods = {name: images[name] for name in results.means}
@@ -131,7 +146,14 @@ def _conclude(
             (results.of_images, found.of_images),
         )
     )
-    seen, of_these = _seen(config), [m.title for m in registry.of("image") if "border" in m.needs]
+    pixels = []
+    if config.has_levels:
+        of_these = [m.title for m in registry.of("image") if "border" in m.needs]
+        pixels = [
+            f"{' and '.join(of_these)}: of "
+            f"{'Y of YCbCr' if config.evaluation.luminance else 'RGB'}, "
+            f"{config.evaluation.crop_border} pixels left out at each side."
+        ]
     page.write(
         folder,
         tables.Results(means, results.names, of_images),
@@ -140,18 +162,20 @@ def _conclude(
         provenance=provenance.collect(config=config, checkpoint_step=checkpoint_step),
         protocol=[
             *protocol,
-            f"{' and '.join(of_these)}: of {'Y of YCbCr' if seen['luminance'] else 'RGB'}, "
-            f"{seen['border']} pixels left out at each side.",
+            *pixels,
             *found.protocol,
         ],
         paper_table=config.evaluation.paper_table,
         with_input="input" in images,
+        figures=figures,
     )
     each = {"names": results.names} | ({"files": list(files)} if files else {})
     evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
     # Written last: its presence marks completion.
     evaluator.write_json(means, folder / "metrics.json")
     print(evaluator.table(means))
+    if by_channel := tables.channel_rows(means):
+        print(markdown.table(*tables.as_text(by_channel)))
     print(f"report: {folder / 'report.html'}")
 
 
@@ -169,33 +193,28 @@ class _Network(NamedTuple):
     strip: epath.Path
     bar: tqdm.tqdm
 
-    def lacks_strip(self, low: np.ndarray, index: np.ndarray) -> bool:
+    def lacks_strip(self, inputs: evaluator.Inputs) -> bool:
         """Returns whether these inputs are in the strip, and it is missing or of other inputs."""
         if (
             self.config.predicts_image
             or jax.process_index()
-            or index[0] >= self.resolver.batch_size
+            or inputs.index[0] >= self.resolver.batch_size
         ):
             return False
-        return outputs.read(self.strip, self._strip_digest(low)) is None
+        return outputs.read(self.strip, self._strip_digest(inputs.low)) is None
 
-    def run(
-        self, low: np.ndarray, index: np.ndarray, label: np.ndarray
-    ) -> tuple[np.ndarray, float]:
+    def run(self, inputs: evaluator.Inputs) -> tuple[np.ndarray, float]:
         """Samples high resolutions; see `evaluator.Run`."""
         # The signal is taken for this call alone: a process that waits for others, or compiles,
         # should end as any program.
         with parallel.StopSignal(alone=True) as stop:
-            return self._sample(low, index, label if self.resolver.num_classes else None, stop)
+            return self._sample(inputs, stop)
 
     def _sample(
-        self,
-        low: np.ndarray,
-        index: np.ndarray,
-        label: np.ndarray | None,
-        stop: parallel.StopSignal,
+        self, given: evaluator.Inputs, stop: parallel.StopSignal
     ) -> tuple[np.ndarray, float]:
-        resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(low, index)
+        resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(given)
+        low, index = given.low, given.index
         side, size = config.evaluation.network_input, [resolver.factor * n for n in low.shape[1:3]]
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * config.num_samples
@@ -214,7 +233,8 @@ class _Network(NamedTuple):
                 # One stream for each image of the set, whatever the batches.
                 seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
                 num_snapshots=len(times) if is_strip_due and k == 0 else 0,
-                label=label,
+                label=given.label if resolver.num_classes else None,
+                maps=given.maps,
                 progress=advance,
             )
             if is_strip_due and k == 0:
@@ -222,6 +242,8 @@ class _Network(NamedTuple):
                     f"t = {t}": y_t[:_NUM_REFINED]
                     for t, y_t in zip(times, result.refinement, strict=True)
                 }
+                if resolver.scalings:
+                    columns = fields.drawn(columns, resolver.scalings.image)
                 outputs.write(grids.grid(columns), self.strip, self._strip_digest(low), 0.0)
             made = result.images
             samples.append(evaluator.resize(made, tuple(size)) if side else made)
@@ -241,9 +263,12 @@ def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
         bar.update(min(done, bar.total) - bar.n)
 
 
-def _seen(config: Config) -> dict[str, Any]:
-    """Returns the arguments of `evaluator.evaluate` that PSNR and SSIM depend on."""
-    return {"luminance": config.evaluation.luminance, "border": config.evaluation.crop_border}
+def _scoring(config: Config, workdir: epath.Path) -> evaluator.Pictures | evaluator.Fields:
+    """Returns how outputs are scored."""
+    if config.has_levels:
+        return evaluator.Pictures(config.evaluation.luminance, config.evaluation.crop_border)
+    labels = image_sets.channel_labels(config, workdir / shared.INDEX)
+    return evaluator.Fields(labels, config.units.deviation[: len(labels)])
 
 
 def _fingerprint(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
@@ -251,17 +276,20 @@ def _fingerprint(config: Config, workdir: epath.Path, resolver: SuperResolver) -
     weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
     sections = ("model", "diffusion", "sampling")
     how: dict[str, Any] = {section: as_recorded(config, section) for section in sections}
+    if not config.has_levels:
+        how["units"] = as_recorded(config, "units")
     how |= {"seed": config.seed, "network_input": config.evaluation.network_input}
     return json.dumps([weights, how], sort_keys=True)
 
 
 def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
     """Returns the protocol of the evaluation, one statement for each step."""
-    c, (size, low), bits = config.data, pipeline.sizes, 8 * pipeline.dtype.itemsize
+    c, (size, low) = config.data, pipeline.sizes
+    what = f"in {8 * pipeline.dtype.itemsize} bits" if config.has_levels else "as numbers"
     held_out = c.eval_path or f"held out of {c.path or c.source}"
     statements = [
         f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
-        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, in {bits} bits.",
+        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, {what}.",
         *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
     ]
     if config.evaluation.downsampling == "matlab":

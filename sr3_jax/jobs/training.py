@@ -22,7 +22,7 @@ from sr3_jax.config import Config, image_sets, layouts, networks, run_file, sche
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, initial_weights, shared
+from sr3_jax.jobs import features, fields, initial_weights, shared
 from sr3_jax.jobs.evaluating import evaluate
 from sr3_jax.training import event_file, loop
 from sr3_jax.training import state as training_state
@@ -348,7 +348,7 @@ def _logged_samples(
     """
     count = _NUM_LOGGED_SAMPLES
     pipeline = image_sets.evaluation_pipeline(
-        config, count, count, split=False, index_dir=workdir / shared.INDEX
+        config, count, count, split=False, index_dir=workdir / shared.INDEX, signed=False
     )
     network: SuperResolver | Generator | None = None
     method = config.method
@@ -362,15 +362,20 @@ def _logged_samples(
         if isinstance(network, Generator):
             classes = config.model.num_classes
             label = np.arange(count**2) % classes if classes else None
-            return grids.mosaic(network.generate(count**2, label=label))
+            made = network.generate(count**2, label=label)
+            if network.scalings:
+                made = fields.drawn({"made": made}, network.scalings.image)["made"]
+            return grids.mosaic(made)
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]
         known = batch["label"][kept] if network.num_classes else None
-        made = network.upscale(low, label=known)
-        return grids.grid(
-            {"input": low, shared.LABELS.get(method, method): made, "reference": high}
-        )
+        maps = batch["maps"][kept] if "maps" in batch else None
+        made = network.upscale(low, label=known, maps=maps)
+        shown = {"input": low, shared.LABELS.get(method, method): made, "reference": high}
+        if network.scalings:
+            shown = fields.drawn(shown, network.scalings.image)
+        return grids.grid(shown)
 
     def sample(params: training_state.Params, _: int) -> np.ndarray | None:
         params = parallel.on_this_process(parallel.gather(params, mesh))

@@ -8,88 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pkgutil
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["image", "samples", "trial", "network", "run"]
+from sr3_jax.metrics.metric import Kind, Metric, write
 
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One number by which images are scored.
-
-    Attributes:
-      name: its key in metrics.json, images.json and trials.jsonl.
-      title: heading of its column, without the unit.
-      of: what it is a number of, which decides when it is measured and how it is called.
-        `image`: compute(images [b h w 3], ...) -> [b], of every output.
-        `samples`: compute(samples [k b h w 3], ...) -> [b], where an input has several outputs.
-        `trial`: compute(samples [k b h w 3], ...) -> number, while schedules are tuned.
-        `network`: compute(pretrained.common.Inputs, ...) -> pretrained.common.Measured, in a
-        process of its own, where `config.evaluation.feature_metrics` has its `option`.
-        `run`: not computed from images.
-      function: what computes it, as "module:function"; metrics of one option share one.
-      needs: names of further arguments, of `reference`, `low_resolution`, `luminance` and `border`;
-        for networks of `reference`, `fid_reference` and `labels`, which are among the inputs.
-      best: the value that nothing beats: infinite, or a number; None if no direction is better.
-      unit: unit of the number.
-      digits: how the number is written, a format specification.
-      meaning: a sentence for the report.
-      option: value of `config.evaluation.feature_metrics` that asks for it.
-      weights: key of `config.evaluation` with the file of the network's weights.
-      package: what has to be installed besides, as it is imported.
-    """
-
-    name: str
-    title: str
-    of: Kind = "image"
-    function: str = ""
-    needs: tuple[str, ...] = ()
-    best: float | None = None
-    unit: str = ""
-    digits: str = ".4g"
-    meaning: str = ""
-    option: str = ""
-    weights: str = ""
-    package: str = ""
-
-    @property
-    def heading(self) -> str:
-        """The title with the unit."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-    @property
-    def is_higher_better(self) -> bool | None:
-        """None where neither direction is better."""
-        return None if self.best is None or math.isfinite(self.best) else self.best > 0
-
-    @property
-    def arrow(self) -> str:
-        """Which way is better; empty if none is."""
-        if self.best is None:
-            return ""
-        return {math.inf: "↑", -math.inf: "↓"}.get(self.best, f"→ {self.best:g}")
-
-    def badness(self, value: float) -> float:
-        """Orders values: the lower, the better. Raises ValueError if no direction is better."""
-        if self.best is None:
-            raise ValueError(f"of {self.heading!r}, neither more nor less is better")
-        if self.is_higher_better is None:
-            return abs(value - self.best)
-        return -value if self.is_higher_better else value
-
-    def compute(self, scored: Any, given: Mapping[str, Any]) -> Any:
-        """Computes it of images, samples or inputs (see `of`), given what it may need by name."""
-        function = pkgutil.resolve_name(self.function)
-        return function(scored, **{name: given[name] for name in self.needs})
-
-    def write(self, value: float, *, signed: bool = False) -> str:
-        """The number as people read it."""
-        return write(value, self.digits, signed=signed)
-
+__all__ = [
+    "METRICS",
+    "Kind",
+    "Metric",
+    "current",
+    "find",
+    "in_order",
+    "label_of",
+    "of",
+    "of_channel",
+    "options",
+    "tunable",
+    "write",
+]
 
 _FULL_REFERENCE = "sr3_jax.metrics.full_reference"
+_FIELDS = "sr3_jax.metrics.fields"
 _PRETRAINED = "sr3_jax.evaluation.pretrained"
 _INCEPTION = {
     "of": "network",
@@ -234,6 +175,81 @@ METRICS = {
             "in levels of 255, averaged over pixels. More is not better by itself: 0 is a method "
             "that always gives the same answer.",
         ),
+        Metric(
+            "rmse",
+            "RMSE",
+            "field",
+            f"{_FIELDS}:rmse",
+            ("reference",),
+            -math.inf,
+            in_units=True,
+            meaning="Root mean square error. Rewards the mean of all plausible fields: blur.",
+        ),
+        Metric(
+            "bias",
+            "bias",
+            "field",
+            f"{_FIELDS}:bias",
+            ("reference",),
+            0.0,
+            in_units=True,
+            digits=".3g",
+            meaning="Mean error.",
+        ),
+        Metric(
+            "correlation",
+            "correlation",
+            "field",
+            f"{_FIELDS}:correlation",
+            ("reference",),
+            math.inf,
+            meaning="Pearson's correlation over pixels, at most 1.",
+        ),
+        Metric(
+            "spectral_distance",
+            "spectral distance",
+            "field",
+            f"{_FIELDS}:spectral_distance",
+            ("reference",),
+            -math.inf,
+            "dB",
+            ".2f",
+            meaning="Root mean square difference of the power spectra, over wavelengths: what is "
+            "blurred lacks power in short waves.",
+        ),
+        Metric(
+            "field_consistency",
+            "consistency",
+            "field",
+            f"{_FIELDS}:consistency",
+            ("low_resolution",),
+            -math.inf,
+            in_units=True,
+            digits=".3g",
+            meaning="Root mean square difference of the input and the output made small again.",
+        ),
+        Metric(
+            "crps",
+            "CRPS",
+            "ensemble",
+            f"{_FIELDS}:crps",
+            ("reference",),
+            -math.inf,
+            in_units=True,
+            meaning="Continuous ranked probability score of the ensemble in its fair form, whose "
+            "expectation does not depend on the number of members. No method is better on average "
+            "than one that draws from the true distribution.",
+        ),
+        Metric(
+            "spread_skill",
+            "spread over skill",
+            "ensemble",
+            f"{_FIELDS}:spread_skill",
+            ("reference",),
+            1.0,
+            digits=".3f",
+            meaning="Spread of the ensemble over the error of its mean: below 1 it is too sure.",
+        ),
         Metric("n", "n", "run", digits=".0f", meaning="Number of images."),
         Metric(
             "seconds_per_image",
@@ -264,15 +280,23 @@ def tunable() -> tuple[str, ...]:
     return tuple(
         name
         for name, metric in METRICS.items()
-        if metric.is_higher_better is not None and "labels" not in metric.needs
+        if metric.of not in ("field", "ensemble")
+        and metric.is_higher_better is not None
+        and "labels" not in metric.needs
     )
 
 
 def find(name: str) -> Metric:
     """The metric of a name; one that is not known has its name as title, and no direction.
 
-    Of several samples of each image there are METRIC_best and METRIC_std (`evaluator.Evaluation`).
+    Of several samples of each image there are METRIC_best and METRIC_std (`evaluator.Evaluation`),
+    and of channels what `of_channel` names.
     """
+    if channel := re.fullmatch(r"(\w+)\[(.*?)(?: \((.*)\))?\](_best|_std)?", name):
+        whole, label, unit, kind = channel.groups()
+        metric = find(whole + (kind or ""))
+        unit = unit or "" if metric.in_units else metric.unit
+        return dataclasses.replace(metric, name=name, title=f"{metric.title}, {label}", unit=unit)
     base, _, kind = name.rpartition("_")
     if base in METRICS and kind == "best":
         title = f"{METRICS[base].heading}, best sample"
@@ -283,6 +307,16 @@ def find(name: str) -> Metric:
         title = f"{METRICS[base].heading}, ± samples"
         return Metric(name, title, digits=METRICS[base].digits, meaning=meaning)
     return METRICS.get(name, Metric(name, name))
+
+
+def of_channel(metric: str, label: str) -> str:
+    """Returns the name of a metric of a channel, with a label such as `t2m (K)`."""
+    return f"{metric}[{label}]"
+
+
+def label_of(name: str) -> str:
+    """Returns the label of the channel that a metric is of; empty for none."""
+    return name.partition("[")[2].rpartition("]")[0]
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -299,17 +333,3 @@ def current(numbers: Mapping[str, Any]) -> dict[str, Any]:
         base, separator, kind = name.partition("_")
         found[_FORMER_NAMES.get(base, base) + separator + kind] = value
     return found
-
-
-def write(value: float, digits: str, *, signed: bool = False) -> str:
-    """A number as people read it: a true minus, no negative zero, ∞, and nan as it is.
-
-    One that these digits would make 0 has one of its own: a difference that is plain is not 0.
-    """
-    if math.isinf(value):
-        return "−∞" if value < 0 else "+∞" if signed else "∞"
-    sign = "+" if signed else ""
-    text = format(float(value), f"{sign}z{digits}")
-    if value and float(text) == 0:
-        text = format(float(value), f"{sign}.1g")
-    return text.replace("-", "−")

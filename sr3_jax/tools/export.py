@@ -25,7 +25,7 @@ import jaxlib
 import numpy as np
 from absl import flags, logging
 from jax import export as jax_export
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Num
 
 import sr3_jax
 from sr3_jax import command_line, diffusion, image_ops, released
@@ -65,6 +65,19 @@ class Plan:
     tile: tuple[int, int]
     factor: int
     platforms: tuple[str, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the images."""
+        return np.dtype(np.uint8 if self.config.has_levels else np.float32)
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int, int], int]]:
+        """Size and channels of each array of images that the program takes, in their order."""
+        found = {"low_resolution": (self.size, self.config.source_channels)}
+        if maps := self.config.data.maps:
+            found["maps"] = self.large_size, maps
+        return found
 
     @property
     def large_size(self) -> tuple[int, int]:
@@ -151,14 +164,19 @@ def export_sampler(plan: Plan, params: Params) -> jax_export.Exported:
       params: the network's weights, or their shapes.
 
     Returns:
-      A function of the leaves of `params` in their order, the low resolution uint8 `[b, h, w, 3]`
-      and seeds uint32 `[b]`, that returns uint8 `[b, h * factor, w * factor, 3]`.
+      A function of the leaves of `params` in their order, the low resolution uint8 `[b, h, w, c]`
+      and seeds uint32 `[b]`, that returns uint8 `[b, h * factor, w * factor, c]`. Numbers of any
+      range (`config.units`) are float32 in their own units, NaN where they are missing, and maps
+      come between low resolution and seeds.
     """
     leaves, structure = jax.tree.flatten(params)
     (b,) = jax_export.symbolic_shape("b")
     arguments = [
         *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves),
-        jax.ShapeDtypeStruct((b, *plan.size, 3), jnp.uint8),
+        *(
+            jax.ShapeDtypeStruct((b, *size, channels), plan.dtype)
+            for size, channels in plan.inputs.values()
+        ),
         jax.ShapeDtypeStruct((b,), jnp.uint32),
     ]
     # Unused arguments of baselines stay, so that all programs are called alike.
@@ -225,7 +243,7 @@ def write(
     return about
 
 
-def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"]]:
+def _program(plan: Plan, structure: Any) -> Callable[..., Num[Array, "b h w c"]]:
     # Width packing suits TPUs and is slow elsewhere.
     tpu, others = (
         _sampling(plan, structure, packed_channels) for packed_channels in (networks.TPU_LANES, 1)
@@ -239,30 +257,40 @@ def _program(plan: Plan, structure: Any) -> Callable[..., UInt8[Array, "b h w 3"
 
 def _sampling(
     plan: Plan, structure: Any, packed_channels: int
-) -> Callable[..., UInt8[Array, "b h w 3"]]:
-    sampling = plan.config.effective_sampling
+) -> Callable[..., Num[Array, "b h w c"]]:
+    scalings, sampling = plan.config.scalings, plan.config.effective_sampling
+    channels = plan.config.data.channels
     packed_channels = plan.config.model.packed_channels or packed_channels
     denoiser = networks.denoiser(changed(plan.config, {"model.packed_channels": packed_channels}))
     height, width = plan.large_size
     filling = [(0, 0), (0, plan.tile[0] - height), (0, plan.tile[1] - width), (0, 0)]
 
-    def sample(*arguments: Array) -> UInt8[Array, "b h w 3"]:
-        *weights, low, seeds = arguments
+    def sample(*arguments: Array) -> Num[Array, "b h w c"]:
+        *weights, seeds = arguments
+        count, maps = len(weights) - len(plan.inputs), None
+        (low, *rest), weights = weights[count:], weights[:count]
         params = jax.tree.unflatten(structure, weights)
-        signed = image_ops.to_signed(low)
-        x = image_ops.resize_bicubic(signed, plan.large_size)
+        signed = scalings.source.to_signed(low) if scalings else image_ops.to_signed(low)
+        if rest:
+            maps = scalings.maps.to_signed(rest[0])
+        may_miss = denoiser.known_at > 0
+        x = image_ops.network_input(signed, plan.large_size, maps, may_miss=may_miss)
         # As `inference.refinement` fills up what is smaller than the network takes.
         x = jnp.pad(x, filling, mode="symmetric")
         y_0 = diffusion.sample(
             lambda y_t, gamma: denoiser(params, x, y_t, gamma),
             plan.sampler,
             jax.vmap(jax.random.key)(seeds),
-            x.shape[1:],
+            (*x.shape[1:3], channels),
             clip=sampling.clip,
         )[:, :height, :width]
         if sampling.consistent:
-            y_0 = resampling.make_consistent(y_0, signed)
-        return image_ops.to_uint8(y_0)
+            low = signed[..., :channels]
+            y_0 = resampling.make_consistent(y_0, low, clip=sampling.clip)
+        if may_miss:
+            known = x[:, :height, :width, denoiser.known_at :][..., :channels]
+            y_0 = jnp.where(known > 0.5, y_0, jnp.nan)
+        return scalings.image.to_values(y_0) if scalings else image_ops.to_uint8(y_0)
 
     return sample
 
@@ -270,6 +298,12 @@ def _sampling(
 def _describe(
     plan: Plan, exported: jax_export.Exported, checkpoint_step: int | None
 ) -> dict[str, Any]:
+    sizes = {"low_resolution": "low_resolution", "maps": "high_resolution"}
+    arrays = [
+        f"{'images' if name == 'low_resolution' else name} {plan.dtype} "
+        f"[b, *{sizes[name]}, {channels}]"
+        for name, (_, channels) in plan.inputs.items()
+    ]
     return {
         "low_resolution": list(plan.size),
         "high_resolution": list(plan.large_size),
@@ -280,9 +314,11 @@ def _describe(
         "network_calls": plan.sampler.nfe,
         "consistent": plan.config.sampling.consistent,
         "checkpoint_step": checkpoint_step,
-        "arguments": "the weights in the order below, images uint8 [b, *low_resolution, 3], seeds "
-        "uint32 [b]; bfloat16 weights are stored as uint16, bit for bit",
-        "result": "uint8 [b, *high_resolution, 3]",
+        "channels": {name: channels for name, (_, channels) in plan.inputs.items()},
+        "dtype": str(plan.dtype),
+        "arguments": f"the weights in the order below, {' and '.join(arrays)}, seeds uint32 [b]; "
+        "bfloat16 weights are stored as uint16, bit for bit",
+        "result": f"{plan.dtype} [b, *high_resolution, {plan.config.data.channels}]",
         "platforms": list(exported.platforms),
         "versions": {
             "sr3_jax": sr3_jax.__version__,
@@ -296,6 +332,12 @@ def _describe(
         },
         "promise": _PROMISE,
     }
+
+
+def _example(plan: Plan) -> str:
+    if plan.config.has_levels:
+        return "INPUT.png OUTPUT.png"
+    return "INPUT.npy OUTPUT.npy" + (" --maps=MAPS.npy" if plan.config.data.maps else "")
 
 
 def _text(size: tuple[int, int]) -> str:
@@ -356,7 +398,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
         f"{given.output}: {_text(plan.size)} to {_text(plan.large_size)} in "
         f"{about['network_calls']} network calls, checkpoint {step}, for "
         f"{', '.join(plan.platforms)}; {sizes}\n"
-        f"python {given.output}/{EXAMPLE} INPUT.png OUTPUT.png"
+        f"python {given.output}/{EXAMPLE} {_example(plan)}"
     )
 
 

@@ -184,7 +184,7 @@ def batch_shapes(
 
 def predict(
     denoiser: models.Denoiser, params: Params, task: Task, config: Config, drops: bool = False
-) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
+) -> tuple[Float[Array, ""], Float[Array, "b h w c"]]:
     """Returns the loss of a task, and the prediction; `drops`: apply dropout."""
     batch, weight = task.batch, task.batch["weight"]
     keys = tasks.dropout_keys(batch) if drops else None

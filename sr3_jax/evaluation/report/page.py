@@ -6,6 +6,8 @@ the templates in `templates/`.
 
 from __future__ import annotations
 
+import base64
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ def write(
     protocol: Sequence[str],
     paper_table: str = "",
     with_input: bool = True,
+    figures: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Writes `report.html`, `report.md`, and in `report/` the pictures of the latter.
 
@@ -49,6 +52,7 @@ def write(
       protocol: how they were measured (data, number of images, sizes), one statement each.
       paper_table: "1" to "5", the paper's table of the same task; "" for none.
       with_input: whether there are low resolutions.
+      figures: pictures that lie in the folder: their captions by file name.
 
     Raises:
       ImportError: jinja2 is not installed.
@@ -70,6 +74,11 @@ def write(
         "rows": rows,
         "table_notes": table_notes,
         "differences": tables.differences(results, main),
+        "channels": tables.channel_rows(results.means),
+        "figures": [
+            {"file": name, "caption": caption, "uri": _uri_of(epath.Path(folder) / name)}
+            for name, caption in figures.items()
+        ],
         "protocol": list(protocol),
         "paper": tables.paper_rows(paper_table) if paper_table else None,
         "histograms": _histograms(results),
@@ -118,7 +127,7 @@ def _environment() -> Any:
 
 def _histograms(results: Results) -> list[dict[str, Any]]:
     """Returns a panel for each metric of images."""
-    metrics = {metric for by_metric in results.of_images.values() for metric in by_metric}
+    metrics = {m for method in results.of_images for m in tables.scores_of(results, method)}
     found = []
     for metric in filter(tables.is_of_images, registry.in_order(metrics)):
         values = {
@@ -129,6 +138,10 @@ def _histograms(results: Results) -> list[dict[str, Any]]:
         if panel := histograms.panel(values):
             found.append({"measure": registry.find(metric), "panel": panel})
     return found
+
+
+def _uri_of(path: epath.Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(storage.read(path)).decode()}"
 
 
 def _images(

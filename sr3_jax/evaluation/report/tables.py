@@ -59,14 +59,62 @@ def is_of_images(metric: str) -> bool:
 
 
 def metric_names(results: Results) -> list[str]:
-    """Returns the metrics with a mean, in the order of tables."""
-    return registry.in_order({metric for row in results.means.values() for metric in row})
+    """Returns the metrics with a mean, in the order of tables, but for those of single channels."""
+    return registry.in_order(
+        {m for row in results.means.values() for m in row if not registry.label_of(m)}
+    )
 
 
 def scores_of(results: Results, method: str) -> dict[str, Sequence[float]]:
-    """Returns a method's numbers of each image, by metric in the order of tables."""
+    """Returns a method's numbers of each image, by metric in the order of tables.
+
+    Those of single channels are left out.
+    """
     by_metric = results.of_images.get(method, {})
-    return {m: by_metric[m] for m in registry.in_order(set(by_metric))}
+    whole = {metric for metric in by_metric if not registry.label_of(metric)}
+    return {m: by_metric[m] for m in registry.in_order(whole)}
+
+
+def channel_rows(means: Mapping[str, Mapping[str, float | int]]) -> dict[str, Any] | None:
+    """Returns the table of means by channel, a row for each channel and method; None without."""
+    names = {m for row in means.values() for m in row}
+    labels = list(dict.fromkeys(filter(None, map(registry.label_of, _as_measured(means)))))
+    if not labels:
+        return None
+    # A column for each metric; the unit of a channel stands in its label.
+    columns = [
+        name
+        for name, metric in registry.METRICS.items()
+        if metric.of in ("field", "ensemble") and registry.of_channel(name, labels[0]) in names
+    ]
+    rows = []
+    for label in labels:
+        of_channel = {column: registry.of_channel(column, label) for column in columns}
+        best = {c: _best(means, name) for c, name in of_channel.items()}
+        for method, own in means.items():
+            cells = [
+                {"mean": registry.find(name).write(float(own[name])), "best": method in best[c]}
+                if name in own
+                else {"mean": "", "best": False}
+                for c, name in of_channel.items()
+            ]
+            if any(cell["mean"] for cell in cells):
+                rows.append({"channel": label, "method": method, "cells": cells})
+    return {"columns": [registry.find(column) for column in columns], "rows": rows}
+
+
+def as_text(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns heading and rows of the table of `channel_rows`."""
+    rows = [
+        [row["channel"], row["method"], *(cell["mean"] for cell in row["cells"])]
+        for row in table["rows"]
+    ]
+    return ["channel", "method", *(column.title for column in table["columns"])], rows
+
+
+def _as_measured(means: Mapping[str, Mapping[str, float | int]]) -> list[str]:
+    """Returns the metrics of the method that has most, in their order."""
+    return list(max(means.values(), key=len, default={}))
 
 
 def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
@@ -74,7 +122,7 @@ def mean_rows(results: Results) -> tuple[list[dict[str, Any]], list[str]]:
     notes: list[str] = []
     rows = [{"method": method, "cells": []} for method in results.means]
     for metric in metric_names(results):
-        best = _best(results, metric)
+        best = _best(results.means, metric)
         for row, (method, own) in zip(rows, results.means.items(), strict=True):
             if metric not in own:
                 row["cells"].append({"mean": "", "interval": "", "best": False})
@@ -110,14 +158,14 @@ def _interval(
     return f"{metric.write(found.low)} to {metric.write(found.high)}", remarks
 
 
-def _best(results: Results, metric: str) -> set[str]:
+def _best(means: Mapping[str, Mapping[str, float | int]], metric: str) -> set[str]:
     """Returns the methods with the best mean; none without a competitor.
 
     None either if a mean is not finite: one image that equals its reference makes the mean PSNR
     infinite, which says nothing of the others.
     """
     known = registry.find(metric)
-    found = {m: row[metric] for m, row in results.means.items() if metric in row}
+    found = {m: row[metric] for m, row in means.items() if metric in row}
     if known.best is None or len(found) < 2 or not all(map(math.isfinite, found.values())):
         return set()
     badness = {method: known.badness(value) for method, value in found.items()}

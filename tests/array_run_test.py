@@ -1,0 +1,219 @@
+"""Thirteen bands with elevation beside, in float32 with missing values: a whole run."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+
+from configs import arrays_4x
+from sr3_jax import SuperResolver, jobs
+from sr3_jax.config import changed, read, run_file
+from sr3_jax.data import arrays, degrade
+from sr3_jax.inference.inputs import UpscaleOptions
+from sr3_jax.tools import export
+
+rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+
+_BANDS = 13
+_ORIGIN = (500_000.0, 4_600_000.0)
+
+
+def _write(path, values, pixel, nodata=-9999.0):
+    """Writes a GeoTIFF as rasterio does; NaN becomes nodata."""
+    height, width, count = values.shape
+    stored = np.where(np.isnan(values), nodata, values).astype(np.float32)
+    where = rasterio.transform.from_origin(*_ORIGIN, pixel, pixel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = dict(driver="GTiff", height=height, width=width, count=count, dtype="float32")
+    with rasterio.open(path, "w", nodata=nodata, transform=where, crs="EPSG:32633", **how) as file:
+        file.write(np.moveaxis(stored, -1, 0))
+
+
+def _scene(rng, height, width):
+    """Bands in thousands, some of which follow the elevation; a corner is missing."""
+    elevation = rng.normal(size=(height, width, 1)).cumsum(axis=0).cumsum(axis=1) * 5.0
+    noise = rng.normal(size=(height, width, _BANDS)).cumsum(axis=1) * 40.0
+    bands = 2000.0 + 10.0 * np.arange(_BANDS) + noise + 0.3 * elevation
+    bands[: height // 5, : width // 4] = np.nan
+    return bands, elevation
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Returns the folder of a run of six steps, its images and its config."""
+    root, rng = epath.Path(tmp_path_factory.mktemp("bands")), np.random.default_rng(0)
+    for i in range(6):
+        bands, elevation = _scene(rng, 24, 28)
+        _write(root / "scenes" / f"{i}.tif", bands, 10.0)
+        _write(root / "elevation" / f"{i}.tif", elevation, 10.0)
+    config = changed(
+        read(arrays_4x.get_config()),
+        {
+            "data.path": str(root / "scenes"),
+            "data.maps_path": str(root / "elevation"),
+            "data.channels": _BANDS,
+            "data.maps": 1,
+            "data.missing": True,
+            "data.num_eval_images": 2,
+            "data.image_size": 16,
+            "data.low_resolution": 4,
+            "model.channels": 8,
+            "model.multipliers": [1],
+            "train.num_steps": 6,
+            "train.batch_size": 4,
+            "train.num_warmup_steps": 1,
+            "train.num_decay_steps": 1,
+            "train.sample_every_steps": 6,
+            "checkpoint.every_steps": 3,
+            "checkpoint.keep_last": 3,
+            "sampling.num_steps": 2,
+            "sampling.tile_size": 64,
+            "sampling.tile_overlap": 16,
+            "evaluation.image_size": 16,
+            "evaluation.num_samples": 2,
+        },
+    )
+    jobs.train(config, root / "run")
+    return root, config
+
+
+def test_it_trains_and_resumes_to_the_bit(run, tmp_path):
+    root, config = run
+    kept = run_file.load(root / "run" / "config.json")
+    assert len(kept.units.least) == _BANDS + 1 and kept.model.sigma_data > 0
+    again = epath.Path(tmp_path / "again")
+    shutil.copytree(root / "run", again)
+    shutil.rmtree(again / "checkpoints" / "6")
+    jobs.train(config, again)
+    small_run.assert_same_arrays(
+        small_run.read_checkpoint(root / "run", 6), small_run.read_checkpoint(again, 6)
+    )
+
+
+def test_it_is_scored_by_channel_in_its_units(run):
+    root, _ = run
+    folder = root / "run" / "evaluation"
+    scores = json.loads((folder / "metrics.json").read_text())
+    for row in scores.values():
+        assert row["n"] == 2 and row["rmse[0]"] > 1 and np.isfinite(row["crps[12]"])
+        assert "psnr" not in row
+    assert scores["bicubic"]["spread_skill"] == 0 < scores["sr3"]["spread_skill"]
+    for name in ("samples.png", "spectra.png", "refinement.png", "report.html"):
+        assert (folder / name).exists()
+    report = (folder / "report.md").read_text()
+    assert "| 12 | sr3 |" in report and "spectra.png" in report
+    with np.load(next((folder / "images" / "sr3").glob("*.npz"))) as made:
+        assert made["values"].shape == (16, 16, _BANDS)
+    for picture in (folder / "images").glob("*/*.png"):
+        raise AssertionError(f"{picture} has levels")
+
+
+@pytest.fixture(scope="module")
+def scene(run):
+    """Returns the folder of a scene larger than a tile, its low resolution and its maps."""
+    root, _ = run
+    bands, elevation = _scene(np.random.default_rng(1), 128, 64)
+    low = degrade.resize_bicubic(bands.astype(np.float32), (32, 16))
+    _write(root / "small" / "scene.tif", low, 40.0)
+    _write(root / "maps" / "scene.tif", elevation, 10.0)
+    return root, low, elevation
+
+
+def test_a_scene_comes_back_with_its_place_and_what_is_missing(scene):
+    root, low, elevation = scene
+    options = UpscaleOptions(num_samples=2, maps=str(root / "maps"))
+    made = root / "made"
+    assert jobs.upscale(root / "run", root / "small", made, options) == 0
+    with rasterio.open(made / "scene.tif") as file:
+        assert (file.height, file.width, file.count) == (128, 64, _BANDS)
+        assert file.transform == rasterio.transform.from_origin(*_ORIGIN, 10.0, 10.0)
+        assert (file.crs.to_epsg(), file.nodata, file.dtypes[0]) == (32633, -9999.0, "float32")
+        mean = np.moveaxis(file.read(masked=True).filled(np.nan), 0, -1)
+    members = [arrays.open_file(made / f"scene.sample_{k}.tif").read(0) for k in (0, 1)]
+    np.testing.assert_allclose(np.mean(members, axis=0), mean, rtol=1e-6)
+    assert np.nanstd(members[0] - members[1]) > 0
+    missing = np.isnan(mean)
+    assert missing[:20, :12].all() and not missing[32:].any() and not missing[:, 24:].any()
+    # The first member is the one that a network gives alone.
+    network = SuperResolver.from_workdir(root / "run")
+    seed = UpscaleOptions().seed_of("scene.tif")
+    alone = network.upscale(low[None], seed=[seed], maps=elevation)[0]
+    np.testing.assert_allclose(alone, members[0], rtol=1e-5)
+
+
+def test_tiles_leave_no_seam(scene):
+    root, low, elevation = scene
+    # Of one height and width of the padded image, whole and cut, so that the noise is the same.
+    made = [
+        SuperResolver.from_workdir(root / "run", tile_size=size, num_steps=4).upscale(
+            low[:16], maps=elevation[:64]
+        )
+        for size in (64, 32)
+    ]
+    apart = np.abs(made[1] - made[0])
+    assert np.nanmax(apart) < 0.02 * np.nanstd(made[0])
+
+
+def test_values_beyond_the_training_are_told(scene, tmp_path):
+    root, low, elevation = scene
+    other = epath.Path(tmp_path) / "other.npy"
+    np.save(other, low + np.where(np.arange(_BANDS) == 4, 1e6, 0.0))
+    np.save(tmp_path / "elevation.npy", elevation)
+    options = UpscaleOptions(maps=str(tmp_path / "elevation.npy"))
+    assert jobs.upscale(root / "run", other, epath.Path(tmp_path) / "made", options) == 0
+    (row,) = (tmp_path / "made" / "manifest.jsonl").read_text().splitlines()
+    assert "100% of 4 are outside" in json.loads(row)["note"]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, "the network takes 1 maps: give --maps"),
+        ({"maps": "nowhere"}, "--maps=nowhere does not exist"),
+        ({"maps": ".", "factor": 2.0}, "--factor is for pictures"),
+        ({"maps": ".", "format": "png"}, "--format is for pictures"),
+    ],
+)
+def test_what_cannot_be_upscaled_is_told_before(scene, tmp_path, given, why):
+    root, *_ = scene
+    with pytest.raises(ValueError, match=why):
+        jobs.upscale(
+            root / "run", root / "small", epath.Path(tmp_path) / "made", UpscaleOptions(**given)
+        )
+
+
+def test_the_python_interface_names_what_is_wrong(scene):
+    root, low, elevation = scene
+    network = SuperResolver.from_workdir(root / "run")
+    for given, why in (
+        (dict(images=low), "takes 1 maps, and none were given"),
+        (dict(images=low[..., :3], maps=elevation), "real numbers of shape"),
+        (dict(images=low, maps=elevation[:8]), "give \\[128, 64, 1\\] for all images"),
+        (dict(images=np.full_like(low, np.inf), maps=elevation), "infinite values"),
+        (dict(images=low, maps=np.full_like(elevation, np.nan)), "maps have missing values"),
+        (dict(images=low, maps=elevation, factor=3), "takes its own alone, 4"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            network.upscale(**given)
+
+
+def test_its_export_gives_the_same_numbers(scene, tmp_path):
+    root, low, elevation = scene
+    config = run_file.load(root / "run" / "config.json")
+    plan = export.make_plan(config, (16, 16), platforms=("cpu",))
+    network = SuperResolver.from_workdir(root / "run")
+    program = export.export_sampler(plan, network.params)
+    export.write(str(tmp_path / "export"), plan, network.params, program)
+    np.save(tmp_path / "low.npy", low[:16])
+    np.save(tmp_path / "maps.npy", elevation[:64])
+    command = [sys.executable, "run.py", "../low.npy", "../made.npy", "--maps=../maps.npy"]
+    subprocess.run(command, cwd=tmp_path / "export", check=True, timeout=300)
+    made = np.load(tmp_path / "made.npy")
+    expected = network.upscale(low[None, :16], seed=[0], maps=elevation[:64])[0]
+    np.testing.assert_array_equal(np.isnan(made), np.isnan(expected))
+    np.testing.assert_allclose(made, expected, atol=1e-3 * np.nanstd(expected))
