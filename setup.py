@@ -109,6 +109,7 @@ setuptools.setup(
             "rasterio>=1.4",  # writes GeoTIFF for tests
             "ray>=2.60,<2.64",
             "ruff>=0.14",
+            "scoringrules>=0.8",  # its CRPS, for tests
             *_TENSORFLOW,
         ],
     },

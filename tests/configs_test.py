@@ -256,10 +256,11 @@ def test_what_decides_which_network_it_is_may_not_change():
         if not what.may_change
     }
     assert {key.partition(".")[0] for key in kept} == {
-        *("data", "diffusion", "method", "model", "train")
+        *("data", "diffusion", "method", "model", "train", "units")
     }
     assert {key for key in kept if key.startswith(("data.", "train."))} == {
         *("data.image_size", "data.low_resolution", "data.white_level"),
+        *("data.channels", "data.source_channels", "data.maps", "data.missing"),
         *("train.loss", "train.loss_weight", "train.source_noise", "train.label_dropout"),
     }
 
@@ -298,7 +299,12 @@ def test_every_field_refuses_what_is_out_of_its_range(name):
         assert read({name: {field: default}} if name else {field: default}) == Config()
         for choice in filter(None, what.choices):
             assert what.nearest(str(choice).upper()) == choice, key
-        assert what.meaning.endswith(".") and (what.range() or kind in (str, bool)), key
+        assert what.meaning.endswith(".") and (what.range() or _is_free(kind)), key
+
+
+def _is_free(kind):
+    """Returns whether any value of a type is one: texts, and numbers of the user's data."""
+    return kind in (str, bool, tuple[str, ...], tuple[float, ...])
 
 
 def test_the_page_of_options_is_of_this_code():

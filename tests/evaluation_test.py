@@ -41,7 +41,8 @@ def _batches(size):
 def _off_by(*levels):
     """A method whose samples are the reference and so many levels."""
 
-    def run(low, index, label):
+    def run(inputs):
+        low, index = inputs.low, inputs.index
         samples = [(HIGH[index].astype(int) + level).astype(np.uint8) for level in levels]
         return np.stack(samples), 2.0 * len(levels) * len(low)
 
@@ -93,17 +94,18 @@ def test_what_was_made_is_not_made_again(tmp_path):
     folder = epath.Path(tmp_path)
     calls = []
 
-    def run(low, index, label):
-        calls.append(index.tolist())
-        return _off_by(-1, 5).run(low, index, label)
+    def run(inputs):
+        calls.append(inputs.index.tolist())
+        return _off_by(-1, 5).run(inputs)
 
     def evaluate(fingerprint="a", low=LOW):
         del calls[:]
         method = outputs.kept(evaluator.Method(run, 2), "m", folder, fingerprint)
         parts = (np.arange(i, min(i + 3, 7)) for i in (0, 3, 6))
-        made = [method.run(low[part], part, 10 + part) for part in parts]
+        made = [method.run(evaluator.Inputs(low[part], part, 10 + part)) for part in parts]
         images = np.concatenate([images for images, _ in made], axis=1)
-        np.testing.assert_array_equal(images, _off_by(-1, 5).run(LOW, np.arange(7), None)[0])
+        whole = evaluator.Inputs(LOW, np.arange(7), np.arange(7))
+        np.testing.assert_array_equal(images, _off_by(-1, 5).run(whole)[0])
         assert sum(seconds for _, seconds in made) == pytest.approx(28.0)
         return calls
 
@@ -138,9 +140,9 @@ def test_16_bits_score_as_8_where_they_hold_the_same_and_stay_16_in_files(evalua
     def deep(levels):
         method = _off_by(*levels)
 
-        def run(low, index, label):
-            assert low.dtype == np.uint16
-            samples, seconds = method.run(low, index, label)
+        def run(inputs):
+            assert inputs.low.dtype == np.uint16
+            samples, seconds = method.run(inputs)
             return samples * np.uint16(257), seconds
 
         return evaluator.Method(run, len(levels))

@@ -164,6 +164,11 @@ class Units(Section):
         choices=("", *scaling.KINDS),
         may_change=False,
     )
+    file: str = option(
+        "",
+        "JSON file of the statistics, which `sr3_jax.tools.measure_data` wrote. Empty: they are "
+        "measured when a training begins.",
+    )
     least: tuple[float, ...] = option((), f"Least value: {_MEASURED}", may_change=False)
     greatest: tuple[float, ...] = option((), f"Greatest value: {_MEASURED}", may_change=False)
     mean: tuple[float, ...] = option((), f"Mean: {_MEASURED}", may_change=False)
@@ -187,11 +192,11 @@ class Units(Section):
         quantiles = tuple(values[i : i + count] for i in range(0, len(values), count))
         return scaling.Statistics(self.least, self.greatest, self.mean, self.deviation, quantiles)
 
-    def measured(self, found: scaling.Statistics) -> Units:
-        """Returns the section with statistics that were measured."""
-        values = dataclasses.asdict(found)
-        values["quantiles"] = tuple(itertools.chain.from_iterable(found.quantiles))
-        return dataclasses.replace(self, **values)
+
+def flat(statistics: scaling.Statistics) -> dict[str, tuple[float, ...]]:
+    """Returns statistics as values of `Units`."""
+    values = dataclasses.asdict(statistics)
+    return values | {"quantiles": tuple(itertools.chain.from_iterable(statistics.quantiles))}
 
 
 # The statistics that each scaling needs; all need the range, to tell values beyond it.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import json
 import zlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,8 +17,9 @@ from jaxtyping import UInt, UInt8
 
 from sr3_jax import image_ops, scaling
 from sr3_jax.config import resolve
+from sr3_jax.config.reading import changed
 from sr3_jax.config.sections import Config
-from sr3_jax.data import image_files, source_kinds, sources
+from sr3_jax.data import image_files, source_kinds, sources, storage
 from sr3_jax.data.image_files import BadImageError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
@@ -139,6 +142,32 @@ def statistics(
     return scaling.Statistics(
         *(sum(parts, ()) for parts in zip(*(vars(each).values() for each in found), strict=True))
     )
+
+
+def read_statistics(path: epath.PathLike) -> dict[str, Any]:
+    """Returns the statistics in a file of `tools.measure_data`, as values of `config.units`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is another file.
+    """
+    names = [field.name for field in dataclasses.fields(scaling.Statistics)]
+    try:
+        found = json.loads(storage.read(path))
+        return {name: found[name] for name in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"config.units.file = {path!s} is no file of sr3_jax.tools.measure_data: {error!r}"
+        ) from error
+
+
+def with_statistics(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the config with statistics in `config.units`.
+
+    Raises:
+      ValueError: they are of another number of channels.
+    """
+    return changed(config, {f"units.{name}": value for name, value in values.items()})
 
 
 def channel_labels(config: Config, index_dir: epath.PathLike | None = None) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class UpscaleOptions:
       maps: for networks that take maps: a file for all inputs, or a folder with a file of the name
         of each, at the size of the outputs.
       are_arrays: whether inputs are files of arrays, which keep their format; of several samples,
-        each lies beside the mean, as `NAME.sample_0.EXT`.
+        each lies beside the mean: scene.sample_0.tif.
     """
 
     steps: int | None = None

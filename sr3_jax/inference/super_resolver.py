@@ -90,7 +90,7 @@ class SuperResolver(trained.TrainedNetwork):
         Args:
           images: RGB of 8 or 16 bits, of any size. For a network of numbers without levels
             (`config.units`): real numbers in the units of its training, with as many channels as
-            `config.source_channels`, and NaN where they are missing.
+            `config.data.source_channels`, and NaN where they are missing.
           steps: number of refinement steps; None for the config's.
           seed: one number, from which image i takes the i-th stream; or one number or key for each
             image. A result depends on the pixels of its image, its stream and

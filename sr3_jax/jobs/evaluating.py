@@ -361,7 +361,8 @@ def score(
                 target,
                 {name: folders.folder(path) for name, path in outputs.items()},
                 folders.folder(low_resolution) if low_resolution else None,
-                **_seen(config),
+                luminance=config.evaluation.luminance,
+                border=config.evaluation.crop_border,
                 progress=functools.partial(bar.update, 1),
             )
         protocol = [f"Images: {reference}, as they are."]

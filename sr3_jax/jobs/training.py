@@ -18,7 +18,7 @@ from etils import epath
 
 from sr3_jax import models, parallel
 from sr3_jax.checkpoints import Checkpointer
-from sr3_jax.config import Config, image_sets, layouts, networks, run_file, schedules
+from sr3_jax.config import Config, data_sections, image_sets, layouts, networks, run_file, schedules
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -174,15 +174,17 @@ def _train(config: Config, workdir: epath.Path) -> None:
 
 
 def _with_units(config: Config, workdir: epath.Path) -> Config:
-    """Returns the config with `config.units` as measured on all training images.
+    """Returns the config with `config.units` of its file, or as measured on all training images.
 
     Each process measures them all, so that none waits for another, and all find the same.
     """
+    if config.units.file:
+        return image_sets.with_statistics(config, image_sets.read_statistics(config.units.file))
     count = len(image_sets.training_source(config, workdir / shared.INDEX))
     logging.info("measuring config.units on %d training images", count)
     with shared.progress_bar("measure", count) as bar:
         found = image_sets.statistics(config, workdir / shared.INDEX, bar.update)
-    return dataclasses.replace(config, units=config.units.measured(found))
+    return image_sets.with_statistics(config, data_sections.flat(found))
 
 
 def _compile(

@@ -11,12 +11,11 @@ larger than a tile are left to `--mode=upscale`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,106 +29,20 @@ from jaxtyping import Array, Num
 import sr3_jax
 from sr3_jax import command_line, diffusion, image_ops, released
 from sr3_jax.checkpoints import Which, quiet_orbax
-from sr3_jax.config import Config, changed, networks, run_file, schedules, to_json, with_sampling
+from sr3_jax.config import changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
-from sr3_jax.inference import resampling, super_resolver, tiling
+from sr3_jax.inference import resampling, super_resolver
 from sr3_jax.models import Params
 from sr3_jax.tools import export_example
+from sr3_jax.tools.export_plan import PLATFORMS, Plan, make_plan, text_of
 
 PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # as jax names them
 
 # By docs.jax.dev/en/latest/export/export.html#compatibility-guarantees.
 _PROMISE = (
     "jax promises to run it with releases up to 6 months newer than the one it was made with, by "
     "the dates of the releases, and up to 3 weeks older; export anew after that"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """An export; see `make_plan`.
-
-    Attributes:
-      config: config of the run, with the sampling of the export.
-      sampler: sampler of the refinement steps.
-      size: height and width of the low resolution.
-      tile: height and width of the network's input.
-      factor: growth of images.
-      platforms: that the program runs on.
-    """
-
-    config: Config
-    sampler: diffusion.Sampler
-    size: tuple[int, int]
-    tile: tuple[int, int]
-    factor: int
-    platforms: tuple[str, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the images."""
-        return np.dtype(np.uint8 if self.config.has_levels else np.float32)
-
-    @property
-    def inputs(self) -> dict[str, tuple[tuple[int, int], int]]:
-        """Size and channels of each array of images that the program takes, in their order."""
-        found = {"low_resolution": (self.size, self.config.source_channels)}
-        if maps := self.config.data.maps:
-            found["maps"] = self.large_size, maps
-        return found
-
-    @property
-    def large_size(self) -> tuple[int, int]:
-        """Height and width of the result."""
-        return tuple(n * self.factor for n in self.size)
-
-
-def make_plan(
-    config: Config,
-    size: tuple[int, int] | None = None,
-    steps: int | None = None,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-) -> Plan:
-    """Plans the export of a run.
-
-    Args:
-      config: config of the run, with the sampling to export.
-      size: height and width of the low resolution; None for a square of
-        `config.data.low_resolution`.
-      steps: refinement steps; None for the config's.
-      platforms: some of `PLATFORMS`, whether they are here or not.
-
-    Raises:
-      ValueError: images are larger than a tile, the schedule cannot do the steps, or a platform is
-        unknown.
-    """
-    if not config.has_source or config.model.num_classes:
-        raise ValueError(
-            "an export takes low resolutions and seeds alone, and this network makes images from "
-            "nothing or is told classes; use --mode=generate, or --mode=upscale"
-        )
-    if config.sampling.source_noise:
-        raise ValueError("an export adds no noise to its input; use sampling.source_noise = 0")
-    if unknown := [platform for platform in platforms or [""] if platform not in PLATFORMS]:
-        raise ValueError(f"platform = {unknown[0]!r} is unknown; use one of {', '.join(PLATFORMS)}")
-    if steps is not None and not config.predicts_image:
-        config = with_sampling(config, {"num_steps": steps})
-    sampler = schedules.sampler(config, steps)
-    size = size or (config.data.low_resolution,) * 2
-    factor, stride = config.factor, config.stride
-    # As `inference.refinement` has it.
-    tile_size = -(-config.tile_size // stride) * stride
-    grid = tiling.make_grid((size[0] * factor, size[1] * factor), tile_size, 0, stride)
-    plan = Plan(config, sampler, size, grid.tile, factor, tuple(platforms))
-    if grid.is_cut:
-        largest = (tile_size // factor,) * 2
-        raise ValueError(
-            f"a low resolution of {_text(size)} becomes {_text(plan.large_size)}, larger than a "
-            f"tile: config.sampling.tile_size = {tile_size}. An export is of one tile: give a "
-            f"--size of at most {_text(largest)}, and upscale larger images by --mode=upscale"
-        )
-    return plan
 
 
 def check_output(folder: str) -> None:
@@ -340,10 +253,6 @@ def _example(plan: Plan) -> str:
     return "INPUT.npy OUTPUT.npy" + (" --maps=MAPS.npy" if plan.config.data.maps else "")
 
 
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
 def _size(text: str) -> tuple[int, int]:
     """Reads --size."""
     if not re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text):
@@ -395,7 +304,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     about = write(given.output, plan, params, export_sampler(plan, params), step)
     sizes = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
     print(
-        f"{given.output}: {_text(plan.size)} to {_text(plan.large_size)} in "
+        f"{given.output}: {text_of(plan.size)} to {text_of(plan.large_size)} in "
         f"{about['network_calls']} network calls, checkpoint {step}, for "
         f"{', '.join(plan.platforms)}; {sizes}\n"
         f"python {given.output}/{EXAMPLE} {_example(plan)}"

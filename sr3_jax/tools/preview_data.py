@@ -27,9 +27,9 @@ from ml_collections import config_flags
 from PIL import Image
 
 from sr3_jax import command_line, image_ops
-from sr3_jax.config import Config, changed, image_sets, read
+from sr3_jax.config import Config, changed, data_sections, image_sets, read
 from sr3_jax.data import sources, storage
-from sr3_jax.evaluation.report import grids
+from sr3_jax.evaluation.report import field_pictures, grids
 from sr3_jax.training import step as training_step
 
 _MOST_NAMED = 20
@@ -52,6 +52,9 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
     """
     allowed_share, size = config.data.max_bad_share, config.data.image_size
     config = changed(config, {"data.max_bad_share": 1.0, "data.cache_gb": 0.0})
+    if not config.units.is_measured:
+        found = image_sets.statistics(config)
+        config = image_sets.with_statistics(config, data_sections.flat(found))
     if held_out:
         source = image_sets.evaluation_source(config)
         size = config.evaluation_size
@@ -79,10 +82,25 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
     counts, skipped = _count(config, source, num_read, size, allowed_share)
     columns = {}
     if config.has_source:
-        x = np.asarray(image_ops.to_uint8(image_ops.upsample_source(low, high.shape[1:3])))
+        may_miss = config.data.missing
+        x = image_ops.network_input(
+            jax.numpy.asarray(image_ops.to_signed(low)), high.shape[1:3], may_miss=may_miss
+        )
+        x = np.asarray(x if low.dtype == np.float32 else image_ops.to_uint8(x))
         columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
     columns[f"y_0, {size}"] = high
+    if "maps" in batch:
+        columns["maps"] = np.asarray(seen["maps"])[rows]
+    if not config.has_levels:
+        columns = {name: _coloured(images, config) for name, images in columns.items()}
     return Preview(grids.grid(columns, names, counts), counts, skipped)
+
+
+def _coloured(images: np.ndarray, config: Config) -> UInt8[np.ndarray, "n h w 3"]:
+    """Returns pictures of numbers in the network's range."""
+    count = min(images.shape[-1], config.data.channels)
+    ends = [-1.0] * count, [1.0] * count
+    return np.stack([field_pictures.colour(image[..., :count], *ends) for image in images])
 
 
 def _count(
@@ -125,7 +143,8 @@ def check_output(config: Config, output: str) -> None:
       OSError: its folder takes no files.
       ValueError: the path is among the images of the config, or does not end in .png.
     """
-    for key in ("path", "low_path", "eval_path", "eval_low_path"):
+    paths = ("path", "low_path", "maps_path")
+    for key in (*paths, *(f"eval_{path}" for path in paths)):
         folder = getattr(config.data, key)
         if folder and storage.is_within(output, folder):
             raise ValueError(

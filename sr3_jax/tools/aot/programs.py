@@ -50,11 +50,14 @@ def sample(config: Config, layout: parallel.Layout) -> Program:
     where = programs.denoiser_shardings(layout.mesh)
     shapes = models.parameter_shapes(denoiser.network, size)
     params = jax.eval_shape(denoiser.cast_params, shapes)
-    image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.float32)
+    x, y_t = (
+        jax.ShapeDtypeStruct((rows, size, size, channels), jnp.float32)
+        for channels in (config.conditioning_channels, config.data.channels)
+    )
     arguments = [
         params,
-        image if config.has_source else None,
-        image,
+        x if config.has_source else None,
+        y_t,
         jax.ShapeDtypeStruct((), jnp.float32),
         jax.ShapeDtypeStruct((rows,), jnp.int32),
     ]
