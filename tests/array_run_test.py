@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
@@ -12,9 +13,10 @@ from etils import epath
 
 from configs import arrays_4x
 from sr3_jax import SuperResolver, jobs
-from sr3_jax.config import changed, read, run_file
+from sr3_jax.config import changed, networks, read, run_file
 from sr3_jax.data import arrays, degrade
 from sr3_jax.inference.inputs import UpscaleOptions
+from sr3_jax.jobs import initial_weights
 from sr3_jax.tools import export
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
@@ -217,3 +219,60 @@ def test_its_export_gives_the_same_numbers(scene, tmp_path):
     expected = network.upscale(low[None, :16], seed=[0], maps=elevation[:64])[0]
     np.testing.assert_array_equal(np.isnan(made), np.isnan(expected))
     np.testing.assert_allclose(made, expected, atol=1e-3 * np.nanstd(expected))
+
+
+def test_weights_move_to_other_channels(run, tmp_path):
+    """What two networks have in common does what it did; what is new does nothing at first."""
+    root, config = run
+    wider = changed(
+        config, {"data.channels": 15, "data.maps": 2, "train.initial_weights": str(root / "run")}
+    )
+    _, found = initial_weights.find(wider, "train.initial_weights")
+    before = initial_weights.read(found)
+    after = initial_weights.with_channels(before, config, wider)
+    one, other = (networks.denoiser(of) for of in (config, wider))
+    rng = np.random.default_rng(0)
+    draw = lambda channels: jnp.asarray(rng.normal(size=(2, 8, 8, channels)), jnp.float32)  # noqa: E731
+    low, known, maps, y_t = draw(15), jnp.ones((2, 8, 8, 15)), draw(2), draw(15)
+    x_of = lambda c, m: jnp.concatenate([low[..., :c], known[..., :c], maps[..., :m]], -1)  # noqa: E731
+    gamma = jnp.full(2, 0.5)
+    made = one(before, x_of(13, 1), y_t[..., :13], gamma)
+    again = other(after, x_of(15, 2), y_t, gamma)
+    np.testing.assert_allclose(again[..., :13], made, atol=1e-5)
+    back = initial_weights.with_channels(after, wider, config)
+    small_run.assert_same_arrays([before] * 2, [back] * 2)
+    # A single channel sees and makes what a grey picture has in each of several.
+    grey = changed(config, {"data.channels": 1})
+    single = initial_weights.with_channels(before, config, grey)
+    same, noisy = (jnp.broadcast_to(part[..., :1], (2, 8, 8, 13)) for part in (low, y_t))
+    inputs = jnp.concatenate([same, known[..., :13], maps[..., :1]], axis=-1)
+    kernel = {"params": before}, {"params": single}
+    expected = one.network.apply(kernel[0], inputs, noisy, gamma).mean(axis=-1)
+    of_one = networks.model(grey).apply(kernel[1], x_of(1, 1), y_t[..., :1], gamma)
+    np.testing.assert_allclose(of_one[..., 0], expected, atol=1e-5)
+
+
+def test_frozen_parameters_stay_and_the_others_learn(run, tmp_path):
+    root, config = run
+    frozen = changed(
+        config,
+        {
+            "train.initial_weights": str(root / "run"),
+            "train.frozen": ["down_*", "*/norm_*"],
+            "train.num_steps": 2,
+            "checkpoint.every_steps": 2,
+        },
+    )
+    jobs.train(frozen, epath.Path(tmp_path) / "frozen")
+    before = small_run.read_checkpoint(root / "run", 6)["ema_params"]
+    after = small_run.read_checkpoint(tmp_path / "frozen", 2)["params"]
+    np.testing.assert_array_equal(
+        before["down_0_block_0"]["conv_0"]["kernel"], after["down_0_block_0"]["conv_0"]["kernel"]
+    )
+    np.testing.assert_array_equal(
+        before["up_0_block_0"]["norm_0"]["scale"], after["up_0_block_0"]["norm_0"]["scale"]
+    )
+    assert (before["conv_in"]["kernel"] != after["conv_in"]["kernel"]).any()
+    wrong = changed(frozen, {"train.frozen": ["encoder*"]})
+    with pytest.raises(ValueError, match="'encoder\\*', which matches no parameter.*conv_in"):
+        jobs.train(wrong, epath.Path(tmp_path) / "wrong")

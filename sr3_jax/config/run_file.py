@@ -59,16 +59,20 @@ def load(path: epath.PathLike) -> Config:
 
 def with_measured(config: Config, path: epath.PathLike) -> Config:
     """Returns the config with what the training that left `path` measured, if there is such."""
-    asks = config.model.measure_sigma_data or not config.units.is_measured
-    if not asks or not epath.Path(path).exists():
+    config = with_measured_sigma_data(config, path)
+    if config.units.is_measured or not epath.Path(path).exists():
         return config
-    before = load(path)
-    if not config.units.is_measured:
-        found = dataclasses.replace(before.units, scaling=config.units.scaling)
-        config = dataclasses.replace(config, units=found)
-    if config.model.measure_sigma_data:
-        config = with_sigma_data(config, before.model.sigma_data)
-    return config
+    found = dataclasses.replace(
+        load(path).units, scaling=config.units.scaling, file=config.units.file
+    )
+    return dataclasses.replace(config, units=found)
+
+
+def with_measured_sigma_data(config: Config, path: epath.PathLike) -> Config:
+    """Returns the config with the `model.sigma_data` of the training that left `path`."""
+    if not config.model.measure_sigma_data or not epath.Path(path).exists():
+        return config
+    return with_sigma_data(config, load(path).model.sigma_data)
 
 
 def with_sigma_data(config: Config, value: float) -> Config:
@@ -123,7 +127,8 @@ def check_same_network(old: Config, new: Config, path: epath.PathLike) -> None:
 def check_weights(old: Config, new: Config, path: epath.PathLike, key: str, given: str) -> None:
     """Checks that training by a config can begin with, or learn from, the weights of an older run.
 
-    Image sizes, noise schedule and loss may differ.
+    Image sizes, noise schedule and loss may differ, and of networks that a training begins with the
+    channels.
 
     Args:
       old: the config of the older run, which is in the file `path`.
@@ -136,7 +141,10 @@ def check_weights(old: Config, new: Config, path: epath.PathLike, key: str, give
       ValueError: the methods or networks differ; names the keys with both values.
     """
     differing = _differences(old, new)
-    of_network = [differing[key] for key in differing if key.startswith(("method", "model."))]
+    names = ["method", "model."]
+    if key == "distillation.teacher":
+        names += [f"data.{name}" for name in ("channels", "source_channels", "maps", "missing")]
+    of_network = [differing[name] for name in differing if name.startswith(tuple(names))]
     if of_network:
         raise ValueError(
             f"config.{key} = {given!r} is a network of another config: {'; '.join(of_network)}. "

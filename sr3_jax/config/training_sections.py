@@ -153,7 +153,14 @@ class Train(Section):
         "",
         "The network whose averaged weights training begins with: the workdir of a run, the folder "
         "of a released network, `hf://USER/NAME`, or a name that `sr3 models` lists. `method` and "
-        "`config.model` must be the same. The optimizer is a new one. Empty: random weights.",
+        "`config.model` must be the same. Channels of images and maps may differ: those in common "
+        "keep their weights in the first and last convolution, and others begin at 0. The "
+        "optimizer is a new one. Empty: random weights.",
+    )
+    frozen: tuple[str, ...] = option(
+        (),
+        "Parameters that are not trained, by patterns of their paths, such as `down_*` or "
+        "`*/norm_0/*`. Empty: all are trained.",
     )
     num_steps: int = option(1_000_000, "Number of training steps.", at_least=1)
     batch_size: int = option(256, "Images of a step, over all devices.", at_least=1)

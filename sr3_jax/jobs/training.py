@@ -113,6 +113,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     features.check(config)
     program = training_program(config, layout)
     denoiser, like = program.denoiser, program.state
+    networks.check_frozen(config, like.params)
     model = denoiser.network
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
@@ -136,7 +137,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     shared.check_shared(checkpointer.directory)  # it may be a link to another disk
     state = _first_state(program.init, like, checkpointer)
     if initial is not None:
-        state = initial_weights.put_into(state, initial)
+        state = initial_weights.put_into(state, initial, config)
     if int(state.step) >= config.train.num_steps:
         # The run is complete; compiling its steps would take minutes.
         checkpointer.close()
