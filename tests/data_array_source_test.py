@@ -1,5 +1,7 @@
 """Files of arrays as a source of examples."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,40 @@ def test_what_cannot_be_used_is_named(folder, tmp_path):
     (path / "a.npy").write_bytes(b"no array any more")
     with pytest.raises(BadImageError, match="no array of NumPy"):
         found[0].read()
+
+
+def test_what_lies_beside_is_found_by_name(folder, tmp_path):
+    path, stacks = folder
+    (path / "broken.npz").unlink()
+    low = {"b/days_LR.npy": stacks["b/days"][:, ::2, ::3], "a_LR.npy": stacks["a"][::2, ::3]}
+    maps = {"b/days.npz": np.ones((8, 9, 1)), "a.npz": np.zeros((8, 9, 1))}
+    for name, values in low.items():
+        (tmp_path / "low" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "low" / name, values)
+    for name, values in maps.items():
+        (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / "maps" / name, values)
+    place = _place(
+        path,
+        channels=2,
+        low_channels=2,
+        low_path=str(tmp_path / "low"),
+        maps=1,
+        maps_path=str(tmp_path / "maps"),
+        index=tmp_path / "index" / "train.npz",
+    )
+    assert not list(array_source.faults(place))
+    for _ in range(2):
+        pictures = [ref.read() for ref in array_source.open_source(place)]
+        assert [picture.maps.mean() for picture in pictures] == [0, 1, 1, 1]
+        for picture in pictures:
+            np.testing.assert_array_equal(picture.low_resolution, picture.image[::2, ::3])
+    # One file of one image is for all; another number of images is for none.
+    single = dataclasses.replace(place, maps_path=str(tmp_path / "maps" / "a.npz"), index=None)
+    assert [ref.read().maps.mean() for ref in array_source.open_source(single)] == [0] * 4
+    np.save(tmp_path / "low" / "b" / "days_LR.npy", stacks["b/days"][:2, ::2, ::3])
+    with pytest.raises(ValueError, match="days.npy of .* has 3 images, and its file in .* 2"):
+        array_source.open_source(dataclasses.replace(place, index=None))
+    (tmp_path / "maps" / "a.npz").unlink()
+    with pytest.raises(ValueError, match="1 files of .* have none of their name in .*: a.npy"):
+        array_source.open_source(dataclasses.replace(place, index=None, low_path=""))

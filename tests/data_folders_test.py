@@ -130,6 +130,20 @@ def test_missing_partners_are_listed(two_folders):
         image_sets.training_source(read(_config(two_folders)))
 
 
+def test_names_of_partners_may_have_an_ending(two_folders):
+    high, low = two_folders
+    before = [ref.read().low_resolution for ref in pairs.Pairs(*map(folders.folder, two_folders))]
+    for path in low.rglob("*.*"):
+        path.rename(path.with_name(f"{path.stem}x4{path.suffix}"))
+    after = pairs.Pairs(folders.folder(high), folders.folder(low))
+    assert all(ref.low.name.endswith("x4.bmp") for ref in after)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other.read().low_resolution)
+    (low / "a" / "1x4.bmp").rename(low / "a" / "1x2.bmp")
+    with pytest.raises(ValueError, match="without a partner"):
+        pairs.Pairs(folders.folder(high), folders.folder(low))
+
+
 def test_a_pair_of_wrong_sizes_is_skipped_with_both(two_folders):
     high, low = two_folders
     _save(low / "a" / "1.bmp", _noise(10, 11))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sr3_jax.data import arrays, folders, index_file, source_kinds, sources, storage
+from sr3_jax.data import arrays, folders, index_file, pairs, source_kinds, sources, storage
 from sr3_jax.data.image_files import BadImageError
 
 _MOST_NAMED = 100  # in an error
@@ -181,6 +181,7 @@ class Beside:
             self._files = [0] * len(wanted)
         else:
             found = {_stem(name): i for i, name in enumerate(beside.names_of_files())}
+            found = pairs.without_ending(found, [_stem(name) for name in wanted])
             lone = [name for name in wanted if _stem(name) not in found]
             if lone:
                 raise ValueError(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from sr3_jax.data import folders, source_kinds, sources
 from sr3_jax.data.image_files import BadImageError
 
 _MAX_NAMED = 100  # in an error
+T = TypeVar("T")
 
 
 def faults(place: source_kinds.Place) -> Iterator[str]:
@@ -65,10 +67,13 @@ class Pairs(sources.LazySource):
 def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySource]:
     """Returns the images of folders in the order of the first, by relative path without suffix.
 
+    The names of another folder may all have one more ending, such as `0001x4.png` for `0001.png`.
+
     Raises:
       ValueError: images have no partner, or several.
     """
-    stems, of_others = _by_stem(first), [_by_stem(other) for other in others]
+    stems = _by_stem(first)
+    of_others = [without_ending(_by_stem(other), stems) for other in others]
     missing = []
     for other, its in zip(others, of_others, strict=True):
         for source, partner, lone in (
@@ -85,6 +90,21 @@ def match(first: folders.Folder, *others: folders.Folder) -> list[sources.LazySo
         raise ValueError("images without a partner of the same name: " + "; ".join(missing))
     in_order = (np.array([its[stem] for stem in stems]) for its in of_others)
     return [first, *map(sources.Subset, others, in_order)]
+
+
+def without_ending(found: dict[str, T], wanted: Collection[str]) -> dict[str, T]:
+    """Returns values by names without the ending that all names have more than those wanted.
+
+    They stay as they are where there is no such ending.
+    """
+    if not wanted or not found or found.keys() & set(wanted):
+        return found
+    some = min(wanted)
+    endings = {name.removeprefix(some) for name in found if name.startswith(some)}
+    for ending in sorted(endings, key=len):
+        if found.keys() >= {name + ending for name in wanted}:
+            return {name.removesuffix(ending): value for name, value in found.items()}
+    return found
 
 
 def _by_stem(source: folders.Folder) -> dict[str, int]:
