@@ -261,8 +261,6 @@ def _numbers(config: Config) -> Iterator[str]:
                 f"config.data.{name} = {getattr(data, name)} is for networks with a source, and "
                 "config.data.low_resolution is 0; use another"
             )
-    if data.maps and not data.maps_path:
-        yield f"config.data.maps = {data.maps}, but config.data.maps_path is empty"
     if data.maps_path and not data.maps:
         yield f"config.data.maps_path = {data.maps_path!r}, but config.data.maps is 0"
     if config.model.learned_variance:

@@ -24,6 +24,8 @@ _INSIDE = ".zarr/"  # such a folder is one file
 
 def faults(place: source_kinds.Place) -> Iterator[str]:
     """Yields what is wrong with folders or files of arrays; see `source_kinds`."""
+    if place.maps and not place.maps_path:
+        yield f"{place.key('maps_path')} is empty, and config.data.maps = {place.maps}; give maps"
     for name in ("path", "low_path", "maps_path"):
         path = getattr(place, name)
         if not path:
