@@ -276,3 +276,38 @@ def test_frozen_parameters_stay_and_the_others_learn(run, tmp_path):
     wrong = changed(frozen, {"train.frozen": ["encoder*"]})
     with pytest.raises(ValueError, match="'encoder\\*', which matches no parameter.*conv_in"):
         jobs.train(wrong, epath.Path(tmp_path) / "wrong")
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"data.dtype": "uint8"}, "need a scaling, and levels have none"),
+        ({"data.low_resolution": 0}, "is for networks with a source"),
+        ({"data.source_channels": 3}, "must be at least config.data.channels = 13"),
+        ({"sampling.clip": True}, "'standardise' have no limits"),
+        ({"sampling.consistent": True}, "needs whole images"),
+        ({"units.least": [0.0, 1.0]}, "has 2 numbers; give 14, for 14 channels"),
+        ({"data.maps": 0}, "but config.data.maps is 0"),
+        ({"evaluation.feature_metrics": ["fid"]}, "are of pictures"),
+    ],
+)
+def test_options_that_numbers_cannot_have_are_told(run, values, why):
+    _, config = run
+    with pytest.raises(ValueError, match=why):
+        changed(config, values)
+
+
+def test_schedules_of_numbers_are_not_tuned(run):
+    root, _ = run
+    with pytest.raises(ValueError, match="schedules are tuned on pictures"):
+        jobs.tune_schedule(run_file.load(root / "run" / "config.json"), root / "run", None)
+
+
+def test_zarr_is_refused_as_a_file_before_anything_is_loaded(run, tmp_path):
+    root, _ = run
+    (tmp_path / "in" / "x.zarr").mkdir(parents=True)
+    (tmp_path / "in" / "x.zarr" / "zarr.json").write_text("{}")
+    options = UpscaleOptions(maps=str(root / "elevation"))
+    for given in (tmp_path / "in", tmp_path / "in" / "x.zarr"):
+        with pytest.raises(ValueError, match="x.zarr is Zarr, .* save it as NetCDF"):
+            jobs.upscale(root / "run", epath.Path(given), epath.Path(tmp_path) / "out", options)

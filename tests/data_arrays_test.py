@@ -334,3 +334,31 @@ def test_a_geotiff_of_rasterio_keeps_its_place(tmp_path):
         assert opened.crs == before.crs and opened.nodata == -9999 and opened.count == 13
         assert opened.bounds == before.bounds and opened.res == (15, 10)
         assert (opened.read(masked=True).mask.sum(axis=(1, 2)) == 4).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".nc", ".zarr", ".h5", ".tif"])
+def test_a_result_may_have_the_first_channels_alone(tmp_path, suffix):
+    """A network may be given more channels than it predicts."""
+    names, path = ("a", "b", "c"), tmp_path / f"x{suffix}"
+    values = np.random.default_rng(0).normal(size=(6, 8, 3)).astype(np.float32)
+    of_names = {name: values[..., i] for i, name in enumerate(names)}
+    if suffix in (".nc", ".zarr"):
+        xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+        dataset = xarray.Dataset({name: (("y", "x"), of) for name, of in of_names.items()})
+        how = {"engine": "h5netcdf"} if suffix == ".nc" else {}
+        (dataset.to_netcdf if suffix == ".nc" else dataset.to_zarr)(path, **how)
+    elif suffix == ".h5":
+        h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+        with h5py.File(path, "w") as file:
+            file.update(of_names)
+    elif suffix == ".tif":
+        tifffile.imwrite(path, np.moveaxis(values, -1, 0), photometric="minisblack")
+    elif suffix == ".npz":
+        np.savez(path, **of_names)
+    else:
+        np.save(path, values)
+    variables = names if arrays.FORMATS[suffix].has_names else ()
+    large = values[..., :2].repeat(2, axis=0).repeat(2, axis=1)
+    arrays.open_file(path, 3, variables).write(tmp_path / f"made{suffix}", [large])
+    made = arrays.open_file(tmp_path / f"made{suffix}", 2, variables[:2])
+    np.testing.assert_array_equal(made.read(0), large)

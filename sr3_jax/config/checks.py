@@ -220,10 +220,8 @@ def _arrays(config: Config) -> Iterator[str]:
         yield from _levels(config)
     else:
         yield from _numbers(config)
-    if config.model.architecture != "sr3" and (data.channels, config.conditioning_channels) != (
-        3,
-        3,
-    ):
+    is_rgb = data.channels == config.conditioning_channels == 3
+    if config.model.architecture != "sr3" and not is_rgb:
         yield (
             f"config.model.architecture = {config.model.architecture!r} has 3 channels; use "
             "config.data.channels=3 without source_channels, maps or missing"
@@ -255,16 +253,10 @@ def _numbers(config: Config) -> Iterator[str]:
             f"config.data.channels = {data.channels}, since the low resolution begins with the "
             "channels of y_0"
         )
-    for name in ("maps", "missing"):
-        if getattr(data, name) and not config.has_source:
-            yield (
-                f"config.data.{name} = {getattr(data, name)} is for networks with a source, and "
-                "config.data.low_resolution is 0; use another"
-            )
+    if not config.has_source:
+        yield f"config.data.low_resolution = 0, but {where} is for networks with a source; give one"
     if data.maps_path and not data.maps:
         yield f"config.data.maps_path = {data.maps_path!r}, but config.data.maps is 0"
-    if config.model.learned_variance:
-        yield f"config.model.learned_variance is for pictures, not for {where}; use False"
     evaluation = config.evaluation
     for key, value, needed in (
         ("downsampling", evaluation.downsampling, "pillow"),
@@ -286,7 +278,7 @@ def _numbers(config: Config) -> Iterator[str]:
             "config.sampling.clip = True, but values of config.units.scaling = 'standardise' have "
             "no limits; use --config.sampling.clip=false"
         )
-    count = max(config.source_channels, data.channels) + data.maps
+    count = config.source_channels + data.maps
     for name, each in (
         *((name, 1) for name in ("least", "greatest", "mean", "deviation")),
         ("quantiles", scaling.NUM_QUANTILES),

@@ -106,8 +106,7 @@ def residual_rms(config: Config, most: int, index_dir: epath.PathLike | None = N
             if config.has_source:
                 low, size = image_ops.to_signed(batch["low_resolution"]), y_0.shape[1:3]
                 x = image_ops.network_input(low, size, may_miss=config.data.missing)
-                known_at = config.source_channels if config.data.missing else 0
-                y_0, _ = image_ops.with_known(y_0, x, known_at)
+                y_0, _ = image_ops.with_known(y_0, x, config.known_at)
                 x = x[..., : y_0.shape[-1]]
             squares.append(np.mean(np.square(y_0 - x), axis=(1, 2, 3))[batch["weight"] > 0])
     return float(f"{np.sqrt(np.mean(np.concatenate(squares))):.3g}")

@@ -28,6 +28,8 @@ LATER = {
     "distillation.teacher_guidance": 1.0,
 }
 
+_WITHOUT_EFFECT = ("batch_size", "file")  # keys that change no result
+
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns values of a config of any version, by section and key, as they are today."""
@@ -61,7 +63,7 @@ def as_recorded(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     recorded = {
         first_names.get(f"{section}.{key}", key).rpartition(".")[2]: value
         for key, value in values.items()
-        if LATER.get(f"{section}.{key}") != value and key != "batch_size"
+        if LATER.get(f"{section}.{key}") != value and key not in _WITHOUT_EFFECT
     }
     for key in VALUES.keys() & recorded.keys():
         before = {new: old for old, new in VALUES[key].items()}

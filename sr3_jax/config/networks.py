@@ -74,7 +74,7 @@ def denoiser(config: Config) -> models.Denoiser:
         model(config),
         diffusion.PREDICTIONS["y_0" if config.predicts_image else c.prediction],
         sigma_data=0.0 if config.method == "srcnn" else c.sigma_data,
-        known_at=config.source_channels if config.data.missing else 0,
+        known_at=config.known_at,
         guidance=config.sampling.guidance,
         source_noise=config.sampling.source_noise,
         gives_variance=config.sampling.variance == "learned"

@@ -72,6 +72,11 @@ class Config(Section):
         return self.source_channels * (2 if self.data.missing else 1) + self.data.maps
 
     @property
+    def known_at(self) -> int:
+        """First of the network's channels that say which of x is known; 0 if all is."""
+        return self.source_channels if self.data.missing else 0
+
+    @property
     def has_levels(self) -> bool:
         """Whether pixels are levels of 8 or 16 bits, as of pictures, and no other numbers."""
         return not self.units.scaling

@@ -49,7 +49,8 @@ class Channels(NamedTuple):
     """The channels that images have.
 
     Attributes:
-      image, source, maps: number of channels of high and low resolutions and of maps.
+      image, source, maps: number of channels of high and low resolutions and of maps; the low
+        resolution has as many as the high one, or more.
       may_miss: whether values of images may be missing (NaN).
     """
 
@@ -148,7 +149,8 @@ class Reader:
         of = self._channels
         if of is None:
             return picture
-        image = of.image if picture.low_resolution is not None else max(of.image, of.source)
+        # The low resolution is made of the image, unless it has its own.
+        image = of.source if picture.low_resolution is None else of.image
         for name, channels in (("image", image), ("low_resolution", of.source), ("maps", of.maps)):
             part = getattr(picture, name)
             if part is None:

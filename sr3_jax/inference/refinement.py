@@ -71,6 +71,11 @@ class Refiner:
         self.programs = programs.Programs(denoiser, devices, clip=sampling.clip)
         self._placed: dict[tuple[int, int], Params] = {}
 
+    @property
+    def most_channels(self) -> int:
+        """Channels of the largest array of an image's size: of x, or of y_t."""
+        return max(self._channels)
+
     def set_params(self, params: Params) -> None:
         """Replaces the weights, cast to the network's type; compiled programs stay."""
         everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
@@ -120,7 +125,7 @@ class Refiner:
         devices, rows = self.share(num_images, size)
         sharing = 1 if grid.is_cut else devices
         at_once = max(self._groups(grid)) // devices if grid.is_cut else rows // devices
-        image = 4 * max(self._channels) * grid.room  # float32
+        image = 4 * self.most_channels * grid.room  # float32
         network = at_once * grid.tile[0] * grid.tile[1] * self._bytes_per_pixel(grid.tile)
         return rows // sharing * image * _NUM_ARRAYS + network, rows * image * _NUM_HOST_ARRAYS
 

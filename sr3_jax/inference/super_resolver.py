@@ -17,7 +17,7 @@ from sr3_jax import parallel, released
 from sr3_jax.data import storage
 from sr3_jax.inference import host_images, inputs, trained, upscale_files
 
-_MOST_PIXELS = (2**31 - 1) // 3  # of an array, whose indices are int32
+_MOST_VALUES = 2**31 - 1  # of an array, whose indices are int32
 
 # One image or several, uint8 or uint16 RGB, or what the network was trained on; and the results.
 Images = Num[np.ndarray, "*n height width c"]
@@ -213,14 +213,17 @@ class SuperResolver(trained.TrainedNetwork):
         what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
         if refined != wanted:
             what += f", by way of {refined[1]}x{refined[0]},"
-        if 1.5 * math.prod(refined) > _MOST_PIXELS:  # arrays are larger than images by a half
+        # Arrays are larger than images by a half.
+        most_pixels = _MOST_VALUES // self.refiner.most_channels // 1.5
+        if math.prod(refined) > most_pixels:
             raise ValueError(
-                f"{what} and so more than {_MOST_PIXELS / 1.5e6:.0f} megapixels; use a smaller "
+                f"{what} and so more than {most_pixels / 1e6:.0f} megapixels; use a smaller "
                 "--factor, or parts of the picture"
             )
         on_device, on_host = self.refiner.memory(num_samples, within)
-        # Samples and frames wait on the host, of at most 16 bits.
-        on_host += 6 * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
+        # Samples and frames wait on the host, of at most 16 bits, or as numbers.
+        of_pixel = 4 * self.refiner.most_channels if self.scalings else 6
+        on_host += of_pixel * wanted[0] * wanted[1] * (num_samples + 1) * (num_snapshots + 1)
         device = jax.local_devices()[0]
         if device.platform == "cpu":
             # All CPU devices share one memory.

@@ -197,7 +197,7 @@ def _failed(record: Record, reason: str) -> Record:
 def _groups(
     read: Iterable[Record | Decoded], batch_size: int
 ) -> Iterator[Record | Sequence[Decoded]]:
-    """Pictures of one shape, at most `batch_size`; neighbours but for a few of other shapes."""
+    """Files with images of one shape, `batch_size` images or one file; near in their order."""
     groups: dict[tuple, list[Decoded]] = {}
     for one in read:
         if isinstance(one, Record):

@@ -187,11 +187,16 @@ class HeldOut(NamedTuple):
 
 
 def held_out(config: Config, workdir: epath.Path, count: int) -> HeldOut:
-    """Returns the first `count` held-out images.
+    """Returns the first `count` held-out images, of a network of levels.
 
     Raises:
-      ValueError: no image is usable.
+      ValueError: no image is usable, or the network is one of other numbers.
     """
+    if not config.has_levels:
+        raise ValueError(
+            "schedules are tuned on pictures, and config.units.scaling = "
+            f"{config.units.scaling!r} is of other numbers; set config.sampling instead"
+        )
     list_images(config, workdir, training=False)
     pipeline = image_sets.evaluation_pipeline(config, 8, count, index_dir=workdir / INDEX)
     parts = []

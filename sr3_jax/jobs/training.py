@@ -365,10 +365,7 @@ def _logged_samples(
         if isinstance(network, Generator):
             classes = config.model.num_classes
             label = np.arange(count**2) % classes if classes else None
-            made = network.generate(count**2, label=label)
-            if network.scalings:
-                made = fields.drawn({"made": made}, network.scalings.image)["made"]
-            return grids.mosaic(made)
+            return grids.mosaic(network.generate(count**2, label=label))
         batch = next(pipeline.evaluation_batches())
         kept = batch["weight"] > 0
         low, high = batch["low_resolution"][kept], batch["high_resolution"][kept]

@@ -50,7 +50,8 @@ class ArrayFile(abc.ABC):
         """Writes images in place of those of this file, whole or not at all.
 
         They are a whole number of times as large, or of the same size; with them change whatever
-        says where pixels lie (coordinates, georeference, affine). NaN is a missing value.
+        says where pixels lie (coordinates, georeference, affine). They have the channels of this
+        file, or the first of them. NaN is a missing value.
 
         Raises:
           ValueError: the file's type of numbers has no missing value, and an image has one.

@@ -82,7 +82,7 @@ class Hdf5File(base.ArrayFile):
         with h5py.File(content, "w") as file:
             for key, value in self._file.attrs.items():
                 file.attrs[key] = value
-            for i, name in enumerate(self._paths):
+            for i, name in enumerate(self._paths[: made.shape[-1]]):
                 if self._is_single:
                     values = np.moveaxis(made, -1, 1) if self._is_first else made
                     if self._file[name].ndim == 2:

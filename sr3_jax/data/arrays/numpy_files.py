@@ -95,7 +95,7 @@ class NpzFile(base.ArrayFile):
         base.factor_of(images, self.shape)
         (image,) = (base.as_stored(image, self.dtype, None) for image in images)
         if not self._name:
-            made = {name: image[..., i] for i, name in enumerate(self.names)}
+            made = dict(zip(self.names, np.moveaxis(image, -1, 0), strict=False))
         elif self._is_first:
             made = {self._name: np.moveaxis(image, -1, 0)}
         else:

@@ -73,7 +73,7 @@ class XarrayFile(base.ArrayFile):
         space = first.dims[-2:]
         made = np.stack(images).reshape(*self._lead, *images[0].shape)
         new = {}
-        for i, name in enumerate(self.names):
+        for i, name in enumerate(self.names[: made.shape[-1]]):
             of = self._data[name]
             values = made[..., i].astype(of.dtype, copy=False)
             new[name] = xarray.Variable(of.dims, values, of.attrs, _encoding(of.encoding))
