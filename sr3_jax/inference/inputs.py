@@ -161,11 +161,11 @@ def find_inputs(
 
 
 def _refuse_zarr(names: Sequence[str]) -> None:
-    """Raises ValueError for Zarr, whose results are folders, which no job finds again as outputs."""
+    """Raises ValueError for Zarr: a job does not find folders again as its outputs."""
     if found := [name for name in names if arrays.format_of(name) == ".zarr"]:
         raise ValueError(
             f"{storage.shown(found[0])} is Zarr, which is read in training, and not upscaled as a "
-            "file; save it as NetCDF (xarray.open_zarr(...).to_netcdf), or use SuperResolver.upscale"
+            "file; save it as NetCDF (xarray.open_zarr(...).to_netcdf), or use the Python interface"
         )
 
 
