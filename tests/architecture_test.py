@@ -15,6 +15,7 @@ PACKAGE = ROOT / "sr3_jax"
 FLOORS = {
     "diffusion": 0,
     "image_ops": 0,
+    "sizes": 0,
     "scaling": 0,
     "worker_processes": 0,
     "models": 1,

@@ -1,5 +1,6 @@
 """Every config in configs/, by shape evaluation: nothing is allocated."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -267,6 +268,10 @@ def test_what_decides_which_network_it_is_may_not_change():
 
 def _wrong_values(kind, what):
     """Returns values that a field with this declaration must refuse."""
+    if kind == fields.Size:
+        pair = dataclasses.replace(what, lengths=(2,))
+        of_pair = [value for value in _wrong_values(tuple[int, ...], pair) if value != 3]
+        return _wrong_values(int, what) + of_pair
     is_tuple = typing.get_origin(kind) is tuple
     of_item = typing.get_args(kind)[0] if is_tuple else kind
     wrong = {bool: ["yes", 1], int: [1.5, "3", True], float: ["3", True], str: [3, None]}[of_item]

@@ -131,7 +131,7 @@ def test_what_cannot_be_read_or_kept_is_named(tmp_path):
         arrays.open_file(path, 3, ["t2m"])
     with pytest.raises(ValueError, match="values are missing, and the file's uint8 has no value"):
         arrays.open_file(path).write(tmp_path / "b.npy", [np.full((8, 10, 3), np.nan)])
-    with pytest.raises(ValueError, match="no whole number of times"):
+    with pytest.raises(ValueError, match="not a whole number of times"):
         arrays.open_file(path).write(tmp_path / "b.npy", [np.zeros((9, 10, 3))])
     assert not (tmp_path / "b.npy").exists()
     np.save(tmp_path / "c.npy", np.zeros((4, 5), np.complex64))

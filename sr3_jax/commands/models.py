@@ -25,9 +25,8 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         config = configs.load(folder / "config.json")
         calls = configs.with_sampling(config, run_file.tuned(folder, config)).sampling.num_steps
         size = (folder / released.WEIGHTS).stat().length / 1e6
-        data = config.data
-        sizes = f"trained from {data.low_resolution} to {data.image_size} pixels"
+        sizes = f"trained from {config.sizes_text} pixels"
         steps = f"{calls} refinement step{'s' * (calls > 1)}"
-        what = f"{config.factor}x, {sizes}, {steps}, {size:.1f} MB"
+        what = f"{config.factor:g}x, {sizes}, {steps}, {size:.1f} MB"
         lines += [f"{name}: {what}", f"  {folder}", f"  sr3 upscale --workdir={name} ..."]
     command_line.show("\n".join(lines) or "this version comes with no network")

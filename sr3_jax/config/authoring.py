@@ -15,12 +15,24 @@ import dataclasses
 from ml_collections import config_dict
 
 from sr3_jax.config import cascades, fields, locating
-from sr3_jax.config.sections import Config
+from sr3_jax.config.sections import SECTIONS, Config
 
 
 def default() -> config_dict.ConfigDict:
     """Returns all options with the paper's values, locked, so that a wrong key is an error."""
-    return config_dict.ConfigDict(dataclasses.asdict(Config())).lock()
+    return open_to_flags(Config()).lock()
+
+
+def open_to_flags(config: Config) -> config_dict.ConfigDict:
+    """Returns all options of a config, whose sizes take one number or two."""
+    values = dataclasses.asdict(config)
+    for section in SECTIONS:
+        for name, (kind, *_) in fields.declared(type(SECTIONS[section])).items():
+            if kind == fields.Size:
+                # ml_collections refuses another type than a value has.
+                value = values[section][name]
+                values[section][name] = config_dict.FieldReference(value, field_type=object)
+    return config_dict.ConfigDict(values)
 
 
 def based_on(name: str) -> config_dict.ConfigDict:

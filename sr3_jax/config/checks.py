@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sr3_jax import scaling
+from sr3_jax.config import data_checks
 from sr3_jax.config.sections import Config
 from sr3_jax.config.training_sections import Model
 
@@ -22,8 +22,7 @@ def faults(config: Config) -> Iterator[str]:
         yield from _network(config)
     if config.model.architecture != "sr3":
         yield from _other_architecture(config)
-    yield from _data(config)
-    yield from _arrays(config)
+    yield from data_checks.faults(config)
     yield from _training(config)
     yield from _sampling(config)
     if config.distillation.teacher_calls:
@@ -96,7 +95,7 @@ def _energy(config: Config) -> Iterator[str]:
             "config.train.loss = 'energy' has no teacher and no weights of noise levels; use "
             "config.distillation.teacher_calls=0 and config.train.loss_weight=none"
         )
-    if config.data.image_size < 7:
+    if min(config.image_sides) < 7:
         yield (
             "config.train.loss = 'energy' compares patches of 7 pixels, and config.data.image_size "
             f"is {config.data.image_size}; use a greater one"
@@ -145,18 +144,22 @@ def _network(config: Config) -> Iterator[str]:
             "--config.model.measure_sigma_data=false"
         )
     size, stride = config.data.image_size, config.stride
-    if size % stride:
-        near = [n for n in (size // stride * stride, -(-size // stride) * stride) if n]
+    if any(side % stride for side in config.image_sides):
+        down, up = (
+            [max(way * (way * side // stride) * stride, stride) for side in config.image_sides]
+            for way in (1, -1)
+        )
+        near = dict.fromkeys(str(tuple(n) if n[0] != n[1] else n[0]) for n in (down, up))
         yield (
             f"config.data.image_size = {size} is not divisible by {stride}, the deepest stride of "
-            f"config.model.multipliers; {' or '.join(map(str, near))} would do"
+            f"config.model.multipliers; {' or '.join(near)} would do"
         )
     if config.sampling.tile_size % stride:
         yield (
             f"config.sampling.tile_size = {config.sampling.tile_size} is not a multiple of "
             f"{stride}, the deepest stride of config.model.multipliers; use a multiple"
         )
-    sizes = [size // 2**i for i in range(len(config.model.multipliers))]
+    sizes = [min(config.image_sides) // 2**i for i in range(len(config.model.multipliers))]
     for resolution in config.model.attention_resolutions:
         if resolution not in sizes:
             yield (
@@ -184,130 +187,6 @@ def _other_architecture(config: Config) -> Iterator[str]:
         yield (
             f"config.model.num_groups = {model.num_groups} does not divide the {uneven[0]} "
             "channels of a level; use a divisor"
-        )
-
-
-def _data(config: Config) -> Iterator[str]:
-    data, evaluation = config.data, config.evaluation
-    if config.has_source and data.image_size % data.low_resolution:
-        yield (
-            f"config.data.low_resolution = {data.low_resolution} does not divide "
-            f"config.data.image_size = {data.image_size}; use a divisor"
-        )
-    elif evaluation.image_size % config.factor:
-        yield (
-            f"config.evaluation.image_size = {evaluation.image_size} is not a multiple of "
-            f"{config.factor}, the ratio of config.data.image_size and low_resolution; use a "
-            "multiple"
-        )
-    if evaluation.downsampling != "pillow" and (data.eval_source or data.source) == "folder_pairs":
-        yield (
-            f"config.evaluation.downsampling = {evaluation.downsampling!r}, but held-out images of "
-            "folder_pairs come with their low resolutions; use 'pillow', which changes nothing "
-            "there"
-        )
-
-
-def _arrays(config: Config) -> Iterator[str]:
-    data, units = config.data, config.units
-    if (data.dtype == "float32") != bool(units.scaling):
-        yield (
-            f"config.data.dtype = {data.dtype!r} and config.units.scaling = {units.scaling!r}: "
-            "numbers of any range (float32) need a scaling, and levels have none; use "
-            "--config.data.dtype=float32 with --config.units.scaling=range, or neither"
-        )
-    elif config.has_levels:
-        yield from _levels(config)
-    else:
-        yield from _numbers(config)
-    is_rgb = data.channels == config.conditioning_channels == 3
-    if config.model.architecture != "sr3" and not is_rgb:
-        yield (
-            f"config.model.architecture = {config.model.architecture!r} has 3 channels; use "
-            "config.data.channels=3 without source_channels, maps or missing"
-        )
-
-
-def _levels(config: Config) -> Iterator[str]:
-    data = config.data
-    if "arrays" in (data.source, data.eval_source):
-        yield (
-            "config.data.source = 'arrays' has numbers of any range; use "
-            "--config.data.dtype=float32 and --config.units.scaling=range (or another)"
-        )
-    if data.channels not in (1, 3):
-        yield f"config.data.channels = {data.channels}, but pictures have 3, or 1 if they are grey"
-    for name, default in (("source_channels", 0), ("maps", 0), ("missing", False)):
-        if (value := getattr(data, name)) != default:
-            yield (
-                f"config.data.{name} = {value}, which pictures cannot have; use "
-                f"config.data.source=arrays, or {default}"
-            )
-
-
-def _numbers(config: Config) -> Iterator[str]:
-    data, units, where = config.data, config.units, "config.data.dtype = 'float32'"
-    if 0 < data.source_channels < data.channels:
-        yield (
-            f"config.data.source_channels = {data.source_channels} must be at least "
-            f"config.data.channels = {data.channels}, since the low resolution begins with the "
-            "channels of y_0"
-        )
-    if not config.has_source:
-        yield f"config.data.low_resolution = 0, but {where} is for networks with a source; give one"
-    if data.maps_path and not data.maps:
-        yield f"config.data.maps_path = {data.maps_path!r}, but config.data.maps is 0"
-    evaluation = config.evaluation
-    for key, value, needed in (
-        ("downsampling", evaluation.downsampling, "pillow"),
-        ("network_input", evaluation.network_input, 0),
-        ("paper_table", evaluation.paper_table, ""),
-    ):
-        if value != needed:
-            yield (
-                f"config.evaluation.{key} = {value!r} is for pictures, not for {where}; use "
-                f"{needed!r}"
-            )
-    if config.evaluation.feature_metrics:
-        yield (
-            f"config.evaluation.feature_metrics = {config.evaluation.feature_metrics} are of "
-            f"pictures, not of {where}; leave them out"
-        )
-    if units.scaling == "standardise" and config.sampling.clip:
-        yield (
-            "config.sampling.clip = True, but values of config.units.scaling = 'standardise' have "
-            "no limits; use --config.sampling.clip=false"
-        )
-    count = config.source_channels + data.maps
-    for name, each in (
-        *((name, 1) for name in ("least", "greatest", "mean", "deviation")),
-        ("quantiles", scaling.NUM_QUANTILES),
-    ):
-        given = getattr(units, name)
-        if given and len(given) != count * each:
-            yield (
-                f"config.units.{name} has {len(given)} numbers; give {count * each}, for "
-                f"{count} channels"
-            )
-    if data.missing:
-        yield from _missing(config)
-
-
-def _missing(config: Config) -> Iterator[str]:
-    for key, value, needed in (
-        ("train.blur_probability", config.train.blur_probability, 0.0),
-        ("train.source_noise", config.train.source_noise, 0.0),
-        ("sampling.consistent", config.sampling.consistent, False),
-    ):
-        if value != needed:
-            yield (
-                f"config.{key} = {value} needs whole images, but config.data.missing = True; use "
-                f"{needed}"
-            )
-    if config.train.loss == "energy":
-        yield (
-            "config.train.loss = 'energy' compares whole images, but config.data.missing = True; "
-            "use 'l1' or 'l2'"
         )
 
 

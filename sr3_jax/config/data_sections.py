@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 
 from sr3_jax import scaling
-from sr3_jax.config.fields import Section, option
-from sr3_jax.data import source_kinds
+from sr3_jax.config.fields import Section, Size, option
+from sr3_jax.data import degradations, source_kinds
 
 SOURCES = tuple(source_kinds.KINDS)
 
@@ -58,12 +58,16 @@ class Data(Section):
     eval_low_path: str = option("", "Low resolutions of the held-out images, as `low_path`.")
     eval_maps_path: str = option("", "Maps of the held-out images. Empty: as `maps_path`.")
     num_eval_images: int = option(16, "Number of images held out of `path`.", at_least=0)
-    image_size: int = option(
-        256, "Size of y_0, in pixels.", at_least=1, at_most=65_536, may_change=False
+    image_size: Size = option(
+        256,
+        "Size of y_0, in pixels: one number for squares, or (height, width).",
+        at_least=1,
+        at_most=65_536,
+        may_change=False,
     )
-    low_resolution: int = option(
+    low_resolution: Size = option(
         64,
-        "Size of the source x, in pixels; it divides `image_size`. 0: the network has no source "
+        "Size of the source x, in pixels, of the same shape as y_0. 0: the network has no source "
         "and makes images from noise alone, as the first network of a cascade does.",
         at_least=0,
         at_most=65_536,
@@ -120,12 +124,15 @@ class Data(Section):
     )
     crop: str = option(
         "central",
-        "`central`: the largest central square; `random`: a square drawn anew each time.",
+        "`central`: the largest central window of the shape of `image_size`; `random`: one drawn "
+        "anew each time.",
         choices=("central", "random"),
     )
     crop_scale: tuple[float, float] = option(
         (0.0, 1.0),
-        "Least and greatest side of random squares, as a share of the shorter side.",
+        "Least and greatest side of random crops, as a share of that of the largest; never less "
+        "than `image_size`. (0, 0): windows are cut at the resolution of the images, held-out ones "
+        "from the middle.",
         at_least=0.0,
         at_most=1.0,
         lengths=(2,),
@@ -142,6 +149,69 @@ class Data(Section):
     max_bad_share: float = option(
         0.01, "A run stops when a larger share of images is damaged.", at_least=0.0, at_most=1.0
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Degradation(Section):
+    """What is done to low resolutions in training and evaluation, as to photographs of the web.
+
+    A low resolution is made by a blur, a resizing, noise and JPEG compression, each drawn anew for
+    each example. The defaults are none: bicubic alone.
+    """
+
+    share: float = option(
+        1.0, "Share of examples that are degraded; others are not.", at_least=0.0, at_most=1.0
+    )
+    blur: tuple[float, float] = option(
+        (0.0, 0.0),
+        "Least and greatest standard deviation of the blur, in pixels of the low resolution.",
+        at_least=0.0,
+        at_most=32.0,
+        lengths=(2,),
+        increases=True,
+    )
+    blur_kernels: tuple[str, ...] = option(
+        ("gaussian",),
+        "Kernels of the blur, one of which is drawn. `anisotropic`: a Gaussian that is narrower "
+        "across a direction; `disk`: out of focus; `motion`: a straight line.",
+        choices=degradations.BLURS,
+    )
+    resize_kernels: tuple[str, ...] = option(
+        ("bicubic",),
+        "Kernels of the resizing, one of which is drawn; all are anti-aliased.",
+        choices=degradations.RESIZERS,
+    )
+    noise: tuple[float, float] = option(
+        (0.0, 0.0),
+        "Least and greatest standard deviation of Gaussian noise, in levels of 8 bits.",
+        at_least=0.0,
+        at_most=255.0,
+        lengths=(2,),
+        increases=True,
+    )
+    noise_kinds: tuple[str, ...] = option(
+        ("colour",),
+        "Kinds of noise, one of which is drawn. `colour`: of each channel; `grey`: the same in all "
+        "channels; `shot`: as `colour`, weaker in the dark, as the root of the level.",
+        choices=degradations.NOISES,
+    )
+    jpeg: tuple[int, int] = option(
+        (0, 0),
+        "Least and greatest quality of JPEG compression, from 1 to 100. (0, 0): none.",
+        at_least=0,
+        at_most=100,
+        lengths=(2,),
+        increases=True,
+    )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any low resolution is degraded."""
+        return self.share > 0 and dataclasses.replace(self, share=1.0) != Degradation()
+
+    def options(self) -> degradations.Options | None:
+        """Returns the degradation for `data.degrade`; None for none."""
+        return degradations.Options(**dataclasses.asdict(self)) if self.is_active else None
 
 
 _MEASURED = "one number for each channel of the low resolution, then for each map. Empty: measured."

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sr3_jax.config import migration
+from sr3_jax.sizes import Size
 
 MAX_STEPS = 100_000  # of a noise schedule
 Scalar = bool | int | float | str
@@ -142,6 +143,16 @@ def read(section: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, li
 
 def _value(kind: Any, given: Any, what: Declared) -> tuple[Any, list[str]]:
     """Returns the value in its declared type, and its faults."""
+    if kind == Size and (isinstance(given, str) or not isinstance(given, Sequence)):
+        value = _scalar(int, given)
+        if value is None:
+            return None, [" is of the wrong type; give a whole number, or (height, width)"]
+        return value, [] if what.allows(value) else [_out_of_range(value, what)]
+    if kind == Size:
+        pair = dataclasses.replace(what, lengths=(2,))
+        sides, wrong = _value(tuple[int, ...], given, pair)
+        is_square = sides and len(set(sides)) == 1
+        return sides[0] if is_square and not wrong else sides, wrong
     if typing.get_origin(kind) is not tuple:
         value = _scalar(kind, given)
         if value is None:

@@ -86,12 +86,14 @@ def _parse(kind: Any, text: str) -> Any:
         if text.lower() not in _BOOLEANS:
             raise ValueError("no boolean")
         return _BOOLEANS[text.lower()]
-    if typing.get_origin(kind) is not tuple:
+    if kind == fields.Size and "," not in text:
+        return int(text)
+    if kind != fields.Size and typing.get_origin(kind) is not tuple:
         return kind(text)
     try:
         items = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         items = text.strip("()").split(",")
     items = items if isinstance(items, tuple | list) else (items,)
-    of_item = typing.get_args(kind)[0]
+    of_item = int if kind == fields.Size else typing.get_args(kind)[0]
     return tuple(of_item(item) for item in items)

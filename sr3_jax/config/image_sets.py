@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt, UInt8
 
-from sr3_jax import image_ops, scaling
+from sr3_jax import image_ops, scaling, sizes
 from sr3_jax.config import resolve
 from sr3_jax.config.reading import changed
 from sr3_jax.config.sections import Config
@@ -75,7 +75,7 @@ def evaluation_pipeline(
 def central_training_images(
     config: Config, index_dir: epath.PathLike | None = None
 ) -> Iterator[UInt[np.ndarray, "_h _w 3"]]:
-    """The largest central square of every usable training image, at the size of evaluation."""
+    """The largest central window of every usable training image, at the size of evaluation."""
     source = training_source(config, index_dir)
     pipeline_ = make_pipeline(config, source, _ROWS, config.evaluation_size, split=False)
     for batch in pipeline_.evaluation_batches():
@@ -208,7 +208,7 @@ def make_pipeline(
     config: Config,
     source: sources.Source,
     batch_size: int,
-    image_size: int,
+    image_size: sizes.Size,
     split: bool = True,
     downsampling: degrade.Downsampling = "pillow",
     *,
@@ -222,13 +222,17 @@ def make_pipeline(
     """
     from sr3_jax.data import degrade, depth, pipeline
 
-    c = config.data
+    c, low = config.data, 0
+    if config.has_source:
+        high, by = config.image_sides[0], config.low_sides[0]
+        low = tuple(n * by // high for n in sizes.sides(image_size))
     options = degrade.DegradeOptions(
         image_size=image_size,
-        low_resolution=image_size // config.factor if config.has_source else 0,
+        low_resolution=low,
         crop=c.crop,
         crop_scale=c.crop_scale,
         downsampling=downsampling,
+        degradation=config.degradation.options(),
     )
     return pipeline.Pipeline(
         source,

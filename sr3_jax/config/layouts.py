@@ -25,10 +25,10 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
     except ValueError as error:
         raise ValueError(f"config.parallel: {error}") from error
     key = "low_resolution" if config.has_source else "image_size"
-    height = getattr(config.data, key)
+    height = (config.low_sides if config.has_source else config.image_sides)[0]
     if height % spatial:
         raise ValueError(
-            f"config.parallel.spatial = {spatial} does not divide config.data.{key} = "
+            f"config.parallel.spatial = {spatial} does not divide the height of config.data.{key}, "
             f"{height}; use a divisor, or a larger config.train.batch_size"
         )
     parallel.check_batch_size(rows, mesh, "config.train.batch_size / accumulate_steps")

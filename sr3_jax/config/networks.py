@@ -25,7 +25,7 @@ def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
         return models.SRCNN(
             dtype, image_channels=config.data.channels, source_channels=config.conditioning_channels
         )
-    sizes = [config.data.image_size // 2**i for i in range(len(c.multipliers))]
+    sizes = [min(config.image_sides) // 2**i for i in range(len(c.multipliers))]
     attention_levels = tuple(sizes.index(size) for size in c.attention_resolutions)
     if c.architecture != "sr3":
         form = ddpm_unet.FORMS[c.architecture]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from ml_collections import config_dict
 
 from sr3_jax import released
-from sr3_jax.config import run_file
+from sr3_jax.config import authoring, run_file
 
 
 def get_config(workdir: str) -> config_dict.ConfigDict:
@@ -17,4 +15,4 @@ def get_config(workdir: str) -> config_dict.ConfigDict:
       FileNotFoundError: the folder is not of a run.
     """
     config = run_file.load(released.locate(workdir) / "config.json")
-    return config_dict.ConfigDict(dataclasses.asdict(config)).lock()
+    return authoring.open_to_flags(config).lock()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from sr3_jax import sizes
 from sr3_jax.config.sections import Config
 from sr3_jax.config.use_sections import Evaluation
 from sr3_jax.data import source_kinds, storage
@@ -67,7 +68,7 @@ def place_of(
         getattr(data, f"{prefix}path"),
         low_path,
         getattr(data, f"{prefix}maps_path") or data.maps_path,
-        config.evaluation_size if half == "eval" else data.image_size,
+        max(sizes.sides(config.evaluation_size if half == "eval" else data.image_size)),
         data.tfds_dir,
         index,
         frozenset(skip),

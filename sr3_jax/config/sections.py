@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sr3_jax import scaling
+from sr3_jax import scaling, sizes
 from sr3_jax.config import data_sections, training_sections, use_sections
 from sr3_jax.config.fields import Section, option
 
@@ -35,6 +35,7 @@ class Config(Section):
         0, "Steps to profile after the first ten of each start of a training.", at_least=0
     )
     data: data_sections.Data = data_sections.Data()
+    degradation: data_sections.Degradation = data_sections.Degradation()
     units: data_sections.Units = data_sections.Units()
     model: training_sections.Model = training_sections.Model()
     diffusion: training_sections.Diffusion = training_sections.Diffusion()
@@ -54,12 +55,36 @@ class Config(Section):
     @property
     def has_source(self) -> bool:
         """Whether the network is conditioned on a low resolution."""
-        return self.data.low_resolution > 0
+        return self.data.low_resolution != 0
 
     @property
-    def factor(self) -> int:
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of y_0."""
+        return sizes.sides(self.data.image_size)
+
+    @property
+    def low_sides(self) -> tuple[int, int]:
+        """Height and width of the source; 0 without one."""
+        return sizes.sides(self.data.low_resolution)
+
+    @property
+    def crops_at_full_resolution(self) -> bool:
+        """Whether windows are cut out of images and never resized."""
+        return self.data.crop == "random" and self.data.crop_scale[1] == 0
+
+    @property
+    def sizes_text(self) -> str:
+        """The sizes of source and y_0 as text: 16 to 64."""
+        low, high = (sizes.text(each, short=True) for each in (self.low_sides, self.image_sides))
+        return f"{low} to {high}"
+
+    @property
+    def factor(self) -> int | float:
         """Ratio of the image size and the low resolution; 1 without a source."""
-        return self.data.image_size // self.data.low_resolution if self.has_source else 1
+        if not self.has_source:
+            return 1
+        high, low = self.image_sides[0], self.low_sides[0]
+        return high / low if high % low else high // low
 
     @property
     def source_channels(self) -> int:
@@ -108,7 +133,7 @@ class Config(Section):
         return 2 ** (len(self.model.multipliers) - 1)
 
     @property
-    def evaluation_size(self) -> int:
+    def evaluation_size(self) -> sizes.Size:
         """Size of held-out images, in pixels."""
         return self.evaluation.image_size or self.data.image_size
 
@@ -141,7 +166,7 @@ class Config(Section):
     @property
     def tile_size(self) -> int:
         """Size of tiles in pixels; without a source, the size of the image."""
-        return (self.has_source and self.sampling.tile_size) or self.data.image_size
+        return (self.has_source and self.sampling.tile_size) or max(self.image_sides)
 
 
 SECTIONS = {

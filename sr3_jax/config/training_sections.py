@@ -32,7 +32,7 @@ class Model(Section):
     num_blocks: int = option(2, "Residual blocks of each level.", at_least=0, may_change=False)
     attention_resolutions: tuple[int, ...] = option(
         (),
-        "Sizes of the levels with self-attention, in pixels, such as (16,).",
+        "Sizes of the levels with self-attention, in pixels of their shorter side, such as (16,).",
         at_least=1,
         may_change=False,
     )

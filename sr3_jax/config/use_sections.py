@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sr3_jax.config.fields import MAX_STEPS, Section, option
+from sr3_jax.config.fields import MAX_STEPS, Section, Size, option
 from sr3_jax.metrics import registry
 
 SAMPLERS = ("ancestral", "ddim", "dpmpp_2m", "heun")
@@ -88,9 +88,9 @@ class Sampling(Section):
     batch_size: int = option(16, "Images refined together.", at_least=1)
     tile_size: int = option(
         0,
-        "Larger outputs are refined in overlapping tiles of this size, in pixels. 0: "
-        "`data.image_size`, the size that a network with attention has learnt. Results depend on "
-        "it (docs/upscaling.md).",
+        "Larger outputs are refined in overlapping tiles of this size, in pixels. 0: the longer "
+        "side of `data.image_size`, the size that a network with attention has learnt. Results "
+        "depend on it (docs/upscaling.md).",
         at_least=0,
         at_most=65_536,
     )
@@ -113,10 +113,10 @@ class Evaluation(Section):
         "held-out PSNR.",
         choices=("latest", "best"),
     )
-    image_size: int = option(
+    image_size: Size = option(
         0,
-        "Size of held-out images, in pixels. 0: `data.image_size`. Their source is smaller by "
-        "the factor of training.",
+        "Size of held-out images, in pixels, of any shape. 0: `data.image_size`. Their source is "
+        "smaller by the factor of training.",
         at_least=0,
         at_most=65_536,
     )

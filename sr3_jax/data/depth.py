@@ -88,7 +88,7 @@ class Reader:
         self._channels = channels
         self._source, self._given_dtype, self._white_level = source, dtype, white_level
         self._lock = threading.Lock()  # of the fields below
-        self._is_met = np.zeros(len(source), bool)
+        self._is_met, self._is_cut = np.zeros((2, len(source)), bool)
         self._num_met = 0
         self._losses: collections.Counter[str] = collections.Counter()
         self._largest = 0
@@ -143,6 +143,17 @@ class Reader:
             self._count(index, picture.notes, list(images.values()))
         converted = {n: convert(p, self.dtype, self._white_level) for n, p in images.items()}
         return self._checked(picture._replace(**converted))
+
+    def count_loss(self, index: int, loss: str) -> None:
+        """Counts a loss that is found when a picture is cut, once; an empty one is none."""
+        with self._lock:
+            if not loss or self._is_cut[index]:
+                return
+            self._is_cut[index] = True
+            self._losses[loss] += 1
+            is_new = self._losses[loss] == 1
+        if is_new:
+            logging.warning("image %s: %s", self._source[index].name, loss)
 
     def _checked(self, picture: sources.Picture) -> sources.Picture:
         """Returns a picture with the channels asked for; raises BadImageError if it has others."""

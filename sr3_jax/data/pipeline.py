@@ -1,11 +1,4 @@
-"""Batches of pairs, in an order that is a function of the step alone.
-
-Row i of the global batch at step n is example p = n * batch_size + i of an endless stream, whose
-epoch is p // len(source). Each epoch is a permutation of the source, and p also seeds the crop.
-So resuming needs no iterator state, and the stream is the same for every number of processes and
-threads. NumPy promises that its `SeedSequence`, `MT19937` and frozen `RandomState`, which make the
-stream, do not change from version to version.
-"""
+"""Batches of pairs, in the order of a `streams.Stream`, made by threads."""
 
 import contextlib
 import hashlib
@@ -18,11 +11,11 @@ from typing import NamedTuple, NotRequired, TypedDict
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, Float64, Int32, Integer, Num
+from jaxtyping import Float32, Int32, Integer, Num
 from numpy.typing import DTypeLike
 
-from sr3_jax import scaling
-from sr3_jax.data import degrade, depth, resumable, sources
+from sr3_jax import scaling, sizes
+from sr3_jax.data import degrade, depth, resumable, sources, streams
 from sr3_jax.data.image_files import BadImageError
 
 # Without a usable image among so many the source is refused: reading a large one to the end would
@@ -40,16 +33,16 @@ class Batch(TypedDict):
     Attributes:
       high_resolution: uint8 or uint16; or float32 in the range of the network, with NaN where
         values are missing. Zeros in rows of weight 0.
-      low_resolution: the same square of the picture, likewise.
-      maps: only of sources with maps: their square, float32, at the size of `high_resolution`.
+      low_resolution: the same window of the picture, likewise.
+      maps: only of sources with maps: their window, float32, at the size of `high_resolution`.
       weight: 1 for a usable image, 0 for an unusable image or padding.
       index: position of the image in the source; -1 for padding.
       label: class of the image; -1 if it has none, and in rows of weight 0.
     """
 
-    high_resolution: Num[np.ndarray, "batch image_size image_size c"]
-    low_resolution: Num[np.ndarray, "batch low_resolution low_resolution d"]
-    maps: NotRequired[Float32[np.ndarray, "batch image_size image_size m"]]
+    high_resolution: Num[np.ndarray, "batch height width c"]
+    low_resolution: Num[np.ndarray, "batch low_height low_width d"]
+    maps: NotRequired[Float32[np.ndarray, "batch height width m"]]
     weight: Float32[np.ndarray, " batch"]
     index: Int32[np.ndarray, " batch"]
     label: Int32[np.ndarray, " batch"]
@@ -60,14 +53,10 @@ class TooManyBadError(ValueError):
 
 
 class _Pair(NamedTuple):
-    high_resolution: Num[np.ndarray, "image_size image_size c"]
-    low_resolution: Num[np.ndarray, "low_resolution low_resolution d"]
-    maps: Float32[np.ndarray, "image_size image_size m"]
+    high_resolution: Num[np.ndarray, "height width c"]
+    low_resolution: Num[np.ndarray, "low_height low_width d"]
+    maps: Float32[np.ndarray, "height width m"]
     label: int
-
-
-# Position in the source (-1: none), and the numbers of `degrade.random_box`.
-_Choice = tuple[int, Float64[np.ndarray, "3"] | None]
 
 
 class Pipeline:
@@ -82,6 +71,7 @@ class Pipeline:
     Attributes:
       reader: reads the images, and counts their losses.
       channels: those of its batches.
+      stream: the order of its images, and how each is cut.
     """
 
     def __init__(
@@ -136,7 +126,7 @@ class Pipeline:
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
         self._first_row = process_index * self._local_batch_size
-        self._seed = seed
+        self.stream = streams.Stream(len(source), options, seed)
         self._max_bad_share = max_bad_share
         self._num_threads = num_threads or os.cpu_count() or 1
         self._lock = threading.Lock()  # of the fields below, which the threads share
@@ -144,7 +134,6 @@ class Pipeline:
         self._free_cache_bytes = cache_bytes
         self._unusable: dict[int, BadImageError] = {}
         self._found_usable = False
-        self._orders: dict[int, Integer[np.ndarray, " num_images"]] = {}
 
     @property
     def num_images(self) -> int:
@@ -152,9 +141,9 @@ class Pipeline:
         return len(self._source)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Sides of `high_resolution` and `low_resolution`, in pixels."""
-        return self._options.image_size, self._options.low_resolution
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of `high_resolution` and of `low_resolution`, in pixels."""
+        return sizes.sides(self._options.image_size), sizes.sides(self._options.low_resolution)
 
     @property
     def dtype(self) -> np.dtype:
@@ -233,7 +222,7 @@ class Pipeline:
           ValueError: while iterating, if no image is usable.
           TooManyBadError: while iterating.
         """
-        return self._batches(start_step, sys.maxsize // self._batch_size, self._training_image)
+        return self._batches(start_step, sys.maxsize // self._batch_size, self.stream.training)
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Iterates once in the order of the source, by central crops whatever the options say.
@@ -242,11 +231,10 @@ class Pipeline:
         shape and all processes the same number of them. Errors are those of `training_batches`.
         """
         count = len(self._source)
-        choose = lambda position: (position if position < count else -1, None)  # noqa: E731
-        return self._batches(0, -(-count // self._batch_size), choose)
+        return self._batches(0, -(-count // self._batch_size), self.stream.evaluation)
 
     def _batches(
-        self, start_step: int, end_step: int, image_at: Callable[[int], _Choice]
+        self, start_step: int, end_step: int, image_at: Callable[[int], streams.Choice]
     ) -> Iterator[Batch]:
         size = self._local_batch_size
         # Rows that a thread makes at once, since each turn costs Grain nearly 1 ms.
@@ -268,37 +256,17 @@ class Pipeline:
         )
         return iter(dataset.to_iter_dataset(reading).batch(parts).map(join))
 
-    def _training_image(self, position: int) -> _Choice:
-        epoch, place = divmod(position, len(self._source))
-        uniforms = None
-        if self._options.crop == "random":
-            bits = np.random.SeedSequence((self._seed, position)).generate_state(3, np.uint64)
-            uniforms = (bits >> np.uint64(11)) * 2.0**-53
-        return int(self._order(epoch)[place]), uniforms
-
-    def _order(self, epoch: int) -> Integer[np.ndarray, " num_images"]:
-        """Returns the permutation of an epoch; takes 0.1 s for a million images."""
-        with self._lock:
-            if epoch not in self._orders:
-                # Reading ahead needs the next epoch while the last one is not over.
-                self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-                seed = np.random.SeedSequence((self._seed, epoch))
-                order = np.arange(len(self._source), dtype=np.int32)
-                np.random.RandomState(np.random.MT19937(seed)).shuffle(order)
-                self._orders[epoch] = order
-            return self._orders[epoch]
-
-    def _rows(self, images: Sequence[_Choice]) -> Batch:
+    def _rows(self, images: Sequence[streams.Choice]) -> Batch:
         count, (high, low), of = len(images), self.sizes, self.channels
         batch = Batch(
-            high_resolution=np.zeros((count, high, high, of.image), self.dtype),
-            low_resolution=np.zeros((count, low, low, of.source), self.dtype),
+            high_resolution=np.zeros((count, *high, of.image), self.dtype),
+            low_resolution=np.zeros((count, *low, of.source), self.dtype),
             weight=np.zeros(count, np.float32),
-            index=np.array([index for index, _ in images], np.int32),
+            index=np.array([chosen.index for chosen in images], np.int32),
             label=np.full(count, sources.NO_LABEL, np.int32),
         )
         if of.maps:
-            batch["maps"] = np.zeros((count, high, high, of.maps), np.float32)
+            batch["maps"] = np.zeros((count, *high, of.maps), np.float32)
         for row, pair in self._pairs(images):
             batch["high_resolution"][row] = pair.high_resolution
             batch["low_resolution"][row] = pair.low_resolution
@@ -308,20 +276,25 @@ class Pipeline:
             batch["label"][row] = pair.label
         return batch
 
-    def _pairs(self, images: Sequence[_Choice]) -> Iterator[tuple[int, _Pair]]:
+    def _pairs(self, images: Sequence[streams.Choice]) -> Iterator[tuple[int, _Pair]]:
         """Yields row and pair of the usable images; runs in many threads at once."""
         waiting: dict[int, tuple[sources.Picture, degrade.Crop]] = {}
 
         def resized() -> Iterator[tuple[int, _Pair]]:
             crops = [crop for _, crop in waiting.values()]
-            pairs = degrade.make_pairs(crops, self._options)
+            drawn = None
+            if self._options.degradation:
+                drawn = [images[row].degradation for row in waiting]
+            pairs = degrade.make_pairs(crops, self._options, drawn)
             for (row, (picture, _)), (high, low) in zip(waiting.items(), pairs, strict=True):
                 made = self._pair(high, low, picture.label)
-                self._keep(images[row][0], picture if self._options.crop == "random" else made)
+                # A pair that is the same each time is kept, else its picture.
+                changes = self._options.crop == "random" or drawn is not None
+                self._keep(images[row].index, picture if changes else made)
                 yield row, made
             waiting.clear()
 
-        for row, (index, uniforms) in enumerate(images):
+        for row, (index, uniforms, _) in enumerate(images):
             if index < 0:
                 continue
             with self._lock:
@@ -336,6 +309,7 @@ class Pipeline:
                 image = picture.image
                 low, maps = picture.low_resolution, picture.maps
                 crop = degrade.cut(image, low, self._options, uniforms, maps)
+                self.reader.count_loss(index, crop.loss)
             except BadImageError as error:
                 self._skip(index, error)
                 continue

@@ -15,7 +15,7 @@ from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Float64, Int, Num, UInt
 
-from sr3_jax import image_ops
+from sr3_jax import image_ops, sizes
 from sr3_jax.data import storage
 from sr3_jax.evaluation.report import markdown
 from sr3_jax.metrics import fields, registry
@@ -69,12 +69,12 @@ class Evaluation(NamedTuple):
     of_images: dict[str, dict[str, list[float]]]
 
 
-def bicubic(factor: int) -> Method:
+def bicubic(factor: int | float) -> Method:
     """Returns the baseline: bicubic upsampling, rounded to the input's type."""
 
     def run(inputs: Inputs) -> tuple[np.ndarray, float]:
         low = inputs.low
-        size = tuple(factor * n for n in low.shape[1:3])
+        size = sizes.scaled(low.shape[1:3], factor)
         jax.block_until_ready(_resize(low, size, low.dtype))  # compiles; not counted
         begin = time.perf_counter()
         high = np.asarray(_resize(low, size, low.dtype))
@@ -83,7 +83,7 @@ def bicubic(factor: int) -> Method:
     return Method(run)
 
 
-def interpolation(factor: int, channels: int) -> Method:
+def interpolation(factor: int | float, channels: int) -> Method:
     """Returns the same baseline for numbers of any range; see `fields.interpolated`."""
 
     def run(inputs: Inputs) -> tuple[np.ndarray, float]:

@@ -69,7 +69,8 @@ class ArrayFiles(NamedTuple):
     def write(self, unit: Refined) -> Record:
         record, file, samples = unit.record, unit.input.file, unit.samples
         made, *members = (self.output / name for name in self.options.output_names(record.input))
+        factor = self.resolver.factor
         for k, path in enumerate(members):
-            file.write(path, list(samples[:, k]))
-        file.write(made, list(samples.mean(axis=1) if len(members) else samples[:, 0]))
+            file.write(path, list(samples[:, k]), factor)
+        file.write(made, list(samples.mean(axis=1) if len(members) else samples[:, 0]), factor)
         return record

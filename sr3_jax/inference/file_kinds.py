@@ -18,7 +18,7 @@ class Resolver(Protocol):
     """The part of `SuperResolver` that is used here; that class imports this module."""
 
     batch_size: int
-    factor: int
+    factor: int | float
     white_level: int
     num_channels: int
     num_maps: int

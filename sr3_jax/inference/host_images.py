@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, UInt
 
-from sr3_jax import scaling
+from sr3_jax import scaling, sizes
 from sr3_jax.inference import resampling
 
 Levels = UInt[np.ndarray, "n _height _width _c"]  # uint8 or uint16
@@ -116,7 +116,7 @@ def check_factor(factor: int | float) -> None:
 def output_size(size: tuple[int, int], factor: int | float) -> tuple[int, int]:
     """Returns height and width of the upscaled image; raises ValueError as `check_factor`."""
     check_factor(factor)
-    return tuple(max(1, round(n * factor)) for n in size)
+    return sizes.scaled(size, factor)
 
 
 def to_signed(

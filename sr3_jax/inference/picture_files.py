@@ -49,7 +49,7 @@ class PictureFiles(NamedTuple):
         if factor != resolver.factor:
             when = "before" if factor > resolver.factor else "after"
             by = factor / resolver.factor
-            notes.append(f"resized by {by:g} {when} the network's {resolver.factor}")
+            notes.append(f"resized by {by:g} {when} the network's {resolver.factor:g}")
         pixels = image_files.fill_transparent(read)
         if pixels.dtype == np.uint16:
             white, largest = resolver.white_level, int(pixels.max())

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from sr3_jax import diffusion, image_ops, models, parallel, scaling
+from sr3_jax import diffusion, image_ops, models, parallel, scaling, sizes
 from sr3_jax.config import Sampling
 from sr3_jax.inference import host_images, programs, resampling, tiling
 from sr3_jax.inference.host_images import Images
@@ -45,7 +45,7 @@ class Refiner:
         denoiser: models.Denoiser,
         sampling: Sampling,
         *,
-        factor: int,
+        factor: int | float,
         stride: int,
         devices: Sequence[jax.Device],
         share_heights: bool | None = None,
@@ -84,7 +84,7 @@ class Refiner:
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:
         """Returns the grid of tiles for the output of an input of a height and width."""
-        size = tuple(n * self._factor for n in size)
+        size = sizes.scaled(size, self._factor)
         return tiling.make_grid(size, self._tile_size, self._overlap, self._stride)
 
     def share(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -223,7 +223,8 @@ class Refiner:
         """Returns the network's x, flat, with any source noise; and which of y_0 will be known."""
         low = host_images.to_signed(images, self.scalings and self.scalings.source)
         if std := self.denoiser.source_noise:
-            room = dataclasses.replace(shape, room=-(-shape.room // self._factor**2))
+            pixels = max(math.ceil(shape.room / self._factor**2), low[0, ..., 0].size)
+            room = dataclasses.replace(shape, room=pixels)
             noise = np.asarray(self.programs.noise(room, keys))[:, : low[0].size]
             low = np.sqrt(1.0 - std**2, dtype=np.float32) * low + std * noise.reshape(low.shape)
         if maps is not None:
@@ -257,7 +258,9 @@ class Refiner:
         if self._sampling.consistent:
             signed = host_images.to_signed(low, self.scalings and self.scalings.source)
             signed = signed[..., : self._channels[0]]
-            y_0 = resampling.make_consistent(y_0, signed, clip=self._sampling.clip)
+            y_0 = resampling.make_consistent(
+                y_0, signed, clip=self._sampling.clip, factor=self._factor
+            )
         if is_known is not None:
             y_0 = np.where(is_known, y_0, np.float32(np.nan))
         return host_images.of_signed(y_0, low.dtype, self.scalings and self.scalings.image)

@@ -37,20 +37,28 @@ def resize(
     return images
 
 
-def make_consistent(images: Images, low: Images, *, clip: bool = True) -> Images:
+def make_consistent(
+    images: Images, low: Images, *, clip: bool = True, factor: int | float | None = None
+) -> Images:
     """Returns the nearest images whose downsampling is `low`, up to clipping.
 
     The projection adds D^T (D D^T)^-1 (low - D image), with D the downsampling; it keeps details.
     Since it can leave [-1, 1], projection and clipping alternate, and clipping comes last. Without
     `clip`, numbers have no limits.
 
-    Both are signed, and numpy or traced by jax, which gets dense matrices. The factor between their
-    sizes is a whole number.
+    Both are signed, and numpy or traced by jax, which gets dense matrices.
+
+    Args:
+      images: the images.
+      low: the low resolutions.
+      clip: whether images end in [-1, 1].
+      factor: ratio of their sizes; None for the whole number that it is.
     """
-    factor = images.shape[1] // low.shape[1]
-    down = [_matrix(n, n * factor, 1 / factor) for n in low.shape[1:3]]
+    factor = factor or images.shape[1] // low.shape[1]
+    pairs = [(n, size, factor) for n, size in zip(low.shape[1:3], images.shape[1:3], strict=True)]
+    down = [_matrix(n, size, 1 / factor) for n, size, _ in pairs]
     traced = isinstance(images, jax.Array)
-    solve = [(_inverse if traced else _solver)(n, factor) for n in low.shape[1:3]]
+    solve = [(_inverse if traced else _solver)(*pair) for pair in pairs]
 
     def residual(images: Images) -> Images:
         for axis in (1, 2):
@@ -99,19 +107,19 @@ def _flat(
     return np.moveaxis(made.reshape(-1, *moved.shape[1:]), 0, axis)
 
 
-def _gram(size: int, factor: int) -> scipy.sparse.csc_array:
-    down = _matrix(size, size * factor, 1 / factor).astype(np.float64)
+def _gram(count: int, size: int, factor: int | float) -> scipy.sparse.csc_array:
+    down = _matrix(count, size, 1 / factor).astype(np.float64)
     return (down @ down.T).tocsc()
 
 
 @functools.lru_cache(maxsize=16)
-def _solver(size: int, factor: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns multiplication of an axis by (D D^T)^-1, with D the downsampling to `size`."""
-    solve = scipy.sparse.linalg.splu(_gram(size, factor)).solve
+def _solver(count: int, size: int, factor: int | float) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Returns multiplication of an axis by (D D^T)^-1, D the downsampling of `size` to `count`."""
+    solve = scipy.sparse.linalg.splu(_gram(count, size, factor)).solve
     return functools.partial(_flat, lambda columns: solve(columns.astype(np.float64)))
 
 
-def _inverse(size: int, factor: int) -> Callable[[Array, int], Array]:
+def _inverse(count: int, size: int, factor: int | float) -> Callable[[Array, int], Array]:
     """Returns the same as `_solver`, for jax arrays."""
-    inverse = scipy.sparse.csr_array(np.linalg.inv(_gram(size, factor).toarray()))
+    inverse = scipy.sparse.csr_array(np.linalg.inv(_gram(count, size, factor).toarray()))
     return functools.partial(_apply, inverse.astype(np.float32))

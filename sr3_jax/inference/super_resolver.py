@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Num
 
-from sr3_jax import parallel, released
+from sr3_jax import parallel, released, sizes
 from sr3_jax.data import storage
 from sr3_jax.inference import host_images, inputs, trained, upscale_files
 
@@ -162,7 +162,7 @@ class SuperResolver(trained.TrainedNetwork):
         """Returns numbers and maps as arrays of four axes; raises ValueError as `upscale`."""
         if factor not in (None, self.factor):
             raise ValueError(
-                f"factor = {factor:g}; a network of numbers takes its own alone, {self.factor}"
+                f"factor = {factor:g}; a network of numbers takes its own alone, {self.factor:g}"
             )
         may_miss = self.refiner.denoiser.known_at > 0
         images = host_images.check_numbers(images, self.num_channels, may_miss=may_miss)
@@ -176,7 +176,7 @@ class SuperResolver(trained.TrainedNetwork):
         maps = host_images.check_numbers(
             maps[None] if maps.ndim == 3 else maps, self.num_maps, "maps"
         )
-        wanted = (len(images), *(n * self.factor for n in images.shape[1:3]))
+        wanted = (len(images), *sizes.scaled(images.shape[1:3], self.factor))
         if maps.shape[1:3] != wanted[1:] or len(maps) not in (1, len(images)):
             raise ValueError(
                 f"maps have shape {maps.shape}; the result has {wanted[1]}x{wanted[2]} pixels, so "
@@ -188,7 +188,9 @@ class SuperResolver(trained.TrainedNetwork):
         """Returns height and width of the network's input, given those of the image."""
         if factor is None or factor <= self.factor:
             return size
-        return tuple(-(-n // self.factor) for n in host_images.output_size(size, factor))
+        # A hair less, since a quotient may be rounded up.
+        wanted = host_images.output_size(size, factor)
+        return tuple(math.ceil(n / self.factor - 1e-6) for n in wanted)
 
     def check_fits(
         self,
@@ -209,7 +211,7 @@ class SuperResolver(trained.TrainedNetwork):
         factor = self.factor if factor is None else factor
         wanted = host_images.output_size(size, factor)
         within = self._network_size(size, factor)
-        refined = tuple(n * self.factor for n in within)
+        refined = sizes.scaled(within, self.factor)
         what = f"a picture of {size[1]}x{size[0]} becomes {wanted[1]}x{wanted[0]}"
         if refined != wanted:
             what += f", by way of {refined[1]}x{refined[0]},"

@@ -41,7 +41,7 @@ class TrainedNetwork:
         make_sampler: Callable[[int], diffusion.Sampler],
         sampling: Sampling,
         *,
-        factor: int,
+        factor: int | float,
         stride: int,
         knows_no_class: bool = True,
         scalings: scaling.Scalings | None = None,

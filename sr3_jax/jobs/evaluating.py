@@ -14,8 +14,8 @@ import tqdm
 from absl import logging
 from etils import epath
 
-from sr3_jax import parallel
-from sr3_jax.config import Config, as_recorded, image_sets, schedules
+from sr3_jax import parallel, sizes
+from sr3_jax.config import Config, as_recorded, image_sets
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import evaluator, outputs, scoring
 from sr3_jax.evaluation.pretrained import common
@@ -27,7 +27,7 @@ from sr3_jax.metrics import registry
 from sr3_jax.models import Batch
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    from sr3_jax.data.pipeline import Pipeline
+    pass
 
 # The strip of refinement: columns from noise to image, and rows.
 _NUM_REFINEMENT_PICTURES = 9
@@ -69,7 +69,8 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     if not config.has_levels:
         baseline = evaluator.interpolation(resolver.factor, config.data.channels)
     shared.check_same_images(pipeline)
-    name, (size, low) = config.method, pipeline.sizes
+    name = config.method
+    size, low = (sizes.text(each, short=True) for each in pipeline.sizes)
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
         fingerprint = _fingerprint(config, workdir, resolver)
         network = _Network(config, resolver, fingerprint, folder / "refinement.png", bar)
@@ -113,7 +114,7 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
             found,
             labels=evaluation.labels.tolist(),
             title=f"{shared.LABELS.get(name, name)}: {low} to {size} pixels",
-            protocol=_protocol(config, pipeline, resolver.nfe()),
+            protocol=provenance.protocol(config, pipeline, resolver.nfe()),
             checkpoint_step=resolver.checkpoint_step,
             files=[outputs.file_of(number, pipeline.dtype) for number in numbers],
             figures={} if config.has_levels or not rows else fields.FIGURES,
@@ -215,7 +216,7 @@ class _Network(NamedTuple):
     ) -> tuple[np.ndarray, float]:
         resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(given)
         low, index = given.low, given.index
-        side, size = config.evaluation.network_input, [resolver.factor * n for n in low.shape[1:3]]
+        side, size = config.evaluation.network_input, sizes.scaled(low.shape[1:3], resolver.factor)
         inputs = evaluator.resize(low, (side, side)) if side else low
         calls = resolver.num_refinements(inputs.shape) * config.num_samples
         share = len(low) * jax.process_count() / calls
@@ -280,37 +281,6 @@ def _fingerprint(config: Config, workdir: epath.Path, resolver: SuperResolver) -
         how["units"] = as_recorded(config, "units")
     how |= {"seed": config.seed, "network_input": config.evaluation.network_input}
     return json.dumps([weights, how], sort_keys=True)
-
-
-def _protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
-    """Returns the protocol of the evaluation, one statement for each step."""
-    c, (size, low) = config.data, pipeline.sizes
-    what = f"in {8 * pipeline.dtype.itemsize} bits" if config.has_levels else "as numbers"
-    held_out = c.eval_path or f"held out of {c.path or c.source}"
-    statements = [
-        f"Images: {held_out}; the largest central square, resized by area to {size}x{size}.",
-        f"Inputs: {low}x{low}, made of these by bicubic with anti-aliasing, {what}.",
-        *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
-    ]
-    if config.evaluation.downsampling == "matlab":
-        statements.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
-    if side := config.evaluation.network_input:
-        statements.append(
-            f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
-            f"{size}x{size}."
-        )
-    if not config.predicts_image:
-        statements.append(
-            f"Sampling: {schedules.sampler_name(config)}, {steps} network calls, noise schedule "
-            f"{config.sampling.schedule!r}, seed {config.seed}."
-        )
-    if config.num_samples > 1:
-        statements.append(f"Samples: {config.num_samples} of each image; means are over all.")
-    if config.sampling.consistent:
-        statements.append(
-            "Outputs were moved to the nearest image whose downsampling is the input."
-        )
-    return statements
 
 
 def score(

@@ -104,7 +104,9 @@ def _card(config: Config, step: int) -> str:
     """Returns a card that has what the config says, and says what is missing."""
     data = config.data
     if config.has_source:
-        use = f"Upscales photographs {config.factor} times: `sr3 upscale --workdir=hf://USER/NAME`."
+        use = (
+            f"Upscales photographs {config.factor:g} times: `sr3 upscale --workdir=hf://USER/NAME`."
+        )
     else:
         use = f"Makes images of {data.image_size} pixels: `sr3 generate --workdir=hf://USER/NAME`."
     return f"""---
@@ -116,7 +118,7 @@ tags: [super-resolution, diffusion, sr3, jax]
 
 {use}
 
-Method {config.method}, {data.low_resolution} to {data.image_size} pixels, step {step} of training
+Method {config.method}, {config.sizes_text} pixels, step {step} of training
 with batches of {config.train.batch_size}. All options are in config.json.
 
 Not stated: the training data and their licences, figures on held-out images, what the network is

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Float64, Num
 
-from sr3_jax import image_ops
+from sr3_jax import image_ops, sizes
 
 Images = Num[np.ndarray, "b h w c"]
 Samples = Num[np.ndarray, "k b h w c"]
@@ -106,10 +106,10 @@ def spectral_distance(images: Images, reference: Images) -> Numbers:
 
 
 def interpolated(
-    low: Num[np.ndarray, "b h w _d"], factor: int, channels: int
+    low: Num[np.ndarray, "b h w _d"], factor: int | float, channels: int
 ) -> Float[np.ndarray, "b h2 w2 c"]:
     """Returns the baseline: the first channels by bicubic, NaN where they are not known."""
-    return _resized(low[..., :channels], tuple(factor * n for n in low.shape[1:3]))
+    return _resized(low[..., :channels], sizes.scaled(low.shape[1:3], factor))
 
 
 def _resized(images: Images, size: tuple[int, int]) -> Float[np.ndarray, "b h2 w2 c"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from sr3_jax.models import layers, width_packing
 from sr3_jax.models.width_packing import PackedImage
+from sr3_jax.sizes import Size, sides
 
 
 class UNet(nn.Module):
@@ -218,15 +219,15 @@ class UNet(nn.Module):
             )
 
 
-def example_inputs(model: nn.Module, image_size: int) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
+def example_inputs(model: nn.Module, image_size: Size) -> tuple[Shaped[Array, "1 ..."] | None, ...]:
     """Zeros of the shapes that a network takes: to initialise it, or to see its shapes."""
-    square, number = (1, image_size, image_size), jnp.zeros((1,))
-    x = jnp.zeros((*square, model.source_channels)) if model.has_source else None
+    window, number = (1, *sides(image_size)), jnp.zeros((1,))
+    x = jnp.zeros((*window, model.source_channels)) if model.has_source else None
     if not model.has_y_t:
         return (x,)
     return (
         x,
-        jnp.zeros((*square, model.image_channels)),
+        jnp.zeros((*window, model.image_channels)),
         number,
         None,
         jnp.zeros((1,), jnp.int32) if model.num_classes else None,
@@ -234,18 +235,18 @@ def example_inputs(model: nn.Module, image_size: int) -> tuple[Shaped[Array, "1 
     )
 
 
-def parameter_shapes(model: nn.Module, image_size: int) -> dict[str, Any]:
+def parameter_shapes(model: nn.Module, image_size: Size) -> dict[str, Any]:
     """A network's parameters as `jax.ShapeDtypeStruct`s: nothing is allocated."""
     init = lambda: model.init(jax.random.key(0), *example_inputs(model, image_size))  # noqa: E731
     return jax.eval_shape(init)["params"]
 
 
-def count_parameters(model: nn.Module, image_size: int) -> int:
+def count_parameters(model: nn.Module, image_size: Size) -> int:
     """Number of parameters, by shape evaluation: nothing is allocated."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_size)))
 
 
-def count_flops(model: nn.Module, image_size: int) -> float | None:
+def count_flops(model: nn.Module, image_size: Size) -> float | None:
     """Floating-point operations of the network on one image, as XLA counts the plain program.
 
     Packing and recomputation are not counted; a training step is taken for three times as many.

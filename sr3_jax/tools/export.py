@@ -34,7 +34,7 @@ from sr3_jax.data import storage
 from sr3_jax.inference import resampling, super_resolver
 from sr3_jax.models import Params
 from sr3_jax.tools import export_example
-from sr3_jax.tools.export_plan import PLATFORMS, Plan, make_plan, text_of
+from sr3_jax.tools.export_plan import PLATFORMS, Plan, make_plan
 
 PROGRAM, WEIGHTS, ABOUT, EXAMPLE = "sampler.stablehlo", "params.npz", "sampler.json", "run.py"
 
@@ -199,7 +199,7 @@ def _sampling(
         )[:, :height, :width]
         if sampling.consistent:
             low = signed[..., :channels]
-            y_0 = resampling.make_consistent(y_0, low, clip=sampling.clip)
+            y_0 = resampling.make_consistent(y_0, low, clip=sampling.clip, factor=plan.factor)
         if may_miss:
             known = x[:, :height, :width, denoiser.known_at :][..., :channels]
             y_0 = jnp.where(known > 0.5, y_0, jnp.nan)
@@ -304,7 +304,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     about = write(given.output, plan, params, export_sampler(plan, params), step)
     sizes = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
     print(
-        f"{given.output}: {text_of(plan.size)} to {text_of(plan.large_size)} in "
+        f"{given.output}: {sizes.text(plan.size)} to {sizes.text(plan.large_size)} in "
         f"{about['network_calls']} network calls, checkpoint {step}, for "
         f"{', '.join(plan.platforms)}; {sizes}\n"
         f"python {given.output}/{EXAMPLE} {_example(plan)}"

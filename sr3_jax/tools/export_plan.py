@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sr3_jax import diffusion
+from sr3_jax import diffusion, sizes
 from sr3_jax.config import Config, schedules, with_sampling
 from sr3_jax.inference import tiling
 
@@ -31,7 +31,7 @@ class Plan:
     sampler: diffusion.Sampler
     size: tuple[int, int]
     tile: tuple[int, int]
-    factor: int
+    factor: int | float
     platforms: tuple[str, ...]
 
     @property
@@ -50,7 +50,7 @@ class Plan:
     @property
     def large_size(self) -> tuple[int, int]:
         """Height and width of the result."""
-        return tuple(n * self.factor for n in self.size)
+        return sizes.scaled(self.size, self.factor)
 
 
 def make_plan(
@@ -84,22 +84,23 @@ def make_plan(
     if steps is not None and not config.predicts_image:
         config = with_sampling(config, {"num_steps": steps})
     sampler = schedules.sampler(config, steps)
-    size = size or (config.data.low_resolution,) * 2
+    size = size or config.low_sides
     factor, stride = config.factor, config.stride
+    large = sizes.scaled(size, factor)
+    if any(abs(n * factor - wanted) > 1e-6 for n, wanted in zip(size, large, strict=True)):
+        raise ValueError(
+            f"a low resolution of {sizes.text(size)} times {factor:g} has parts of pixels; give "
+            f"a --size of multiples of {sizes.text(config.low_sides)}"
+        )
     # As `inference.refinement` has it.
     tile_size = -(-config.tile_size // stride) * stride
-    grid = tiling.make_grid((size[0] * factor, size[1] * factor), tile_size, 0, stride)
+    grid = tiling.make_grid(large, tile_size, 0, stride)
     plan = Plan(config, sampler, size, grid.tile, factor, tuple(platforms))
     if grid.is_cut:
-        largest = (tile_size // factor,) * 2
+        largest = (int(tile_size // factor),) * 2
         raise ValueError(
-            f"a low resolution of {text_of(size)} becomes {text_of(plan.large_size)}, larger than "
-            f"a tile: config.sampling.tile_size = {tile_size}. An export is of one tile: give a "
-            f"--size of at most {text_of(largest)}, and upscale larger images by --mode=upscale"
+            f"a low resolution of {sizes.text(size)} becomes {sizes.text(large)}, larger than a "
+            f"tile: config.sampling.tile_size = {tile_size}. An export is of one tile: give a "
+            f"--size of at most {sizes.text(largest)}, and upscale larger images by --mode=upscale"
         )
     return plan
-
-
-def text_of(size: tuple[int, int]) -> str:
-    """Returns a height and width as text: 64x96."""
-    return f"{size[0]}x{size[1]}"

@@ -6,7 +6,8 @@ r"""Draws the images that a config trains on: `python -m sr3_jax.tools.preview_d
 draws the first images of the first training step as the network gets them, with flips and blurs:
 the low resolution, x (its bicubic upsampling) and y_0 in each row. It then reads a thousand images,
 or `--num_read`, and counts those that are usable, too small and damaged, and losses such as 16 bits
-that are read at 8.
+that are read at 8. With a `config.degradation`, each row says what was drawn for its image, and
+each degradation is shown alone below.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags, logging
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from ml_collections import config_flags
 from PIL import Image
 
-from sr3_jax import command_line, image_ops
+from sr3_jax import command_line, image_ops, sizes
 from sr3_jax.config import Config, changed, data_sections, image_sets, read
-from sr3_jax.data import sources, storage
+from sr3_jax.data import degradations, sources, storage
 from sr3_jax.evaluation.report import field_pictures, grids
 from sr3_jax.training import step as training_step
 
 _MOST_NAMED = 20
+_NUM_DEGRADED = 2  # images on which each degradation is shown
+_COLUMNS = 5  # degradations side by side
 _COMMENT = "sr3_jax.tools.preview_data"  # in the PNG, which may then be replaced
 
 
@@ -72,6 +75,7 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
         # Row i of the first batch is row i of the first step.
         step, batch = next((i, b) for i, b in enumerate(batches) if b["weight"].any())
     rows = np.flatnonzero(batch["weight"])[:num_images]
+    places = [step * batch_size + int(row) for row in rows]
     augment = jax.jit(lambda rows: training_step.augment(rows, step, config))
     seen = batch if held_out else augment(dict(batch))
     low, high = (np.asarray(seen[k])[rows] for k in ("low_resolution", "high_resolution"))
@@ -79,21 +83,44 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
         source[index].name + (f"  class {label}" if label >= 0 else "")
         for index, label in zip(batch["index"][rows], batch["label"][rows], strict=True)
     ]
+    shown = [made.stream.evaluation(i) if held_out else made.stream.training(i) for i in places]
+    names = [
+        name + (f"  {choice.degradation}" if choice.degradation else "")
+        for name, choice in zip(names, shown, strict=True)
+    ]
     counts, skipped = _count(config, source, num_read, size, allowed_share)
-    columns = {}
+    columns, large = {}, sizes.text(size, short=True)
     if config.has_source:
         may_miss = config.data.missing
         x = image_ops.network_input(
             jax.numpy.asarray(image_ops.to_signed(low)), high.shape[1:3], may_miss=may_miss
         )
         x = np.asarray(x if low.dtype == np.float32 else image_ops.to_uint8(x))
-        columns = {f"low resolution, {low.shape[1]}": low, f"x: bicubic, {size}": x}
-    columns[f"y_0, {size}"] = high
+        small = sizes.text(low.shape[1:3], short=True)
+        columns = {f"low resolution, {small}": low, f"x: bicubic, {large}": x}
+    columns[f"y_0, {large}"] = high
     if "maps" in batch:
         columns["maps"] = np.asarray(seen["maps"])[rows]
     if not config.has_levels:
         columns = {name: _coloured(images, config) for name, images in columns.items()}
-    return Preview(grids.grid(columns, names, counts), counts, skipped)
+    sheets = [grids.grid(columns, names, counts)]
+    if config.degradation.is_active:
+        sheets += _degradations(config, high[:_NUM_DEGRADED])
+    return Preview(grids.stacked(sheets), counts, skipped)
+
+
+def _degradations(
+    config: Config, high: UInt[np.ndarray, "n h w c"]
+) -> list[UInt8[np.ndarray, "_h _w 3"]]:
+    """Draws each degradation alone, at the greatest of its range, on the low resolutions."""
+    size = tuple(n * config.low_sides[0] // config.image_sides[0] for n in high.shape[1:3])
+    columns = {
+        name: np.stack([degradations.degraded(image, size, drawn) for image in high])
+        for name, drawn in degradations.alone(config.degradation.options()).items()
+    }
+    names = [*columns]
+    rows = (names[i : i + _COLUMNS] for i in range(0, len(names), _COLUMNS))
+    return [grids.grid({name: columns[name] for name in row}) for row in rows]
 
 
 def _coloured(images: np.ndarray, config: Config) -> UInt8[np.ndarray, "n h w 3"]:
@@ -104,7 +131,11 @@ def _coloured(images: np.ndarray, config: Config) -> UInt8[np.ndarray, "n h w 3"
 
 
 def _count(
-    config: Config, source: sources.Source, num_read: int, image_size: int, allowed_share: float
+    config: Config,
+    source: sources.Source,
+    num_read: int,
+    image_size: sizes.Size,
+    allowed_share: float,
 ) -> tuple[list[str], Mapping[str, str]]:
     """Returns the counts as lines of text, and why images are unusable, by name."""
     total = len(source)
@@ -119,9 +150,10 @@ def _count(
             bar.update(int((batch["index"] >= 0).sum()))
     damaged, too_small = map(len, made.unusable)
     share = damaged / len(chosen)
+    least = sizes.text(image_size, short=True)
     lines = [
         f"{total} images; {len(chosen)} read, of which {len(chosen) - too_small - damaged} usable",
-        f"{too_small} too small (under {image_size} pixels), {damaged} damaged ({share:.2%})",
+        f"{too_small} too small (under {least} pixels), {damaged} damaged ({share:.2%})",
     ]
     if share > allowed_share:
         lines.append(f"more damaged than max_bad_share, {allowed_share:.2%}: training would stop")

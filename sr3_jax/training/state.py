@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from sr3_jax import models, parallel
 from sr3_jax.models import Params
+from sr3_jax.sizes import Size
 
 
 @flax.struct.dataclass
@@ -38,7 +39,7 @@ def state_shardings(layout: parallel.Layout, state: TrainState) -> TrainState:
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: Size
 ) -> TrainState:
     """Initialises a training state; jit it to shard the result, `jax.eval_shape` for shapes."""
     variables = model.init(jax.random.key(seed), *models.example_inputs(model, image_size))

@@ -16,6 +16,7 @@ from sr3_jax import diffusion, image_ops, models, parallel
 from sr3_jax.config import Config, schedules
 from sr3_jax.metrics import full_reference, samples
 from sr3_jax.models import Batch, Params
+from sr3_jax.sizes import Size, sides
 from sr3_jax.training import tasks
 from sr3_jax.training.state import TrainState, state_shardings
 from sr3_jax.training.tasks import Task, Teacher
@@ -158,8 +159,8 @@ def jit_train_step(
 def batch_shapes(
     layout: parallel.Layout,
     batch_size: int,
-    image_size: int,
-    low_resolution: int,
+    image_size: Size,
+    low_resolution: Size,
     dtype: DTypeLike = jnp.uint8,
     channels: tuple[int, int, int] = (3, 3, 0),
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -167,15 +168,16 @@ def batch_shapes(
 
     `dtype` is that of pixels, and `channels` are those of high and low resolutions and of maps.
     """
+    high, low = sides(image_size), sides(low_resolution)
     arrays = {
-        "high_resolution": ((batch_size, image_size, image_size, channels[0]), dtype),
-        "low_resolution": ((batch_size, low_resolution, low_resolution, channels[1]), dtype),
+        "high_resolution": ((batch_size, *high, channels[0]), dtype),
+        "low_resolution": ((batch_size, *low, channels[1]), dtype),
         "weight": ((batch_size,), jnp.float32),
         "index": ((batch_size,), jnp.int32),
         "label": ((batch_size,), jnp.int32),
     }
     if channels[2]:
-        arrays["maps"] = ((batch_size, image_size, image_size, channels[2]), jnp.float32)
+        arrays["maps"] = ((batch_size, *high, channels[2]), jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.rows)
         for name, (shape, dtype) in arrays.items()

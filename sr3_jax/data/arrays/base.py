@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Num
 
 from sr3_jax.data.image_files import BadImageError
+from sr3_jax.sizes import scaled
 
 Values = Num[np.ndarray, "height width channels"]
 
@@ -46,12 +47,17 @@ class ArrayFile(abc.ABC):
         """
 
     @abc.abstractmethod
-    def write(self, path: str | os.PathLike[str], images: Sequence[Values]) -> None:
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        images: Sequence[Values],
+        factor: int | float | None = None,
+    ) -> None:
         """Writes images in place of those of this file, whole or not at all.
 
-        They are a whole number of times as large, or of the same size; with them change whatever
-        says where pixels lie (coordinates, georeference, affine). They have the channels of this
-        file, or the first of them. NaN is a missing value.
+        They are `factor` times as large; with them change whatever says where pixels lie
+        (coordinates, georeference, affine). None: a whole number of times. They have the channels
+        of this file, or the first of them. NaN is a missing value.
 
         Raises:
           ValueError: the file's type of numbers has no missing value, and an image has one.
@@ -130,15 +136,19 @@ def as_stored(image: np.ndarray, dtype: np.dtype, nodata: float | None) -> np.nd
     return np.clip(np.rint(image), limits.min, limits.max).astype(dtype)
 
 
-def factor_of(images: Sequence[np.ndarray], shape: Sequence[int]) -> int:
-    """Returns how many times as high and wide images are as a shape.
+def factor_of(
+    images: Sequence[np.ndarray], shape: Sequence[int], factor: int | float | None = None
+) -> int | float:
+    """Returns how many times as high and wide images are as a shape: `factor`, or a whole number.
 
     Raises:
-      ValueError: it is no whole number, or not the same for all.
+      ValueError: it is not, or not the same for all.
     """
-    factor = images[0].shape[0] // shape[0]
-    wanted = (factor * shape[0], factor * shape[1])
+    if factor is None:
+        factor = images[0].shape[0] // shape[0]
+    wanted = scaled(shape[:2], factor)
     if not factor or any(image.shape[:2] != wanted for image in images):
         found = sorted({image.shape[:2] for image in images})
-        raise ValueError(f"images of {found} are no whole number of times those of {shape[:2]}")
+        times = f"{factor:g}" if factor else "a whole number of"
+        raise ValueError(f"images of {found} are not {times} times those of {shape[:2]}")
     return factor

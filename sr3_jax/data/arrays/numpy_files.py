@@ -37,8 +37,13 @@ class NpyFile(base.ArrayFile):
         image = np.asarray(self._array[index] if self._has_many else self._array)
         return np.moveaxis(image, 0, -1) if self._is_first else image.reshape(self.shape)
 
-    def write(self, path: str | os.PathLike[str], images: Sequence[base.Values]) -> None:
-        base.factor_of(images, self.shape)
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        images: Sequence[base.Values],
+        factor: int | float | None = None,
+    ) -> None:
+        base.factor_of(images, self.shape, factor)
         made = [base.as_stored(image, self.dtype, None) for image in images]
         if self._is_first:
             made = [np.moveaxis(image, -1, 0) for image in made]
@@ -91,8 +96,13 @@ class NpzFile(base.ArrayFile):
         image = self._others[self._name]
         return np.moveaxis(image, 0, -1) if self._is_first else image.reshape(self.shape)
 
-    def write(self, path: str | os.PathLike[str], images: Sequence[base.Values]) -> None:
-        base.factor_of(images, self.shape)
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        images: Sequence[base.Values],
+        factor: int | float | None = None,
+    ) -> None:
+        base.factor_of(images, self.shape, factor)
         (image,) = (base.as_stored(image, self.dtype, None) for image in images)
         if not self._name:
             made = dict(zip(self.names, np.moveaxis(image, -1, 0), strict=False))

@@ -60,10 +60,15 @@ class TiffFile(base.ArrayFile):
         array = np.moveaxis(array, 0, -1) if self._is_first else array.reshape(self.shape)
         return base.with_missing(array, self.nodata)
 
-    def write(self, path: str | os.PathLike[str], images: Sequence[base.Values]) -> None:
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        images: Sequence[base.Values],
+        factor: int | float | None = None,
+    ) -> None:
         import tifffile
 
-        factor = base.factor_of(images, self.shape)
+        factor = base.factor_of(images, self.shape, factor)
         (image,) = (base.as_stored(image, self.dtype, self.nodata) for image in images)
         if self._is_first:
             image = np.moveaxis(image, -1, 0)
@@ -82,7 +87,7 @@ class TiffFile(base.ArrayFile):
         )
         storage.write_whole(path, file.getvalue())
 
-    def _extra(self, factor: int) -> list[tuple[Any, ...]]:
+    def _extra(self, factor: int | float) -> list[tuple[Any, ...]]:
         """Returns the tags to be written, those of places for so many times the pixels."""
         geo = [
             TagValue(code, "d", _tuple(value))

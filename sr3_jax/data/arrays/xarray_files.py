@@ -65,10 +65,15 @@ class XarrayFile(base.ArrayFile):
             parts = [self._data[name][tuple(map(int, where))].values for name in self.names]
         return np.stack(parts, axis=-1)
 
-    def write(self, path: str | os.PathLike[str], images: Sequence[base.Values]) -> None:
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        images: Sequence[base.Values],
+        factor: int | float | None = None,
+    ) -> None:
         import xarray
 
-        factor = base.factor_of(images, self.shape)
+        factor = base.factor_of(images, self.shape, factor)
         first = self._data[self.names[0]]
         space = first.dims[-2:]
         made = np.stack(images).reshape(*self._lead, *images[0].shape)
@@ -84,7 +89,8 @@ class XarrayFile(base.ArrayFile):
             if not within:
                 coordinates[name] = of.variable
             elif of.ndim == 1 and of.dtype.kind in "uif":
-                refined = _refined(of.values.astype(np.float64), factor)
+                count = images[0].shape[space.index(of.dims[0])]
+                refined = _refined(of.values.astype(np.float64), factor, count)
                 kept = refined.astype(np.result_type(of.dtype, np.float32))
                 coordinates[name] = xarray.Variable(of.dims, kept, of.attrs)
         dataset = xarray.Dataset(new, coordinates, self._data.attrs)
@@ -115,10 +121,10 @@ def _encoding(found: dict[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in kept if key in found}
 
 
-def _refined(places: np.ndarray, factor: int) -> np.ndarray:
+def _refined(places: np.ndarray, factor: int | float, count: int) -> np.ndarray:
     """Returns the centres of `factor` times as many cells, on a line through their neighbours."""
     if factor == 1 or len(places) < 2:
-        return np.repeat(places, factor)
-    at = (np.arange(factor * len(places)) + 0.5) / factor - 0.5
+        return np.resize(places, count)
+    at = (np.arange(count) + 0.5) / factor - 0.5
     left = np.clip(np.floor(at).astype(int), 0, len(places) - 2)
     return places[left] + (at - left) * (places[left + 1] - places[left])

@@ -1,22 +1,73 @@
-"""The origin of a result: code, config, checkpoint, machine and command."""
+"""The origin of a result: protocol, code, config, checkpoint, machine and command."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import platform
 import shlex
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import jax
 
 import sr3_jax
-from sr3_jax.config import Config, to_json
+from sr3_jax import sizes
+from sr3_jax.config import Config, schedules, to_json
+
+if TYPE_CHECKING:  # imported only where images are read: it takes seconds
+    from sr3_jax.data.pipeline import Pipeline
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 _GIT_SECONDS = 20
+
+
+def protocol(config: Config, pipeline: Pipeline, steps: int) -> list[str]:
+    """Returns the protocol of the evaluation, one statement for each step."""
+    c, (size, low) = config.data, map(sizes.text, pipeline.sizes)
+    window = "square" if len(set(pipeline.sizes[0])) == 1 else "window of that shape"
+    cut = f"the largest central {window}, resized by area to {size}"
+    if config.crops_at_full_resolution:
+        cut = f"{size} pixels from the middle"
+    made = "made of these by bicubic with anti-aliasing"
+    if c.low_path or c.eval_low_path:
+        made = "those that come with the images"
+    what = f"in {8 * pipeline.dtype.itemsize} bits" if config.has_levels else "as numbers"
+    held_out = c.eval_path or f"held out of {c.path or c.source}"
+    statements = [
+        f"Images: {held_out}; {cut}.",
+        f"Inputs: {low}, {made}, {what}.",
+        *(f"{count} images: {loss}." for loss, count in pipeline.reader.losses.items()),
+    ]
+    if config.evaluation.downsampling == "matlab":
+        statements.append("Inputs were made as by MATLAB's imresize: mirrored at the borders.")
+    if config.degradation.is_active:
+        values = json.dumps(dataclasses.asdict(config.degradation))
+        statements.append(
+            "Inputs were degraded, each by values drawn from config.degradation, in place of "
+            f"bicubic alone: {values}. Consistency and the bicubic baseline are of these inputs."
+        )
+    if side := config.evaluation.network_input:
+        statements.append(
+            f"Inputs were resized to {side}x{side} by bicubic for the network, and its images to "
+            f"{size}."
+        )
+    if not config.predicts_image:
+        statements.append(
+            f"Sampling: {schedules.sampler_name(config)}, {steps} network calls, noise schedule "
+            f"{config.sampling.schedule!r}, seed {config.seed}."
+        )
+    if config.num_samples > 1:
+        statements.append(f"Samples: {config.num_samples} of each image; means are over all.")
+    if config.sampling.consistent:
+        statements.append(
+            "Outputs were moved to the nearest image whose downsampling is the input."
+        )
+    return statements
 
 
 def collect(*, config: Config | None = None, checkpoint_step: int | None = None) -> dict[str, str]:

@@ -8,6 +8,7 @@ affects both. docs/data.md has results.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import resource
 import statistics
@@ -90,7 +91,7 @@ def measure(config: Config, images_per_round: int, repeats: int) -> dict[str, An
 def _cached(config: Config, num_images: int, repeats: int) -> list[float]:
     """Returns images per second once all are in memory; nothing if they do not fit."""
     images = image_sets.training_pipeline(config)
-    of_pair = 3 * images.dtype.itemsize * sum(size**2 for size in images.sizes)
+    of_pair = 3 * images.dtype.itemsize * sum(map(math.prod, images.sizes))
     if config.data.crop == "random" or num_images * of_pair > config.data.cache_gb * 2**30:
         return []
     stream = images.training_batches()
