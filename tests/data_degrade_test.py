@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sr3_jax.config import image_sets, read
-from sr3_jax.data import degrade, image_files, sources
+from sr3_jax.data import degrade, image_files, sources, windows
 
 _SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -141,7 +141,7 @@ def _centroid(image: np.ndarray) -> np.ndarray:
 def test_both_sizes_cover_the_same_central_square(shape):
     height, width = shape
     y, x = np.mgrid[:height, :width]
-    left, top, right, bottom = degrade.central_box(height, width)
+    left, top, right, bottom = windows.central_box(height, width)
     side = min(shape)
     assert right - left == bottom - top == side
     assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
@@ -172,9 +172,9 @@ def test_read_image_cuts_the_box_from_the_upright_image(tmp_path):
 
 
 def test_too_small_names_both_sizes():
-    with pytest.raises(degrade.TooSmallError, match="too small: 30x40, need at least 64"):
-        degrade.check_size(np.zeros((40, 30, 3), np.uint8), 64)
-    degrade.check_size(np.zeros((64, 64, 3), np.uint8), 64)
+    with pytest.raises(windows.TooSmallError, match="too small: 30x40, need at least 64"):
+        windows.check_size(np.zeros((40, 30, 3), np.uint8), 64)
+    windows.check_size(np.zeros((64, 64, 3), np.uint8), 64)
 
 
 @pytest.mark.parametrize("crop_scale", [(0.0, 1.0), (0.5, 1.0), (0.3, 0.6), (0.0, 0.01)])
@@ -184,7 +184,7 @@ def test_random_boxes_fit_and_fill_their_range(crop_scale):
     uniforms = np.random.default_rng(0).random((2000, 3), np.float32)
     edge = np.float32(1 - 2**-24)
     uniforms = np.concatenate([uniforms, [[0, 0, 0], [edge, edge, edge], [0, edge, edge]]])
-    boxes = np.array([degrade.random_box(height, width, options, u) for u in uniforms])
+    boxes = np.array([windows.random_box(height, width, options, u) for u in uniforms])
     left, top, right, bottom = boxes.T
     side = right - left
     np.testing.assert_array_equal(side, bottom - top)
@@ -227,7 +227,7 @@ def test_shared_photographs_decode():
         pytest.skip(f"no shared images in {_SHARED}")
     for path in paths:
         image = sources.FileRef(path.name, str(path)).read().image
-        degrade.check_size(image, 256)
+        windows.check_size(image, 256)
         assert np.ptp(image) > 100
 
 

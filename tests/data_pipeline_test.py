@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 
 from sr3_jax import scaling
-from sr3_jax.data import array_source, degrade, depth, folders, photos, source_kinds, sources
+from sr3_jax.data import (
+    array_source,
+    degrade,
+    depth,
+    folders,
+    photos,
+    source_kinds,
+    sources,
+    windows,
+)
 from sr3_jax.data.pipeline import Pipeline, TooManyBadError
 
 _CENTRAL = degrade.DegradeOptions(16, 4)
@@ -125,7 +134,7 @@ def test_evaluation_covers_each_image_once_in_order_by_central_crops(source):
     assert not high[7].any() and not low[7].any()
     for i, ref in enumerate(source):
         image = ref.read().image
-        left, top, right, bottom = degrade.central_box(*image.shape[:2])
+        left, top, right, bottom = windows.central_box(*image.shape[:2])
         expected = degrade.make_pair(image[top:bottom, left:right], 16, 4)
         np.testing.assert_array_equal(high[i], expected[0])
         np.testing.assert_array_equal(low[i], expected[1])

@@ -14,7 +14,7 @@ from PIL import Image
 from configs import arrays_4x
 from sr3_jax import SuperResolver, jobs
 from sr3_jax.config import changed, read
-from sr3_jax.data import arrays, degrade, pairs, pipeline, source_kinds
+from sr3_jax.data import arrays, degrade, pairs, pipeline, source_kinds, windows
 from sr3_jax.data.image_files import BadImageError
 from sr3_jax.inference import resampling
 from sr3_jax.inference.inputs import UpscaleOptions
@@ -31,13 +31,13 @@ def _places(height, width, step=1.0):
 def test_boxes_have_the_shape_asked_for(size):
     options = degrade.DegradeOptions((96, 160), (24, 40), "random", (0.0, 1.0))
     random, seen = np.random.default_rng(0), []
-    boxes = [degrade.random_box(*size, options, random.uniform(size=3)) for _ in range(300)]
-    for left, top, right, bottom in [*boxes, degrade.central_box(*size, (96, 160))]:
+    boxes = [windows.random_box(*size, options, random.uniform(size=3)) for _ in range(300)]
+    for left, top, right, bottom in [*boxes, windows.central_box(*size, (96, 160))]:
         assert 0 <= left and 0 <= top and right <= size[1] and bottom <= size[0]
         tall, wide = bottom - top, right - left
         assert tall >= 96 and wide >= 160 and abs(tall * 160 / 96 - wide) < 1
         seen.append(tall)
-    left, top, right, bottom = degrade.central_box(*size, (96, 160))
+    left, top, right, bottom = windows.central_box(*size, (96, 160))
     assert max(seen) == bottom - top == min(size[0], size[1] * 96 // 160)
     assert abs(left - (size[1] - right)) <= 1 and abs(top - (size[0] - bottom)) <= 1
 

@@ -146,6 +146,13 @@ class Data(Section):
     num_threads: int = option(
         0, "Threads that read, decode and resize. 0: one for each core.", at_least=0, at_most=4096
     )
+    loader: str = option(
+        "grain",
+        "What makes the batches. `grain`: Grain's threads, with the decoders of this project. "
+        "`tf`: a `tf.data.Dataset`, which decodes plain JPEG and PNG files itself; it needs "
+        "TensorFlow, and keeps no image in memory. Both have the same order and crops.",
+        choices=("grain", "tf"),
+    )
     max_bad_share: float = option(
         0.01, "A run stops when a larger share of images is damaged.", at_least=0.0, at_most=1.0
     )

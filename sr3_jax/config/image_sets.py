@@ -23,7 +23,7 @@ from sr3_jax.data import image_files, source_kinds, sources, storage
 from sr3_jax.data.image_files import BadImageError
 
 if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    from sr3_jax.data import degrade, pipeline
+    from sr3_jax.data import pipeline, windows
 
 _nothing = lambda: None  # noqa: E731
 _MOST_TRIED = 100  # files that are opened to find a readable one
@@ -210,7 +210,7 @@ def make_pipeline(
     batch_size: int,
     image_size: sizes.Size,
     split: bool = True,
-    downsampling: degrade.Downsampling = "pillow",
+    downsampling: windows.Downsampling = "pillow",
     *,
     signed: bool = True,
 ) -> pipeline.Pipeline:
@@ -220,13 +220,13 @@ def make_pipeline(
     each process gets rows of its own. Numbers that are no levels are in the range of the network,
     or, without `signed`, in their own units.
     """
-    from sr3_jax.data import degrade, depth, pipeline
+    from sr3_jax.data import depth, pipeline, windows
 
     c, low = config.data, 0
     if config.has_source:
         high, by = config.image_sides[0], config.low_sides[0]
         low = tuple(n * by // high for n in sizes.sides(image_size))
-    options = degrade.DegradeOptions(
+    options = windows.DegradeOptions(
         image_size=image_size,
         low_resolution=low,
         crop=c.crop,
@@ -234,7 +234,12 @@ def make_pipeline(
         downsampling=downsampling,
         degradation=config.degradation.options(),
     )
-    return pipeline.Pipeline(
+    make = pipeline.Pipeline
+    if c.loader == "tf":
+        from sr3_jax.data import tf_pipeline  # imports TensorFlow
+
+        make = tf_pipeline.TfPipeline
+    return make(
         source,
         options,
         batch_size=batch_size,

@@ -39,6 +39,11 @@ def faults(config: Config, *, trains: bool) -> Iterator[str]:
         found = list(kind.faults(place))
         needs_help |= bool(found) and (kind is source_kinds.KINDS["tfds"] or not place.path)
         missing += found
+    if data.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
+        missing.append(
+            "config.data.loader = 'tf' needs TensorFlow, which is not installed: pip install "
+            "'sr3_jax[tfds]', or use 'grain'"
+        )
     if needs_help:
         missing[-1] += f". {_three_ways(data.tfds_train or data.path)}"
     yield from missing

@@ -92,14 +92,14 @@ class MemberRef(NamedTuple):
     size: int
     label: int
 
-    def read(self) -> sources.Picture:
+    def read(self, decode: sources.Decode = decode_seen) -> sources.Picture:
         # A request for no bytes is an error in a bucket.
         data = content(self.path, self.offset, self.size) if self.size else b""
         if len(data) < self.size:
             raise BadImageError(
                 f"truncated: {self.path} ends in the middle of the file at byte {self.offset}"
             )
-        image, notes = decode_seen(data)
+        image, notes = decode(data)
         return sources.Picture(image, label=self.label, notes=notes)
 
 

@@ -93,7 +93,7 @@ class ArrayRef:
     low: "ArrayRef | None" = None
     maps: "ArrayRef | None" = None
 
-    def read(self) -> sources.Picture:
+    def read(self, _: sources.Decode | None = None) -> sources.Picture:
         """Returns the image as float32, with NaN for what is missing; see `ImageRef`."""
         image, beside = self._values(), {}
         for name, ref in (("low_resolution", self.low), ("maps", self.maps)):

@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import Float32, Num, UInt, UInt8, UInt16
 from numpy.typing import DTypeLike
 
-from sr3_jax.data import sources
+from sr3_jax.data import image_files, sources
 from sr3_jax.data.image_files import BadImageError
 
 # 16-bit pictures whose values are all below this probably hold 14 bits or fewer.
@@ -129,16 +129,26 @@ class Reader:
             "(65535 keeps them)"
         )
 
-    def read(self, index: int) -> sources.Picture:
-        """Reads one picture, with the channels asked for; see `sources.ImageRef`."""
+    def read(self, index: int, decode: sources.Decode | None = None) -> sources.Picture:
+        """Reads one picture, with the channels asked for; see `sources.ImageRef`.
+
+        Parts that `decode` leaves encoded have 8 bits, and stay so if all parts do.
+        """
+        ref = self._source[index]
         try:
-            picture = self._source[index].read()
+            picture = ref.read(decode) if decode else ref.read()
         except BadImageError:
             self._count(index, (), [])
             raise
         images = {"image": picture.image}
         if picture.low_resolution is not None:
             images["low_resolution"] = picture.low_resolution
+        if all(isinstance(part, image_files.Encoded) for part in images.values()):
+            self._count(index, picture.notes, [])
+            return picture
+        for name, part in images.items():
+            if isinstance(part, image_files.Encoded):
+                images[name] = image_files.decode_rgb(part.data)
         if not self._is_met[index]:
             self._count(index, picture.notes, list(images.values()))
         converted = {n: convert(p, self.dtype, self._white_level) for n, p in images.items()}

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sr3_jax.data import folders, source_kinds, sources
+from sr3_jax.data import folders, image_files, source_kinds, sources
 from sr3_jax.data.image_files import BadImageError
 
 _MAX_NAMED = 100  # in an error
@@ -41,10 +41,10 @@ class PairRef:
     def name(self) -> str:
         return self.high.name
 
-    def read(self) -> sources.Picture:
-        picture = self.high.read()
+    def read(self, decode: sources.Decode = image_files.decode_seen) -> sources.Picture:
+        picture = self.high.read(decode)
         try:
-            low = self.low.read()
+            low = self.low.read(decode)
         except BadImageError as error:
             raise BadImageError(f"its low resolution {self.low.name}: {error}") from error
         notes = tuple(f"its low resolution: {note}" for note in low.notes)

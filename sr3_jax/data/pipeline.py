@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -15,7 +16,7 @@ from jaxtyping import Float32, Int32, Integer, Num
 from numpy.typing import DTypeLike
 
 from sr3_jax import scaling, sizes
-from sr3_jax.data import degrade, depth, resumable, sources, streams
+from sr3_jax.data import degrade, depth, resumable, sources, streams, windows
 from sr3_jax.data.image_files import BadImageError
 
 # Without a usable image among so many the source is refused: reading a large one to the end would
@@ -25,6 +26,7 @@ _MAX_TRIES = 1000
 _BATCHES_AHEAD = 2  # made before they are asked for
 
 _MOST_ROWS_TOGETHER = 32
+_NONE: Mapping[int, sources.Picture] = types.MappingProxyType({})
 
 
 class Batch(TypedDict):
@@ -126,7 +128,9 @@ class Pipeline:
         self._batch_size = batch_size
         self._local_batch_size = batch_size // process_count
         self._first_row = process_index * self._local_batch_size
-        self.stream = streams.Stream(len(source), options, seed)
+        self.stream = streams.Stream(
+            len(source), options, seed, getattr(source, "neighbours", None)
+        )
         self._max_bad_share = max_bad_share
         self._num_threads = num_threads or os.cpu_count() or 1
         self._lock = threading.Lock()  # of the fields below, which the threads share
@@ -177,7 +181,7 @@ class Pipeline:
         with self._lock:
             indices = np.array([*self._unusable], np.int32)
             errors = self._unusable.values()
-            is_small = np.array([isinstance(e, degrade.TooSmallError) for e in errors], bool)
+            is_small = np.array([isinstance(e, windows.TooSmallError) for e in errors], bool)
         return indices[~is_small], indices[is_small]
 
     def usable_pictures(self) -> Iterator[sources.Picture]:
@@ -256,7 +260,10 @@ class Pipeline:
         )
         return iter(dataset.to_iter_dataset(reading).batch(parts).map(join))
 
-    def _rows(self, images: Sequence[streams.Choice]) -> Batch:
+    def _rows(
+        self, images: Sequence[streams.Choice], read: Mapping[int, sources.Picture] = _NONE
+    ) -> Batch:
+        """Makes some rows; `read` has pictures that were read already, by row."""
         count, (high, low), of = len(images), self.sizes, self.channels
         batch = Batch(
             high_resolution=np.zeros((count, *high, of.image), self.dtype),
@@ -267,7 +274,7 @@ class Pipeline:
         )
         if of.maps:
             batch["maps"] = np.zeros((count, *high, of.maps), np.float32)
-        for row, pair in self._pairs(images):
+        for row, pair in self._pairs(images, read):
             batch["high_resolution"][row] = pair.high_resolution
             batch["low_resolution"][row] = pair.low_resolution
             if of.maps:
@@ -276,7 +283,9 @@ class Pipeline:
             batch["label"][row] = pair.label
         return batch
 
-    def _pairs(self, images: Sequence[streams.Choice]) -> Iterator[tuple[int, _Pair]]:
+    def _pairs(
+        self, images: Sequence[streams.Choice], read: Mapping[int, sources.Picture]
+    ) -> Iterator[tuple[int, _Pair]]:
         """Yields row and pair of the usable images; runs in many threads at once."""
         waiting: dict[int, tuple[sources.Picture, degrade.Crop]] = {}
 
@@ -305,7 +314,7 @@ class Pipeline:
                 yield row, kept
                 continue
             try:
-                picture = kept or self.reader.read(index)
+                picture = kept or read.get(row) or self.reader.read(index)
                 image = picture.image
                 low, maps = picture.low_resolution, picture.maps
                 crop = degrade.cut(image, low, self._options, uniforms, maps)

@@ -28,6 +28,7 @@ from sr3_jax.data import (
     source_kinds,
     sources,
     storage,
+    windows,
 )
 from sr3_jax.data.image_files import BadImageError, encode_image
 
@@ -129,7 +130,7 @@ def write_file(plan: Plan, part: int) -> tuple[int, int]:
             try:
                 content = _example(ref, plan.image_size)
             except BadImageError as error:
-                skipped[ref.name] = [str(error), isinstance(error, degrade.TooSmallError)]
+                skipped[ref.name] = [str(error), isinstance(error, windows.TooSmallError)]
                 continue
             record = records.write_record(content)
             offsets.append(position + records.HEADER_BYTES)
@@ -300,8 +301,8 @@ def _note(plan: Plan, part: int) -> str:
 def _example(ref: sources.FileRef, image_size: int) -> bytes:
     picture = ref.read()
     if image_size:
-        degrade.check_size(picture.image, image_size)
-        left, top, right, bottom = degrade.central_box(*picture.image.shape[:2])
+        windows.check_size(picture.image, image_size)
+        left, top, right, bottom = windows.central_box(*picture.image.shape[:2])
         square = picture.image[top:bottom, left:right]
         data = encode_image(degrade.by_area(square, image_size))
     else:

@@ -88,11 +88,11 @@ class RecordRef(NamedTuple):
     def name(self) -> str:
         return f"{os.path.basename(self.path)}#{self.number}"
 
-    def read(self) -> sources.Picture:
-        return decode_example(read_record(self.path, self.offset, self.size))
+    def read(self, decode: sources.Decode = decode_seen) -> sources.Picture:
+        return decode_example(read_record(self.path, self.offset, self.size), decode)
 
 
-def decode_example(content: bytes) -> sources.Picture:
+def decode_example(content: bytes, decode: sources.Decode = decode_seen) -> sources.Picture:
     """Decodes the image of a serialized tf.train.Example, with features named as FFHQ's or TFDS's.
 
     Raises:
@@ -103,7 +103,7 @@ def decode_example(content: bytes) -> sources.Picture:
         return sources.Picture(_raw_image(features))
     for key in _IMAGE_KEYS:
         if key in features:
-            image, notes = decode_seen(_only(features, key, bytes))
+            image, notes = decode(_only(features, key, bytes))
             labels = [_only(features, name, int) for name in _LABEL_KEYS if name in features]
             return sources.Picture(image, label=[*labels, sources.NO_LABEL][0], notes=notes)
     raise BadImageError(

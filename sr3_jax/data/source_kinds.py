@@ -67,7 +67,8 @@ class Kind:
     Attributes:
       module: its module, imported when images are looked for.
       meaning: the sentence about it in docs/config.md.
-      package: an optional package that it needs, of the extra `train`.
+      package: an optional package that it needs.
+      extra: the extra of sr3_jax that has it.
       has_path: whether it needs `path`.
       has_held_out: whether it has held-out images of its own.
     """
@@ -75,6 +76,7 @@ class Kind:
     module: str
     meaning: str
     package: str = ""
+    extra: str = "train"
     has_path: bool = True
     has_held_out: bool = False
 
@@ -85,7 +87,7 @@ class Kind:
         elif self.package and importlib.util.find_spec(self.package) is None:
             yield (
                 f"{place.key('path')} = {place.path!r} needs {self.package}, which is not "
-                "installed: pip install 'sr3_jax[train]'"
+                f"installed: pip install 'sr3_jax[{self.extra}]'"
             )
         else:
             yield from self._module().faults(place)
@@ -120,6 +122,12 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             "sr3_jax.data.tfds_source",
             "an image data set of TensorFlow Datasets",
             package="tensorflow_datasets",
+        ),
+        "tf_data": Kind(
+            "sr3_jax.data.tf_data_source",
+            "your own `tf.data.Dataset`, of a function `MODULE:FUNCTION` or `FILE.py:FUNCTION`",
+            package="tensorflow",
+            extra="tfds",
         ),
         "arrays": Kind(
             "sr3_jax.data.array_source",

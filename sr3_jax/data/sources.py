@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
@@ -17,13 +17,16 @@ from sr3_jax.data import image_files
 
 NO_LABEL = -1
 
+# Decodes the content of a picture file, with notes; see `image_files.decode_seen`.
+Decode = Callable[[bytes], tuple[image_files.Pixels | image_files.Encoded, tuple[str, ...]]]
+
 
 class Picture(NamedTuple):
     """An image that was read, with its label.
 
     Attributes:
-      image: of a picture, upright RGB of the depth of its file (`image_files.decode_seen`); of a
-        file of arrays float32, NaN where values are missing.
+      image: of a picture, upright RGB of the depth of its file (`image_files.decode_seen`), or
+        what another decoder gave; of a file of arrays float32, NaN where values are missing.
       low_resolution: the same picture as another camera, or another method, took it; None
         where it is still to be made from `image`.
       maps: further channels at the size of `image`; None for none.
@@ -31,8 +34,8 @@ class Picture(NamedTuple):
       notes: what of the file's look is not in `image`, such as a colour profile.
     """
 
-    image: Num[np.ndarray, "height width c"]
-    low_resolution: Num[np.ndarray, "low_height low_width d"] | None = None
+    image: Num[np.ndarray, "height width c"] | image_files.Encoded
+    low_resolution: Num[np.ndarray, "low_height low_width d"] | image_files.Encoded | None = None
     label: int = NO_LABEL
     notes: tuple[str, ...] = ()
     maps: Num[np.ndarray, "height width m"] | None = None
@@ -48,8 +51,10 @@ class ImageRef(Protocol):
 
     @property
     def name(self) -> str: ...
-    def read(self) -> Picture:
+    def read(self, decode: Decode = image_files.decode_seen) -> Picture:
         """Reads and decodes it; several threads may at once.
+
+        `decode` is used where a picture file is read whole.
 
         Raises:
           image_files.BadImageError: it cannot be used, and why.
@@ -61,7 +66,14 @@ Source = Sequence[ImageRef]
 
 
 class LazySource(Sequence[ImageRef], abc.ABC):
-    """A source of millions of images, whose refs are made as they are asked for."""
+    """A source of millions of images, whose refs are made as they are asked for.
+
+    Attributes:
+      neighbours: number of images in a row that can be read in any order, of a source that is
+        otherwise read from first to last; None: all.
+    """
+
+    neighbours: int | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -92,6 +104,7 @@ class Subset(LazySource):
 
     def __init__(self, source: Source, indices: Integer[np.ndarray, " subset"]) -> None:
         self._source, self._indices = source, indices
+        self.neighbours = getattr(source, "neighbours", None)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -125,8 +138,8 @@ class _Unlabelled:
     def name(self) -> str:
         return self.ref.name
 
-    def read(self) -> Picture:
-        return self.ref.read()._replace(label=NO_LABEL)
+    def read(self, decode: Decode = image_files.decode_seen) -> Picture:
+        return self.ref.read(decode)._replace(label=NO_LABEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +159,12 @@ class FileRef:
     box: image_files.Box | None = None
     label: int = NO_LABEL
 
-    def read(self) -> Picture:
+    def read(self, decode: Decode = image_files.decode_seen) -> Picture:
         """See `ImageRef`."""
-        image, notes = image_files.decode_seen(image_files.content(self.path))
-        return Picture(image_files.cut(image, self.box), label=self.label, notes=notes)
+        data = image_files.content(self.path)
+        if self.box is None:
+            image, notes = decode(data)
+        else:
+            image, notes = image_files.decode_seen(data)
+            image = image_files.cut(image, self.box)
+        return Picture(image, label=self.label, notes=notes)

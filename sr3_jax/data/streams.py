@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Integer
 
-from sr3_jax.data import degradations, degrade
+from sr3_jax.data import degradations, windows
 
 _TRAINED, _HELD_OUT = 1, 2  # seeds of degradations, apart from those of crops
 
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
     Attributes:
       index: position of its image in the source; -1: none.
-      uniforms: numbers of `degrade.random_box`; None for the central box.
+      uniforms: numbers of `windows.random_box`; None for the central box.
       degradation: that of its low resolution; None for bicubic alone.
     """
 
@@ -37,9 +37,16 @@ class Choice(NamedTuple):
 class Stream:
     """The examples of a source; thread-safe."""
 
-    def __init__(self, num_images: int, options: degrade.DegradeOptions, seed: int) -> None:
-        """Makes no order yet."""
+    def __init__(
+        self,
+        num_images: int,
+        options: windows.DegradeOptions,
+        seed: int,
+        neighbours: int | None = None,
+    ) -> None:
+        """Makes no order yet. Each epoch permutes `neighbours` in a row, or None for all."""
         self._num_images, self._options, self._seed = num_images, options, seed
+        self._neighbours = neighbours or num_images
         self._lock = threading.Lock()  # of the orders
         self._orders: dict[int, Integer[np.ndarray, " num_images"]] = {}
 
@@ -70,6 +77,8 @@ class Stream:
                 self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
                 seed = np.random.SeedSequence((self._seed, epoch))
                 order = np.arange(self._num_images, dtype=np.int32)
-                np.random.RandomState(np.random.MT19937(seed)).shuffle(order)
+                random = np.random.RandomState(np.random.MT19937(seed))
+                for first in range(0, self._num_images, self._neighbours):
+                    random.shuffle(order[first : first + self._neighbours])
                 self._orders[epoch] = order
             return self._orders[epoch]

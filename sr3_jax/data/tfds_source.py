@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Integer
 
-from sr3_jax.data import records, source_kinds, sources
+from sr3_jax.data import image_files, records, source_kinds, sources
 
 # TFDS's names may have a version (`mnist:3.*.*`) and options with commas.
 _SPLIT = r"[\w-]+(?:\[[^\]]*\])?"
@@ -44,8 +44,8 @@ class ExampleRef:
     examples: Sequence[bytes]
     index: int
 
-    def read(self) -> sources.Picture:
-        return records.decode_example(self.examples[self.index])
+    def read(self, decode: sources.Decode = image_files.decode_seen) -> sources.Picture:
+        return records.decode_example(self.examples[self.index], decode)
 
 
 def faults(place: source_kinds.Place) -> Iterator[str]:

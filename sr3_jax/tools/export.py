@@ -302,11 +302,11 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     resolver = super_resolver.SuperResolver.from_config(plan.config, workdir / "checkpoints", which)
     params, step = resolver.params, resolver.checkpoint_step
     about = write(given.output, plan, params, export_sampler(plan, params), step)
-    sizes = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
+    files = ", ".join(f"{n} of {f['bytes'] / 1e6:.2f} MB" for n, f in about["files"].items())
     print(
         f"{given.output}: {sizes.text(plan.size)} to {sizes.text(plan.large_size)} in "
         f"{about['network_calls']} network calls, checkpoint {step}, for "
-        f"{', '.join(plan.platforms)}; {sizes}\n"
+        f"{', '.join(plan.platforms)}; {files}\n"
         f"python {given.output}/{EXAMPLE} {_example(plan)}"
     )
 

@@ -21,12 +21,14 @@ from sr3_jax.data.image_files.picture import (
 )
 from sr3_jax.data.image_files.reading import (
     Box,
+    Encoded,
     comment_of,
     content,
     cut,
     decode_picture,
     decode_rgb,
     decode_seen,
+    decode_unless_plain,
     read_picture,
     read_rgb,
     read_with_comment,

@@ -1,5 +1,7 @@
 """Decoding of picture files at full depth: the one reader of the project."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Shaped, UInt
 
@@ -77,6 +79,31 @@ def decode_seen(data: bytes) -> tuple[Pixels, tuple[str, ...]]:
     if profile and b"sRGB" not in profile.replace(b"\0", b""):
         notes.append("a colour profile other than sRGB, which is not applied")
     return rgb(picture), tuple(notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The content of a picture file that every decoder reads alike.
+
+    It is JPEG or PNG of 8-bit RGB or grey, upright, opaque, and has no profile other than sRGB.
+    """
+
+    data: bytes
+    shape: tuple[int, int, int]  # height, width and 3
+
+
+def decode_unless_plain(data: bytes) -> tuple[Pixels | Encoded, tuple[str, ...]]:
+    """Returns a file that every decoder reads alike as it is; decodes any other, as `decode_seen`.
+
+    Broken pixels of the first are not noticed.
+    """
+    opened = open_file(data)
+    kept, profile = opened.kept, opened.kept.icc_profile or b"sRGB"
+    is_simple = opened.bits == 8 and opened.bands in (1, 3) and kept.orientation == 1
+    is_known = data.startswith((b"\xff\xd8\xff", containers.PNG_SIGNATURE))
+    if is_simple and is_known and not kept.notes and b"sRGB" in profile.replace(b"\0", b""):
+        return Encoded(data, (*opened.shape[:2], 3)), ()
+    return decode_seen(data)
 
 
 def decode_rgb(data: bytes) -> Pixels:
