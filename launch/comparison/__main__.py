@@ -16,7 +16,7 @@ from launch.comparison import tables, upscale
 from sr3_jax import released
 from sr3_jax.commands import shared
 from sr3_jax.config import run_file
-from sr3_jax.data import degrade, image_files
+from sr3_jax.data import degrade, image_files, windows
 
 _PEERS = pathlib.Path(".venv/peers")
 _SIDE = 224  # of the pictures that are classified, as in the paper's Table 3
@@ -99,7 +99,7 @@ def _prepare(source: pathlib.Path, workdir: pathlib.Path, kind: str, count: int)
         except (OSError, ValueError) as error:
             _fail(f"{paths[i]} cannot be read: {error}. Leave it out of the folder")
         if kind == "classes":
-            left, top, right, bottom = degrade.central_box(*image.shape[:2])
+            left, top, right, bottom = windows.central_box(*image.shape[:2])
             image = degrade.by_area(image[top:bottom, left:right], _SIDE)
         height, width = (side // upscale.FACTOR * upscale.FACTOR for side in image.shape[:2])
         if not height or not width:
