@@ -148,6 +148,33 @@ def test_a_scene_comes_back_with_its_place_and_what_is_missing(scene):
     np.testing.assert_allclose(alone, members[0], rtol=1e-5)
 
 
+def test_zarr_comes_back_as_zarr_and_is_made_once(scene):
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    root, low, _ = scene
+    names = [f"band_{i:02d}" for i in range(_BANDS)]
+    small = xarray.Dataset(
+        {name: (("y", "x"), low[..., i]) for i, name in enumerate(names)},
+        {"x": 40.0 * np.arange(16) + 20, "y": -40.0 * np.arange(32)},
+        {"source": "a test"},
+    )
+    small.to_zarr(str(root / "zarr" / "deep" / "scene.zarr"))
+    options, made = UpscaleOptions(maps=str(root / "maps" / "scene.tif")), root / "made_zarr"
+    assert jobs.upscale(root / "run", root / "zarr", made, options) == 0
+    large = xarray.open_zarr(str(made / "deep" / "scene.zarr"))
+    assert [*large] == names and large.attrs == small.attrs
+    assert large.band_03.shape == (128, 64) and large.band_03.dtype == np.float32
+    np.testing.assert_allclose(large.x[:3], [5.0, 15.0, 25.0])
+    assert np.isnan(large.band_00[:20, :12]).all() and not np.isnan(large.band_00[32:]).any()
+    before = (made / "deep" / "scene.zarr" / "zarr.json").stat().mtime
+    assert jobs.upscale(root / "run", root / "zarr", made, options) == 0
+    assert (made / "deep" / "scene.zarr" / "zarr.json").stat().mtime == before
+    # A folder that was not made here is left alone.
+    (root / "theirs" / "deep").mkdir(parents=True)
+    small.to_zarr(str(root / "theirs" / "deep" / "scene.zarr"))
+    with pytest.raises(ValueError, match="no row of the manifest"):
+        jobs.upscale(root / "run", root / "zarr", root / "theirs", options)
+
+
 def test_tiles_leave_no_seam(scene):
     root, low, elevation = scene
     # Of one height and width of the padded image, whole and cut, so that the noise is the same.
@@ -301,13 +328,3 @@ def test_schedules_of_numbers_are_not_tuned(run):
     root, _ = run
     with pytest.raises(ValueError, match="schedules are tuned on pictures"):
         jobs.tune_schedule(run_file.load(root / "run" / "config.json"), root / "run", None)
-
-
-def test_zarr_is_refused_as_a_file_before_anything_is_loaded(run, tmp_path):
-    root, _ = run
-    (tmp_path / "in" / "x.zarr").mkdir(parents=True)
-    (tmp_path / "in" / "x.zarr" / "zarr.json").write_text("{}")
-    options = UpscaleOptions(maps=str(root / "elevation"))
-    for given in (tmp_path / "in", tmp_path / "in" / "x.zarr"):
-        with pytest.raises(ValueError, match="x.zarr is Zarr, .* save it as NetCDF"):
-            jobs.upscale(root / "run", epath.Path(given), epath.Path(tmp_path) / "out", options)

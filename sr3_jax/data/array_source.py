@@ -219,7 +219,7 @@ class _KeptOpen:
 def names_in(root: str, skip: Collection[str] = ()) -> list[str]:
     """Returns the files of arrays below a folder, but for hidden ones; a folder of Zarr is one."""
     found = storage.find(root, skip)
-    within = {_whole(name) for name in found if not os.path.basename(name).startswith(".")}
+    within = {whole(name) for name in found if not os.path.basename(name).startswith(".")}
     return sorted(name for name in within if arrays.format_of(name))
 
 
@@ -272,7 +272,7 @@ def _stem(name: str) -> str:
     return name[: -len(arrays.format_of(name) or "") or None]
 
 
-def _whole(name: str) -> str:
+def whole(name: str) -> str:
     """Returns the name of the folder that is a file, or the name itself."""
     before, inside, _ = name.partition(_INSIDE)
     return before + _INSIDE[:-1] if inside else name

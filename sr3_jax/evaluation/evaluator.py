@@ -106,6 +106,7 @@ class Pictures(NamedTuple):
     border: int = 0
 
     least_samples = 2  # for the numbers of samples
+    compares_samples = True  # how they differ in each metric, and the best of each image
 
     @property
     def of_output(self) -> list[str]:
@@ -137,8 +138,9 @@ class Fields(NamedTuple):
     labels: tuple[str, ...]
     deviation: tuple[float, ...]
 
-    # A single answer has a CRPS, its absolute error.
+    # A single answer has a CRPS, its absolute error. Spread and skill compare members.
     least_samples = 1
+    compares_samples = False
 
     @property
     def of_output(self) -> list[str]:
@@ -269,10 +271,11 @@ def _summary(
         values, name = by_metric[..., i], metric.name
         of_images[name] = values.mean(axis=1).tolist()
         means[name] = float(values.mean())
-        if num_samples > 1:
-            with np.errstate(invalid="ignore"):  # nan where an image's PSNR is infinite
-                means[f"{name}_std"] = float(values.mean(axis=0).std(ddof=1))
-        if num_samples > 1 and metric.is_higher_better is not None:
+        if num_samples == 1 or not scoring.compares_samples:
+            continue
+        with np.errstate(invalid="ignore"):  # nan where an image's PSNR is infinite
+            means[f"{name}_std"] = float(values.mean(axis=0).std(ddof=1))
+        if metric.is_higher_better is not None:
             best = np.max if metric.is_higher_better else np.min
             of_images[f"{name}_best"] = best(values, axis=1).tolist()
             means[f"{name}_best"] = float(np.mean(of_images[f"{name}_best"]))

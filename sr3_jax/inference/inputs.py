@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from absl import logging
 from etils import epath
@@ -112,8 +112,6 @@ def find_inputs(
     """
     path = epath.Path(storage.absolute(path))
     is_file = not path.is_dir() or (are_arrays and arrays.format_of(path) is not None)
-    if are_arrays and is_file:
-        _refuse_zarr([path.name])
     if are_arrays and is_file and path.exists() and arrays.format_of(path) is None:
         raise ValueError(
             f"--input={storage.shown(path)} is no file of arrays, which the network takes; give "
@@ -136,7 +134,6 @@ def find_inputs(
             raise ValueError(
                 f"there is no file of arrays ({', '.join(arrays.FORMATS)}) in {storage.shown(path)}"
             )
-        _refuse_zarr(names)
         found = folders.Folder(str(path), folders.arrays_of(names))
     else:
         found = folders.folder(path, skip)
@@ -158,15 +155,6 @@ def find_inputs(
         )
     unread = [name for name in found.unread if not made.intersection(_parents(name))]
     return folders.Folder(found.root, folders.arrays_of(kept), found.others, unread)
-
-
-def _refuse_zarr(names: Sequence[str]) -> None:
-    """Raises ValueError for Zarr: a job does not find folders again as its outputs."""
-    if found := [name for name in names if arrays.format_of(name) == ".zarr"]:
-        raise ValueError(
-            f"{storage.shown(found[0])} is Zarr, which is read in training, and not upscaled as a "
-            "file; save it as NetCDF (xarray.open_zarr(...).to_netcdf), or use the Python interface"
-        )
 
 
 def _parents(name: str) -> Iterator[str]:

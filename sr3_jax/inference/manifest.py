@@ -21,7 +21,7 @@ from typing import TypeVar
 from absl import logging
 from etils import epath
 
-from sr3_jax.data import resumable, sources, storage
+from sr3_jax.data import array_source, resumable, sources, storage
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ def survey(
     """
     rows = {} if overwrite else {row.input: row for row in read(output)}
     plan = {} if overwrite else {task.input: task for task in read_plan(output)}
-    there = resumable.existing(output)
+    there = _existing(output)
     states = storage.states(output, [names[0] for names in outputs.values() if names[0] in there])
     tasks, unknown = [], {}
     in_bucket = storage.is_url(str(output))  # folders there are only names: they hide no file
@@ -181,6 +181,12 @@ def survey(
                 continue
         tasks.append(Task(ref.name, made, its, now))
     return tasks, unknown
+
+
+def _existing(output: epath.PathLike) -> set[str]:
+    """Returns the names of the files in a folder, of which a folder of Zarr is one."""
+    names = resumable.existing(output)
+    return names | {array_source.whole(name) for name in names}
 
 
 def _why_unknown(row: Record, now: storage.State, path: str) -> str:
@@ -230,7 +236,7 @@ def merge(output: epath.PathLike) -> None:
     """
     if not resumable.has_fingerprint(output):
         return
-    parts, there, plan = _parts(output), resumable.existing(output), read_plan(output)
+    parts, there, plan = _parts(output), _existing(output), read_plan(output)
     rows = {row.input: row for row in read(output)}
     new = {row.input: row for part in parts for row in _read(part, Record)}
     states = storage.states(output, [task.output for task in plan if task.output in there])

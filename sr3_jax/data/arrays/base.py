@@ -144,11 +144,10 @@ def factor_of(
     Raises:
       ValueError: it is not, or not the same for all.
     """
-    if factor is None:
-        factor = images[0].shape[0] // shape[0]
+    times = "a whole number of" if factor is None else f"{factor:g}"
+    factor = images[0].shape[0] // shape[0] if factor is None else factor
     wanted = scaled(shape[:2], factor)
     if not factor or any(image.shape[:2] != wanted for image in images):
         found = sorted({image.shape[:2] for image in images})
-        times = f"{factor:g}" if factor else "a whole number of"
         raise ValueError(f"images of {found} are not {times} times those of {shape[:2]}")
     return factor

@@ -34,7 +34,10 @@ class XarrayFile(base.ArrayFile):
         kind = "Zarr" if self._is_zarr else "NetCDF"
         with decoder_errors(f"no {kind}"):
             if self._is_zarr:
-                self._data = xarray.open_zarr(str(path), chunks=None, decode_times=False)
+                # Gathered metadata spare requests, which cost nothing on a disk.
+                how = {"chunks": None, "decode_times": False}
+                how |= {} if storage.is_url(str(path)) else {"consolidated": False}
+                self._data = xarray.open_zarr(str(path), **how)
             else:
                 source = storage.open_read(path) if storage.is_url(str(path)) else os.fspath(path)
                 engine = "h5netcdf" if _is_hdf5(path) else "scipy"

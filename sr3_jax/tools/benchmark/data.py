@@ -7,6 +7,7 @@ affects both. docs/data.md has results.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import os
@@ -14,12 +15,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 from sr3_jax.config import Config, changed, image_sets
-from sr3_jax.data import degrade, sources
+from sr3_jax.data import degrade, pipeline, sources
 from sr3_jax.data.image_files import BadImageError
 
 _ROWS = 8  # images of a task of the bound
@@ -30,10 +31,11 @@ def measure(config: Config, images_per_round: int, repeats: int) -> dict[str, An
 
     Returns:
       Sizes and settings, and: images per second in each round, `bound` (reading, decoding and both
-      resizes alone), `pipeline` (the batches of training), `cached` (the same from memory; empty if
-      the images do not fit into `config.data.cache_gb`); `open_seconds` until the source is listed
-      and `first_seconds` from there until the first batch; `memory_bytes`, the peak of this process
-      before the source is opened and after the rounds without a cache.
+      resizes alone), `pipeline` (the batches of training by Grain), `tf` (those of
+      `config.data.loader=tf`, if TensorFlow is installed), `cached` (those of training from memory;
+      empty if the images do not fit into `config.data.cache_gb`); `open_seconds` until the source
+      is listed and `first_seconds` from there until the first batch of each loader; `memory_bytes`,
+      the peak of this process before the source is opened and after the rounds without a cache.
     """
     before = _peak_memory()
     begin = time.perf_counter()
@@ -44,13 +46,18 @@ def measure(config: Config, images_per_round: int, repeats: int) -> dict[str, An
     batch_size = config.train.batch_size
     num_batches = -(-images_per_round // batch_size)
 
-    uncached = changed(config, {"data.cache_gb": 0.0})
-    begin = time.perf_counter()
-    stream = image_sets.training_pipeline(uncached).training_batches()
-    next(stream)
-    first_seconds = time.perf_counter() - begin
+    loaders = {"pipeline": "grain"}
+    if importlib.util.find_spec("tensorflow"):
+        loaders["tf"] = "tf"
+    streams, first_seconds = {}, {}
+    for name, loader in loaders.items():
+        uncached = changed(config, {"data.cache_gb": 0.0, "data.loader": loader})
+        begin = time.perf_counter()
+        streams[name] = image_sets.training_pipeline(uncached).training_batches()
+        next(streams[name])
+        first_seconds[name] = time.perf_counter() - begin
 
-    def run_pipeline() -> float:
+    def run_pipeline(stream: Iterator[pipeline.Batch]) -> float:
         # What was made ahead during the other's turn does not count.
         for _ in range(3):
             next(stream)
@@ -71,16 +78,19 @@ def measure(config: Config, images_per_round: int, repeats: int) -> dict[str, An
             return len(chosen) / (time.perf_counter() - begin)
 
         run_bound()
-        rounds = [(run_bound(), run_pipeline()) for _ in range(repeats)]
-    getattr(stream, "close", lambda: None)()
+        rounds = [
+            {"bound": run_bound()} | {name: run_pipeline(of) for name, of in streams.items()}
+            for _ in range(repeats)
+        ]
+    for stream in streams.values():
+        getattr(stream, "close", lambda: None)()
     memory_bytes = before, _peak_memory()
     return {
         "num_images": len(source),
         "image_size": options.image_size,
         "low_resolution": options.low_resolution,
         "num_threads": threads,
-        "bound": [bound for bound, _ in rounds],
-        "pipeline": [own for _, own in rounds],
+        **{name: [found[name] for found in rounds] for name in rounds[0]},
         "cached": _cached(config, len(source), repeats),
         "open_seconds": open_seconds,
         "first_seconds": first_seconds,
@@ -133,16 +143,19 @@ def report(result: dict[str, Any]) -> str:
         spread = f"({min(rates):.0f} to {max(rates):.0f})"
         return f"  {name:9s}{statistics.median(rates):8.0f} images/s {spread}"
 
-    pairs = zip(result["pipeline"], result["bound"], strict=True)
-    share = statistics.median(own / bound for own, bound in pairs)
+    def share(name: str) -> str:
+        pairs = zip(result[name], result["bound"], strict=True)
+        return f"{statistics.median(own / bound for own, bound in pairs):.0%} of the bound"
+
+    firsts = (f"{seconds:.2f} s ({name})" for name, seconds in result["first_seconds"].items())
     before, after = (size / 2**20 for size in result["memory_bytes"])
     lines = [
         f"{result['num_images']} images to {result['image_size']} and {result['low_resolution']} "
         f"pixels, {result['num_threads']} threads",
-        f"  listed in {result['open_seconds']:.2f} s, first batch after "
-        f"{result['first_seconds']:.2f} s",
+        f"  listed in {result['open_seconds']:.2f} s, first batch after {', '.join(firsts)}",
         f"{line('bound')}: read, decode, resize twice",
-        f"{line('pipeline')}: {share:.0%} of the bound",
+        f"{line('pipeline')}: {share('pipeline')}",
+        *([f"{line('tf')}: {share('tf')}"] if "tf" in result else []),
         *([line("cached")] if result["cached"] else []),
         f"  memory   {after:8.0f} MiB, of which {before:.0f} before the source was opened",
     ]
