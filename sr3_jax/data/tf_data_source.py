@@ -7,6 +7,7 @@ an image far away takes another iteration, from the dataset's `skip`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
 from sr3_jax.data import source_kinds, sources
 from sr3_jax.data.image_files import BadImageError
@@ -44,7 +46,20 @@ def open_source(place: source_kinds.Place) -> TfData:
     Raises:
       ValueError: it returns none, or one of unknown or no length.
     """
+    tensorflow()
     return TfData(place.path, _function(place.path)(place.half))
+
+
+@functools.cache
+def tensorflow() -> types.ModuleType:
+    """Returns TensorFlow, which leaves accelerators to jax."""
+    import tensorflow as tf
+
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError as error:  # the program uses TensorFlow already
+        logging.warning("TensorFlow may hold a GPU's memory: %s", error)
+    return tf
 
 
 class TfData(sources.LazySource):

@@ -8,14 +8,13 @@ picture of 8 bits, is made as in `pipeline`, in the same threads.
 from __future__ import annotations
 
 import atexit
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from sr3_jax.data import degradations, degrade, depth, pipeline, streams, windows
+from sr3_jax.data import degradations, degrade, depth, pipeline, streams, tf_data_source, windows
 from sr3_jax.data.image_files import BadImageError, Box, Encoded, decode_unless_plain
 from sr3_jax.sizes import Size, sides
 
@@ -47,7 +46,9 @@ class TfPipeline(pipeline.Pipeline):
             return wanted
 
         numbers = range(start_step * size, end_step * size)
-        with contextlib.closing(pairs(ask, numbers, self._options, self._num_threads)) as made:
+        made = pairs(ask, numbers, self._options, self._num_threads)
+        atexit.register(made.close)  # a program may end in the middle
+        try:
             for first in numbers[::size]:
                 rows = []
                 for number, pair in zip(range(first, first + size), made, strict=False):
@@ -57,6 +58,9 @@ class TfPipeline(pipeline.Pipeline):
                         here = here._replace(rows=self._rows([here.choice]))
                     rows.append(here.rows or self._row(here, pair))
                 yield {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        finally:
+            made.close()
+            atexit.unregister(made.close)
 
     def _prepared(self, choice: streams.Choice) -> tuple[_Waiting, Ask | None]:
         """Returns what waits for a pair of TensorFlow, or is ready without."""
@@ -126,24 +130,11 @@ def pairs(
       options: sizes and methods.
       num_threads: pairs that are made at once.
     """
-    made = _pairs(ask, numbers, options, num_threads)
-    atexit.register(made.close)  # a program may end in the middle
-    return made
-
-
-def _pairs(
-    ask: Callable[[int], Ask | None],
-    numbers: range,
-    options: windows.DegradeOptions,
-    num_threads: int,
-) -> Iterator[Pair | None]:
-    import tensorflow as tf
-
+    tf = tf_data_source.tensorflow()
     high_size, low_size = sides(options.image_size), sides(options.low_resolution)
-    is_open, failed = tf.Variable(True, trainable=False), []
-    drawn: dict[int, degradations.Drawn | None] = {}
-
-    is_running = True
+    is_open, is_running, failed = tf.Variable(True, trainable=False), True, []
+    reduces_here = options.degradation is not None or options.downsampling != "pillow"
+    drawn: dict[int, degradations.Drawn | None] = {}  # where it reduces here
 
     def fetch(number: np.integer) -> tuple[bytes, bytes, np.ndarray]:
         wanted = None
@@ -154,7 +145,8 @@ def _pairs(
             failed.append(error)
         if wanted is None:
             return b"", b"", np.zeros((2, 2, 4), np.int32)
-        drawn[int(number)] = wanted.degradation
+        if reduces_here and not wanted.low:
+            drawn[int(number)] = wanted.degradation
         low = wanted.low.data if wanted.low else b""
         boxes = [_boxes(wanted.high, wanted.box), _boxes(wanted.low, wanted.low_box)]
         return wanted.high.data, low, np.array(boxes, np.int32)
@@ -167,7 +159,7 @@ def _pairs(
     def reduced(high: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         if not all(low_size):
             return tf.zeros((*low_size, 3), tf.uint8)
-        if options.degradation or options.downsampling != "pillow":
+        if reduces_here:
             made = tf.numpy_function(reduce_here, [high, number], tf.uint8)
             return tf.ensure_shape(made, (*low_size, 3))
         return _levels(tf.image.resize(high, low_size, method="bicubic", antialias=True))
@@ -220,8 +212,7 @@ def _pairs(
 
 def _window(content: tf.Tensor, boxes: tf.Tensor, size: Size) -> tf.Tensor:
     """Decodes the inner of two boxes (`_boxes`), and resizes it by area to `size`."""
-    import tensorflow as tf
-
+    tf = tf_data_source.tensorflow()
     height, width = sides(size)
     outer, box = boxes[0], boxes[1]
 
@@ -250,8 +241,7 @@ def _window(content: tf.Tensor, boxes: tf.Tensor, size: Size) -> tf.Tensor:
 
 def _levels(pixels: tf.Tensor) -> tf.Tensor:
     """Rounds to the nearest level, halves to even, as `degrade.to_levels`."""
-    import tensorflow as tf
-
+    tf = tf_data_source.tensorflow()
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0.0, 255.0), tf.uint8)
 
 
