@@ -27,7 +27,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Num
 
 import sr3_jax
-from sr3_jax import command_line, diffusion, image_ops, released
+from sr3_jax import command_line, diffusion, image_ops, released, sizes
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import changed, networks, run_file, schedules, to_json, with_sampling
 from sr3_jax.data import storage
@@ -211,10 +211,10 @@ def _sampling(
 def _describe(
     plan: Plan, exported: jax_export.Exported, checkpoint_step: int | None
 ) -> dict[str, Any]:
-    sizes = {"low_resolution": "low_resolution", "maps": "high_resolution"}
+    of_size = {"low_resolution": "low_resolution", "maps": "high_resolution"}
     arrays = [
         f"{'images' if name == 'low_resolution' else name} {plan.dtype} "
-        f"[b, *{sizes[name]}, {channels}]"
+        f"[b, *{of_size[name]}, {channels}]"
         for name, (_, channels) in plan.inputs.items()
     ]
     return {
