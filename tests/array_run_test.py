@@ -16,7 +16,7 @@ from sr3_jax import SuperResolver, jobs
 from sr3_jax.config import changed, networks, read, run_file
 from sr3_jax.data import arrays, degrade
 from sr3_jax.inference.inputs import UpscaleOptions
-from sr3_jax.jobs import initial_weights
+from sr3_jax.jobs import initial_weights, releasing
 from sr3_jax.tools import export
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
@@ -328,3 +328,11 @@ def test_schedules_of_numbers_are_not_tuned(run):
     root, _ = run
     with pytest.raises(ValueError, match="schedules are tuned on pictures"):
         jobs.tune_schedule(run_file.load(root / "run" / "config.json"), root / "run", None)
+
+
+def test_its_card_says_what_it_takes(run, tmp_path):
+    root, _ = run
+    releasing.push(root / "run", str(tmp_path / "card"))
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "Upscales arrays of 13 channels, which are 0 (" in card and "with 1 maps beside" in card
+    assert "photographs" not in card

@@ -44,10 +44,14 @@ def open_source(place: source_kinds.Place) -> TfData:
     """Returns the images of the dataset that the function returns for `train` or `eval`.
 
     Raises:
-      ValueError: it returns none, or one of unknown or no length.
+      ValueError: it fails, or returns none, or one of unknown or no length.
     """
     tensorflow()
-    return TfData(place.path, _function(place.path)(place.half))
+    try:
+        dataset = _function(place.path)(place.half)
+    except Exception as error:
+        raise ValueError(f"{place.path} failed for {place.half!r}: {error!r}") from error
+    return TfData(place.path, dataset)
 
 
 @functools.cache

@@ -100,13 +100,23 @@ def _without_paths(config: Config) -> Config:
     )
 
 
+def _of_numbers(config: Config) -> str:
+    """Returns what a network of numbers takes: its channels, and their ranges in training."""
+    data, of = config.data, config.units
+    count = config.source_channels
+    names = (*data.variables, *map(str, range(len(data.variables), count)))
+    ends = zip(names, of.least, of.greatest, strict=False)  # the ranges of maps come last
+    ranges = ", ".join(f"{name} ({least:g} to {greatest:g})" for name, least, greatest in ends)
+    beside = f", with {data.maps} maps beside," if data.maps else ""
+    return f"arrays of {count} channels, which are {ranges} in its training data{beside}"
+
+
 def _card(config: Config, step: int) -> str:
     """Returns a card that has what the config says, and says what is missing."""
     data = config.data
     if config.has_source:
-        use = (
-            f"Upscales photographs {config.factor:g} times: `sr3 upscale --workdir=hf://USER/NAME`."
-        )
+        what = "photographs" if config.has_levels else _of_numbers(config)
+        use = f"Upscales {what} {config.factor:g} times: `sr3 upscale --workdir=hf://USER/NAME`."
     else:
         use = f"Makes images of {data.image_size} pixels: `sr3 generate --workdir=hf://USER/NAME`."
     return f"""---
