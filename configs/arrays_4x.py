@@ -19,6 +19,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.data.source = "arrays"
     config.data.dtype = "float32"
     config.data.crop_scale = (0.0, 0.0)  # at the resolution of the files
+    config.evaluation.image_size = 0  # that of training
     config.units.scaling = "standardise"
     config.sampling.clip = False
     config.model.prediction = "v"

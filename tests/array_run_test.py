@@ -158,8 +158,12 @@ def test_zarr_comes_back_as_zarr_and_is_made_once(scene):
         {"source": "a test"},
     )
     small.to_zarr(str(root / "zarr" / "deep" / "scene.zarr"))
+    small.to_zarr(str(root / "zarr" / "older.zarr"), zarr_format=2)
     options, made = UpscaleOptions(maps=str(root / "maps" / "scene.tif")), root / "made_zarr"
     assert jobs.upscale(root / "run", root / "zarr", made, options) == 0
+    assert (made / "older.zarr" / ".zgroup").exists()
+    older = xarray.open_zarr(str(made / "older.zarr"))
+    assert older.band_12.shape == (128, 64)
     large = xarray.open_zarr(str(made / "deep" / "scene.zarr"))
     assert [*large] == names and large.attrs == small.attrs
     assert large.band_03.shape == (128, 64) and large.band_03.dtype == np.float32

@@ -240,7 +240,7 @@ def test_a_dataset_is_a_source(module, monkeypatch):
         ("unknown", "does not know its length; apply tf.data.experimental.assert_cardinality"),
         ("nothing", "returned list, not a tf.data.Dataset"),
         ("missing", "has no function missing"),
-        ("failing", "failing failed for 'train': RuntimeError\\('no such folder'\\)"),
+        ("failing", "failing, called with 'train' .*, failed: RuntimeError\\('no such folder'\\)"),
     ],
 )
 def test_what_is_no_dataset_is_told(module, function, why):

@@ -174,23 +174,11 @@ def network_config(root):
     return json.loads((root / "run" / "config.json").read_text())
 
 
-def test_restoration_has_the_factor_1(tmp_path):
-    """Noisy fields and clean ones of the same size, in windows of 16x24."""
-    root, random = epath.Path(tmp_path), np.random.default_rng(0)
-    for folder in ("clean", "noisy"):
-        (root / folder).mkdir()
-    for i in range(6):
-        field = random.normal(size=(20, 33)).cumsum(axis=0) * 3.0 + 280
-        np.save(root / "clean" / f"{i}.npy", field)
-        np.save(root / "noisy" / f"{i}.npy", field + random.normal(size=field.shape))
-    values = {
-        "data.path": str(root / "clean"),
-        "data.low_path": str(root / "noisy"),
+def _arrays_of(root, **values):
+    """The config of a training of two steps on fields, two of which are held out."""
+    small = {
         "data.channels": 1,
         "data.num_eval_images": 2,
-        "data.image_size": [16, 24],
-        "data.low_resolution": [16, 24],
-        "evaluation.image_size": 0,
         "model.channels": 8,
         "model.multipliers": [1],
         "train.num_steps": 2,
@@ -200,14 +188,34 @@ def test_restoration_has_the_factor_1(tmp_path):
         "train.sample_every_steps": 0,
         "sampling.num_steps": 2,
         "sampling.tile_size": 32,
+        "data.path": str(root / "clean"),
     }
-    config = changed(read(arrays_4x.get_config()), values)
+    return changed(read(arrays_4x.get_config()), small | values)
+
+
+def test_restoration_has_the_factor_1(tmp_path):
+    """Noisy fields and clean ones of the same size, in windows of 16x24."""
+    root, random = epath.Path(tmp_path), np.random.default_rng(0)
+    for folder in ("clean", "noisy"):
+        (root / folder).mkdir()
+    for i in range(6):
+        field = random.normal(size=(20, 33)).cumsum(axis=0) * 3.0 + 280
+        np.save(root / "clean" / f"{i}.npy", field)
+        np.save(root / "noisy" / f"{i}.npy", field + random.normal(size=field.shape))
+    sizes = {"data.image_size": [16, 24], "data.low_resolution": [16, 24]}
+    config = _arrays_of(root, **sizes, **{"data.low_path": str(root / "noisy")})
     jobs.train(config, root / "run")
     scores = json.loads((root / "run" / "evaluation" / "metrics.json").read_text())
     assert scores["bicubic"]["rmse[0]"] == pytest.approx(1.0, rel=0.1)  # the noise
     options = UpscaleOptions()
     assert jobs.upscale(root / "run", root / "noisy", root / "made", options) == 0
     assert arrays.open_file(str(root / "made" / "0.npy")).shape == (20, 33, 1)
+    # The same fields by a factor of 4 to 3, without low resolutions of their own.
+    sizes = {"data.image_size": [16, 32], "data.low_resolution": [12, 24]}
+    jobs.train(_arrays_of(root, **sizes), root / "another")
+    assert (root / "another" / "evaluation" / "samples.png").exists()
+    jobs.upscale(root / "another", root / "noisy" / "1.npy", root / "made", overwrite=True)
+    assert arrays.open_file(str(root / "made" / "1.npy")).shape == (27, 44, 1)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +240,7 @@ def test_restoration_has_the_factor_1(tmp_path):
             {"degradation.jpeg": [30, 90], "data.source": "folder_pairs"},
             "'folder_pairs' has its own",
         ),
+        ({"degradation.resize_kernels": []}, "resize_kernels is empty; name one at least"),
         ({"degradation.noise": [9.0, 1.0]}, "must not decrease"),
         ({"degradation.blur_kernels": ["round"]}, "'round' is unknown; use one of gaussian"),
     ],

@@ -6,6 +6,7 @@ import fractions
 from collections.abc import Iterator
 
 from sr3_jax import scaling, sizes
+from sr3_jax.config import data_sections
 from sr3_jax.config.sections import Config
 
 
@@ -13,6 +14,10 @@ def faults(config: Config) -> Iterator[str]:
     """Yields a message, with the fix, for each group of values that cannot work together."""
     yield from _data(config)
     yield from _arrays(config)
+    for key in ("blur_kernels", "resize_kernels", "noise_kinds"):
+        if not getattr(config.degradation, key):
+            default = getattr(data_sections.Degradation(), key)
+            yield f"config.degradation.{key} is empty; name one at least, such as {default[0]!r}"
     if config.degradation.is_active:
         yield from _degradation(config)
 

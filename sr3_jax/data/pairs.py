@@ -27,7 +27,16 @@ def open_source(place: source_kinds.Place) -> "Pairs":
     """Returns the images of two folders in pairs."""
     index = place.index and place.index.with_name(f"{place.half}_low.npz")
     low = dataclasses.replace(place, path=place.low_path, index=index)
-    return Pairs(folders.open_source(place), folders.open_source(low))
+    high, low = folders.open_source(place), folders.open_source(low)
+    try:
+        return Pairs(high, low)
+    except ValueError as error:
+        if place.index is None:
+            raise
+        raise ValueError(
+            f"{error}; lists are kept in {place.index.parent}, remove it if the folders have "
+            "changed"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

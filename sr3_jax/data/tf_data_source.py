@@ -50,7 +50,9 @@ def open_source(place: source_kinds.Place) -> TfData:
     try:
         dataset = _function(place.path)(place.half)
     except Exception as error:
-        raise ValueError(f"{place.path} failed for {place.half!r}: {error!r}") from error
+        raise ValueError(
+            f"{place.path}, called with {place.half!r} ('train' or 'eval'), failed: {error!r}"
+        ) from error
     return TfData(place.path, dataset)
 
 
@@ -82,10 +84,12 @@ class TfData(sources.LazySource):
         self._name, self._dataset = name, dataset
         self._count = int(dataset.cardinality())
         if self._count < 1:
-            what = {-1: "has no end", -2: "does not know its length", 0: "is empty"}[self._count]
-            fix = "return it without repeat()" if self._count == -1 else ""
-            fix = fix or "apply tf.data.experimental.assert_cardinality(n)"
-            raise ValueError(f"the dataset of {name} {what}; {fix}")
+            why = {
+                -1: "has no end; return it without repeat()",
+                -2: "does not know its length; apply tf.data.experimental.assert_cardinality(n)",
+                0: "is empty; look at the files that it lists",
+            }
+            raise ValueError(f"the dataset of {name} {why[self._count]}")
         self._lock = threading.Lock()
         self._cursors: list[_Cursor] = []  # the one used last is last
 

@@ -64,7 +64,7 @@ class Upsampled(Sequence):
         reference = self._references[position]
         if reference.dtype.kind == "f":
             low, channels = self._inputs[position], reference.shape[-1]
-            return fields.interpolated(low[None], len(reference) // len(low), channels)[0]
+            return fields.interpolated(low[None], len(reference) / len(low), channels)[0]
         return evaluator.resize(self._inputs[position], reference.shape[:2], reference.dtype)
 
 

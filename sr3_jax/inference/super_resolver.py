@@ -179,8 +179,9 @@ class SuperResolver(trained.TrainedNetwork):
         wanted = (len(images), *sizes.scaled(images.shape[1:3], self.factor))
         if maps.shape[1:3] != wanted[1:] or len(maps) not in (1, len(images)):
             raise ValueError(
-                f"maps have shape {maps.shape}; the result has {wanted[1]}x{wanted[2]} pixels, so "
-                f"give [{wanted[1]}, {wanted[2]}, {self.num_maps}] for all images, or one for each"
+                f"maps have shape {maps.shape}; the result is {wanted[1]} pixels high and "
+                f"{wanted[2]} wide, so give [{wanted[1]}, {wanted[2]}, {self.num_maps}] for all "
+                "images, or one for each"
             )
         return images, np.broadcast_to(maps, (*wanted, self.num_maps))
 

@@ -8,13 +8,16 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sr3_jax.data import storage
 from sr3_jax.data.arrays import base
 from sr3_jax.data.image_files import BadImageError, decoder_errors
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class XarrayFile(base.ArrayFile):
@@ -34,10 +37,9 @@ class XarrayFile(base.ArrayFile):
         kind = "Zarr" if self._is_zarr else "NetCDF"
         with decoder_errors(f"no {kind}"):
             if self._is_zarr:
-                # Gathered metadata spare requests, which cost nothing on a disk.
-                how = {"chunks": None, "decode_times": False}
-                how |= {} if storage.is_url(str(path)) else {"consolidated": False}
-                self._data = xarray.open_zarr(str(path), **how)
+                is_older = storage.exists(f"{str(path).rstrip('/')}/.zgroup")
+                self._zarr_format = 2 if is_older else 3
+                self._data = _open_zarr(str(path))
             else:
                 source = storage.open_read(path) if storage.is_url(str(path)) else os.fspath(path)
                 engine = "h5netcdf" if _is_hdf5(path) else "scipy"
@@ -90,7 +92,8 @@ class XarrayFile(base.ArrayFile):
         for name, of in self._data.coords.items():
             within = [dimension for dimension in of.dims if dimension in space]
             if not within:
-                coordinates[name] = of.variable
+                kept = _encoding(of.encoding)
+                coordinates[name] = xarray.Variable(of.dims, of.values, of.attrs, kept)
             elif of.ndim == 1 and of.dtype.kind in "uif":
                 count = images[0].shape[space.index(of.dims[0])]
                 refined = _refined(of.values.astype(np.float64), factor, count)
@@ -106,12 +109,24 @@ class XarrayFile(base.ArrayFile):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{secrets.token_hex(8)}.partial")
         try:
-            dataset.to_zarr(str(partial))
+            dataset.to_zarr(str(partial), zarr_format=self._zarr_format)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_zarr(path: str) -> xarray.Dataset:
+    """Opens a store; without gathered metadata, which have an order, variables are sorted."""
+    import xarray
+
+    how = {"chunks": None, "decode_times": False}
+    try:
+        return xarray.open_zarr(path, consolidated=True, **how)
+    except (KeyError, ValueError):
+        found = xarray.open_zarr(path, consolidated=False, **how)
+        return found[sorted(found)]
 
 
 def _is_hdf5(path: str | os.PathLike[str]) -> bool:
