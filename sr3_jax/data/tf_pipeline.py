@@ -199,15 +199,23 @@ def pairs(
                 raise failed[0]
             yield (high.numpy(), low.numpy()) if is_asked else None
     finally:
-        # An iterator that is deleted while its threads wait for Python waits for ever.
         is_running = False
         is_open.assign(False)
-        while True:
-            try:
-                if next(made, None) is None:
-                    break
-            except tf.errors.OpError:
-                continue
+        _use_up(made)
+
+
+def _use_up(made: Iterator) -> None:
+    """Takes what is left of an iterator of TensorFlow.
+
+    One that is deleted while its threads wait for Python waits for ever.
+    """
+    tf = tf_data_source.tensorflow()
+    while True:
+        try:
+            if next(made, None) is None:
+                return
+        except tf.errors.OpError:
+            continue
 
 
 def _window(content: tf.Tensor, boxes: tf.Tensor, size: Size) -> tf.Tensor:

@@ -16,6 +16,8 @@ Values = Num[np.ndarray, "height width channels"]
 
 _EXACT = {1: np.float32, 2: np.float32}  # floats that hold all integers of so many bytes
 
+Path = str | os.PathLike[str]
+
 
 class ArrayFile(abc.ABC):
     """One or more images of one size.
@@ -46,10 +48,9 @@ class ArrayFile(abc.ABC):
           BadImageError: it cannot be read.
         """
 
-    @abc.abstractmethod
     def write(
         self,
-        path: str | os.PathLike[str],
+        path: Path,
         images: Sequence[Values],
         factor: int | float | None = None,
     ) -> None:
@@ -62,6 +63,11 @@ class ArrayFile(abc.ABC):
         Raises:
           ValueError: the file's type of numbers has no missing value, and an image has one.
         """
+        self._write(path, images, factor_of(images, self.shape, factor))
+
+    @abc.abstractmethod
+    def _write(self, path: Path, images: Sequence[Values], factor: int | float) -> None:
+        """Writes images that are `factor` times as large; see `write`."""
 
     def _set(
         self, shape: Sequence[int], dtype: np.dtype, names: Sequence[str] = (), units: str = ""

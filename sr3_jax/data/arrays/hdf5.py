@@ -73,15 +73,9 @@ class Hdf5File(base.ArrayFile):
             image = np.moveaxis(parts[0], 0, -1) if self._is_first else parts[0]
         return base.with_missing(image.reshape(self.shape), self.nodata)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         import h5py
 
-        base.factor_of(images, self.shape, factor)
         made = np.stack([base.as_stored(image, self.dtype, self.nodata) for image in images])
         content = io.BytesIO()
         with h5py.File(content, "w") as file:

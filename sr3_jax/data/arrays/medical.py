@@ -47,15 +47,9 @@ class NiftiFile(base.ArrayFile):
         image = np.asanyarray(self._image.dataobj).reshape(self._volume)[:, :, z, t]
         return image.astype(self.dtype)[..., None]
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         import nibabel
 
-        factor = base.factor_of(images, self.shape, factor)
         # Numbers as stored: nibabel does not divide by a slope that is given.
         stored = self._image.get_data_dtype()
         made = np.stack(
@@ -118,15 +112,9 @@ class DicomFile(base.ArrayFile):
             return raw
         return (raw * self._slope + self._offset).astype(np.float32)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         import pydicom
 
-        factor = base.factor_of(images, self.shape, factor)
         (image,) = images
         raw = base.as_stored((image - self._offset) / self._slope, self._stored, None)
         least = -(2**self._bits) if self._stored.kind == "i" else 0

@@ -37,13 +37,7 @@ class NpyFile(base.ArrayFile):
         image = np.asarray(self._array[index] if self._has_many else self._array)
         return np.moveaxis(image, 0, -1) if self._is_first else image.reshape(self.shape)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
-        base.factor_of(images, self.shape, factor)
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         made = [base.as_stored(image, self.dtype, None) for image in images]
         if self._is_first:
             made = [np.moveaxis(image, -1, 0) for image in made]
@@ -96,13 +90,7 @@ class NpzFile(base.ArrayFile):
         image = self._others[self._name]
         return np.moveaxis(image, 0, -1) if self._is_first else image.reshape(self.shape)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
-        base.factor_of(images, self.shape, factor)
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         (image,) = (base.as_stored(image, self.dtype, None) for image in images)
         if not self._name:
             made = dict(zip(self.names, np.moveaxis(image, -1, 0), strict=False))

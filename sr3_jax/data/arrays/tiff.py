@@ -60,15 +60,9 @@ class TiffFile(base.ArrayFile):
         array = np.moveaxis(array, 0, -1) if self._is_first else array.reshape(self.shape)
         return base.with_missing(array, self.nodata)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         import tifffile
 
-        factor = base.factor_of(images, self.shape, factor)
         (image,) = (base.as_stored(image, self.dtype, self.nodata) for image in images)
         if self._is_first:
             image = np.moveaxis(image, -1, 0)

@@ -70,15 +70,9 @@ class XarrayFile(base.ArrayFile):
             parts = [self._data[name][tuple(map(int, where))].values for name in self.names]
         return np.stack(parts, axis=-1)
 
-    def write(
-        self,
-        path: str | os.PathLike[str],
-        images: Sequence[base.Values],
-        factor: int | float | None = None,
-    ) -> None:
+    def _write(self, path: base.Path, images: Sequence[base.Values], factor: int | float) -> None:
         import xarray
 
-        factor = base.factor_of(images, self.shape, factor)
         first = self._data[self.names[0]]
         space = first.dims[-2:]
         made = np.stack(images).reshape(*self._lead, *images[0].shape)
