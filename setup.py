@@ -27,6 +27,9 @@ _TRAIN = [
 
 _TEST = ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6"]
 
+# Pages for a browser.
+_WEB = ["starlette>=1.0,<2", "uvicorn>=0.40"]
+
 # Files of arrays: NetCDF, Zarr, HDF5, NIfTI and DICOM.
 _ARRAYS = [
     "h5netcdf>=1.6",
@@ -55,7 +58,11 @@ setuptools.setup(
         "sr3_jax.configs",
     ],
     package_dir={"sr3_jax.configs": "configs"},
-    package_data={"sr3_jax.evaluation.report": ["templates/*"], "sr3_jax.released": ["*/*"]},
+    package_data={
+        "sr3_jax.evaluation.report": ["templates/*"],
+        "sr3_jax.released": ["*/*"],
+        "sr3_jax.web": ["pages/*"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.12",
@@ -96,6 +103,7 @@ setuptools.setup(
         "eval": ["keras>=3", "torch-fidelity>=0.4,<0.5", "torchvision"],
         "hub": ["huggingface_hub>=1.0"],  # hf:// addresses
         "arrays": _ARRAYS,
+        "web": _WEB,
         # --engine=ray. Options that a job needs change in 2.64.
         "ray": ["ray>=2.60,<2.64"],
         "test": [*_TEST, *_TRAIN],  # enough for the quick tests (launch/test.sh)
@@ -103,6 +111,7 @@ setuptools.setup(
             *_TEST,
             *_TRAIN,
             *_ARRAYS,
+            *_WEB,
             "gcp-storage-emulator>=2024.8",
             "huggingface_hub>=1.0",
             "pdoc>=16.0",  # launch/docs.sh

@@ -11,7 +11,8 @@ import small_run
 
 from sr3_jax import SuperResolver, diffusion, models, parallel
 from sr3_jax.config import networks, read, schedules
-from sr3_jax.inference import host_images, programs, refinement, resampling
+from sr3_jax.data import resampling
+from sr3_jax.inference import host_images, programs, refinement
 from sr3_jax.training.state import init_state
 
 

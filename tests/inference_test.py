@@ -189,6 +189,15 @@ def test_progress_counts_every_step(resolver, images):
     assert len(calls) == resolver.num_refinements(images.shape, 3) == 9
 
 
+def test_progress_counts_every_tile(resolver, images):
+    """So a job on a large picture can be stopped between its tiles."""
+    config = small_run.config()
+    config.sampling.tile_size, config.sampling.batch_size = 16, 4
+    tiled, calls = SuperResolver.from_params(config, resolver.params), []
+    tiled.upscale(images[:1], steps=2, progress=lambda: calls.append(1))
+    assert len(calls) == tiled.num_refinements(images[:1].shape, 2) > 2
+
+
 def test_no_image_is_sampled_twice(images):
     """Some batches are smaller than the number of devices, or not divisible by it."""
     sizes = []
@@ -220,6 +229,12 @@ def test_refinement_ends_in_the_image(resolver, images):
     assert result.refinement.shape == (3, 2, 32, 32, 3)
     np.testing.assert_array_equal(result.refinement[-1], result.images)
     assert result.seconds > 0
+    # Jobs that watch see each while the batch is refined: before the generator goes on.
+    seen = []
+    begun = resolver.start(images[:1], num_snapshots=3, watch=seen.append)
+    fetch = next(begun)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(np.stack([*seen, fetch()[0]]), result.refinement[:, :1])
 
 
 def test_wrong_images_are_named(resolver, images):

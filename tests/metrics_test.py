@@ -13,8 +13,8 @@ import skimage.metrics
 
 from sr3_jax import image_ops
 from sr3_jax.config import Evaluation
+from sr3_jax.data import resampling
 from sr3_jax.evaluation import evaluator
-from sr3_jax.inference import resampling
 from sr3_jax.metrics import full_reference, registry, samples
 
 

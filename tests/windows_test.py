@@ -14,9 +14,8 @@ from PIL import Image
 from configs import arrays_4x
 from sr3_jax import SuperResolver, jobs
 from sr3_jax.config import changed, read
-from sr3_jax.data import arrays, degrade, pairs, pipeline, source_kinds, windows
+from sr3_jax.data import arrays, degrade, pairs, pipeline, resampling, source_kinds, windows
 from sr3_jax.data.image_files import BadImageError
-from sr3_jax.inference import resampling
 from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.tools import export
 

@@ -19,6 +19,7 @@ NAMES = (
     "tune_schedule",
     "distill",
     "upscale",
+    "demo",
     "generate",
     "score",
     "push",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -84,15 +85,36 @@ def define_steps(values: flags.FlagValues, meaning: str) -> None:
 
 
 def define_sampling(values: flags.FlagValues) -> None:
-    """Defines the flags of sampling, which replace options of the config's section `sampling`."""
+    """Defines the flags of sampling, and of outputs that are sampled."""
     of = {"flag_values": values}
     define_steps(values, "Number of refinement steps.")
-    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", **of)
-    meaning = "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true."
-    flags.DEFINE_list("sampling", [], meaning, allow_overwrite=False, **of)
+    define_sampler(values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, **of)
     meaning = "Make outputs anew, and replace files in their place, whoever wrote them."
     flags.DEFINE_bool("overwrite", False, meaning, **of)
+
+
+def define_sampler(values: flags.FlagValues) -> None:
+    """Defines the flags that replace options of the config's section `sampling`."""
+    of = {"flag_values": values}
+    flags.DEFINE_enum("sampler", None, configs.SAMPLERS, "The sampler.", **of)
+    meaning = "KEY=VALUE,... of the config's section sampling, such as eta=1.0,consistent=true."
+    flags.DEFINE_list("sampling", [], meaning, allow_overwrite=False, **of)
+
+
+def define_address(values: flags.FlagValues, what: str, port: int) -> None:
+    """Defines the flags that say where a page is served."""
+    of = {"flag_values": values}
+    limits = {"lower_bound": 0, "upper_bound": 65535}
+    flags.DEFINE_integer("port", port, f"Port of {what}. 0: a free one.", **limits, **of)
+    meaning = "Let other machines reach it, with a password. Default: this machine alone."
+    flags.DEFINE_bool("listen", False, meaning, **of)
+    meaning = (
+        "The password that browsers are asked for, with any user name; SR3_PASSWORD of the "
+        "environment hides it from other users of the machine. Default: with --listen one is made "
+        "and printed."
+    )
+    flags.DEFINE_string("password", os.environ.get("SR3_PASSWORD", ""), meaning, **of)
 
 
 def sampling(values: flags.FlagValues) -> dict[str, Any]:

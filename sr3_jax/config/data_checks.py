@@ -155,6 +155,7 @@ def _missing(config: Config) -> Iterator[str]:
         ("train.blur_probability", config.train.blur_probability, 0.0),
         ("train.source_noise", config.train.source_noise, 0.0),
         ("sampling.consistent", config.sampling.consistent, False),
+        ("data.upsampling", config.data.upsampling, "bicubic"),
     ):
         if value != needed:
             yield (

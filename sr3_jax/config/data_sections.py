@@ -73,6 +73,14 @@ class Data(Section):
         at_most=65_536,
         may_change=False,
     )
+    upsampling: str = option(
+        "bicubic",
+        "How the network is given the source, at the size of y_0. `bicubic`, as in the paper. "
+        "`consistent`: bicubic with the least change after which the downsampled result is the "
+        "source; images are then nearer to their source (docs/choosing.md).",
+        choices=("bicubic", "consistent"),
+        may_change=False,
+    )
     dtype: str = option(
         "",
         "Type of the pixels. Empty: that of the first image. 8-bit images are scaled exactly to "

@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import UInt, UInt8
 
 from sr3_jax import image_ops, scaling, sizes
-from sr3_jax.config import resolve
+from sr3_jax.config import networks, resolve
 from sr3_jax.config.reading import changed
 from sr3_jax.config.sections import Config
 from sr3_jax.data import image_files, source_kinds, sources, storage
@@ -105,7 +105,9 @@ def residual_rms(config: Config, most: int, index_dir: epath.PathLike | None = N
             y_0, x = image_ops.to_signed(batch["high_resolution"]), 0.0
             if config.has_source:
                 low, size = image_ops.to_signed(batch["low_resolution"]), y_0.shape[1:3]
-                x = image_ops.network_input(low, size, may_miss=config.data.missing)
+                x = image_ops.network_input(
+                    low, size, may_miss=config.data.missing, resize=networks.upsampling(config)
+                )
                 y_0, _ = image_ops.with_known(y_0, x, config.known_at)
                 x = x[..., : y_0.shape[-1]]
             squares.append(np.mean(np.square(y_0 - x), axis=(1, 2, 3))[batch["weight"] > 0])

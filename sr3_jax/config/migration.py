@@ -12,6 +12,7 @@ KEYS = {"model.residual_std": "model.sigma_data", "model.lanes": "model.packed_c
 VALUES = {"variance": {"upper": "fixed_large", "posterior": "fixed_small"}}
 # Keys that came later, with the value that means what was done before.
 LATER = {
+    "data.upsampling": "bicubic",
     "model.prediction": "eps",
     "model.measure_sigma_data": False,
     "model.architecture": "sr3",

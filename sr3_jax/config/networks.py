@@ -1,9 +1,11 @@
-"""The network of a config, its denoiser, and its optimizer."""
+"""The network of a config, what makes its source, its denoiser, and its optimizer."""
 
 from __future__ import annotations
 
 import fnmatch
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,16 @@ import optax
 from sr3_jax import diffusion, models
 from sr3_jax.config import schedules
 from sr3_jax.config.sections import Config
+from sr3_jax.data import resampling
 from sr3_jax.models import ddpm_unet
 
 TPU_LANES = 128  # of a register; the channels that fill it
+
+
+def upsampling(config: Config) -> Callable[..., Any]:
+    """Returns `upsample(low, size)`, which makes the network's x of signed sources."""
+    consistent = config.data.upsampling == "consistent"
+    return functools.partial(resampling.upsample, factor=config.factor, consistent=consistent)
 
 
 def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:

@@ -170,7 +170,7 @@ def start(
     """Runs a stage; yields for each batch, once dispatched, a function that waits for its images.
 
     `inputs` are the images of the previous stage, None for the first. An unconditional network
-    ignores `labels`. `progress` is called after each step of each batch.
+    ignores `labels`. `progress` is called after each call of a network.
     """
     labels = labels if network.num_classes else None
     if inputs is None:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, UInt
 
 from sr3_jax import scaling, sizes
-from sr3_jax.inference import resampling
+from sr3_jax.data import resampling
 
 Levels = UInt[np.ndarray, "n _height _width _c"]  # uint8 or uint16
 Images = Num[np.ndarray, "n _height _width _c"]  # levels, or numbers of any range

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from sr3_jax import diffusion, image_ops, models, parallel, scaling, sizes
 from sr3_jax.config import Sampling
-from sr3_jax.inference import host_images, programs, resampling, tiling
+from sr3_jax.data import resampling
+from sr3_jax.inference import host_images, programs, tiling
 from sr3_jax.inference.host_images import Images
 from sr3_jax.models import Params
 
@@ -50,13 +52,14 @@ class Refiner:
         devices: Sequence[jax.Device],
         share_heights: bool | None = None,
         scalings: scaling.Scalings | None = None,
+        upsample: Callable[..., Any] | None = None,
     ) -> None:
         """Stores the denoiser; `set_params` brings its weights.
 
         The devices share images or tiles, and, with `share_heights`, the height of an image if
         there are fewer images than devices. None: except on CPUs, which use all cores for one image
         anyway. `factor` and `stride` are those of `TrainedNetwork`, and so are
-        `scalings`.
+        `scalings` and `upsample`.
         """
         if share_heights is None:
             share_heights = devices[0].platform != "cpu"
@@ -65,6 +68,7 @@ class Refiner:
         self._channels = denoiser.network.image_channels, denoiser.network.source_channels
         self._factor, self._devices = factor, list(devices)
         self.scalings = scalings
+        self._upsample = upsample or functools.partial(resampling.upsample, factor=factor)
         self._stride = stride
         self._tile_size = -(-sampling.tile_size // stride) * stride
         self._overlap = min(self._tile_size // 4, sampling.tile_overlap)
@@ -119,6 +123,10 @@ class Refiner:
             for count in (self._groups(grid) if grid.is_cut else [rows])
         ]
 
+    def num_calls(self, num_images: int, size: tuple[int, int]) -> int:
+        """Returns the number of the network's calls in a step, over all batches and tiles."""
+        return len(self.network_batches(num_images, size))
+
     def memory(self, num_images: int, size: tuple[int, int]) -> tuple[int, int]:
         """Estimates the bytes on each device and on the host to refine images, besides weights."""
         grid = self.grid(size)
@@ -163,7 +171,7 @@ class Refiner:
           keys: keys of their noise.
           sampler: the sampler.
           stops: numbers of calls after which y_t is yielded; 0 yields pure noise.
-          progress: called after each call of the sampler.
+          progress: called after each call of the network, as often as `num_calls` says.
           labels: class of each image, the null label where negative; None: all null. Ignored by
             unconditional networks.
           maps: maps of the images, at the size of the result.
@@ -203,13 +211,13 @@ class Refiner:
                 total = run.add(shape, windows, total, y_0)
                 # The host stays one call ahead, so that devices never wait for it, and no more, so
                 # that tiles do not pile up.
-                ticks.append((y_0, progress if windows is groups[-1] else None))
-                _wait(ticks, 1)
+                ticks.append(y_0)
+                _wait(ticks, 1, progress)
             state, total = run.step(shape, row, state, total, keys)
         made = state.y_t
         made.copy_to_host_async()
         if progress:
-            _wait(ticks, 0)
+            _wait(ticks, 0, progress)
         yield lambda: finish(np.asarray(made))
 
     def _source(
@@ -230,9 +238,10 @@ class Refiner:
         if maps is not None:
             maps = self.scalings.maps.to_signed(maps)
         known_at, is_known = self.denoiser.known_at, None
-        resize = lambda images, size: resampling.resize(images, self._factor, size)  # noqa: E731
         low = low.astype(np.float32)
-        x = image_ops.network_input(low, grid.size, maps, may_miss=known_at > 0, resize=resize)
+        x = image_ops.network_input(
+            low, grid.size, maps, may_miss=known_at > 0, resize=self._upsample
+        )
         if known_at:
             is_known = x[..., known_at : known_at + self._channels[0]] > 0.5
         filling = ((0, whole - n) for n, whole in zip(grid.size, grid.canvas, strict=True))
@@ -300,10 +309,11 @@ class Refiner:
         return self._placed[devices]
 
 
-def _wait(ticks: collections.deque[tuple[Array, Callable[[], None] | None]], num_left: int) -> None:
+def _wait(
+    ticks: collections.deque[Array], num_left: int, progress: Callable[[], None] | None
+) -> None:
     """Waits for the network's calls, but the last `num_left`, and reports progress."""
     while len(ticks) > num_left:
-        made, progress = ticks.popleft()
-        made.block_until_ready()
+        ticks.popleft().block_until_ready()
         if progress:
             progress()

@@ -72,7 +72,7 @@ class SuperResolver(trained.TrainedNetwork):
     ) -> int:
         """Returns the number of times that `upscale` calls `progress` for images of `shape`."""
         size = self._network_size(shape[1:3], factor)
-        return len(self.refiner.batches(shape[0], size)) * self.nfe(steps)
+        return self.refiner.num_calls(shape[0], size) * self.nfe(steps)
 
     def upscale(
         self,
@@ -95,7 +95,7 @@ class SuperResolver(trained.TrainedNetwork):
           seed: one number, from which image i takes the i-th stream; or one number or key for each
             image. A result depends on the pixels of its image, its stream and
             `sampling.tile_size`, not on its batch.
-          progress: called after each refinement step of each batch.
+          progress: called after each call of the network on a batch of images or tiles.
           factor: ratio of output to input size; None for the factor of training. For a larger
             factor, images are first resized by bicubic; for a smaller one, the network's results
             are resized, which keeps all details of the input.
@@ -128,8 +128,11 @@ class SuperResolver(trained.TrainedNetwork):
         maps: Maps | None = None,
         num_snapshots: int = 0,
         progress: trained.Progress | None = None,
+        watch: Callable[[Made], None] | None = None,
     ) -> Iterator[Callable[[], tuple[Made, list[Made]]]]:
         """Starts to upscale images, as `upscale`, for jobs that do other work meanwhile.
+
+        `watch` is called with each snapshot of a batch as soon as it is made.
 
         Yields:
           For each batch, once it is dispatched, a function that waits for its results and for
@@ -146,12 +149,15 @@ class SuperResolver(trained.TrainedNetwork):
         if scale > 1:
             images = host_images.resized(images, scale, self._network_size(size, factor))
         stops = self._stops(steps, num_snapshots)
-        for results in self._batches(images, steps, seed, label, progress, stops, maps):
+
+        def finished(made: np.ndarray) -> np.ndarray:
+            return host_images.resized(made, min(scale, 1.0), wanted)
+
+        see = watch and (lambda made: watch(finished(made)))
+        for results in self._batches(images, steps, seed, label, progress, stops, maps, see):
 
             def fetch(results: list = results) -> tuple[Made, list[Made]]:
-                *kept, made = (
-                    host_images.resized(result(), min(scale, 1.0), wanted) for result in results
-                )
+                *kept, made = (finished(result()) for result in results)
                 return made, kept
 
             yield fetch

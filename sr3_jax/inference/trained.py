@@ -45,6 +45,7 @@ class TrainedNetwork:
         stride: int,
         knows_no_class: bool = True,
         scalings: scaling.Scalings | None = None,
+        upsample: Callable[..., Any] | None = None,
     ) -> None:
         """Puts the parameters on all devices.
 
@@ -57,6 +58,7 @@ class TrainedNetwork:
           stride: the network takes sizes that are multiples of it; others are padded.
           knows_no_class: whether a class-conditional network may be called without a label.
           scalings: units of numbers that are no levels; None for levels of 8 or 16 bits.
+          upsample: `upsample(low, size)` makes the network's x; None for bicubic.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
         # Value that means white in 16-bit pictures; 0: 65535. See `config.data.white_level`.
@@ -75,6 +77,7 @@ class TrainedNetwork:
             stride=stride,
             devices=jax.local_devices(),
             scalings=scalings,
+            upsample=upsample,
         )
         self.set_params(params)
 
@@ -139,6 +142,7 @@ class TrainedNetwork:
             stride=config.stride,
             knows_no_class=config.knows_no_class,
             scalings=config.scalings,
+            upsample=networks.upsampling(config),
         )
         made.num_channels = config.source_channels
         made.num_maps = config.data.maps
@@ -183,8 +187,12 @@ class TrainedNetwork:
         progress: Progress | None,
         stops: Sequence[int] = (),
         maps: host_images.Images | None = None,
+        watch: Callable[[host_images.Images], None] | None = None,
     ) -> Iterator[list[Callable[[], host_images.Images]]]:
-        """Yields for each batch functions that wait for y_t after each of `stops`, and for y_0."""
+        """Yields for each batch functions that wait for y_t after each of `stops`, and for y_0.
+
+        `watch` is called with each y_t while the batch is being refined.
+        """
         labels = self._labels(label, len(images))
         sampler, keys = self._sampler(steps), host_images.keys_of(seed, len(images))
         first = 0
@@ -202,7 +210,12 @@ class TrainedNetwork:
                 of_rows,
                 None if maps is None else maps[rows],
             )
-            yield [lambda result=result, count=count: result()[:count] for result in made]
+            results = []
+            for result in made:
+                results.append(lambda result=result, count=count: result()[:count])
+                if watch and len(results) <= len(stops):
+                    watch(results[-1]())
+            yield results
             first += count
 
     def _labels(self, label: Label | None, count: int) -> Int[np.ndarray, " n"] | None:

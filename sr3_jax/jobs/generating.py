@@ -307,7 +307,7 @@ def _make(
             for first in range(0, len(numbers), size):
                 some = np.asarray(numbers[first : first + size])
                 pixels = np.stack([next(inputs) for _ in some]) if before else None
-                calls = len(network.refiner.batches(len(some), (low, low))) * network.nfe()
+                calls = network.refiner.num_calls(len(some), (low, low)) * network.nfe()
                 progress = after_call and functools.partial(after_call, len(some) / calls)
                 labels = cascade.labels_of(stages, options.labels, some)
                 keys = cascade.keys_of(options.seed, index, some)

@@ -30,8 +30,8 @@ import sr3_jax
 from sr3_jax import command_line, diffusion, image_ops, released, sizes
 from sr3_jax.checkpoints import Which, quiet_orbax
 from sr3_jax.config import changed, networks, run_file, schedules, to_json, with_sampling
-from sr3_jax.data import storage
-from sr3_jax.inference import resampling, super_resolver
+from sr3_jax.data import resampling, storage
+from sr3_jax.inference import super_resolver
 from sr3_jax.models import Params
 from sr3_jax.tools import export_example
 from sr3_jax.tools.export_plan import PLATFORMS, Plan, make_plan
@@ -187,7 +187,13 @@ def _sampling(
         if rest:
             maps = scalings.maps.to_signed(rest[0])
         may_miss = denoiser.known_at > 0
-        x = image_ops.network_input(signed, plan.large_size, maps, may_miss=may_miss)
+        x = image_ops.network_input(
+            signed,
+            plan.large_size,
+            maps,
+            may_miss=may_miss,
+            resize=networks.upsampling(plan.config),
+        )
         # As `inference.refinement` fills up what is smaller than the network takes.
         x = jnp.pad(x, filling, mode="symmetric")
         y_0 = diffusion.sample(

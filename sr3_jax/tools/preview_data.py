@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from sr3_jax import command_line, image_ops, sizes
-from sr3_jax.config import Config, changed, data_sections, image_sets, read
+from sr3_jax.config import Config, changed, data_sections, image_sets, networks, read
 from sr3_jax.data import degradations, sources, storage
 from sr3_jax.evaluation.report import field_pictures, grids
 from sr3_jax.training import step as training_step
@@ -93,11 +93,14 @@ def preview(config: Config, num_images: int, num_read: int, held_out: bool = Fal
     if config.has_source:
         may_miss = config.data.missing
         x = image_ops.network_input(
-            jax.numpy.asarray(image_ops.to_signed(low)), high.shape[1:3], may_miss=may_miss
+            jax.numpy.asarray(image_ops.to_signed(low)),
+            high.shape[1:3],
+            may_miss=may_miss,
+            resize=networks.upsampling(config),
         )
         x = np.asarray(x if low.dtype == np.float32 else image_ops.to_uint8(x))
         small = sizes.text(low.shape[1:3], short=True)
-        columns = {f"low resolution, {small}": low, f"x: bicubic, {large}": x}
+        columns = {f"low resolution, {small}": low, f"x: {config.data.upsampling}, {large}": x}
     columns[f"y_0, {large}"] = high
     if "maps" in batch:
         columns["maps"] = np.asarray(seen["maps"])[rows]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sr3_jax import diffusion, image_ops, models
-from sr3_jax.config import Config
+from sr3_jax.config import Config, networks
 from sr3_jax.diffusion import distilling
 from sr3_jax.models import Batch, Params
 
@@ -203,5 +203,11 @@ def _source(
         std = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=config.train.source_noise))
         gamma = 1.0 - jnp.square(std(of_level))
         low = diffusion.diffuse(low, gamma, _normal(of_noise, low))
-    x = image_ops.network_input(low, size, batch.get("maps"), may_miss=denoiser.known_at > 0)
+    x = image_ops.network_input(
+        low,
+        size,
+        batch.get("maps"),
+        may_miss=denoiser.known_at > 0,
+        resize=networks.upsampling(config),
+    )
     return x, gamma

@@ -1,6 +1,6 @@
 """Bicubic resizing, and projection onto the images of a given downsampling.
 
-Each axis is multiplied by a sparse matrix, on the host, since users' images come in any size and
+On the host each axis is multiplied by a sparse matrix, since users' images come in any size and
 every new size would be compiled on the devices. Training resizes on the devices
 (`image_ops.resize_bicubic`), with the same result.
 """
@@ -17,6 +17,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
+from sr3_jax import image_ops
 from sr3_jax.data import degrade
 
 Images = Float[np.ndarray | Array, "b _h _w c"]
@@ -35,6 +36,27 @@ def resize(
     for axis in (1, 2):
         images = _apply(_matrix(size[axis - 1], images.shape[axis], scale), images, axis)
     return images
+
+
+def upsample(
+    low: Images, size: tuple[int, int], *, factor: int | float, consistent: bool = False
+) -> Images:
+    """Returns sources at the size of images, by bicubic: the x of a network.
+
+    Bicubic upsampling alone is too smooth: downsampled again, it is not the source. With
+    `consistent` it is, since what is lacking is added by the smallest change (`make_consistent`).
+
+    Args:
+      low: the sources, signed, numpy or traced by jax.
+      size: height and width of the images.
+      factor: ratio of their sizes.
+      consistent: whether the downsampled result is the source.
+    """
+    if isinstance(low, jax.Array):
+        x = image_ops.resize_bicubic(low, size)
+    else:
+        x = resize(low, factor, size)
+    return make_consistent(x, low, clip=False, factor=factor) if consistent else x
 
 
 def make_consistent(
@@ -71,6 +93,8 @@ def make_consistent(
         images = images + off
         return images.clip(-1.0, 1.0) if clip else images
 
+    if not clip:
+        return project(images, residual(images))
     if traced:
         return jax.lax.fori_loop(
             0, _NUM_ITERATIONS, lambda _, made: project(made, residual(made)), images

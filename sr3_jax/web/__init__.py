@@ -1,0 +1,1 @@
+"""Pages for a browser: the demonstration of a network, and the study of what people see."""
