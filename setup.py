@@ -28,7 +28,13 @@ _TRAIN = [
 _TEST = ["beartype>=0.21", "pytest>=8.0", "pytest-xdist>=3.6"]
 
 # Pages for a browser.
-_WEB = ["starlette>=1.0,<2", "uvicorn>=0.40"]
+_WEB = [
+    "choix>=0.4",  # scores of Bradley and Terry
+    "pandas>=2.2",
+    "pyarrow>=18",
+    "starlette>=1.0,<2",
+    "uvicorn>=0.40",
+]
 
 # Files of arrays: NetCDF, Zarr, HDF5, NIfTI and DICOM.
 _ARRAYS = [
@@ -61,7 +67,7 @@ setuptools.setup(
     package_data={
         "sr3_jax.evaluation.report": ["templates/*"],
         "sr3_jax.released": ["*/*"],
-        "sr3_jax.web": ["pages/*"],
+        "sr3_jax.web": ["pages/*", "pages/*/*"],
     },
     install_requires=[
         "absl-py>=2.1",

@@ -26,8 +26,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 def command() -> None:
     """The console command `sr3`: `sr3 upscale --workdir=...` for `--mode=upscale`."""
+    two = "_".join(sys.argv[1:3])  # as in `sr3 study new`
     if len(sys.argv) > 1 and sys.argv[1] in commands.NAMES:
         sys.argv[1] = f"--mode={sys.argv[1]}"
+    elif two in commands.NAMES:
+        sys.argv[1:3] = [f"--mode={two}"]
     elif len(sys.argv) == 1:
         from sr3_jax.commands import help as help_texts
 

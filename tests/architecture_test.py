@@ -28,6 +28,7 @@ FLOORS = {
     "training": 4,
     "inference": 4,
     "evaluation": 4,
+    "study": 4,
     "web": 4,
     "command_line": 5,
     "commands": 5,

@@ -27,7 +27,7 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 const lines = [];
 for (let node; (node = walker.nextNode());) {
   const parent = node.parentElement;
-  if (!node.data.trim() || parent.closest("title, script, style, select, [hidden]")) continue;
+  if (!node.data.trim() || parent.closest("title, script, noscript, style, select, [hidden]")) continue;
   const range = document.createRange();
   range.selectNodeContents(node);
   const box = parent.closest(

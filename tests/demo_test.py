@@ -3,21 +3,20 @@
 import base64
 import contextlib
 import io
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 
 import browser as chromium
 import numpy as np
+import page_server
 import pytest
 import small_run
 from etils import epath
+from page_server import until
 from PIL import Image
 from selenium.webdriver.common.by import By
 
@@ -51,40 +50,21 @@ def pictures(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(workdir, folder, *flags, environment=()):
-    """Starts the command; yields its address and its folder of files, once it answers."""
+def serving(workdir, folder, *flags, **environment):
+    """Starts the command; yields its server and its folder of files."""
     files = pathlib.Path(tempfile.mkdtemp(dir=folder))
-    log = open(files.parent / f"{files.name}.log", "w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sr3_jax.main", "--mode=demo", f"--workdir={workdir}", "--port=0"]
-        + list(flags),
-        env=dict(os.environ, TMPDIR=str(files), **dict(environment)),
-        cwd=small_run.ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        for _ in range(600):
-            log.seek(0)
-            text = log.read()
-            if "Ctrl-C ends it" in text:
-                break
-            assert process.poll() is None, text
-            time.sleep(0.2)
-        address = text.split("The page: ")[1].split()[0]
-        yield address, files, text
-        assert process.poll() is None, "the server ended"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+    given = (f"--workdir={workdir}", "--port=0", *flags)
+    log = files.parent / f"{files.name}.log"
+    with page_server.Server("demo", log, *given, TMPDIR=str(files), **environment) as server:
+        yield server, files
     # Nothing of anybody's picture is left behind.
     assert not list(files.iterdir())
 
 
 @pytest.fixture(scope="module")
 def server(workdir, tmp_path_factory):
-    with serving(workdir, tmp_path_factory.mktemp("server")) as (address, files, _):
-        yield address, files
+    with serving(workdir, tmp_path_factory.mktemp("server")) as (server, files):
+        yield server.address, files
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +75,6 @@ def browser(tmp_path_factory):
 
 def element(browser, name):
     return browser.find_element(By.ID, name)
-
-
-def until(condition, what, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
 
 
 def status(browser, *texts):
@@ -239,16 +210,12 @@ def test_other_sites_and_other_machines_are_kept_out(server):
 
 
 def test_a_page_for_others_asks_for_a_password(workdir, tmp_path):
-    with serving(workdir, tmp_path, "--listen", environment={"SR3_PASSWORD": "früh:1"}.items()) as (
-        address,
-        _,
-        text,
-    ):
-        assert "früh:1" in text
-        assert _answer(address)[0] == 401
+    with serving(workdir, tmp_path, "--listen", SR3_PASSWORD="früh:1") as (server, _):
+        assert "früh:1" in server.text
+        assert _answer(server.address)[0] == 401
         for password, code in (("wrong", 401), ("früh:1", 200)):
             given = base64.b64encode(f"me:{password}".encode()).decode()
-            assert _answer(address, Authorization=f"Basic {given}")[0] == code
+            assert _answer(server.address, Authorization=f"Basic {given}")[0] == code
 
 
 def test_a_taken_port_is_named(server, workdir):

@@ -22,6 +22,9 @@ NAMES = (
     "demo",
     "generate",
     "score",
+    "study_new",
+    "study_serve",
+    "study_report",
     "push",
     "models",
 )

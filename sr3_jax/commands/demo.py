@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def prepare(values: flags.FlagValues) -> shared.Job:
     """Checks the flags, the network and that the packages of web pages are there."""
-    require_web()
+    require_web("starlette", "uvicorn")
     given = values.workdir or released.shipped(released.DEFAULT)
     workdir = shared.network_folder(given)
     sampling = shared.sampling(values)
@@ -46,7 +46,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     return shared.Job(run, keeps_programs, sets_up_cpu=True)
 
 
-def require_web() -> None:
-    """Raises ImportError if the packages of web pages are missing."""
-    if missing := [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]:
+def require_web(*packages: str) -> None:
+    """Raises ImportError if a package of web pages is missing."""
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
         raise ImportError(f"{missing[0]} is not installed; pip install 'sr3_jax[web]'")

@@ -102,13 +102,18 @@ def define_sampler(values: flags.FlagValues) -> None:
     flags.DEFINE_list("sampling", [], meaning, allow_overwrite=False, **of)
 
 
-def define_address(values: flags.FlagValues, what: str, port: int) -> None:
+def define_address(
+    values: flags.FlagValues, what: str, port: int, *, has_password: bool = True
+) -> None:
     """Defines the flags that say where a page is served."""
     of = {"flag_values": values}
     limits = {"lower_bound": 0, "upper_bound": 65535}
     flags.DEFINE_integer("port", port, f"Port of {what}. 0: a free one.", **limits, **of)
-    meaning = "Let other machines reach it, with a password. Default: this machine alone."
+    how = ", with a password" if has_password else ""
+    meaning = f"Let other machines reach it{how}. Default: this machine alone."
     flags.DEFINE_bool("listen", False, meaning, **of)
+    if not has_password:
+        return
     meaning = (
         "The password that browsers are asked for, with any user name; SR3_PASSWORD of the "
         "environment hides it from other users of the machine. Default: with --listen one is made "

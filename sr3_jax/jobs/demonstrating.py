@@ -46,4 +46,4 @@ def demonstrate(
         }
         upscalings = demo_jobs.Upscalings(resolver)
         app = demo.Demo(upscalings, about).app()
-        serving.serve(app, opened, address, {"/": "The page"})
+        serving.serve(app, opened, address)

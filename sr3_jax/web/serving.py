@@ -9,7 +9,7 @@ import pathlib
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import uvicorn
@@ -37,17 +37,18 @@ _SECONDS_TO_END = 3  # that open connections have when the server is asked to en
 class Guard:
     """Lets in what is meant to come in, and adds headers to all answers.
 
-    Without a password only a browser on this machine is answered, by a name of the machine itself,
+    A page for this machine alone answers browsers that ask for it by a name of the machine itself,
     so that no other site's name can be pointed here. Requests that change something need
     `OWN_HEADER`.
 
     Attributes:
       app: the application behind it.
+      is_local: whether the page is for this machine alone.
       password: what browsers are asked for, with any user name; empty: nothing.
     """
 
-    def __init__(self, app: types.ASGIApp, password: str = "") -> None:
-        self.app, self._password = app, password
+    def __init__(self, app: types.ASGIApp, *, is_local: bool, password: str = "") -> None:
+        self.app, self._is_local, self._password = app, is_local, password
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +66,7 @@ class Guard:
             await self.app(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> PlainTextResponse | None:
-        if not self._password and headers.get("host", "").rpartition(":")[0] not in _LOOPBACK:
+        if self._is_local and headers.get("host", "").rpartition(":")[0] not in _LOOPBACK:
             return PlainTextResponse("this page is for browsers on its own machine\n", 403)
         if self._password and not _knows(headers.get("authorization", ""), self._password):
             asks = {"www-authenticate": 'Basic realm="sr3_jax", charset="UTF-8"'}
@@ -115,35 +116,37 @@ def listening(address: Address) -> Iterator[socket.socket]:
                 f"--port={address.port} cannot be opened ({error.strerror}); give another, or 0 "
                 "for a free one"
             ) from error
+        opened.listen()  # from here on browsers wait instead of being refused
         yield opened
 
 
-def serve(app: types.ASGIApp, opened: socket.socket, address: Address, names: Mapping) -> None:
+def serve(
+    app: types.ASGIApp, opened: socket.socket, address: Address, *, has_password: bool = True
+) -> None:
     """Serves until Ctrl-C or SIGTERM, and prints where.
 
     Args:
       app: the application.
       opened: the socket of `listening`.
       address: whose it is.
-      names: what the page is called, by its path.
+      has_password: whether other machines are asked for a password.
     """
     password = address.password
-    if address.listen and not password:
+    if has_password and address.listen and not password:
         password = secrets.token_urlsafe(9)
     port = opened.getsockname()[1]
-    for path, name in names.items():
-        print(f"{name}: http://127.0.0.1:{port}{path}", flush=True)
+    print(f"The page: http://127.0.0.1:{port}/", flush=True)
     if address.listen:
-        host = socket.gethostname()
-        print(f"Others reach it as http://{host}:{port}/ with the password {password}", flush=True)
+        asks = f" with the password {password}" if password else ""
+        print(f"Others reach it as http://{socket.gethostname()}:{port}/{asks}", flush=True)
         print(
-            "Passwords and pictures are not encrypted on their way; in networks of others put a "
-            "server with https in front, or use ssh -L",
+            "What is sent is not encrypted on its way; in networks of others put a server with "
+            "https in front, or use ssh -L",
             file=sys.stderr,
         )
     print("Ctrl-C ends it.", flush=True)
     config = uvicorn.Config(
-        Guard(app, password),
+        Guard(app, is_local=not address.listen, password=password),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=_SECONDS_TO_END,

@@ -36,6 +36,7 @@ def write(
     paper_table: str = "",
     with_input: bool = True,
     figures: Mapping[str, str] = types.MappingProxyType({}),
+    people: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `report.html`, `report.md`, and in `report/` the pictures of the latter.
 
@@ -53,13 +54,14 @@ def write(
       paper_table: "1" to "5", the paper's table of the same task; "" for none.
       with_input: whether there are low resolutions.
       figures: pictures that lie in the folder: their captions by file name.
+      people: the section of a human study (`study.report.values`).
 
     Raises:
       ImportError: jinja2 is not installed.
       ValueError: results or pictures do not fit together.
     """
     tables.check(results)
-    environment = _environment()
+    templates = environment()
     main = list(results.means)[-1]
     methods = [method for method in results.means if method != "reference"]
     columns = [*(["input"] if with_input else []), *methods, "reference"]
@@ -75,6 +77,7 @@ def write(
         "table_notes": table_notes,
         "differences": tables.differences(results, main),
         "channels": tables.channel_rows(results.means),
+        "people": people,
         "figures": [
             {"file": name, "caption": caption, "uri": _uri_of(epath.Path(folder) / name)}
             for name, caption in figures.items()
@@ -103,11 +106,12 @@ def write(
     for name, strip in strips.items():
         write_image(strip, target / name)
     for name in ("report.md", "report.html"):
-        text = environment.get_template(f"{name}.j2").render(values)
+        text = templates.get_template(f"{name}.j2").render(values)
         storage.write_whole(target / name, text.encode())
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """Returns the templates of reports; raises ImportError if jinja2 is not installed."""
     try:
         import jinja2
     except ImportError as error:

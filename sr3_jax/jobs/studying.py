@@ -1,0 +1,64 @@
+"""Studies of what people see: made, served and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from etils import epath
+
+from sr3_jax.data import storage
+from sr3_jax.study import design, report
+from sr3_jax.study.answers import Answers
+from sr3_jax.web import serving, study_page
+
+
+def make(
+    folder: epath.Path,
+    reference: str,
+    outputs: Mapping[str, str],
+    low_resolution: str,
+    options: design.Options,
+) -> None:
+    """Makes a study (`design.make`), and prints what it is."""
+    study = design.make(folder, reference, outputs, low_resolution, options)
+    count = len(study.images)
+    print(
+        f"{study.folder}: {count} pictures, {len(study.alternatives)} pairs of methods, "
+        f"{study.num_trials} trials of a subject, about {study.minutes} minutes"
+    )
+    if study.codes:
+        path = study.folder / "invitations.txt"
+        storage.write_whole(path, "".join(f"/?code={code}\n" for code in study.codes).encode())
+        print(f"what follows the page's address, one line for each subject: {path}")
+    print(f"sr3 study serve --study={study.folder}")
+
+
+def serve(folder: epath.Path, address: serving.Address) -> None:
+    """Serves the page of a study until Ctrl-C."""
+    study = design.load(folder)
+    with serving.listening(address) as opened:
+        answers = Answers(study)
+        print(f"{answers.num_subjects()} subjects have begun so far", flush=True)
+        app = study_page.StudyPage(answers).app()
+        serving.serve(app, opened, address, has_password=False)
+
+
+def tell(folder: epath.Path, export: str = "") -> None:
+    """Writes the report of a study, prints its figures, and exports its answers if asked to."""
+    study = design.load(folder)
+    answers = Answers(study)
+    rows = answers.all()
+    answers.close()
+    if export:
+        report.export(rows, export)
+        print(f"{len(rows)} answers: {export}")
+    findings = report.write(study, rows)
+    shown = report.values(study, findings)
+    print(shown["summary"])
+    for row in shown["rates"]:
+        print(f"  {row['method']}: {row['share']} {row['interval']}".rstrip())
+    for row in shown["scores"]:
+        print(f"  score of {row['method']}: {row['score']} {row['interval']}")
+    for note in shown["notes"]:
+        print(note)
+    print(f"report: {study.folder / report.NAMES[0]}")
