@@ -5,9 +5,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # Tests start many processes. Without bytecode each would compile anew all that it imports.
 unset PYTHONDONTWRITEBYTECODE
 # nbclient and ipykernel are for tests/colab_test.py, scikit-learn for tests/generator_test.py,
-# selenium for tests/report_browser_test.py.
+# selenium for tests of pages, krippendorff for tests/study_test.py.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  "$uv" nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0
+  "$uv" nbclient==0.11.0 ipykernel==7.4.0 scikit-learn==1.9.1 selenium==4.51.0 krippendorff==0.9.0
 # Installs into a folder of its own, unless it holds the same already. Where uv cannot (it does not
 # read pip's settings), pip does.
 install_apart() { # FOLDER ARGUMENT...
@@ -41,7 +41,7 @@ libtpu=$(.venv/bin/python -c 'import importlib.metadata as m, re
 print(re.search(r"libtpu==([^ ;]+)", " ".join(m.requires("jax")))[1])')
 install_apart .venv/tpu_compiler --no-deps "libtpu==$libtpu" ||
   echo "libtpu cannot be installed here: the tests that need it are skipped"
-# A browser, for tests/report_browser_test.py: Debian's.
+# A browser, for tests of pages: Debian's.
 if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
   install_chromium() {
     [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq &&

@@ -27,7 +27,8 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 const lines = [];
 for (let node; (node = walker.nextNode());) {
   const parent = node.parentElement;
-  if (!node.data.trim() || parent.closest("title, script, noscript, style, select, [hidden]")) continue;
+  const unseen = "title, script, noscript, style, select, [hidden]";
+  if (!node.data.trim() || parent.closest(unseen)) continue;
   const range = document.createRange();
   range.selectNodeContents(node);
   const box = parent.closest(

@@ -4,11 +4,13 @@ import base64
 import contextlib
 import io
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 
 import browser as chromium
 import numpy as np
@@ -46,6 +48,11 @@ def pictures(tmp_path_factory):
     large = rng.integers(0, 256, (_LARGE[1], _LARGE[0], 3), dtype=np.uint8)
     Image.fromarray(large).save(root / "large.png")
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    # Its header says 60000 by 60000.
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    content = (root / "large.png").read_bytes()
+    (root / "huge.png").write_bytes(content[:8] + chunk + content[33:])
     return root
 
 
@@ -158,6 +165,8 @@ def test_a_broken_or_wrong_file_gets_a_sentence(browser, server, pictures):
     address, _ = server
     ask(browser, address, pictures / "broken.jpg", steps=3, seed=0, samples=1)
     assert "cannot" in status(browser, "cannot") and "Traceback" not in browser.page_source
+    ask(browser, address, pictures / "huge.png", steps=3, seed=0, samples=1)
+    assert "60000" in status(browser, "60000")
     assert element(browser, "start").is_enabled()
     ask(browser, address, pictures / "small leaf.png", steps=3, seed=0, samples=1)
     status(browser, "pixels in")

@@ -13,7 +13,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from sr3_jax.study import analysis, design
+from sr3_jax.study import analysis, design, report
 from sr3_jax.study.answers import Answers
 from sr3_jax.study.design import REFERENCE, Options
 
@@ -239,6 +239,17 @@ def test_pages_on_a_phone_and_a_desktop(browser, make, task, size):
     chromium.resize(browser, "desktop")
 
 
+@pytest.mark.parametrize("size", chromium.SIZES)
+def test_the_report_is_not_cut_off(browser, make, size):
+    study = make(trials=6, pairs="all")
+    subjects = study_example.Subjects(study, {"sharp": -1.0})
+    report.write(study, subjects.answers(8))
+    chromium.resize(browser, size)
+    browser.get((study.folder / "report.html").as_uri())
+    assert not browser.execute_script(chromium.LAYOUT, chromium.SIZES[size][0])[0]
+    chromium.resize(browser, "desktop")
+
+
 def test_who_is_not_let_in(browser, make, tmp_path):
     study = make(seconds=0, trials=3, practice=0, checks=0, invitations=1)
     with served(study) as server:
@@ -266,5 +277,6 @@ def test_who_is_not_let_in(browser, make, tmp_path):
     path = study.folder / "study.json"
     path.write_text(path.read_text().replace('"until": ""', '"until": "2020-01-01"'))
     with served(study) as server:
-        browser.get(f"{server.address}?code={study.codes[0]}&again")
-        until(lambda: "over" in text(browser) or "withdrawn" in text(browser), "the end")
+        browser.delete_all_cookies()
+        browser.get(server.address)
+        until(lambda: "This study is over" in text(browser), "the end")

@@ -17,6 +17,7 @@ import study_example
 from etils import epath
 from PIL import Image
 
+from sr3_jax import jobs
 from sr3_jax.study import analysis, design, report
 from sr3_jax.study.answers import Answers, Window
 from sr3_jax.study.design import REFERENCE, Options
@@ -259,7 +260,7 @@ def test_who_misses_checks_is_left_out(make):
     assert sum(rate.trials for rate in found.fool_rates.values()) == 3 * 6
 
 
-def test_the_report_and_the_table_say_the_same(make, tmp_path):
+def test_the_report_and_the_table_say_the_same(make, pictures, tmp_path):
     study = make(trials=6)
     subjects = study_example.Subjects(study, {"sharp": -1.0, "blurred": -3.0})
     rows = subjects.answers(12)
@@ -279,6 +280,15 @@ def test_the_report_and_the_table_say_the_same(make, tmp_path):
             report.export(rows, tmp_path / name)
     with pytest.raises(ValueError, match="ends in .csv or .parquet"):
         report.export(rows, tmp_path / "answers.xls")
+    # A scoring of the same pictures shows it beside its own figures.
+    root, outputs = pictures
+    people = report.of_folder(study.folder)
+    assert [row["share"] for row in people["rates"]] == ["no answers"] * 2
+    people = report.values(study, findings)
+    workdir = epath.Path(tmp_path / "scores")
+    jobs.score(None, workdir, str(root / REFERENCE), outputs, str(root / "input"), people)
+    assert share in (workdir / "report.html").read_text()
+    assert share in (workdir / "report.md").read_text()
     # Without an answer there is a report, too.
     report.write(study, [])
     assert "no answers" in (study.folder / "report.html").read_text()

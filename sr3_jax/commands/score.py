@@ -1,14 +1,14 @@
 r"""Scores the outputs of any programs, which are folders of images, as an evaluation does.
 
 sr3 score --workdir=DIR --reference=FOLDER [--low_resolution=FOLDER] \
-    --outputs=NAME=FOLDER,NAME=FOLDER
+    --outputs=NAME=FOLDER,NAME=FOLDER [--study=DIR]
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from sr3_jax.commands import shared
+from sr3_jax.commands import demo, shared
 from sr3_jax.data import storage
 
 
@@ -22,6 +22,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("low_resolution", None, meaning, **of)
     meaning = "NAME=FOLDER of each program, with images of the names of the references."
     flags.DEFINE_list("outputs", [], meaning, allow_overwrite=False, **of)
+    meaning = "Folder of a human study (`sr3 study new`), whose findings the report shows, too."
+    flags.DEFINE_string("study", "", meaning, **of)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
@@ -34,5 +36,11 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         if folder and not storage.is_folder(folder):
             raise FileNotFoundError(f"--{name}={folder} is no folder; give a folder of images")
     config = None if values.config is None else shared.config_of_network(values)
-    arguments = (config, workdir, values.reference, outputs, values.low_resolution)
+    people = None
+    if values.study:
+        demo.require_web("choix")
+        from sr3_jax.study import report
+
+        people = report.of_folder(values.study)
+    arguments = (config, workdir, values.reference, outputs, values.low_resolution, people)
     return shared.Job(shared.late("score", *arguments), workdir)

@@ -135,6 +135,7 @@ def _conclude(
     checkpoint_step: int | None = None,
     files: Sequence[str] | None = None,
     figures: Mapping[str, str] = types.MappingProxyType({}),
+    people: Mapping[str, Any] | None = None,
 ) -> None:
     """Measures with pretrained networks, writes numbers and report, and prints the table."""
     methods = {name: images[name] for name in results.means}
@@ -169,6 +170,7 @@ def _conclude(
         paper_table=config.evaluation.paper_table,
         with_input="input" in images,
         figures=figures,
+        people=people,
     )
     each = {"names": results.names} | ({"files": list(files)} if files else {})
     evaluator.write_json(each | {"scores": of_images}, folder / "images.json")
@@ -289,6 +291,7 @@ def score(
     reference: str,
     outputs: Mapping[str, str],
     low_resolution: str | None = None,
+    people: Mapping[str, Any] | None = None,
 ) -> None:
     """Scores folders of images that any program made; prints the table.
 
@@ -301,6 +304,7 @@ def score(
       reference: folder of the references.
       outputs: folder of each program's images, by the name of the program.
       low_resolution: folder of the programs' inputs.
+      people: the section of a human study (`study.report.values`).
 
     Raises:
       ValueError: images cannot be scored, `workdir` lies among them, or it has files of these
@@ -353,6 +357,7 @@ def score(
             labels=scores.labels,
             title=f"{', '.join(outputs)}: {len(scores.names)} images",
             protocol=protocol,
+            people=people,
         )
 
 

@@ -81,8 +81,8 @@ class Findings:
 
     Attributes:
       fool_rates: of each method, how often it was chosen in place of the reference.
-      scores: of Bradley and Terry, log odds against the reference, where there are three
-        alternatives or more; else empty.
+      scores: of Bradley and Terry, log odds against the reference, where methods were also shown
+        against each other; else empty.
       left: how often the left side was chosen.
       agreement: of two subjects who saw the same pair of a picture, how often they chose the same;
         alpha: the same beyond chance (Krippendorff's, nominal), nan where no pair was seen twice.
@@ -224,9 +224,9 @@ def _parts(
 
 def _scores(study: Study, main: Sequence[Answer], rng: np.random.Generator) -> dict[str, Estimate]:
     """Returns the scores of Bradley and Terry, 0 for the reference."""
+    if study.options.pairs == "reference" or not main:
+        return {}  # fool rates say the same
     names = [REFERENCE, *study.methods]
-    if len(names) < 3 or not main:
-        return {}
     table, of = _table(main), {name: i for i, name in enumerate(names)}
     wins = np.zeros((len(names), len(names), table.num_subjects, table.num_images))
     for answer, s, i in zip(main, table.subject, table.image, strict=True):

@@ -11,9 +11,9 @@ from etils import epath
 
 from sr3_jax.data import storage
 from sr3_jax.evaluation.report import page, paper
-from sr3_jax.study import analysis
+from sr3_jax.study import analysis, design
 from sr3_jax.study.analysis import Estimate, Findings, Rate
-from sr3_jax.study.answers import Answer
+from sr3_jax.study.answers import Answer, Answers
 from sr3_jax.study.design import QUESTIONS, Study
 
 NAMES = ("report.html", "report.md")
@@ -50,6 +50,15 @@ def values(study: Study, findings: Findings) -> dict[str, Any]:
     }
 
 
+def of_folder(folder: epath.PathLike) -> dict[str, Any]:
+    """Returns the section of the study in a folder; see `values`."""
+    study = design.load(folder)
+    answers = Answers(study)
+    rows = answers.all()
+    answers.close()
+    return values(study, analysis.analyse(study, rows))
+
+
 def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
     if not rate.trials:
         empty = {"share": "no answers", "interval": "", "low": None, "high": None, "at": None}
@@ -71,7 +80,7 @@ def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
         "subjects": rate.subjects,
         "images": rate.images,
         "doubled": f"±{100 * doubled:.1f} points",
-        "needed": str(math.ceil(needed)) if math.isfinite(needed) else "more pictures are needed",
+        "needed": str(max(2, math.ceil(needed))) if math.isfinite(needed) else "more pictures",
     }
 
 
