@@ -16,6 +16,7 @@ from sr3_jax.config import authoring
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the config: that of `photos_4x`, for numbers of any range."""
     config = authoring.based_on("photos_4x")
+    config.data.upsampling = "bicubic"  # the other takes no missing values
     config.data.source = "arrays"
     config.data.dtype = "float32"
     config.data.crop_scale = (0.0, 0.0)  # at the resolution of the files

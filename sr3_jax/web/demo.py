@@ -129,6 +129,8 @@ class Demo:
         except ClientDisconnect:
             return Response(status_code=400)
         self._of_page[page] = added
+        if page not in self._open:  # closed meanwhile, and forgotten
+            await self._forget(page)
         return JSONResponse({})
 
     async def _stop(self, request: Request) -> Response:
