@@ -65,6 +65,15 @@ def _run(*flags: str, **variables: str) -> subprocess.CompletedProcess:
         (["--mode=generate", "--workdir=/nonexistent"], "needs --num_images"),
         (["--mode=generate", "--num_images=3"], "needs --workdir"),
         ([*CASCADE, "--workdir=/nonexistent"], "--config=CASCADE or --workdir, not both"),
+        (  # Lengths that are given are not scaled with --steps.
+            [
+                *TRAIN,
+                "--steps=100",
+                "--config.train.num_warmup_steps=90",
+                "--config.train.num_decay_steps=20",
+            ],
+            "num_warmup_steps = 90 and num_decay_steps = 20 do not fit into num_steps = 100",
+        ),
         ([*CASCADE, "--steps=3"], "--steps: each stage of a cascade has its own"),
         ([*CASCADE, "--label=cat"], "--label has 'cat'; give numbers of classes"),
         (CASCADE, "network of runs/ffhq_64_base: runs/ffhq_64_base/config.json does not exist"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 
 from absl import flags
-from ml_collections import config_dict
 
 from sr3_jax.commands import shared
 from sr3_jax.config import resolve
@@ -23,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     meaning = (
         "Number of training steps, in place of config.train.num_steps. Warm-up and decay keep "
-        "their share of it."
+        "their share of it, unless their lengths are given."
     )
     flags.DEFINE_integer("steps", None, meaning, lower_bound=1, flag_values=values)
 
@@ -34,17 +33,23 @@ def prepare(values: flags.FlagValues) -> shared.Job:
         shared.require(values, "config")
     workdir = shared.workdir(values)
     if values.steps is not None:
-        _change_length(values.config, values.steps)
+        _change_length(values)
     check = functools.partial(resolve.faults, trains=True)
     config = shared.config_of_network(values, check)
     return shared.Job(shared.late("train", config, workdir), workdir, stops_together=True)
 
 
-def _change_length(config: config_dict.ConfigDict, steps: int) -> None:
-    """Sets the number of training steps; the phases of the learning rate keep their shares."""
+def _change_length(values: flags.FlagValues) -> None:
+    """Sets the number of training steps; the phases of the learning rate keep their shares.
+
+    A phase whose length is given on the command line keeps that.
+    """
+    config, steps = values.config, values.steps
     if "train" not in config:
         return  # of a cascade, which is refused by name
     before = config.train.num_steps
     for phase in ("num_warmup_steps", "num_decay_steps"):
-        config.train[phase] = config.train[phase] * steps // before
+        flag = f"config.train.{phase}"
+        if not (flag in values and values[flag].present):
+            config.train[phase] = config.train[phase] * steps // before
     config.train.num_steps = steps
