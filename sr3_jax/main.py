@@ -31,7 +31,7 @@ def command() -> None:
         sys.argv[1] = f"--mode={sys.argv[1]}"
     elif two in commands.NAMES:
         sys.argv[1:3] = [f"--mode={two}"]
-    elif len(sys.argv) == 1:
+    elif len(sys.argv) == 1 or sys.argv[1] == "study":
         from sr3_jax.commands import help as help_texts
 
         command_line.leave(command_line.WRONG_USE, help_texts.of_all())

@@ -57,11 +57,11 @@ def pictures(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(workdir, folder, *flags, **environment):
+def serving(workdir, folder, *flags, port=0, **environment):
     """Starts the command; yields its server and its folder of files."""
     files = pathlib.Path(tempfile.mkdtemp(dir=folder))
-    given = (f"--workdir={workdir}", "--port=0", *flags)
-    log = files.parent / f"{files.name}.log"
+    given = (f"--workdir={workdir}", f"--port={port}", *flags)
+    log = files.parent / "demo.log"
     with page_server.Server("demo", log, *given, TMPDIR=str(files), **environment) as server:
         yield server, files
     # Nothing of anybody's picture is left behind.
@@ -151,6 +151,10 @@ def test_the_page_gives_what_the_command_writes(browser, server, workdir, pictur
     before = element(browser, "line").rect["x"]
     browser.switch_to.active_element.send_keys("\ue012" * 20)  # left
     assert element(browser, "line").rect["x"] < before
+    legend = element(browser, "legend")
+    assert not legend.is_displayed()
+    element(browser, "left").send_keys("deviation")
+    assert legend.is_displayed()
 
 
 @pytest.mark.parametrize("size", chromium.SIZES)
@@ -195,6 +199,12 @@ def test_a_picture_is_watched_stopped_and_makes_room(browser, server, pictures):
     browser.close()
     browser.switch_to.window(first)
     until(lambda: len(list(folder.iterdir())) == 1, "the end of the closed page")
+    # So does one that is left for another address; the back button brings a new one.
+    ask(browser, address, pictures / "large.png", steps=500, seed=0, samples=1)
+    status(browser, " %")
+    browser.get("about:blank")
+    until(lambda: not list(folder.iterdir()), "the end of the page that was left")
+    browser.back()
     ask(browser, address, pictures / "small leaf.png", steps=3, seed=0, samples=1)
     status(browser, "pixels in")
 
@@ -227,6 +237,20 @@ def test_a_page_for_others_asks_for_a_password(workdir, tmp_path):
             assert _answer(server.address, Authorization=f"Basic {given}")[0] == code
 
 
+def test_a_page_outlives_its_server(browser, workdir, pictures, tmp_path):
+    """And a server that is ended while a page is open and a picture is refined says no more."""
+    with serving(workdir, tmp_path) as (server, _):
+        ask(browser, server.address, pictures / "large.png", steps=500, seed=0, samples=1)
+        status(browser, " %")
+        server.end()
+        assert "Traceback" not in (tmp_path / "demo.log").read_text()
+    status(browser, "connection to the server is lost")
+    with serving(workdir, tmp_path, port=server.port):
+        status(browser, "started anew")
+        element(browser, "start").click()
+        element(browser, "stop").click()
+
+
 def test_a_taken_port_is_named(server, workdir):
     port = server[0].rstrip("/").rpartition(":")[2]
     command = [sys.executable, "-m", "sr3_jax.main", "--mode=demo", f"--workdir={workdir}"]
@@ -240,8 +264,8 @@ def test_names_of_files_stay_in_their_folder():
         "C:\\a\\b.png": "b.png",
         "..": "picture",
         "": "picture",
-        "naïve photo (1).jpeg": "naïve photo (1).jpeg",
-        "a" * 300 + ".png": "a" * 100 + ".png",
-        "x\n\0<y>.png": "x___y_.png",
+        "naïve photo [1] 'b' & c.jpeg": "naïve photo [1] 'b' & c.jpeg",
+        "漢" * 100 + ".png": "漢" * 48 + ".png",
+        "x\n\0y.png": "x__y.png",
     }
     assert {name: demo_jobs.safe_name(name) for name in names} == names

@@ -267,7 +267,10 @@ def _missing_of_command(words: list[str]) -> list[str]:
     missing = []
     known = None
     if "sr3" in map(os.path.basename, words[:3]):
-        command = words[[os.path.basename(word) for word in words].index("sr3") + 1 :][:1]
+        first = [os.path.basename(word) for word in words].index("sr3") + 1
+        command = words[first : first + 1]
+        if command == ["study"]:  # of two words; `new|serve|report` stands for all
+            command = ["study_" + word for word in words[first + 1 : first + 2][0].split("|")]
         if command and command[0] in commands.NAMES:
             known = flags.FlagValues()
             commands.module(command[0]).define_flags(known)

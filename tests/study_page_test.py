@@ -1,7 +1,9 @@
 """The page of a study, served by the command, with simulated subjects in Chromium."""
 
 import contextlib
+import io
 import signal
+import time
 
 import browser as chromium
 import numpy as np
@@ -9,6 +11,7 @@ import page_server
 import pytest
 import study_example
 from page_server import until
+from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -39,6 +42,36 @@ def make(tmp_path):
         return design.make(tmp_path / "study", reference, outputs, low, Options(**options))
 
     return made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A study that is served for several tests."""
+    root = tmp_path_factory.mktemp("shared")
+    outputs = study_example.write_pictures(root / "pictures", methods=("sharp",))
+    options = Options(seconds=0, trials=3, practice=0, checks=0)
+    reference = str(root / "pictures" / REFERENCE)
+    study = design.make(root / "study", reference, outputs, "", options)
+    with served(study) as server:
+        yield study, server.address
+
+
+def test_studies_of_one_machine_have_subjects_of_their_own(browser, shared, make):
+    """The cookies of both are kept, and a made-up code of an open study is no code."""
+    _, address = shared
+    begin(browser, address + "?code=made-up")
+    browser.find_element(By.CSS_SELECTOR, ".left button").click()
+    after(browser, "1 of 3")
+    study = make(seconds=0, trials=4, practice=0, checks=0)
+    with served(study) as other:
+        browser.get(other.address)
+        until(lambda: "I agree" in text(browser), "the consent")
+        press(browser)
+        go_on(browser)
+        assert number(browser) == "1 of 4"
+        browser.get(address)
+        go_on(browser)
+        assert number(browser) == "2 of 3"
 
 
 @contextlib.contextmanager
@@ -138,10 +171,8 @@ def test_simulated_subjects_are_found_again(browser, make):
                     part = "button" if subject % 3 == 1 else ".frame"
                     browser.find_element(By.CSS_SELECTOR, f"{target} {part}").click()
                 if count == "Practice":
-                    until(lambda: "Yes, that is the better" in text(browser), "the feedback")
-                    until(lambda: number(browser) != "Practice", "the end of practice")
-                else:
-                    after(browser, count)
+                    until(lambda: "Yes, that is the photograph" in text(browser), "the feedback")
+                after(browser, count)
     found = rows(study)
     assert len(fooled) == 28 and len(found) == 40
     assert {(a.subject, a.trial) for a in found} == {(a.subject, a.trial) for a in found}
@@ -239,6 +270,29 @@ def test_pages_on_a_phone_and_a_desktop(browser, make, task, size):
     chromium.resize(browser, "desktop")
 
 
+@pytest.mark.parametrize("ratio", [1, 1.25, 1.75, 2, 2.625, 3])
+def test_pictures_lie_on_pixels_of_the_screen(browser, shared, ratio):
+    """Where a pixel of the browser is a whole number of them, each is drawn as it is."""
+    study, address = shared
+    metrics = {"width": 411, "height": 731, "deviceScaleFactor": ratio, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    begin(browser, address)
+    time.sleep(0.2)  # until it is drawn
+    screen = np.asarray(Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB"))
+    box = "const r = document.querySelector(arguments[0]).getBoundingClientRect(); return [r.x,r.y]"
+    for side in ("left", "right"):
+        at = ratio * np.array(browser.execute_script(box, f".{side} img"))
+        np.testing.assert_allclose(at, at.round(), atol=0.05)
+        if ratio == int(ratio):
+            x, y = at.round().astype(int)
+            image = browser.find_element(By.CSS_SELECTOR, f".{side} img").get_attribute("src")
+            picture = np.asarray(Image.open(study.folder / "images" / image.split("/")[-1]))
+            wanted = picture.repeat(ratio, 0).repeat(ratio, 1)
+            shown = screen[y : y + len(wanted), x : x + len(wanted)]
+            np.testing.assert_array_equal(shown, wanted)
+    chromium.resize(browser, "desktop")
+
+
 @pytest.mark.parametrize("size", chromium.SIZES)
 def test_the_report_is_not_cut_off(browser, make, size):
     study = make(trials=6, pairs="all")
@@ -256,8 +310,6 @@ def test_who_is_not_let_in(browser, make, tmp_path):
         browser.get(server.address)
         browser.delete_all_cookies()
         browser.get(server.address)
-        until(lambda: "I agree" in text(browser), "the consent")
-        press(browser)
         until(lambda: "invited people" in text(browser), "the refusal")
         invited = f"{server.address}?code={study.codes[0]}"
         begin(browser, invited)

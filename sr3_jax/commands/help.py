@@ -21,7 +21,7 @@ def of_all() -> str:
     lines += ["", _USES, ""]
     for name in commands.NAMES:
         summary = inspect.getdoc(commands.module(name)).partition("\n")[0]
-        lines.append(f"  {name:16}{summary}")
+        lines.append(f"  {name.replace('study_', 'study '):16}{summary}")
     return "\n".join([*lines, "", "sr3 COMMAND --help shows the flags of a command."])
 
 

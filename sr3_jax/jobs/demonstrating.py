@@ -45,5 +45,8 @@ def demonstrate(
             "fixed": bool(config.student_calls or config.predicts_image),
         }
         upscalings = demo_jobs.Upscalings(resolver)
-        app = demo.Demo(upscalings, about).app()
-        serving.serve(app, opened, address)
+        page = demo.Demo(upscalings, about)
+        try:
+            serving.serve(page.app(), opened, address, on_exit=page.end)
+        finally:
+            upscalings.close()

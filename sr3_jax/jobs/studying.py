@@ -21,10 +21,12 @@ def make(
 ) -> None:
     """Makes a study (`design.make`), and prints what it is."""
     study = design.make(folder, reference, outputs, low_resolution, options)
-    count = len(study.images)
+    plain = options.practice + options.checks
+    pairs = ", ".join(" against ".join(pair) for pair in study.alternatives)
     print(
-        f"{study.folder}: {count} pictures, {len(study.alternatives)} pairs of methods, "
-        f"{study.num_trials} trials of a subject, about {study.minutes} minutes"
+        f"{study.folder}: {len(study.images)} pictures, {pairs}; each subject sees "
+        f"{study.num_trials} of them, and {plain} for practice and checks, in about "
+        f"{study.duration}"
     )
     if study.codes:
         path = study.folder / "invitations.txt"
@@ -50,7 +52,7 @@ def tell(folder: epath.Path, export: str = "") -> None:
     rows = answers.all()
     answers.close()
     if export:
-        report.export(rows, export)
+        report.export(study, rows, export)
         print(f"{len(rows)} answers: {export}")
     findings = report.write(study, rows)
     shown = report.values(study, findings)

@@ -4,7 +4,7 @@ Answers of one subject resemble each other, and so do answers to one picture. An
 each answer for a trial of its own is too narrow: about three times for 50 subjects who see the same
 50 pictures. Here intervals are of the two-way bootstrap (Owen 2007, "The pigeonhole bootstrap"),
 which draws subjects and pictures anew, each with all their answers. Where neither subjects nor
-pictures differ it is somewhat too wide.
+pictures differ, or of each only few answers were given, it is too wide.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def analyse(study: Study, answers: Sequence[Answer], seed: int = 0) -> Findings:
     wanted = [min(set_ms, a.answered_ms) if set_ms else a.answered_ms for a in main]
     late = np.mean(np.abs(shown - wanted) > 100) if main else math.nan
     agreement, alpha = _agreement(study, main)
-    finished = study.num_trials
-    of_subject = _count(a.subject for a in main)
+    of_subject = _count(a.subject for a in answers if a.kind == "main")
     return Findings(
         rates,
         _scores(study, main, rng),
@@ -128,7 +127,7 @@ def analyse(study: Study, answers: Sequence[Answer], seed: int = 0) -> Findings:
         alpha,
         {
             "took part": len({a.subject for a in answers}),
-            "finished": sum(count == finished for count in of_subject.values()),
+            "finished": sum(count == study.num_trials for count in of_subject.values()),
             "left out": len(excluded),
         },
         float(np.median(shown)),
@@ -195,8 +194,11 @@ def _rate(answers: Sequence[Answer], chosen: Sequence[bool], rng: np.random.Gene
     total, count = table.sums(values), table.sums(np.ones_like(values))
     numerator = np.einsum("ds,si,di->d", of_subjects, total, of_images, optimize=True)
     denominator = np.einsum("ds,si,di->d", of_subjects, count, of_images, optimize=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = _interval(float(values.mean()), numerator / denominator)
+    if min(table.num_subjects, table.num_images) < 2:  # how they differ cannot be known
+        share = Estimate(float(values.mean()), math.nan, math.nan)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = _interval(float(values.mean()), numerator / denominator)
     return Rate(share, len(values), table.num_subjects, table.num_images, _parts(total, count))
 
 

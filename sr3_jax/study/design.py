@@ -31,7 +31,7 @@ QUESTIONS = {
     2: "Which image would you guess is from a camera?",
 }
 CONSENT = (
-    "In this study you compare pairs of pictures. It takes about {minutes} minutes. You may stop "
+    "In this study you compare pairs of pictures. It takes about {minutes}. You may stop "
     "at any time, and withdraw what you have answered. What is kept: your answers, their times, "
     "the size of your window, and a random code in place of your name, which a cookie keeps in "
     "your browser. Nothing is sent to anybody but the server of this study."
@@ -85,7 +85,7 @@ class Options:
         at_least = {"trials": 0, "practice": 0, "checks": 0, "most_failed_checks": 0}
         at_least |= {"break_every": 0, "scale": 1, "invitations": 0, "seconds": 0}
         for name, least in at_least.items():
-            if (given := getattr(self, name)) < least:
+            if not least <= (given := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} = {given}; it must be at least {least}")
         if self.task not in QUESTIONS:
             raise ValueError(f"task = {self.task}; give 1 or 2")
@@ -133,6 +133,7 @@ class Study:
       images: names of the pictures of main trials, in the shuffled order.
       practice_images: names of the pictures of practice, then of checks.
       codes: of invited subjects; empty: everybody is let in.
+      identity: random; browsers keep a cookie of this name.
     """
 
     folder: epath.Path
@@ -143,6 +144,7 @@ class Study:
     images: tuple[str, ...]
     practice_images: tuple[str, ...]
     codes: tuple[str, ...]
+    identity: str = ""
 
     @property
     def alternatives(self) -> list[tuple[str, str]]:
@@ -158,10 +160,11 @@ class Study:
         return min(self.options.trials or 50, len(self.images))
 
     @property
-    def minutes(self) -> int:
-        """Roughly how long a subject takes."""
+    def duration(self) -> str:
+        """Roughly how long a subject takes, such as `5 minutes`."""
         count = self.num_trials + self.options.practice + self.options.checks
-        return max(1, math.ceil(count * (max(self.options.seconds, 3.0) + 2.0) / 60))
+        minutes = math.ceil(count * (max(self.options.seconds, 3.0) + 2.0) / 60)
+        return f"{minutes} minute{'s' * (minutes != 1)}"
 
     def trials(self, number: int) -> list[Trial]:
         """Returns the trials of a subject, in order; `number` counts subjects from 0."""
@@ -170,7 +173,8 @@ class Study:
         for t in range(number * count, (number + 1) * count):
             visit, place = divmod(t, len(self.images))
             turn, pair = divmod(visit + place, len(pairs_))
-            main.append(self._trial("main", self.images[place], pairs_[pair], turn % 2))
+            # Sides also change from pair to pair, so that few trials of a subject have both.
+            main.append(self._trial("main", self.images[place], pairs_[pair], (turn + pair) % 2))
         rng = np.random.default_rng([self.options.seed, number])
         rng.shuffle(main)
         plain = [
@@ -222,10 +226,12 @@ def make(
       ValueError: pictures have no partner, cannot be read, or have other sizes; there are too few.
     """
     folder = epath.Path(storage.absolute(folder))
+    if options.until and datetime.date.fromisoformat(options.until) < datetime.date.today():
+        raise ValueError(f"until = {options.until!r} is over; give a day to come")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; give a folder that does not")
     for reserved in {"input", REFERENCE, _DEGRADED} & outputs.keys():
-        raise ValueError(f"{reserved!r} is what pictures are called; call the method otherwise")
+        raise ValueError(f"a method cannot be called {reserved!r}; give it another name")
     if not outputs:
         raise ValueError("there is no method; give the folder of at least one")
     if (options.task == 1) != bool(low_resolution):
@@ -284,12 +290,19 @@ def make(
         tuple(order[num_plain:]),
         tuple(order[:num_plain]),
         tuple(secrets.token_urlsafe(9) for _ in range(options.invitations)),
+        secrets.token_hex(6),
     )
-    (folder / _IMAGES).mkdir(parents=True, exist_ok=True)
+    # Under another name until it is whole.
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        partial.rmtree()
+    (partial / _IMAGES).mkdir(parents=True)
     for file, content in made.items():
-        storage.write_whole(folder / _IMAGES / file, content)
-    # Last, since it makes the folder a study.
-    storage.write_whole(folder / _FILE, (json.dumps(_as_json(study), indent=1) + "\n").encode())
+        (partial / _IMAGES / file).write_bytes(content)
+    (partial / _FILE).write_text(json.dumps(_as_json(study), indent=1) + "\n")
+    if folder.exists():
+        folder.rmdir()  # which is empty
+    partial.rename(folder)
     return study
 
 

@@ -26,10 +26,15 @@ def values(study: Study, findings: Findings) -> dict[str, Any]:
     return {
         "question": QUESTIONS[study.options.task],
         "summary": (
-            f"Task {study.options.task} of the paper, shown {shown}. {people['took part']} people "
-            f"took part, {people['finished']} answered all, {people['left out']} were left out: "
-            f"they missed more than {study.options.most_failed_checks} of "
-            f"{study.options.checks} plain pairs."
+            f"Task {study.options.task} of the paper, shown {shown}. People who took part: "
+            f"{people['took part']}, who answered all: {people['finished']}, left out: "
+            f"{people['left out']}"
+            + (
+                f" (they missed more than {study.options.most_failed_checks} of "
+                f"{study.options.checks} plain pairs)."
+                if people["left out"]
+                else "."
+            )
         ),
         "rates": [_rate(study, method, rate) for method, rate in findings.fool_rates.items()],
         "scores": [
@@ -60,11 +65,13 @@ def of_folder(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
-    if not rate.trials:
-        empty = {"share": "no answers", "interval": "", "low": None, "high": None, "at": None}
-        empty |= {"trials": 0, "subjects": 0, "images": 0, "doubled": "", "needed": ""}
-        return {"method": method, **empty}
     share = rate.share
+    counts = {"trials": rate.trials, "subjects": rate.subjects, "images": rate.images}
+    if math.isnan(share.low):
+        empty = {"share": _percent(share.value) if rate.trials else "no answers"}
+        empty["interval"] = "(too few subjects or pictures)" if rate.trials else ""
+        empty |= {"low": None, "high": None, "at": None, "doubled": "", "needed": ""}
+        return {"method": method, **counts, **empty}
     each = rate.trials / rate.subjects
     doubled = rate.half_width(2 * rate.subjects, rate.images, each)
     difference = abs(share.value - 0.5)
@@ -76,9 +83,7 @@ def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
         "low": 1000 * share.low,
         "high": 1000 * share.high,
         "at": 1000 * share.value,
-        "trials": rate.trials,
-        "subjects": rate.subjects,
-        "images": rate.images,
+        **counts,
         "doubled": f"±{100 * doubled:.1f} points",
         "needed": str(max(2, math.ceil(needed))) if math.isfinite(needed) else "more pictures",
     }
@@ -87,7 +92,7 @@ def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
 def _notes(study: Study, findings: Findings) -> list[str]:
     left = findings.left
     notes = []
-    if not math.isnan(left.value):
+    if not math.isnan(left.low):
         off = "" if left.low <= 0.5 <= left.high else ": people prefer a side"
         notes.append(f"The left side was chosen in {_percent(left.value)} {_brackets(left)}{off}.")
     if not math.isnan(findings.agreement):
@@ -126,8 +131,8 @@ def write(study: Study, answers: Sequence[Answer]) -> Findings:
         "protocol": [
             f"Each subject: {each}; no picture twice. Order, sides and pairs are balanced, by the "
             f"seed {options.seed}.",
-            f"Pictures: {len(study.images)}, a pixel on {options.scale} of the screen (a whole "
-            "number more on dense screens).",
+            f"{len(study.images)} pictures; each of their pixels covers {options.scale} by "
+            f"{options.scale} pixels of the screen, on dense screens a whole multiple.",
             "Pairs: " + "; ".join(" against ".join(pair) for pair in study.alternatives) + ".",
             "Times are those of the browser: from the frame that shows the pictures to the one "
             "that does not.",
@@ -141,8 +146,10 @@ def write(study: Study, answers: Sequence[Answer]) -> Findings:
     return findings
 
 
-def export(answers: Sequence[Answer], path: epath.PathLike) -> None:
+def export(study: Study, answers: Sequence[Answer], path: epath.PathLike) -> None:
     """Writes one row for each answer, as CSV or Parquet by the ending of the path.
+
+    Subjects have numbers there: with the code of a subject, anyone could answer in its place.
 
     Raises:
       FileExistsError: there is such a file.
@@ -161,8 +168,18 @@ def export(answers: Sequence[Answer], path: epath.PathLike) -> None:
             import pyarrow  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed; pip install 'sr3_jax[web]'") from error
-    rows = [{**one._asdict(), "chosen": one.chosen, "is_right": one.is_right} for one in answers]
-    table = pd.DataFrame(rows, columns=[*Answer._fields, "chosen", "is_right"])
+    excluded = analysis.excluded_subjects(study, answers)
+    rows = [
+        {
+            **one._asdict(),
+            "chosen": one.chosen,
+            "is_right": None if one.kind == "main" else one.is_right,
+            "is_left_out": one.subject in excluded,
+        }
+        for one in answers
+    ]
+    columns = [*Answer._fields[1:], "chosen", "is_right", "is_left_out"]
+    table = pd.DataFrame(rows, columns=columns).astype({"is_right": "boolean"})
     content = io.BytesIO()
     if path.suffix == ".csv":
         table.to_csv(content, index=False)

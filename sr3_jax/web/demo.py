@@ -36,6 +36,12 @@ class Demo:
         self._open: dict[str, int] = {}  # connections of each page
         self._of_page: dict[str, demo_jobs.Upscaling] = {}
         self._ending: set[asyncio.Task] = set()
+        self._is_ending = False
+
+    def end(self) -> None:
+        """Ends all streams of events, and asks the work to end."""
+        self._is_ending = True
+        self._upscalings.stop_all()
 
     def app(self) -> types.ASGIApp:
         """Returns the application."""
@@ -66,8 +72,8 @@ class Demo:
             self._open[page] = self._open.get(page, 0) + 1
             try:
                 yield _event({"about": self._about})
-                told, quiet = None, 0.0
-                while True:
+                told, quiet = ..., 0.0
+                while not self._is_ending:
                     state = self._state(page)
                     if state != told:
                         told, quiet = state, 0.0
@@ -119,7 +125,8 @@ class Demo:
         try:
             content = await _content(request)
             given = request.query_params
-            numbers = [_number(given, name) for name in ("steps", "seed", "samples")]
+            least = {"steps": 1, "seed": 0, "samples": 1}
+            numbers = [_number(given, name, least[name]) for name in least]
             await self._forget(page)
             added = await asyncio.to_thread(
                 self._upscalings.add, given.get("name", ""), content, *numbers
@@ -169,10 +176,10 @@ def _file(path: pathlib.Path, name: str) -> FileResponse:
     return FileResponse(path, filename=name or None, headers=headers)
 
 
-def _number(given: Mapping[str, str], name: str) -> int:
+def _number(given: Mapping[str, str], name: str, least: int) -> int:
     text = given.get(name, "")
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"{name} = {text!r}; give a whole number of 0 to 999999999")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise ValueError(f"{name} = {text!r}; give a whole number of at least {least}")
     return int(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
@@ -23,7 +24,8 @@ from sr3_jax.inference.super_resolver import SuperResolver
 MOST_SAMPLES = 8
 _NUM_SNAPSHOTS = 24  # of a refinement, at most
 _SECONDS_BETWEEN = 0.3  # them, at least
-_LONGEST_NAME = 100  # characters of a file name that are kept
+_LONGEST_NAME = 150  # bytes of a file name that are kept
+_INPUT = "input"  # folder of the picture that was sent
 
 
 class _Stopped(Exception):
@@ -104,10 +106,15 @@ class Upscalings:
         options = inputs.UpscaleOptions(steps, seed)
         self.resolver.nfe(steps)  # raises if the schedule cannot have them
         opened = image_files.open_file(content)
-        self.resolver.check_fits(opened.shape[:2])
+        try:
+            self.resolver.check_fits(opened.shape[:2])
+        except ValueError as error:
+            why = str(error).partition("; use")[0]
+            raise ValueError(f"{why}; send a smaller picture, or a part of it") from error
         name = safe_name(name)
         folder = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
-        (folder / name).write_bytes(content)
+        (folder / _INPUT).mkdir()
+        (folder / _INPUT / name).write_bytes(content)
         options = dataclasses.replace(options, num_samples=samples)
         added = Upscaling(folder, name, options)
         with self._changed:
@@ -137,14 +144,18 @@ class Upscalings:
             self._changed.wait_for(lambda: self._current is not upscaling, timeout=60)
         shutil.rmtree(upscaling.folder, ignore_errors=True)
 
+    def stop_all(self) -> None:
+        """Asks all to end, without waiting."""
+        for upscaling in [*self._waiting, self._current]:
+            if upscaling:
+                upscaling.stop()
+
     def close(self) -> None:
         """Ends all, and removes the folder."""
+        self.stop_all()
         with self._changed:
             self._is_open = False
-            everyone = [*self._waiting, *([self._current] if self._current else [])]
-            self._changed.notify()
-        for upscaling in everyone:
-            self.stop(upscaling)
+            self._changed.notify_all()
         self._thread.join(timeout=60)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -173,7 +184,11 @@ class Upscalings:
             one.change(seconds=time.monotonic() - begin)
 
     def _upscale(self, one: Upscaling, begin: float) -> None:
-        resolver, count, path = self.resolver, one.options.num_samples, one.folder / one.name
+        resolver, count, path = (
+            self.resolver,
+            one.options.num_samples,
+            one.folder / _INPUT / one.name,
+        )
         read = image_files.read_picture(str(path))
         height, width = host_images.output_size(read.pixels.shape[:2], resolver.factor)
         one.change(size=(width, height))
@@ -214,7 +229,7 @@ class Upscalings:
 
         one.check()
         watched = _Watched(self.resolver, watch)
-        source = inputs.find_inputs(one.folder / one.name)
+        source = inputs.find_inputs(one.folder / _INPUT / one.name)
         (record,) = upscale_files.upscale_files(watched, source, output, options, progress)
         if record.error:
             raise ValueError(record.error)
@@ -264,8 +279,11 @@ def _as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def safe_name(name: str) -> str:
-    """Returns the last part of a file name, without characters that mean something elsewhere."""
+    """Returns the last part of a file name, as a file may be called on this machine."""
     name = re.split(r"[\\/]", name)[-1]
-    name = re.sub(r"[^\w.,()+@ -]", "_", name).strip(". ") or "picture"
-    stem, dot, suffix = name.rpartition(".")
-    return (stem[:_LONGEST_NAME] + dot + suffix[:10]) if dot else name[:_LONGEST_NAME]
+    forbidden = r"[\x00-\x1f\x7f]" if os.name != "nt" else r'[\x00-\x1f\x7f<>:"|?*]'
+    name = re.sub(forbidden, "_", name).strip(". ") or "picture"
+    stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
+    suffix = dot + suffix[:10]
+    stem = stem.encode()[: _LONGEST_NAME - len(suffix.encode())].decode(errors="ignore")
+    return stem + suffix

@@ -6,11 +6,12 @@ import base64
 import contextlib
 import hmac
 import pathlib
+import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette import types
@@ -66,7 +67,8 @@ class Guard:
             await self.app(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> PlainTextResponse | None:
-        if self._is_local and headers.get("host", "").rpartition(":")[0] not in _LOOPBACK:
+        name = re.sub(r":\d+$", "", headers.get("host", ""))
+        if self._is_local and name not in _LOOPBACK:
             return PlainTextResponse("this page is for browsers on its own machine\n", 403)
         if self._password and not _knows(headers.get("authorization", ""), self._password):
             asks = {"www-authenticate": 'Basic realm="sr3_jax", charset="UTF-8"'}
@@ -121,7 +123,12 @@ def listening(address: Address) -> Iterator[socket.socket]:
 
 
 def serve(
-    app: types.ASGIApp, opened: socket.socket, address: Address, *, has_password: bool = True
+    app: types.ASGIApp,
+    opened: socket.socket,
+    address: Address,
+    *,
+    has_password: bool = True,
+    on_exit: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until Ctrl-C or SIGTERM, and prints where.
 
@@ -130,6 +137,7 @@ def serve(
       opened: the socket of `listening`.
       address: whose it is.
       has_password: whether other machines are asked for a password.
+      on_exit: called once the server is asked to end, before it waits for open connections.
     """
     password = address.password
     if has_password and address.listen and not password:
@@ -151,4 +159,14 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_SECONDS_TO_END,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    _Server(config, on_exit).run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._on_exit()
+        super().handle_exit(sig, frame)

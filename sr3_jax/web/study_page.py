@@ -19,7 +19,6 @@ from sr3_jax.study.answers import Answers, Window
 from sr3_jax.study.design import CONSENT, QUESTIONS
 from sr3_jax.web import serving
 
-_COOKIE = "sr3_study"
 _DAYS = 60  # that a browser keeps the code of its subject
 _MOST_BYTES = 4096  # of a request
 _MOST = 1e8  # of a number that a browser tells: milliseconds, or pixels
@@ -31,6 +30,8 @@ class StudyPage:
     def __init__(self, answers: Answers) -> None:
         """Stores the database."""
         self._answers, self._study = answers, answers.study
+        # Cookies are those of all ports of a machine, and so of all its studies.
+        self._cookie = f"sr3_study_{self._study.identity}"
 
     def app(self) -> types.ASGIApp:
         """Returns the application."""
@@ -53,14 +54,14 @@ class StudyPage:
         return Starlette(routes=routes, lifespan=lifespan)
 
     async def _session(self, request: Request) -> Response:
-        return await self._told(self._state, _code(request))
+        return await self._told(self._state, self._code(request))
 
     async def _begin(self, request: Request) -> Response:
         given = await _given(request)
         window = Window(
             *(int(_number(given, name)) for name in ("width", "height")), _number(given, "ratio")
         )
-        code = _code(request)
+        code = self._code(request)
         if not self._study.codes and await asyncio.to_thread(self._answers.progress, code) is None:
             code = ""  # of another study, or made up
 
@@ -72,7 +73,7 @@ class StudyPage:
         if answer.status_code == 200:
             made = json.loads(answer.body)["code"]
             answer.set_cookie(
-                _COOKIE, made, max_age=_DAYS * 86400, httponly=True, samesite="strict"
+                self._cookie, made, max_age=_DAYS * 86400, httponly=True, samesite="strict"
             )
         return answer
 
@@ -81,13 +82,18 @@ class StudyPage:
 
         def add() -> dict[str, Any]:
             times = (_number(given, name) for name in ("shown_ms", "answered_ms"))
-            trial, code = int(_number(given, "trial")), _code(request)
+            trial, code = int(_number(given, "trial")), self._code(request)
             return {"is_kept": self._answers.add(code, trial, given.get("side", ""), *times)}
 
         return await self._told(add)
 
     async def _withdraw(self, request: Request) -> Response:
-        return await self._told(lambda: self._answers.withdraw(_code(request)) or {})
+        return await self._told(lambda: self._answers.withdraw(self._code(request)) or {})
+
+    def _code(self, request: Request) -> str:
+        """Returns the subject's code: of an invitation's address, or of the browser's cookie."""
+        invited = request.query_params.get("code", "") if self._study.codes else ""
+        return (invited or request.cookies.get(self._cookie, ""))[:100]
 
     def _state(self, code: str) -> dict[str, Any]:
         """Returns all that the page needs: what is left, without what is expected of checks."""
@@ -96,12 +102,13 @@ class StudyPage:
         told = {
             "title": options.title,
             "question": QUESTIONS[options.task],
-            "consent": (options.consent or CONSENT).replace("{minutes}", str(study.minutes)),
+            "consent": (options.consent or CONSENT).replace("{minutes}", study.duration),
             "seconds": options.seconds,
             "scale": options.scale,
             "breakEvery": options.break_every,
             "hasChecks": options.checks > 0,
             "isOver": study.is_over,
+            "isInvited": not study.codes or code in study.codes,
             "hasBegun": progress is not None,
             "isWithdrawn": bool(progress and progress.is_withdrawn),
             "trials": [],
@@ -139,11 +146,6 @@ class StudyPage:
 
 async def _page(_: Request) -> Response:
     return FileResponse(serving.PAGES / "study.html")
-
-
-def _code(request: Request) -> str:
-    """Returns the subject's code: of the invitation's address, or of the browser's cookie."""
-    return (request.query_params.get("code") or request.cookies.get(_COOKIE, ""))[:100]
 
 
 async def _given(request: Request) -> dict[str, Any]:

@@ -8,8 +8,16 @@ const stream = new EventSource(`/events?page=${page}`);
 stream.onmessage = (event) => {
   const told = JSON.parse(event.data);
   if (told.about) introduce(told.about);
-  if ("state" in told) { state = told.state; show(); }
+  if ("state" in told) {
+    const isLost = state && !told.state;
+    state = told.state;
+    show();
+    if (isLost) say("The server was started anew, or waited too long for this page. Please send the picture again.", true);
+  }
 };
+// A page that is left ends its work; the back button loads it anew.
+addEventListener("pagehide", () => stream.close());
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 stream.onerror = () => say("The connection to the server is lost; the page tries again.", true);
 
 function introduce(about) {
@@ -128,6 +136,7 @@ function view() {
     image.alt = `${shown[side]}, on the ${side}`;
     image.classList.toggle("source", shown[side] === "input");
   }
+  $("legend").hidden = !Object.values(shown).includes("deviation");
   resize();
 }
 

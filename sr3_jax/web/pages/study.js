@@ -69,16 +69,18 @@ class Pair {
     const root = element("div", { className: "pair" }, ...parts);
     const width = pictures.left.width;
     const arrange = () => {
+      notice(document.documentElement.clientWidth < needed(study) ? "Your window is too narrow for the pictures." : "");
       const columns = pictures.middle && innerWidth >= 3 * width + 4 * GAP ? 3 : 2;
       root.classList.toggle("three", columns === 3);
       root.classList.toggle("above", columns === 2 && Boolean(pictures.middle));
       if (columns === 2 && pictures.middle) root.insertBefore(pictures.middle.root, pictures.left.root);
       else if (pictures.middle) root.insertBefore(pictures.middle.root, pictures.right.root);
+      Object.values(pictures).forEach(({ box }) => snap(box));
     };
-    arrange();
     addEventListener("resize", arrange);
     display.replaceChildren(element("section", { className: "trial" }, element("p", { textContent: study.question }), root, live,
       element("p", { className: "count", textContent: count })));
+    arrange();
     await pause(1000 * SECONDS_OF_REST);
     const images = Object.values(pictures).map((one) => one.image);
 
@@ -103,7 +105,7 @@ class Pair {
     // Answered in another window: the server knows what is next.
     if (!kept.is_kept) return location.reload();
     if (shown.isPractice) {
-      live.textContent = side === shown.expected ? "Yes, that is the better one." : "No, the other one is better.";
+      live.textContent = side === shown.expected ? "Yes, that is the photograph." : "No, the other one is the photograph.";
       await pause(1500);
     }
     this.jsPsych.finishTrial({});
@@ -124,6 +126,25 @@ async function picture(shown, side, scale) {
   button.setAttribute("aria-keyshortcuts", side === "left" ? "ArrowLeft" : "ArrowRight");
   if (side !== "middle") root.append(button);
   return { root, image, button, box, width: shown.width * by };
+}
+
+// Moves a box to whole pixels of the screen; else rows are doubled or dropped where a pixel of the browser is
+// not a whole number of them.
+function snap(box) {
+  box.style.left = box.style.top = "0px";
+  const { left, top } = box.getBoundingClientRect(), ratio = devicePixelRatio;
+  let step = 1; // CSS pixels that are a whole number of the screen's; at last one pixel of the screen
+  while (step <= 16 && Math.abs(step * ratio - Math.round(step * ratio)) > 1e-3) step += 1;
+  if (step > 16) step = 1 / ratio;
+  const off = (at) => `${Math.round(at / step) * step - at}px`;
+  box.style.left = off(left + scrollX);
+  box.style.top = off(top + scrollY);
+}
+
+// CSS pixels that two pictures beside each other need.
+function needed(study) {
+  const by = (study.scale * Math.max(1, Math.round(devicePixelRatio))) / devicePixelRatio;
+  return Math.ceil(2 * by * Math.max(...study.trials.map((one) => one.width)) + 3 * GAP);
 }
 
 function answer(pictures) {
@@ -154,11 +175,10 @@ function stop(text) {
 
 // Waits until two pictures fit beside each other.
 async function wait(study) {
-  const by = (study.scale * Math.max(1, Math.round(devicePixelRatio))) / devicePixelRatio;
-  const needed = Math.ceil(2 * by * Math.max(...study.trials.map((one) => one.width)) + 3 * GAP);
-  while (document.documentElement.clientWidth < needed) {
-    stop(`Your window is ${document.documentElement.clientWidth} pixels wide, and the pictures need ${needed}. ` +
+  while (document.documentElement.clientWidth < needed(study)) {
+    stop(`Your window is ${document.documentElement.clientWidth} pixels wide, and the pictures need ${needed(study)}. ` +
       "Make it wider, turn your telephone, or use a larger screen.");
+    $("withdraw").hidden = false;
     await new Promise((resolve) => addEventListener("resize", resolve, { once: true }));
   }
 }
@@ -203,7 +223,12 @@ async function main() {
   if (study.error) return stop(study.error);
   document.title = study.title;
   if (study.isWithdrawn) return stop("Your answers were withdrawn. Thank you for your time.");
-  if (study.isOver) return stop("This study is over. Thank you for your interest.");
+  if (study.isOver) {
+    stop("This study is over. Thank you for your interest.");
+    $("withdraw").hidden = !study.hasBegun;
+    return;
+  }
+  if (!study.isInvited) return stop("This study is for invited people. Please use the address that you were sent.");
   if (!study.hasBegun) study = await begin(study);
   if (study.error) return stop(study.error);
   $("withdraw").hidden = false;
@@ -217,6 +242,7 @@ async function main() {
     notice("");
     await jsPsych.run(timeline(study));
   }
+  $("withdraw").textContent = "Withdraw my answers";
   $("stage").replaceChildren(element("section", { className: "text" }, element("h1", { textContent: "Thank you" }),
     element("p", { textContent: "All your answers are kept. You may close this window." })));
 }
