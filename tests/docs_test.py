@@ -270,7 +270,7 @@ def _missing_of_command(words: list[str]) -> list[str]:
         first = [os.path.basename(word) for word in words].index("sr3") + 1
         command = words[first : first + 1]
         if command == ["study"]:  # of two words; `new|serve|report` stands for all
-            command = ["study_" + word for word in words[first + 1 : first + 2][0].split("|")]
+            command = ["study_" + word for word in (words[first + 1 :] or ["new"])[0].split("|")]
         if command and command[0] in commands.NAMES:
             known = flags.FlagValues()
             commands.module(command[0]).define_flags(known)
