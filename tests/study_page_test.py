@@ -3,12 +3,15 @@
 import contextlib
 import io
 import signal
+import subprocess
+import sys
 import time
 
 import browser as chromium
 import numpy as np
 import page_server
 import pytest
+import small_run
 import study_example
 from page_server import until
 from PIL import Image
@@ -72,6 +75,34 @@ def test_studies_of_one_machine_have_subjects_of_their_own(browser, shared, make
         browser.get(address)
         go_on(browser)
         assert number(browser) == "2 of 3"
+
+
+def test_one_command_makes_and_serves_and_goes_on(browser, make, tmp_path):
+    outputs = study_example.write_pictures(tmp_path / "pictures", methods=("sharp",))
+    flags = [
+        f"--study={tmp_path / 'made'}",
+        f"--reference={tmp_path / 'pictures' / REFERENCE}",
+        f"--outputs=sharp={outputs['sharp']}",
+        "--serve",
+        "--port=0",
+        "--practice=0",
+        "--seconds=0",
+    ]
+    with page_server.Server("study_new", tmp_path / "log", *flags) as server:
+        begin(browser, server.address)
+        count = number(browser)
+        browser.find_element(By.CSS_SELECTOR, ".left button").click()
+        after(browser, count)
+        server.end(signal.SIGKILL)
+    flags[4] = f"--port={server.port}"
+    with page_server.Server("study_new", tmp_path / "log", *flags) as server:
+        browser.get(server.address)
+        go_on(browser)
+        assert number(browser).startswith("2 of")
+    assert len(rows(design.load(tmp_path / "made"))) == 1
+    command = [sys.executable, "-m", "sr3_jax.main", "--mode=study_new", *flags, "--seed=1"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=small_run.ROOT)
+    assert ended.returncode == 2 and "other options or methods" in ended.stderr
 
 
 @contextlib.contextmanager

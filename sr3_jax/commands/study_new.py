@@ -1,7 +1,7 @@
 """Makes a study of what people see, of folders of pictures: the paper's fool rates.
 
 sr3 study new --study=DIR --reference=FOLDER --outputs=NAME=FOLDER,NAME=FOLDER \
-    [--task=1 --low_resolution=FOLDER]
+    [--task=1 --low_resolution=FOLDER] [--serve]
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from absl import flags
 from etils import epath
 
-from sr3_jax.commands import demo, shared
+from sr3_jax.commands import demo, shared, study_serve
 from sr3_jax.data import storage
 
 _NUMBERS = {
@@ -48,6 +48,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("title", "Which picture?", "Heading of the page.", **of)
     meaning = "File with the text that subjects agree to. Default: what is kept, in four sentences."
     flags.DEFINE_string("consent", "", meaning, **of)
+    meaning = "Serve the study at once, as `sr3 study serve`; one that is there goes on."
+    flags.DEFINE_bool("serve", False, meaning, **of)
+    shared.define_address(values, "the page", study_serve.PORT, has_password=False)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:
@@ -71,9 +74,15 @@ def prepare(values: flags.FlagValues) -> shared.Job:
 
     def run() -> None:
         from sr3_jax.jobs import studying
+        from sr3_jax.web import serving
 
         studying.make(
-            epath.Path(values.study), values.reference, outputs, values.low_resolution, options
+            epath.Path(values.study),
+            values.reference,
+            outputs,
+            values.low_resolution,
+            options,
+            serving.Address(values.port, values.listen) if values.serve else None,
         )
 
     return shared.Job(run)

@@ -10,13 +10,13 @@ from etils import epath
 
 from sr3_jax.commands import demo, shared
 
-_PORT = 7870
+PORT = 7870
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the page."""
     flags.DEFINE_string("study", None, "Folder of the study.", flag_values=values)
-    shared.define_address(values, "the page", _PORT, has_password=False)
+    shared.define_address(values, "the page", PORT, has_password=False)
 
 
 def prepare(values: flags.FlagValues) -> shared.Job:

@@ -18,8 +18,23 @@ def make(
     outputs: Mapping[str, str],
     low_resolution: str,
     options: design.Options,
+    address: serving.Address | None = None,
 ) -> None:
-    """Makes a study (`design.make`), and prints what it is."""
+    """Makes a study (`design.make`), prints what it is, and serves it at an address, if any.
+
+    Served again, a study that was made so goes on.
+
+    Raises:
+      ValueError: the study in the folder was made with other options.
+    """
+    if address and (folder / design.FILE).exists():
+        made = design.load(folder)
+        if (made.options, made.methods) != (options, tuple(outputs)):
+            raise ValueError(
+                f"{folder} is a study of other options or methods; give another folder, or `sr3 "
+                "study serve` to go on with that one"
+            )
+        return serve(folder, address)
     study = design.make(folder, reference, outputs, low_resolution, options)
     plain = options.practice + options.checks
     pairs = ", ".join(" against ".join(pair) for pair in study.alternatives)
@@ -32,6 +47,8 @@ def make(
         path = study.folder / "invitations.txt"
         storage.write_whole(path, "".join(f"/?code={code}\n" for code in study.codes).encode())
         print(f"what follows the page's address, one line for each subject: {path}")
+    if address:
+        return serve(study.folder, address)
     print(f"sr3 study serve --study={study.folder}")
 
 

@@ -36,7 +36,7 @@ CONSENT = (
     "the size of your window, and a random code in place of your name, which a cookie keeps in "
     "your browser. Nothing is sent to anybody but the server of this study."
 )
-_FILE = "study.json"
+FILE = "study.json"
 _IMAGES = "images"
 _VERSION = 1
 _DEGRADED = "degraded"
@@ -299,7 +299,7 @@ def make(
     (partial / _IMAGES).mkdir(parents=True)
     for file, content in made.items():
         (partial / _IMAGES / file).write_bytes(content)
-    (partial / _FILE).write_text(json.dumps(_as_json(study), indent=1) + "\n")
+    (partial / FILE).write_text(json.dumps(_as_json(study), indent=1) + "\n")
     if folder.exists():
         folder.rmdir()  # which is empty
     partial.rename(folder)
@@ -319,7 +319,7 @@ def load(folder: epath.PathLike) -> Study:
       FileNotFoundError: the folder has none.
       ValueError: the file is damaged, or of another version.
     """
-    path = epath.Path(storage.absolute(folder)) / _FILE
+    path = epath.Path(storage.absolute(folder)) / FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make a study by `sr3 study new`")
     try:
