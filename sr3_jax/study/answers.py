@@ -25,13 +25,13 @@ CREATE TABLE IF NOT EXISTS subjects (
   code TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, began TEXT NOT NULL,
   width INTEGER NOT NULL, height INTEGER NOT NULL, ratio REAL NOT NULL,
   withdrawn INTEGER NOT NULL DEFAULT 0
-) STRICT;
+);
 CREATE TABLE IF NOT EXISTS answers (
   subject TEXT NOT NULL REFERENCES subjects (code), trial INTEGER NOT NULL, kind TEXT NOT NULL,
   image TEXT NOT NULL, left TEXT NOT NULL, right TEXT NOT NULL, side TEXT NOT NULL,
   shown_ms REAL NOT NULL, answered_ms REAL NOT NULL, at TEXT NOT NULL,
   PRIMARY KEY (subject, trial)
-) STRICT;
+);
 """
 
 
