@@ -260,7 +260,7 @@ def test_what_decides_which_network_it_is_may_not_change():
         *("data", "diffusion", "method", "model", "train", "units")
     }
     assert {key for key in kept if key.startswith(("data.", "train."))} == {
-        *("data.image_size", "data.low_resolution", "data.white_level"),
+        *("data.image_size", "data.low_resolution", "data.white_level", "data.upsampling"),
         *("data.channels", "data.source_channels", "data.maps", "data.missing"),
         *("train.loss", "train.loss_weight", "train.source_noise", "train.label_dropout"),
     }
