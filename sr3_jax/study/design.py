@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import json
 import math
@@ -226,6 +225,47 @@ def make(
       ValueError: pictures have no partner, cannot be read, or have other sizes; there are too few.
     """
     folder = epath.Path(storage.absolute(folder))
+    _check(folder, outputs, low_resolution, options)
+    given = {REFERENCE: reference, **outputs}
+    if low_resolution:
+        given["input"] = low_resolution
+    sources = {name: folders.folder(epath.Path(path)) for name, path in given.items()}
+    matched = dict(zip(given, pairs.match(*sources.values()), strict=True))
+    names = [ref.name for ref in sources[REFERENCE]]
+    plain, main = _divided(names, options)
+    # Under another name until it is whole.
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        partial.rmtree()
+    (partial / _IMAGES).mkdir(parents=True)
+    files, sizes = {}, {}
+    try:
+        for i, name in enumerate(names):
+            pictures = _pictures({key: images[i] for key, images in matched.items()}, name in plain)
+            height, width, _ = pictures[REFERENCE].shape
+            # Names that tell subjects nothing.
+            files[name] = {key: f"{secrets.token_hex(10)}.png" for key in pictures}
+            sizes[name] = width, height
+            for key, pixels in pictures.items():
+                (partial / _IMAGES / files[name][key]).write_bytes(image_files.encode_image(pixels))
+    except BaseException:
+        partial.rmtree()
+        raise
+    codes = tuple(secrets.token_urlsafe(9) for _ in range(options.invitations))
+    study = Study(
+        folder, options, tuple(outputs), files, sizes, main, plain, codes, secrets.token_hex(6)
+    )
+    (partial / FILE).write_text(json.dumps(_as_json(study), indent=1) + "\n")
+    if folder.exists():
+        folder.rmdir()  # which is empty
+    partial.rename(folder)
+    return study
+
+
+def _check(
+    folder: epath.Path, outputs: Mapping[str, str], low_resolution: str, options: Options
+) -> None:
+    """Raises as `make`, before anything is read."""
     if options.until and datetime.date.fromisoformat(options.until) < datetime.date.today():
         raise ValueError(f"until = {options.until!r} is over; give a day to come")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -237,73 +277,49 @@ def make(
     if (options.task == 1) != bool(low_resolution):
         needs = "shows the low resolution, and needs" if options.task == 1 else "does not take"
         raise ValueError(f"task {options.task} {needs} a folder of low resolutions")
-    given = {REFERENCE: reference, **outputs}
-    if low_resolution:
-        given["input"] = low_resolution
-    sources = {name: folders.folder(epath.Path(path)) for name, path in given.items()}
-    matched = dict(zip(given, pairs.match(*sources.values()), strict=True))
-    names = [ref.name for ref in sources[REFERENCE]]
+
+
+def _divided(names: Sequence[str], options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the pictures of practice and checks, and those of main trials, both shuffled.
+
+    Raises:
+      ValueError: there are too few.
+    """
     num_plain = options.practice + options.checks
     if len(names) <= num_plain:
         raise ValueError(
             f"{len(names)} pictures are too few: {num_plain} are taken for practice and checks, "
             "and subjects compare others; give more pictures, or fewer of those"
         )
-    rng = np.random.default_rng(options.seed)
-    order = [names[i] for i in rng.permutation(len(names))]
     if options.trials > len(names) - num_plain:
         raise ValueError(
             f"trials = {options.trials}, but no subject sees a picture twice and "
             f"{len(names) - num_plain} are left after practice and checks"
         )
-    files, sizes = {}, {}
-    made = {}
-    for i, name in enumerate(names):
-        pictures = {key: _shown(images[i]) for key, images in matched.items()}
-        if low_resolution:
-            pictures["input"] = _enlarged(pictures["input"], pictures[REFERENCE].shape[:2])
-        shape = pictures[REFERENCE].shape
-        for key, pixels in pictures.items():
-            if pixels.shape != shape:
-                raise ValueError(
-                    f"{name}: {key} is {pixels.shape[1]}x{pixels.shape[0]}, and the reference "
-                    f"{shape[1]}x{shape[0]}; give pictures of one size"
-                )
-        if name in order[:num_plain]:
-            kept = {key: pictures[key] for key in (REFERENCE, "input") if key in pictures}
-            pictures = {**kept, _DEGRADED: _degraded(pictures[REFERENCE])}
-        files[name] = {}
-        for key, pixels in pictures.items():
-            # The name tells subjects nothing, and the same study gets the same names.
-            text = f"{options.seed}/{name}/{key}"
-            content = image_files.encode_image(pixels)
-            digest = hashlib.sha256(text.encode("utf-8", "surrogateescape") + content).hexdigest()
-            files[name][key] = f"{digest[:20]}.png"
-            made[files[name][key]] = content
-        sizes[name] = shape[1], shape[0]
-    study = Study(
-        folder,
-        options,
-        tuple(outputs),
-        files,
-        sizes,
-        tuple(order[num_plain:]),
-        tuple(order[:num_plain]),
-        tuple(secrets.token_urlsafe(9) for _ in range(options.invitations)),
-        secrets.token_hex(6),
-    )
-    # Under another name until it is whole.
-    partial = folder.with_name(f".{folder.name}.partial")
-    if partial.exists():
-        partial.rmtree()
-    (partial / _IMAGES).mkdir(parents=True)
-    for file, content in made.items():
-        (partial / _IMAGES / file).write_bytes(content)
-    (partial / FILE).write_text(json.dumps(_as_json(study), indent=1) + "\n")
-    if folder.exists():
-        folder.rmdir()  # which is empty
-    partial.rename(folder)
-    return study
+    order = np.random.default_rng(options.seed).permutation(len(names))
+    shuffled = tuple(names[i] for i in order)
+    return shuffled[:num_plain], shuffled[num_plain:]
+
+
+def _pictures(refs: Mapping[str, Any], is_plain: bool) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
+    """Reads what is shown of a picture; raises ValueError if sizes differ."""
+    pictures = {
+        key: np.ascontiguousarray(image_files.to_8_bits(ref.read().image))
+        for key, ref in refs.items()
+    }
+    shape = pictures[REFERENCE].shape
+    if "input" in pictures:
+        pictures["input"] = _enlarged(pictures["input"], shape[:2])
+    for key, pixels in pictures.items():
+        if pixels.shape != shape:
+            raise ValueError(
+                f"{refs[REFERENCE].name}: {key} is {pixels.shape[1]}x{pixels.shape[0]}, and the "
+                f"reference {shape[1]}x{shape[0]}; give pictures of one size"
+            )
+    if not is_plain:
+        return pictures
+    kept = {key: pictures[key] for key in (REFERENCE, "input") if key in pictures}
+    return {**kept, _DEGRADED: _degraded(pictures[REFERENCE])}
 
 
 def _as_json(study: Study) -> dict[str, Any]:
@@ -334,10 +350,6 @@ def load(folder: epath.PathLike) -> Study:
         return Study(path.parent, **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _shown(ref: Any) -> UInt8[np.ndarray, "h w 3"]:
-    return np.ascontiguousarray(image_files.to_8_bits(ref.read().image))
 
 
 def _enlarged(

@@ -36,7 +36,7 @@ def values(study: Study, findings: Findings) -> dict[str, Any]:
                 else "."
             )
         ),
-        "rates": [_rate(study, method, rate) for method, rate in findings.fool_rates.items()],
+        "rates": [_rate(method, rate) for method, rate in findings.fool_rates.items()],
         "scores": [
             {
                 "method": method,
@@ -46,7 +46,7 @@ def values(study: Study, findings: Findings) -> dict[str, Any]:
             }
             for method, score in findings.scores.items()
         ],
-        "notes": _notes(study, findings),
+        "notes": _notes(findings),
         "paper": [
             f"{task}: " + ", ".join(f"{name} {_percent(rate)}" for name, rate in rates.items())
             for task, rates in paper.FOOL_RATES.items()
@@ -64,7 +64,7 @@ def of_folder(folder: epath.PathLike) -> dict[str, Any]:
     return values(study, analysis.analyse(study, rows))
 
 
-def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
+def _rate(method: str, rate: Rate) -> dict[str, Any]:
     share = rate.share
     counts = {"trials": rate.trials, "subjects": rate.subjects, "images": rate.images}
     if math.isnan(share.low):
@@ -89,7 +89,7 @@ def _rate(study: Study, method: str, rate: Rate) -> dict[str, Any]:
     }
 
 
-def _notes(study: Study, findings: Findings) -> list[str]:
+def _notes(findings: Findings) -> list[str]:
     left = findings.left
     notes = []
     if not math.isnan(left.low):

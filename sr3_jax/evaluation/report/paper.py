@@ -24,8 +24,8 @@ _CLASS_CONDITIONAL = (
 )
 
 
-# Of the human study (section 4.3): how often an output was preferred to the photograph, by 50
-# subjects with 50 images each, shown for 3 seconds.
+# The human study of section 4.3: how often an output was preferred to the photograph. 50 subjects
+# saw 50 images each, for 3 seconds.
 FOOL_RATES = {
     "faces, 16x16 to 128x128": {
         "FSRGAN": 0.085,
