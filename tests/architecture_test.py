@@ -17,6 +17,7 @@ FLOORS = {
     "image_ops": 0,
     "sizes": 0,
     "scaling": 0,
+    "conformal": 0,
     "worker_processes": 0,
     "models": 1,
     "metrics": 1,

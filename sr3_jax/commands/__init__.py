@@ -17,6 +17,7 @@ NAMES = (
     "train",
     "evaluate",
     "tune_schedule",
+    "calibrate",
     "distill",
     "upscale",
     "demo",

@@ -12,7 +12,7 @@ from sr3_jax import command_line, released
 from sr3_jax import config as configs
 from sr3_jax.commands import shared
 from sr3_jax.data import image_files, storage
-from sr3_jax.inference import inputs
+from sr3_jax.inference import confidence, inputs
 from sr3_jax.inference.inputs import UpscaleOptions
 
 _FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "of each, at the size of the results."
     )
     flags.DEFINE_string("maps", "", meaning, **of)
+    shared.define_promise(values)
     flags.DEFINE_bool("animate", False, "Also write a GIF from noise to picture.", **of)
     meaning = (
         "Format of the outputs; `same`: that of each input, or PNG where it cannot be written."
@@ -80,6 +81,10 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     )
     config = configs.with_sampling(configs.load(workdir / "config.json"), sampling)
     options = inputs.for_network(options, config)
+    promise = shared.promise(values)
+    if promise:
+        count = values.samples if values["samples"].present else None
+        options = confidence.with_band(options, workdir, promise, count)
     if storage.exists(values.output) and not storage.is_folder(values.output):
         raise NotADirectoryError(f"--output={values.output} is a file; give a folder")
     if not storage.exists(values.input):
@@ -102,6 +107,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
             epath.Path(values.output),
             options,
             sampling=sampling,
+            promise=promise,
             engine=values.engine,
             engine_options=engine_options if values.engine == "ray" else None,
             overwrite=values.overwrite,

@@ -18,7 +18,7 @@ from sr3_jax.data import source_kinds, storage
 from sr3_jax.data.source_kinds import Half
 from sr3_jax.metrics import registry
 
-_MADE_IN_WORKDIR = ("evaluation", "tuning", "generated")
+_MADE_IN_WORKDIR = ("evaluation", "calibration", "tuning", "generated")
 _IMAGENET_TARS = (
     "--config.data.path=ILSVRC2012_img_train.tar --config.data.eval_path=ILSVRC2012_img_val.tar"
 )

@@ -45,6 +45,7 @@ class Config(Section):
     parallel: training_sections.Parallel = training_sections.Parallel()
     checkpoint: training_sections.Checkpoint = training_sections.Checkpoint()
     evaluation: use_sections.Evaluation = use_sections.Evaluation()
+    calibration: use_sections.Calibration = use_sections.Calibration()
     tuning: use_sections.Tuning = use_sections.Tuning()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sr3_jax import conformal
 from sr3_jax.config.fields import MAX_STEPS, Section, Size, option
 from sr3_jax.metrics import registry
 
@@ -171,6 +172,27 @@ class Evaluation(Section):
         """File of the weights of each choice of `feature_metrics`; None to download them."""
         of_networks = registry.of("network")
         return {metric.option: getattr(self, metric.weights) or None for metric in of_networks}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration(Section):
+    """The intervals that `--mode=calibrate` makes of held-out images."""
+
+    num_images: int = option(
+        400,
+        "Number of held-out images, drawn by `config.seed`. 0: all. A quarter shapes the "
+        "intervals, half sets their width, and a quarter shows what they hold.",
+        at_least=0,
+    )
+    num_samples: int = option(
+        8, "Samples of each image, in calibration and in upscaling alike.", at_least=2
+    )
+    shape: str = option(
+        "equal",
+        "`equal`: the same share of pixels is held wherever samples differ much or little. "
+        "`shortest`: intervals are shortest in the mean, and hold less where samples differ much.",
+        choices=conformal.SHAPES,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

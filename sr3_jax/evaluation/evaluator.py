@@ -94,6 +94,13 @@ def interpolation(factor: int | float, channels: int) -> Method:
     return Method(run)
 
 
+def inputs_of(batch: Mapping[str, Any]) -> Inputs:
+    """Returns the inputs of the rows of a batch that hold an image."""
+    rows = batch["weight"] > 0
+    inputs = Inputs(*(batch[key][rows] for key in ("low_resolution", "index", "label")))
+    return inputs._replace(maps=batch["maps"][rows]) if "maps" in batch else inputs
+
+
 class Pictures(NamedTuple):
     """How pictures are scored.
 
@@ -213,10 +220,7 @@ def evaluate(
     found, spent = [], np.zeros((1, len(methods)))
     for batch in batches:
         is_scored = batch["weight"] > 0
-        keys = ("low_resolution", "index", "label")
-        inputs = Inputs(*(batch[key][is_scored] for key in keys))
-        if "maps" in batch:
-            inputs = inputs._replace(maps=batch["maps"][is_scored])
+        inputs = inputs_of(batch)
         given = {
             "reference": batch["high_resolution"][is_scored],
             "low_resolution": inputs.low,

@@ -11,8 +11,9 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import array_source, arrays, resumable, storage
+from sr3_jax.inference import confidence
 from sr3_jax.inference.file_kinds import Decoded, Fetched, Refined, Resolver
-from sr3_jax.inference.inputs import UpscaleOptions
+from sr3_jax.inference.inputs import ENDS, UpscaleOptions
 from sr3_jax.inference.manifest import Record
 
 _MUCH = 0.01  # share of values beyond the range of the training data without a warning
@@ -68,8 +69,13 @@ class ArrayFiles(NamedTuple):
 
     def write(self, unit: Refined) -> Record:
         record, file, samples = unit.record, unit.input.file, unit.samples
-        made, *members = (self.output / name for name in self.options.output_names(record.input))
-        factor = self.resolver.factor
+        made, *others = (self.output / name for name in self.options.output_names(record.input))
+        factor, band = self.resolver.factor, self.options.band
+        members = others[: -len(ENDS)] if band else others
+        if band:
+            ends = zip(*(confidence.interval(each, band) for each in samples), strict=True)
+            for path, images in zip(others[-len(ENDS) :], ends, strict=True):
+                file.write(path, list(images), factor)
         for k, path in enumerate(members):
             file.write(path, list(samples[:, k]), factor)
         file.write(made, list(samples.mean(axis=1) if len(members) else samples[:, 0]), factor)

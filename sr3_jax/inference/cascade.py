@@ -14,7 +14,7 @@ from jaxtyping import Int, Key, UInt8
 
 from sr3_jax import released
 from sr3_jax.checkpoints import Which
-from sr3_jax.config import Config, as_recorded, migration, run_file, schedules, with_sampling
+from sr3_jax.config import Config, run_file, schedules, with_sampling
 from sr3_jax.data import resumable
 from sr3_jax.inference import generator, loading, super_resolver, trained
 
@@ -53,18 +53,7 @@ class Stage:
 
     def fingerprint(self) -> resumable.Fingerprint:
         """Returns everything that its result for an input depends on, except seed and label."""
-        checkpoints = epath.Path(self.workdir) / "checkpoints"
-        network = loading.weights_digest(self.config, checkpoints, self.step)
-        return resumable.Fingerprint(
-            {
-                "network": network,
-                **as_recorded(self.config, "sampling"),
-                **({} if self.config.has_levels else as_recorded(self.config, "units")),
-            },
-            older={"workdir": self.workdir, "checkpoint": self.step},
-            defaults=as_recorded(Config(), "sampling"),
-            names=migration.VALUES,
-        )
+        return loading.fingerprint(self.config, epath.Path(self.workdir) / "checkpoints", self.step)
 
 
 def open_stage(

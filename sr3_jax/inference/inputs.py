@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from absl import logging
 from etils import epath
 
+from sr3_jax import conformal
 from sr3_jax.config import Config
 from sr3_jax.data import array_source, arrays, folders, image_files, resumable, sources, storage
 from sr3_jax.inference import host_images
+
+ENDS = ("lower", "upper")  # of intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,9 @@ class UpscaleOptions:
         of each, at the size of the outputs.
       are_arrays: whether inputs are files of arrays, which keep their format; of several samples,
         each lies beside the mean: scene.sample_0.tif.
+      band: intervals around the mean of the samples, whose ends are written, too
+        (`confidence.with_band`): `NAME.lower.png` and `NAME.upper.png`, or scene.lower.tif and
+        scene.upper.tif.
     """
 
     steps: int | None = None
@@ -43,6 +49,7 @@ class UpscaleOptions:
     quality: int | str | None = None
     maps: str = ""
     are_arrays: bool = False
+    band: conformal.Band | None = None
 
     def __post_init__(self):
         image_files.check_format(self.format, self.quality)
@@ -61,11 +68,14 @@ class UpscaleOptions:
             suffix = arrays.format_of(name)
             stem, suffix = name[: -len(suffix)], name[-len(suffix) :]
             count = self.num_samples if self.num_samples > 1 else 0
-            return [name, *(f"{stem}.sample_{k}{suffix}" for k in range(count))]
+            ends = [f"{stem}.{end}{suffix}" for end in (ENDS if self.band else ())]
+            return [name, *(f"{stem}.sample_{k}{suffix}" for k in range(count)), *ends]
         made = str(image_files.output_path(epath.Path(name), self.format))
         names = [made]
         if self.num_samples > 1:
             names.append(storage.fitting_name(made, ".uncertainty.png"))
+        if self.band:
+            names += [storage.fitting_name(made, f".{end}.png") for end in ENDS]
         if self.animate:
             names.append(storage.fitting_name(made, ".refinement.gif"))
         return names

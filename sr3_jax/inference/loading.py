@@ -11,7 +11,8 @@ from etils import epath
 
 from sr3_jax import models, parallel, released
 from sr3_jax.checkpoints import Checkpointer, Which, weights_file
-from sr3_jax.config import Config, networks, run_file
+from sr3_jax.config import Config, as_recorded, migration, networks, run_file
+from sr3_jax.data import resumable
 from sr3_jax.models import Params
 
 
@@ -51,6 +52,23 @@ def weights_digest(config: Config, checkpoints: epath.Path, step: int) -> str:
     """
     with _opened(config, checkpoints) as (checkpointer, like):
         return checkpointer.digest(like, checkpointer.find(step))
+
+
+def fingerprint(config: Config, checkpoints: epath.Path, step: int) -> resumable.Fingerprint:
+    """Returns everything that a network's result for an input depends on, but seed and label.
+
+    Raises as `restore`.
+    """
+    return resumable.Fingerprint(
+        {
+            "network": weights_digest(config, checkpoints, step),
+            **as_recorded(config, "sampling"),
+            **({} if config.has_levels else as_recorded(config, "units")),
+        },
+        older={"workdir": str(checkpoints.parent), "checkpoint": step},
+        defaults=as_recorded(Config(), "sampling"),
+        names=migration.VALUES,
+    )
 
 
 @contextlib.contextmanager

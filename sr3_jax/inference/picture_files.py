@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from absl import logging
 from etils import epath
 
 from sr3_jax.data import depth, image_files, resumable, storage
-from sr3_jax.inference import host_images, visualization
+from sr3_jax.inference import confidence, host_images, visualization
 from sr3_jax.inference.file_kinds import MOST_FRAMES, Decoded, Fetched, Refined, Resolver
 from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.inference.manifest import Record
@@ -75,23 +76,24 @@ class PictureFiles(NamedTuple):
         after = samples[0]
         if len(samples) > 1:
             after = np.rint(samples.mean(0, dtype=np.float64)).astype(samples.dtype)
-        pixels, alpha, white = after, read.alpha, self.resolver.white_level
-        scale = float(options.factor or pixels.shape[0] / before.shape[0])
-        if pixels.dtype == np.uint16 and white:
-            pixels = np.rint(pixels * (white / 65535)).astype(np.uint16)
+        alpha = read.alpha
+        scale = float(options.factor or after.shape[0] / before.shape[0])
         if alpha is not None:
-            layer = host_images.resized(alpha[None, ..., None], scale, pixels.shape[:2])
+            layer = host_images.resized(alpha[None, ..., None], scale, after.shape[:2])
             alpha = layer[0, ..., 0]
-        if read.is_grey:
-            pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
         _, *beside = (self.output / name for name in options.output_names(record.input))
         if len(samples) > 1:
             drawn = visualization.uncertainty(visualization.deviation(samples))
             image_files.write_picture(image_files.Picture(drawn), beside[0])
+        if options.band:
+            ends = confidence.interval(samples, options.band)
+            for path, end, outward in zip(beside[1:], ends, (np.floor, np.ceil), strict=False):
+                drawn = read.scaled(self._as_read(end, read, outward), alpha, scale)
+                image_files.write_picture(drawn, path, format="png")
         if options.animate:
             frames = frames if frames.shape[-1] == 3 else frames.repeat(3, -1)
             visualization.write_animation(list(frames), beside[-1])
-        large = read.scaled(pixels, alpha, scale)
+        large = read.scaled(self._as_read(after, read), alpha, scale)
         # The name is the input's: the writer appends what the format wants.
         path = self.output / record.input
         image_files.write_picture(large, path, **self._format)
@@ -104,6 +106,20 @@ class PictureFiles(NamedTuple):
         return dataclasses.replace(
             record, note="; ".join(filter(None, notes)), colour_shift=round(shift, 3)
         )
+
+    def _as_read(
+        self,
+        pixels: np.ndarray,
+        read: image_files.Picture,
+        to_whole: Callable[[np.ndarray], np.ndarray] = np.rint,
+    ) -> np.ndarray:
+        """Returns results on the scale of the file, and without colours where it has none."""
+        white = self.resolver.white_level
+        if pixels.dtype == np.uint16 and white:
+            pixels = to_whole(pixels * (white / 65535)).astype(np.uint16)
+        if read.is_grey:
+            pixels = to_whole(pixels.mean(-1, keepdims=True)).astype(pixels.dtype).repeat(3, -1)
+        return pixels
 
 
 def _colour_shift(before: np.ndarray, after: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Num
 
 from sr3_jax import parallel, released, sizes
 from sr3_jax.data import storage
-from sr3_jax.inference import host_images, inputs, trained, upscale_files
+from sr3_jax.inference import confidence, host_images, inputs, trained, upscale_files
 
 _MOST_VALUES = 2**31 - 1  # of an array, whose indices are int32
 
@@ -305,6 +305,40 @@ class SuperResolver(trained.TrainedNetwork):
             raise ValueError(f"num_samples = {num_samples}; it must be at least 1")
         images = np.repeat(np.asarray(image)[None], num_samples, axis=0)
         return self.upscale(images, steps, seed, progress, maps=maps)
+
+    def interval(
+        self,
+        image: Images,
+        promise: float | confidence.Promise = 0.9,
+        seed: int = 0,
+        progress: trained.Progress | None = None,
+        *,
+        maps: Maps | None = None,
+    ) -> tuple[Made, Made, Made]:
+        """Returns the mean of samples, and lower and upper ends of an interval for each value.
+
+        The intervals hold a share `promise` of the truth, on average over images that are drawn as
+        those that `--mode=calibrate` saw; see `conformal` for other promises.
+
+        Raises:
+          FileNotFoundError: the network was not calibrated.
+          ValueError: it was calibrated with another sampling, or on too few images.
+        """
+        if self.workdir is None:
+            raise FileNotFoundError(
+                "the network was not loaded from a folder, which has its calibration; use "
+                "SuperResolver.from_workdir or .pretrained"
+            )
+        found = confidence.read(self.workdir)
+        found.check(self.fingerprint(), self.workdir)
+        if not isinstance(promise, confidence.Promise):
+            promise = confidence.Promise(promise)
+        band = confidence.band(found, promise)
+        samples = self.sample_many(image, found.num_samples, None, seed, progress, maps=maps)
+        mean = samples.mean(axis=0)
+        if samples.dtype.kind != "f":
+            mean = np.rint(mean).astype(samples.dtype)
+        return mean, *confidence.interval(samples, band)
 
     def sample(
         self,

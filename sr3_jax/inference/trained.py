@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from sr3_jax import diffusion, models, released, scaling
 from sr3_jax.checkpoints import Which
 from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, with_sampling
+from sr3_jax.data import resumable
 from sr3_jax.inference import host_images, loading, refinement
 from sr3_jax.models import Params
 
@@ -61,6 +62,9 @@ class TrainedNetwork:
           upsample: `upsample(low, size)` makes the network's x; None for bicubic.
         """
         self.checkpoint_step: int | None = None  # of training, where the weights are a checkpoint's
+        # The folder that it was loaded from, and what identifies it (`loading.fingerprint`).
+        self.workdir: epath.Path | None = None
+        self.fingerprint: Callable[[], resumable.Fingerprint] | None = None
         # Value that means white in 16-bit pictures; 0: 65535. See `config.data.white_level`.
         self.white_level = 0
         self.num_channels, self.num_maps = 3, 0  # of low resolutions and of maps
@@ -105,7 +109,9 @@ class TrainedNetwork:
         workdir = released.locate(workdir)
         config = run_file.load(workdir / "config.json")
         sampling = run_file.tuned(workdir, config) | sampling
-        return cls.from_config(config, workdir / "checkpoints", which, **sampling)
+        made = cls.from_config(config, workdir / "checkpoints", which, **sampling)
+        made.workdir = workdir
+        return made
 
     @classmethod
     def from_config(
@@ -120,6 +126,9 @@ class TrainedNetwork:
         step, params = loading.restore(config, epath.Path(checkpoints), which)
         resolver = cls.from_params(config, params)
         resolver.checkpoint_step = step
+        resolver.fingerprint = functools.partial(
+            loading.fingerprint, config, epath.Path(checkpoints), step
+        )
         return resolver
 
     @classmethod

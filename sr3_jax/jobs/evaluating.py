@@ -5,36 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 
 from sr3_jax import parallel, sizes
-from sr3_jax.config import Config, as_recorded, image_sets
+from sr3_jax.config import Config, image_sets
 from sr3_jax.data import folders, locks, storage
 from sr3_jax.evaluation import evaluator, outputs, scoring
 from sr3_jax.evaluation.pretrained import common
 from sr3_jax.evaluation.report import grids, markdown, page, provenance, tables
-from sr3_jax.inference import loading
 from sr3_jax.inference.super_resolver import SuperResolver
-from sr3_jax.jobs import features, fields, generating, shared
+from sr3_jax.jobs import features, fields, generating, held_out, shared
 from sr3_jax.metrics import registry
-from sr3_jax.models import Batch
-
-if TYPE_CHECKING:  # imported only where images are read: it takes seconds
-    pass
-
-# The strip of refinement: columns from noise to image, and rows.
-_NUM_REFINEMENT_PICTURES = 9
-_NUM_REFINED = 4
-
-# Between the seeds of an image's samples; images have neighbouring ones.
-_NEXT_SAMPLE = 1 << 24
 
 
 def evaluate(config: Config, workdir: epath.Path) -> None:
@@ -72,8 +59,8 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
     name = config.method
     size, low = (sizes.text(each, short=True) for each in pipeline.sizes)
     with shared.progress_bar("evaluate", pipeline.num_images) as bar:
-        fingerprint = _fingerprint(config, workdir, resolver)
-        network = _Network(config, resolver, fingerprint, folder / "refinement.png", bar)
+        fingerprint = held_out.fingerprint(config, workdir, resolver)
+        network = held_out.Network(config, resolver, fingerprint, bar, folder / "refinement.png")
         made = evaluator.Method(network.run, config.num_samples)
         classes = resolver.num_classes
         method = outputs.kept(
@@ -82,7 +69,7 @@ def _evaluate(config: Config, workdir: epath.Path) -> None:
         batches = shared.with_known_classes(pipeline, pipeline.evaluation_batches(), classes)
         evaluation = evaluator.evaluate(
             {"bicubic": baseline, name: method},
-            outputs.with_inputs(_counted(batches, bar), images),
+            outputs.with_inputs(held_out.counted(batches, bar), images),
             scoring=scoring,
             share=parallel.of_all_processes,
         )
@@ -182,107 +169,12 @@ def _conclude(
     print(f"report: {folder / 'report.html'}")
 
 
-class _Network(NamedTuple):
-    """The network as a method of the evaluation; it moves the bar and draws `refinement.png`.
-
-    That strip shows the first images of the set, from noise to image. The batch that makes these
-    draws it before their files are written. So an evaluation that goes on leaves the same strip as
-    one that was not stopped.
-    """
-
-    config: Config
-    resolver: SuperResolver
-    fingerprint: str
-    strip: epath.Path
-    bar: tqdm.tqdm
-
-    def lacks_strip(self, inputs: evaluator.Inputs) -> bool:
-        """Returns whether these inputs are in the strip, and it is missing or of other inputs."""
-        if (
-            self.config.predicts_image
-            or jax.process_index()
-            or inputs.index[0] >= self.resolver.batch_size
-        ):
-            return False
-        return outputs.read(self.strip, self._strip_digest(inputs.low)) is None
-
-    def run(self, inputs: evaluator.Inputs) -> tuple[np.ndarray, float]:
-        """Samples high resolutions; see `evaluator.Run`."""
-        # The signal is taken for this call alone: a process that waits for others, or compiles,
-        # should end as any program.
-        with parallel.StopSignal(alone=True) as stop:
-            return self._sample(inputs, stop)
-
-    def _sample(
-        self, given: evaluator.Inputs, stop: parallel.StopSignal
-    ) -> tuple[np.ndarray, float]:
-        resolver, config, is_strip_due = self.resolver, self.config, self.lacks_strip(given)
-        low, index = given.low, given.index
-        side, size = config.evaluation.network_input, sizes.scaled(low.shape[1:3], resolver.factor)
-        inputs = evaluator.resize(low, (side, side)) if side else low
-        calls = resolver.num_refinements(inputs.shape) * config.num_samples
-        share = len(low) * jax.process_count() / calls
-        steps = resolver.nfe()
-        times = np.linspace(steps, 0, min(_NUM_REFINEMENT_PICTURES, steps + 1)).round().astype(int)
-        samples, seconds = [], 0.0
-
-        def advance() -> None:
-            shared.check_signal(stop)
-            shared.advance(self.bar, share)
-
-        for k in range(config.num_samples):
-            result = resolver.sample(
-                inputs,
-                # One stream for each image of the set, whatever the batches.
-                seed=[(config.seed + int(i) + k * _NEXT_SAMPLE) % 2**32 for i in index],
-                num_snapshots=len(times) if is_strip_due and k == 0 else 0,
-                label=given.label if resolver.num_classes else None,
-                maps=given.maps,
-                progress=advance,
-            )
-            if is_strip_due and k == 0:
-                columns = {
-                    f"t = {t}": y_t[:_NUM_REFINED]
-                    for t, y_t in zip(times, result.refinement, strict=True)
-                }
-                if resolver.scalings:
-                    columns = fields.drawn(columns, resolver.scalings.image)
-                outputs.write(grids.grid(columns), self.strip, self._strip_digest(low), 0.0)
-            made = result.images
-            samples.append(evaluator.resize(made, tuple(size)) if side else made)
-            seconds += result.seconds
-        return np.stack(samples), seconds
-
-    def _strip_digest(self, low: np.ndarray) -> str:
-        return outputs.digest(self.fingerprint, low[:_NUM_REFINED])
-
-
-def _counted(batches: Iterable[Batch], bar: tqdm.tqdm) -> Iterator[Batch]:
-    """Yields the batches; after each, moves the bar to the number of images that are done."""
-    done = 0
-    for batch in batches:
-        yield batch
-        done += int((batch["index"] >= 0).sum()) * jax.process_count()
-        bar.update(min(done, bar.total) - bar.n)
-
-
 def _scoring(config: Config, workdir: epath.Path) -> evaluator.Pictures | evaluator.Fields:
     """Returns how outputs are scored."""
     if config.has_levels:
         return evaluator.Pictures(config.evaluation.luminance, config.evaluation.crop_border)
     labels = image_sets.channel_labels(config, workdir / shared.INDEX)
     return evaluator.Fields(labels, config.units.deviation[: len(labels)])
-
-
-def _fingerprint(config: Config, workdir: epath.Path, resolver: SuperResolver) -> str:
-    """Returns everything that decides what a network makes of an input: weights, sampling, seed."""
-    weights = loading.weights_digest(config, workdir / "checkpoints", resolver.checkpoint_step)
-    sections = ("model", "diffusion", "sampling")
-    how: dict[str, Any] = {section: as_recorded(config, section) for section in sections}
-    if not config.has_levels:
-        how["units"] = as_recorded(config, "units")
-    how |= {"seed": config.seed, "network_input": config.evaluation.network_input}
-    return json.dumps([weights, how], sort_keys=True)
 
 
 def score(

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import tempfile
 
+from absl import logging
 from etils import epath
 
 from sr3_jax import released
 from sr3_jax.checkpoints import Which, weights_file
 from sr3_jax.config import Config, reading, run_file
 from sr3_jax.data import storage
-from sr3_jax.inference import loading
+from sr3_jax.inference import confidence, loading
 
 
 def push(
@@ -54,9 +55,11 @@ def push(
     files["README.md"] = card.read_bytes() if card.exists() else _card(config, step).encode()
     if folder is not None:
         _write(folder, files, params, step, dtype)
+        _add_intervals(workdir, folder)
         return to
     with tempfile.TemporaryDirectory() as made:
         _write(epath.Path(made), files, params, step, dtype)
+        _add_intervals(workdir, epath.Path(made))
         released.upload(made, to, f"Weights of step {step}", private=private)
     return to
 
@@ -65,13 +68,34 @@ def _write(
     folder: epath.Path, files: dict[str, bytes], params: object, step: int, dtype: str
 ) -> None:
     """Writes a released network; config.json last, without which the folder is no network."""
-    for name in ("config.json", run_file.INFERENCE):
+    for name in ("config.json", run_file.INFERENCE, confidence.FILE):
         if (folder / name).exists():
             storage.remove(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     weights_file.write(folder / released.WEIGHTS, params, step, dtype)
     for name in reversed(files):
         storage.write_whole(folder / name, files[name])
+
+
+def _add_intervals(workdir: epath.Path, folder: epath.Path) -> None:
+    """Copies the calibration of a network to what it was written as, if the weights are the same.
+
+    Rounded weights are another network, which nobody has calibrated.
+    """
+    if not (workdir / confidence.FILE).exists():
+        return
+    config = run_file.load(folder / "config.json")
+    checkpoints = folder / "checkpoints"
+    step = loading.find(config, checkpoints, None)
+    network = loading.weights_digest(config, checkpoints, step)
+    if confidence.read(workdir).made_with["network"] == network:
+        storage.write_whole(folder / confidence.FILE, storage.read(workdir / confidence.FILE))
+    else:
+        logging.warning(
+            "%s is left out: it is of the weights as they were, and these were rounded or written "
+            "in another form. Run --mode=calibrate on what was written",
+            confidence.FILE,
+        )
 
 
 def _without_paths(config: Config) -> Config:

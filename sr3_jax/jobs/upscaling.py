@@ -14,7 +14,7 @@ from etils import epath
 from sr3_jax import parallel, released
 from sr3_jax.config import run_file, schedules
 from sr3_jax.data import resumable, sources, storage
-from sr3_jax.inference import cascade, inputs, manifest, upscale_files
+from sr3_jax.inference import cascade, confidence, inputs, manifest, upscale_files
 from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.jobs import ray_engine, shared
 from sr3_jax.jobs.ray_engine import Work
@@ -31,6 +31,7 @@ def upscale(
     options: UpscaleOptions = UpscaleOptions(),  # noqa: B008  (frozen)
     *,
     sampling: Mapping[str, Any] | None = None,
+    promise: confidence.Promise | None = None,
     engine: Engine = "local",
     engine_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -47,6 +48,7 @@ def upscale(
       output: a folder, which need not exist.
       options: options of upscaling files.
       sampling: keys of `config.sampling`, before those of `inference.json` and of the config.
+      promise: what the intervals of `options` promise; they must fit the network.
       engine: `local` uses the devices of this process, or of each process for its share; `ray` a
         cluster (`jobs.ray_engine`).
       engine_options: options of `ray_engine.run`.
@@ -70,6 +72,8 @@ def upscale(
             "--mode=generate"
         )
     schedules.sampler(network.config, options.steps)
+    if promise:
+        confidence.read(network.workdir).check(_sampled(network, options), workdir)
     work, fingerprint = Work(network, str(output), options), _fingerprint(network, options)
     if not overwrite:
         fingerprint.check(output)
@@ -163,12 +167,19 @@ def _prepare(
 
 def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
     """Returns everything that decides what an input becomes."""
-    how, given = network.fingerprint(), dataclasses.asdict(options)
-    for name in ("maps", "are_arrays"):  # which came later than other outputs
+    how, given = _sampled(network, options), dataclasses.asdict(options)
+    del given["steps"]
+    for name in ("maps", "are_arrays", "band"):  # which came later than other outputs
         if not given[name]:
             del given[name]
-    steps = given.pop("steps") or how.values["num_steps"]
-    return dataclasses.replace(how, values={**how.values, **given, "num_steps": steps})
+    return dataclasses.replace(how, values={**how.values, **given})
+
+
+def _sampled(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
+    """Returns the fingerprint of the network, in the number of steps of the options."""
+    how = network.fingerprint()
+    steps = options.steps or how.values["num_steps"]
+    return dataclasses.replace(how, values={**how.values, "num_steps": steps})
 
 
 def _check_outputs(

@@ -5,6 +5,7 @@ A released network is a folder that is read wherever the workdir of a training r
     config.json          of its training, without paths
     weights.safetensors  the averaged parameters
     inference.json       how to sample; absent where that was not tuned
+    calibration.json     intervals; absent where they were not calibrated
     README.md            the model card
 """
 
@@ -22,7 +23,7 @@ from sr3_jax.data import storage
 
 DEFAULT = "photos_4x"  # of upscaling
 WEIGHTS = "weights.safetensors"
-FILES = ("config.json", WEIGHTS, "inference.json", "README.md")
+FILES = ("config.json", WEIGHTS, "inference.json", "calibration.json", "README.md")
 HUB = "hf://"
 _FOLDER = epath.Path(__file__).parent
 
