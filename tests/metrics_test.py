@@ -1,5 +1,7 @@
 import functools
 import inspect
+import json
+import pathlib
 import pkgutil
 
 import jax
@@ -15,7 +17,9 @@ from sr3_jax import image_ops
 from sr3_jax.config import Evaluation
 from sr3_jax.data import resampling
 from sr3_jax.evaluation import evaluator
-from sr3_jax.metrics import full_reference, registry, samples
+from sr3_jax.metrics import correctness, full_reference, registry, samples
+
+OPENSR = "other_programs/opensr_test.json"
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +313,46 @@ def test_the_registry_names_what_is_there(metric):
         assert Evaluation(**{metric.weights: "file"}).weights[metric.option] == "file"
     else:
         assert set(parameters[1:]) >= set(metric.needs)
+
+
+def _detail(seed):
+    """Input, output and reference, [h, w, 3]: smoothed noise, of which the output has half."""
+    rng, size = np.random.default_rng(seed), 48
+    high = rng.integers(0, 256, (3, size, size))
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    smooth = lambda a: np.mean([np.roll(a, by, (1, 2)) for by in shifts], axis=0)  # noqa: E731
+    truth = smooth(high)
+    made = smooth(0.5 * high + 0.5 * rng.integers(0, 256, high.shape))
+    low = truth.reshape(3, size // 4, 4, size // 4, 4).mean((2, 4))
+    return [np.rint(a).astype(np.uint8).transpose(1, 2, 0) for a in (low, made, truth)]
+
+
+_SHARES = ("improvement", "omission", "hallucination")
+
+
+def test_shares_of_detail_agree_with_opensr_test():
+    """Its version 1.3.3 gave these for `_detail`, by
+
+    Metrics(harm_apply_spectral=False, harm_apply_spatial=False, border_mask=0).correctness(
+        lr=low, sr=made, hr=truth, gradient_threshold="auto")
+    """
+    recorded = json.loads((pathlib.Path(__file__).parent / OPENSR).read_text())
+    for row in recorded:
+        low, made, truth = (image[None] for image in _detail(row["seed"]))
+        for name in _SHARES:
+            found = getattr(correctness, name)(made, truth, low)
+            np.testing.assert_allclose(found, row[f"{name[:2]}_metric"], rtol=2e-4)
+    assert len(recorded) == 4
+
+
+def test_what_is_right_missing_and_made_up_is_told_apart():
+    low, _, truth = _detail(5)
+    blurred = np.asarray(jax.image.resize(low.astype(np.float32), truth.shape, "linear"))
+    made_up = 255 - truth  # detail of the same strength, and all of it wrong
+    outputs = np.stack([truth, np.rint(blurred).astype(np.uint8), made_up])
+    given = np.stack([truth] * 3), np.stack([low] * 3)
+    shares = np.stack([getattr(correctness, name)(outputs, *given) for name in _SHARES])
+    np.testing.assert_allclose(shares.sum(axis=0), 1.0, rtol=1e-5)
+    assert (shares.argmax(axis=0) == [0, 1, 2]).all() and (shares.max(axis=0) > 0.8).all()
+    wide = [array * np.uint16(257) for array in (outputs, *given)]
+    np.testing.assert_allclose(correctness.omission(*wide), shares[1], rtol=1e-4)

@@ -75,8 +75,8 @@ def consistency(images: Images, low_resolution: UInt[Array | np.ndarray, "b h2 w
     The scale of the paper's Table 1 (SR3 2.68). The downsampling is the one that made the
     input: anti-aliased bicubic.
     """
-    small = image_ops.resize_bicubic(_unit(images), low_resolution.shape[1:3])
-    error = jnp.square(small - _unit(low_resolution))
+    small = image_ops.resize_bicubic(unit(images), low_resolution.shape[1:3])
+    error = jnp.square(small - unit(low_resolution))
     return 1e5 * jnp.mean(error, axis=(1, 2, 3))
 
 
@@ -89,8 +89,13 @@ def gradient_energy(images: Images, reference: Images) -> PerImage:
     """
     # A rounding error has variance 1/12 of a level squared, a difference of two twice that.
     rounding = 2 / 12 / 255.0**2
-    energy, of_reference = (_mean_square_gradient(_unit(each)) for each in (images, reference))
+    energy, of_reference = (_mean_square_gradient(unit(each)) for each in (images, reference))
     return (energy + rounding) / (of_reference + rounding)
+
+
+def unit(images: Images) -> Float[Array, "b h w c"]:
+    """Returns levels as shares of the largest of their type."""
+    return jnp.asarray(images, jnp.float32) / jnp.iinfo(images.dtype).max
 
 
 def _mean_square_gradient(images: Float[Array, "b h w c"]) -> PerImage:
@@ -104,13 +109,9 @@ def _levels_of_16_bits(images: Images) -> Int[Array, "b h w c"]:
     return jnp.asarray(images, jnp.int32) * (65535 // jnp.iinfo(images.dtype).max)
 
 
-def _unit(images: Images) -> Float[Array, "b h w c"]:
-    return jnp.asarray(images, jnp.float32) / jnp.iinfo(images.dtype).max
-
-
 def _seen(images: Images, luminance: bool, border: int) -> Float[Array, "b h2 w2 c2"]:
     """In [0, 1]: what of the images a metric looks at."""
-    seen = _unit(_within(images, border))
+    seen = unit(_within(images, border))
     return 16.0 / 255.0 + _luma(seen) if luminance else seen
 
 

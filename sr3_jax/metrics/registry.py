@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _FULL_REFERENCE = "sr3_jax.metrics.full_reference"
+_CORRECTNESS = "sr3_jax.metrics.correctness"
 _FIELDS = "sr3_jax.metrics.fields"
 _PRETRAINED = "sr3_jax.evaluation.pretrained"
 _INCEPTION = {
@@ -107,6 +108,37 @@ METRICS = {
             digits=".3f",
             meaning="Energy of the output's gradients over that of the reference's: less than 1 "
             "is blurred, more is noisy or sharpened. Noise counts as much as texture.",
+        ),
+        Metric(
+            "improvement",
+            "improvement",
+            "image",
+            f"{_CORRECTNESS}:improvement",
+            ("reference", "low_resolution"),
+            math.inf,
+            digits=".3f",
+            meaning="Share of the detail that the input lacks and the output shows rightly, as in "
+            "opensr-test; with omission and hallucination it makes 1.",
+        ),
+        Metric(
+            "omission",
+            "omission",
+            "image",
+            f"{_CORRECTNESS}:omission",
+            ("reference", "low_resolution"),
+            -math.inf,
+            digits=".3f",
+            meaning="Share of the detail that the output lacks, as the input does.",
+        ),
+        Metric(
+            "hallucination",
+            "hallucination",
+            "image",
+            f"{_CORRECTNESS}:hallucination",
+            ("reference", "low_resolution"),
+            -math.inf,
+            digits=".3f",
+            meaning="Share of the detail that the output shows and the reference does not.",
         ),
         Metric(
             "lpips",
