@@ -200,9 +200,9 @@ def test_the_page_needs_nothing_besides_itself(folder):
     # Numbers that are not finite are shown and explained.
     assert "∞" in words and "of 12 numbers 1 infinite; the interval is of the other 11" in words
     assert "of 12 numbers 1 nan" in words
-    # Nor do they make a method the best: SSIM, consistency, gradient energy and FID have one, PSNR
-    # and LPIPS none.
-    assert text.count('<span class="best">') == 4
+    # Nor do they make a method the best: PSNR and LPIPS have none, and SSIM, consistency, gradient
+    # energy, FID and the shares of detail have one.
+    assert text.count('<span class="best">') == 7
     assert "no interval, since it is not the mean of the images' numbers" in words
 
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import os
-import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -35,7 +31,7 @@ _PARTS = ("image", "low_resolution", "maps", "label")
 def faults(place: source_kinds.Place) -> Iterator[str]:
     """Yields why the function cannot be called; see `source_kinds`."""
     try:
-        _function(place.path)
+        user_functions.find(place.path)
     except ValueError as error:
         yield f"{place.key('path')} = {place.path!r}: {error}"
 
@@ -48,7 +44,7 @@ def open_source(place: source_kinds.Place) -> TfData:
     """
     tensorflow()
     try:
-        dataset = _function(place.path)(place.half)
+        dataset = user_functions.find(place.path)(place.half)
     except Exception as error:
         raise ValueError(
             f"{place.path}, called with {place.half!r} ('train' or 'eval'), failed: {error!r}"
@@ -164,29 +160,3 @@ class _Cursor:
             self._passed.pop(self._next - _KEPT, None)
             self._next += 1
         return self._passed.pop(index)
-
-
-def _function(path: str) -> Callable[[source_kinds.Half], tf.data.Dataset]:
-    """Returns the function of `MODULE:FUNCTION` or `FILE.py:FUNCTION`; raises ValueError."""
-    module, colon, name = path.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise ValueError("give MODULE:FUNCTION, or FILE.py:FUNCTION")
-    try:
-        found = getattr(_module(module), name, None)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise ValueError(f"{module} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{module} has no function {name}")
-    return found
-
-
-def _module(name: str) -> types.ModuleType:
-    if not name.endswith(".py"):
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # as `python -m` has it
-        return importlib.import_module(name)
-    path = os.path.abspath(os.path.expanduser(name))
-    spec = importlib.util.spec_from_file_location(f"file {path}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
