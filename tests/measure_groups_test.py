@@ -36,7 +36,7 @@ def test_equal_groups_differ_as_seldom_as_the_test_says():
 def test_a_group_that_fares_worse_is_found_and_named():
     rng = np.random.default_rng(1)
     groups = ["young"] * 20 + ["old"] * 20 + ["middle"] * 20
-    numbers = rng.normal(size=60) + np.repeat([0.0, 1.5, 0.2], 20)
+    numbers = rng.normal(size=60) + np.repeat([0.0, 2.0, 1.0], 20)
     numbers[3] = np.inf  # left out and counted
     (one, other) = measure_groups.compare(
         {"age": groups},

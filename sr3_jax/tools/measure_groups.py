@@ -192,8 +192,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
         texts.append(markdown.table(heading, rows))
         difference = metric.write(each.means[high].mean - each.means[low].mean)
         texts.append(
-            f"{markdown.safe(high)} less {markdown.safe(low)}: {difference}; p = {each.p_value:.3g}, "
-            f"{each.adjusted:.3g} for all {len(comparisons)} comparisons together."
+            f"{markdown.safe(high)} less {markdown.safe(low)}: {difference}; "
+            f"p = {each.p_value:.3g}, {each.adjusted:.3g} for all {len(comparisons)} comparisons together."
         )
     return "\n\n".join(texts) + "\n"
 
