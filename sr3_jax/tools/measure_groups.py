@@ -193,7 +193,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
         difference = metric.write(each.means[high].mean - each.means[low].mean)
         texts.append(
             f"{markdown.safe(high)} less {markdown.safe(low)}: {difference}; "
-            f"p = {each.p_value:.3g}, {each.adjusted:.3g} for all {len(comparisons)} comparisons together."
+            f"p = {each.p_value:.3g}, {each.adjusted:.3g} for all {len(comparisons)} together."
         )
     return "\n\n".join(texts) + "\n"
 
