@@ -118,22 +118,23 @@ def _pairs(text: str) -> Mapping[str, str]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bash launch/limits.sh", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    made = argparse.ArgumentParser(prog="bash launch/limits.sh", description=__doc__)
     meaning = "where photographs are; what no folder has is left out"
-    parser.add_argument("folders", nargs="*", type=pathlib.Path, metavar="FOLDER", help=meaning)
+    made.add_argument("folders", nargs="*", type=pathlib.Path, metavar="FOLDER", help=meaning)
     meaning = "networks that enlarge 4 times (default: those of the package)"
-    parser.add_argument(
+    made.add_argument(
         "--networks", type=_pairs, default={}, metavar="NAME=WORKDIR,...", help=meaning
     )
     meaning = "network calls of each; default: as tuned"
-    parser.add_argument("--steps", type=_pairs, default={}, metavar="NAME=CALLS,...", help=meaning)
-    parser.add_argument("--threads", type=int, default=upscale.num_cores())
+    made.add_argument("--steps", type=_pairs, default={}, metavar="NAME=CALLS,...", help=meaning)
+    made.add_argument("--threads", type=int, default=upscale.num_cores())
     meaning = "a few drawn pictures, and scikit-image's photographs"
-    parser.add_argument("--tiny", action="store_true", help=meaning)
-    parser.add_argument("--no_ocr", action="store_true", help="without reading letters")
-    return parser
+    made.add_argument("--tiny", action="store_true", help=meaning)
+    made.add_argument("--no_ocr", action="store_true", help="without reading letters")
+    return made
 
 
 if __name__ == "__main__":
-    main(_parser().parse_args())
+    main(parser().parse_args())

@@ -86,8 +86,8 @@ KINDS = {
 
 # Rows of the picture: subjects, and where in the reference the window begins (left, top).
 _SHOWN = {
-    "letters_05_00": (0, 8),
-    "letters_08_02": (6, 12),
+    "letters_03_00": (0, 4),
+    "letters_06_03": (0, 4),
     "photographed_train_78019": (166, 0),
     "stripes_1.8_1": (32, 32),
     "stripes_2.5_1": (32, 32),
