@@ -54,12 +54,12 @@ def test_a_text_without_letters_has_no_error_rate():
 def test_the_frequency_of_stripes_is_found(wavelength, angle):
     subject = subjects.stripes("stripes", wavelength, [angle], 0)
     found = measures.spectrum(subject.image, subject.truth["vectors"])
-    assert found.is_right and not found.is_alias and found.angle_error < 1
+    assert found.is_right and not found.is_alias and found.angle_error < 1 and found.false < 0.02
     # The same stripes turned by 45 degrees are other stripes.
     turned = subjects.stripes("stripes", wavelength, [angle + 45], 0)
     other = measures.spectrum(turned.image, subject.truth["vectors"])
     np.testing.assert_allclose(other.angle_error, 45, atol=1)
-    assert not other.is_right and other.amplitude < 0.2 * found.amplitude
+    assert not other.is_right and other.amplitude < 0.2 * found.amplitude and other.false > 0.8
 
 
 def test_stripes_finer_than_the_input_become_their_alias():
@@ -77,6 +77,8 @@ def test_a_grid_is_right_in_both_directions():
     for angle in (30, 120):
         stripes = subjects.stripes("stripes", 4, [angle], 0)
         assert measures.spectrum(stripes.image, grid.truth["vectors"]).is_right
+    assert measures.spectrum(grid.image, grid.truth["vectors"]).false < 0.02
+    assert measures.spectrum(grid.image, stripes.truth["vectors"]).false > 0.3, "the other bars"
     stripes = subjects.stripes("stripes", 4, [75], 0)
     assert not measures.spectrum(stripes.image, grid.truth["vectors"]).is_right
 

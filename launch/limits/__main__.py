@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+import numpy as np
+
 from launch.comparison import upscale
 from launch.limits import subjects, tables
 from sr3_jax import released
@@ -79,7 +81,7 @@ def _prepare(chosen: Sequence[subjects.Subject], folder: pathlib.Path) -> None:
         small = degrade.to_levels(degrade.resize_bicubic(image, size), image.dtype)
         for kind, pixels in (("reference", image), ("input", small)):
             path = folder / kind / file
-            if not path.exists() or (upscale.read(path) != pixels).any():
+            if not path.exists() or not np.array_equal(upscale.read(path), pixels):
                 upscale.write(pixels, path)
     kept = {f"{subject.name}.png" for subject in chosen}
     for path in (folder / "input").glob("*.png"):

@@ -52,6 +52,7 @@ class Spectrum(NamedTuple):
     is_alias: bool  # it is what one of them becomes in the low resolution
     angle_error: float  # of the strongest frequency, degrees
     amplitude: float  # at the known frequencies, levels of 1
+    false: float  # share of energy that is neither there nor at their sums and multiples
 
 
 def spectrum(image: Rgb, vectors: Sequence[Vector], factor: int = FACTOR) -> Spectrum:
@@ -83,8 +84,14 @@ def spectrum(image: Rgb, vectors: Sequence[Vector], factor: int = FACTOR) -> Spe
     is_alias = not is_right and bool(min(map(away, folded)) < bin_)
     angles = [np.rad2deg(np.arctan2(*v)) for v in (peak, nearest)]
     near = [np.linalg.norm(grid - s * v, axis=-1) < 2 * bin_ for v in true for s in (1, -1)]
-    amplitude = np.sqrt(power[np.any(near, axis=0)].sum())
-    return Spectrum(is_right, is_alias, _between(*angles), float(amplitude))
+    at_first = np.any(near, axis=0)
+    # Stripes with sharp edges have multiples of their frequency, too, and grids sums of these; the
+    # directions of a grid are at right angles.
+    nearest_sum = sum(np.rint(grid @ v / (v @ v))[..., None] * v for v in true)
+    at_all = np.linalg.norm(grid - nearest_sum, axis=-1) < 2 * bin_
+    amplitude = float(np.sqrt(power[at_first].sum()))
+    false = float(power[~at_all].sum() / power.sum())
+    return Spectrum(is_right, is_alias, _between(*angles), amplitude, false)
 
 
 def _between(angle: float, other: float) -> float:
