@@ -112,8 +112,9 @@ def write(chosen: Sequence[Subject], folder: pathlib.Path, methods: Sequence[str
     for name, kind in KINDS.items():
         if of_kind := [row for row in rows if row["kind"] == name]:
             parts.append(f"## {kind.heading}\n\n{_tables(kind, of_kind, titles)}")
-    if any(row["kind"] == "letters" for row in rows):
-        parts.append(_words(rows, titles))
+    for name in ("letters", "photographed"):
+        if of_kind := [row for row in rows if row["kind"] == name]:
+            parts.append(_words(KINDS[name].heading, of_kind, titles))
     parts.append(_texts(chosen, folder, [*methods, "reference"]))
     text = "Means with 95 % intervals.\n\n" + "\n".join(filter(None, parts))
     picture = _drawn(chosen, folder, titles)
@@ -223,12 +224,9 @@ def _cell(measure: Measure, values: Sequence[float]) -> str:
     return f"{written[0]} ({written[1]} to {written[2]})"
 
 
-def _words(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
-    """Returns what all drawn letters say: against bicubic, and of words and random letters."""
-    of = {
-        name: [row for row in rows if row["kind"] == "letters" and row["method"] == name]
-        for name in titles
-    }
+def _words(heading: str, rows: Sequence[Row], titles: Mapping[str, str]) -> str:
+    """Returns what all words say: against bicubic on the same words, and of random letters."""
+    of = {name: [row for row in rows if row["method"] == name] for name in titles}
     errors = {name: [row["errors"] for row in found] for name, found in of.items()}
     measure = Measure("")
     columns = {
@@ -237,14 +235,14 @@ def _words(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
             _cell(measure, np.subtract(values, errors["bicubic"])) for values in errors.values()
         ],
     }
-    for heading, kind in (("words", True), ("random letters", False)):
-        columns[heading] = [
-            _cell(measure, [row["errors"] for row in found if row["is_word"] is kind])
-            for found in of.values()
-        ]
-    count = len(errors["bicubic"])
+    for name, kind in (("words", True), ("random letters", False)):
+        if any(row["is_word"] is kind for row in rows):
+            columns[name] = [
+                _cell(measure, [row["errors"] for row in found if row["is_word"] is kind])
+                for found in of.values()
+            ]
     text = table([titles[name] for name in of], columns)
-    return f"Character error rate of all {count} drawn words:\n\n{text}"
+    return f"{heading}, character error rate of all {len(errors['bicubic'])}:\n\n{text}"
 
 
 def _texts(chosen: Sequence[Subject], folder: pathlib.Path, methods: Sequence[str]) -> str:
