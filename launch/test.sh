@@ -41,6 +41,9 @@ libtpu=$(.venv/bin/python -c 'import importlib.metadata as m, re
 print(re.search(r"libtpu==([^ ;]+)", " ".join(m.requires("jax")))[1])')
 install_apart .venv/tpu_compiler --no-deps "libtpu==$libtpu" ||
   echo "libtpu cannot be installed here: the tests that need it are skipped"
+# What reads letters in tests/limits_test.py: 400 MB.
+make_environment .venv/ocr launch/limits/requirements.txt 11 .venv/bin/python ||
+  echo "rapidocr cannot be installed here: letters are not read in the test of the gallery of limits"
 # A browser, for tests of pages: Debian's.
 if ! { command -v chromium && command -v chromedriver; } > /dev/null; then
   install_chromium() {
