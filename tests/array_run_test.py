@@ -15,6 +15,7 @@ from configs import arrays_4x
 from sr3_jax import SuperResolver, jobs
 from sr3_jax.config import changed, networks, read, run_file
 from sr3_jax.data import arrays, degrade
+from sr3_jax.inference import confidence
 from sr3_jax.inference.inputs import UpscaleOptions
 from sr3_jax.jobs import initial_weights, releasing
 from sr3_jax.tools import export
@@ -113,6 +114,49 @@ def test_it_is_scored_by_channel_in_its_units(run):
         assert made["values"].shape == (16, 16, _BANDS)
     for picture in (folder / "images").glob("*/*.png"):
         raise AssertionError(f"{picture} has levels")
+
+
+def test_intervals_are_in_the_units_of_the_data(run, tmp_path):
+    """Of 24 scenes, with maps and missing values; the ends have place and nodata as the mean."""
+    root, _ = run
+    folder, rng = epath.Path(tmp_path), np.random.default_rng(5)
+    for i in range(24):
+        bands, elevation = _scene(rng, 24, 28)
+        _write(folder / "scenes" / f"{i}.tif", bands, 10.0)
+        _write(folder / "elevation" / f"{i}.tif", elevation, 10.0)
+    shutil.copytree(root / "run", folder / "run", ignore=shutil.ignore_patterns("evaluation"))
+    values = {"data.eval_path": "scenes", "data.eval_maps_path": "elevation"}
+    values = {key: str(folder / name) for key, name in values.items()}
+    config = run_file.load(folder / "run" / "config.json")
+    config = changed(config, values | {"calibration.num_samples": 3})
+    jobs.calibrate(config, folder / "run", {})
+    coverage = json.loads((folder / "run" / "calibration" / "coverage.json").read_text())
+    half_widths = [row["half_width"] for row in coverage["rows"] if row["found"]]
+    assert min(half_widths) > 1.0  # of thousands
+    low = degrade.resize_bicubic(_scene(rng, 32, 32)[0].astype(np.float32), (8, 8))
+    _write(folder / "in" / "scene.tif", low, 40.0)
+    _write(folder / "maps" / "scene.tif", _scene(rng, 32, 32)[1], 10.0)
+    promise = confidence.Promise(0.5)
+    options = UpscaleOptions(maps=str(folder / "maps"), are_arrays=True)
+    options = confidence.with_band(options, folder / "run", promise)
+    made = folder / "made"
+    assert jobs.upscale(folder / "run", folder / "in", made, options, promise=promise) == 0
+    lower, mean, upper = (
+        arrays.open_file(made / f"scene{part}.tif") for part in (".lower", "", ".upper")
+    )
+    values = [file.read(0) for file in (lower, mean, upper)]
+    known = np.isfinite(values[1])
+    assert known.any() and not known.all()
+    assert all((np.isfinite(each) == known).all() for each in values)
+    widths = (values[2] - values[0])[known]
+    assert (widths > 0).all() and len(np.unique(widths.round(3))) > 20
+    np.testing.assert_allclose((values[2] + values[0])[known] / 2, values[1][known], rtol=1e-5)
+    with rasterio.open(made / "scene.upper.tif") as file:
+        assert file.transform == rasterio.transform.from_origin(*_ORIGIN, 10.0, 10.0)
+        assert file.nodata == -9999.0
+    assert sorted(path.name for path in made.glob("*.tif")) == sorted(
+        f"scene{part}.tif" for part in ("", ".lower", ".upper", *(f".sample_{k}" for k in range(3)))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,9 @@ def test_what_a_page_mentions_exists(name):
     missing += [name for name in ",".join(extras).split(",") if name and f'"{name}": ' not in setup]
     sections = "|".join(configs.SECTIONS)
     for key in re.findall(rf"`((?:config\.)?(?:{sections})\.\w+)[=`]", page):
-        if not (_is_option(key) or _resolves(f"sr3_jax.{key}") or key.endswith((".KEY", ".py", ".json"))):
+        if not (
+            _is_option(key) or _resolves(f"sr3_jax.{key}") or key.endswith((".KEY", ".py", ".json"))
+        ):
             missing.append(key)
     assert not missing, "\n".join(missing)
 
