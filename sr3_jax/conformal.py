@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ NUM_GROUPS = 16  # of pixels, by the deviation of their samples
 _WINDOW = 5
 # Shares of pixels that a member of the family should hold, denser towards 1.
 _LEVELS = 1.0 - np.square(1.0 - np.arange(1, 161) / 160)
-_MOST_FITTED = 1 << 22  # pixels of a channel that a family is made of
+_MOST_FITTED = 1 << 15  # pixels of a channel of an image that a family is made of
 
 Samples = Num[np.ndarray, "k h w c"]
 Values = Float[np.ndarray, "h w c"]
@@ -159,17 +159,15 @@ def local_deviation(samples: Samples) -> Values:
     return np.sqrt(np.maximum(total, 0.0))
 
 
-def fit(
-    errors: Sequence[Values], deviations: Sequence[Values], shape: Shape = "equal"
-) -> tuple[Channel, ...]:
+def fit(images: Iterable[tuple[Values, Values]], shape: Shape = "equal") -> tuple[Channel, ...]:
     """Makes a family of intervals of some images.
 
     Pixels are sorted by their deviation into 16 groups of equal size. Of the errors of each group,
     quantiles are taken.
 
     Args:
-      errors: truth less mean of samples, of each image.
-      deviations: `local_deviation` of each image.
+      images: of each the truth less the mean of samples, and the `local_deviation`. Of large ones
+        pixels are drawn.
       shape: `equal`: a member holds the same share of each group, so that rough and smooth parts
         are treated alike. `shortest`: the mean half-width is least at the same share of all pixels,
         which is the aim of K-RCPS (Teneggi et al. 2023, arXiv:2302.03791); rough parts then pay for
@@ -178,15 +176,15 @@ def fit(
     Raises:
       ValueError: there are no pixels.
     """
+    rng, parts = np.random.default_rng(0), []
+    for error, deviation in images:
+        pixels = np.stack([np.abs(error), deviation]).reshape(2, -1, error.shape[-1])
+        if pixels.shape[1] > _MOST_FITTED:
+            pixels = pixels[:, rng.choice(pixels.shape[1], _MOST_FITTED, replace=False)]
+        parts.append(pixels)
     channels = []
-    for i in range(errors[0].shape[-1]):
-        error = np.concatenate([np.abs(each[..., i]).ravel() for each in errors])
-        spread = np.concatenate([each[..., i].ravel() for each in deviations])
-        known = np.isfinite(error) & np.isfinite(spread)
-        error, spread = error[known], spread[known]
-        if len(error) > _MOST_FITTED:
-            drawn = np.random.default_rng(0).choice(len(error), _MOST_FITTED, replace=False)
-            error, spread = error[drawn], spread[drawn]
+    for i, pixels in enumerate(np.moveaxis(np.concatenate(parts, axis=1), -1, 0)):
+        error, spread = pixels[:, np.isfinite(pixels).all(axis=0)]
         if not len(error):
             raise ValueError(f"channel {i} has no known value to calibrate with")
         channels.append(_fit_channel(error, spread, shape))

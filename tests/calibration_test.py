@@ -66,7 +66,13 @@ def test_other_images_lie_inside_as_often_as_promised(run):
     assert found["99%, average: too few images"] is None
     assert found["90%, each image"]["mean"] > 0.9
     report = (folder / "report.md").read_text()
-    assert f"all {COUNT} images are new" in report and "too few images" in report
+    assert f"{COUNT} images that did not make them; 0 that did" in report
+    assert "too few images" in report
+    jobs.calibrate(
+        config, root / "run", {"num_steps": 2}, only_check=True
+    )  # of which 3/4 made them
+    report = (folder / "report.md").read_text()
+    assert f"{COUNT // 4} images that did not make them; {COUNT * 3 // 4} that did" in report
     for name in ("coverage.png", "samples.png"):
         with Image.open(folder / name) as drawn:
             assert len(drawn.convert("RGB").getcolors(1 << 24)) > 50
@@ -167,7 +173,7 @@ def test_what_was_not_calibrated_is_refused(run, tmp_path):
     (epath.Path(tmp_path) / "run" / confidence.FILE).write_bytes(b"{}")
     with pytest.raises(ValueError, match="is damaged"):
         confidence.read(tmp_path / "run")
-    with pytest.raises(ValueError, match="12 held-out images are usable; calibration takes 20"):
+    with pytest.raises(ValueError, match="12 held-out images can be used; calibration takes 20"):
         jobs.calibrate(few, epath.Path(tmp_path / "run"), {})
 
 

@@ -30,7 +30,7 @@ def drawn(rng, count, num_samples, too_sure=1.0):
 
 
 def made_of(shaping, counting, shape="equal"):
-    channels = conformal.fit(*shaping, shape)
+    channels = conformal.fit(zip(*shaping, strict=True), shape)
     risks = [conformal.risk(*one, channels) for one in zip(*counting, strict=True)]
     return conformal.Calibration(channels, np.array(risks))
 

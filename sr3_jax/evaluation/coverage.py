@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ CONFIDENCES = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99)
 _SHOWN = 0.9  # whose coverage is told by brightness and texture
 _PARTS = 5  # of equal size, by brightness and so on
 _WINDOW = 5  # pixels a side, of the texture
+_FEATURES = ("brightness", "texture", "deviation of samples")
+_MOST_DRAWN = 1 << 14  # pixels of an image that are told by features
 
 
 class Image(NamedTuple):
@@ -79,66 +81,91 @@ class Coverage(NamedTuple):
     of_images: list[float]
 
 
+class _Promise(NamedTuple):
+    """A promise, the band that keeps it, and what was found so far: of each image a number."""
+
+    confidence: float
+    guarantee: conformal.Guarantee
+    band: conformal.Band | None
+    shares: list[float]
+    halves: list[float]
+    uncalibrated: list[float]
+    naive_halves: list[float]
+
+    @property
+    def is_shown(self) -> bool:
+        return (self.guarantee, self.confidence) == ("average", _SHOWN)
+
+    def row(self) -> Row:
+        """Returns what it came to."""
+        text = f"{self.confidence:.0%}, {self.guarantee.replace('_', ' ')}"
+        if self.band is None:
+            return Row(f"{text}: too few images", None)
+        found = intervals.of_mean(self.shares)
+        reached = np.mean(np.array(self.shares) >= self.confidence)
+        means = np.mean(self.halves), np.mean(self.uncalibrated)
+        return Row(text, found, float(reached), *map(float, means))
+
+
 def measure(
-    calibration: conformal.Calibration, images: Sequence[Image], delta: float = 0.1
+    calibration: conformal.Calibration, images: Iterable[Image], delta: float = 0.1
 ) -> Coverage:
-    """Measures intervals on images."""
-    rows: list[Row] = []
-    parts: dict[str, list[float]] = {}
-    widened, of_images = np.nan, []
+    """Measures intervals on images, one at a time."""
+    promises = []
     for guarantee in conformal.GUARANTEES:
         for confidence in CONFIDENCES if guarantee == "average" else (_SHOWN,):
-            promised = f"{confidence:.0%}, {guarantee.replace('_', ' ')}"
             try:
                 band = calibration.choose(confidence, guarantee, delta)
             except ValueError:
-                rows.append(Row(f"{promised}: too few images", None))
-                continue
-            halves = [band.half_widths(image.deviation) for image in images]
-            naive = [_of_draws(image, confidence) for image in images]
-            held = [image.held(half) for image, half in zip(images, halves, strict=True)]
-            shares = [float(np.nanmean(each)) for each in held]
-            rows.append(
-                Row(
-                    promised,
-                    intervals.of_mean(shares),
-                    float(np.mean(np.array(shares) >= confidence)),
-                    _mean(halves),
-                    _mean([i.held(half) for i, half in zip(images, naive, strict=True)]),
-                )
-            )
-            if (guarantee, confidence) == ("average", _SHOWN):
-                parts = _by_parts(images, held)
-                widened, of_images = _mean(halves) / max(_mean(naive), 1e-30), shares
-    return Coverage(rows, parts, widened, of_images)
+                band = None
+            promises.append(_Promise(confidence, guarantee, band, [], [], [], []))
+    rng, pixels = np.random.default_rng(0), []
+    for image in images:
+        for promise in (each for each in promises if each.band):
+            half, naive = promise.band.half_widths(image.deviation), _of_draws(image, promise)
+            held = image.held(half)
+            promise.shares.append(float(np.nanmean(held)))
+            promise.halves.append(float(np.nanmean(half)))
+            promise.uncalibrated.append(float(np.nanmean(image.held(naive))))
+            promise.naive_halves.append(float(np.nanmean(naive)))
+            if promise.is_shown:
+                pixels.append(_drawn(image, held, rng))
+    shown = next((each for each in promises if each.is_shown and each.band), None)
+    return Coverage(
+        [promise.row() for promise in promises],
+        _by_parts(np.concatenate(pixels, axis=1)) if pixels else {},
+        float(np.mean(shown.halves) / max(np.mean(shown.naive_halves), 1e-30)) if shown else np.nan,
+        shown.shares if shown else [],
+    )
 
 
-def _mean(images: Sequence[np.ndarray]) -> float:
-    return float(np.mean([np.nanmean(each) for each in images]))
-
-
-def _of_draws(image: Image, confidence: float) -> Float[np.ndarray, "h w c"]:
+def _of_draws(image: Image, promise: _Promise) -> Float[np.ndarray, "h w c"]:
     """Returns the half-widths that were right, were truth and samples drawn from one normal."""
-    quantile = scipy.stats.norm.ppf((1 + confidence) / 2)
+    quantile = scipy.stats.norm.ppf((1 + promise.confidence) / 2)
     return quantile * np.sqrt(1 + 1 / image.num_samples) * image.deviation
 
 
-def _by_parts(images: Sequence[Image], held: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """Returns the share inside, by features of what a user sees: not of the truth."""
-    features = {
-        "brightness": [image.center for image in images],
-        "texture": [_texture(image.center) for image in images],
-        "deviation of samples": [image.deviation for image in images],
-    }
-    inside = np.concatenate([each.reshape(-1, each.shape[-1]) for each in held])
+def _drawn(
+    image: Image, held: Float[np.ndarray, "h w c"], rng: np.random.Generator
+) -> Float[np.ndarray, "features n c"]:
+    """Returns `held` and the features of some pixels: what a user sees, not the truth."""
+    features = image.center, _texture(image.center), image.deviation
+    found = np.stack([held, *features]).reshape(1 + len(features), -1, held.shape[-1])
+    if found.shape[1] > _MOST_DRAWN:
+        found = found[:, rng.choice(found.shape[1], _MOST_DRAWN, replace=False)]
+    return found
+
+
+def _by_parts(pixels: Float[np.ndarray, "features n c"]) -> dict[str, list[float]]:
+    """Returns the share inside by fifths of each feature, the mean over channels."""
+    inside, *features = pixels
     found = {}
-    for name, values in features.items():
-        flat = np.concatenate([each.reshape(-1, each.shape[-1]) for each in values])
-        shares = np.zeros((_PARTS, flat.shape[-1]))
-        for c in range(flat.shape[-1]):
-            known = np.isfinite(flat[:, c]) & np.isfinite(inside[:, c])
+    for name, values in zip(_FEATURES, features, strict=True):
+        shares = np.zeros((_PARTS, values.shape[-1]))
+        for c in range(values.shape[-1]):
+            known = np.isfinite(values[:, c]) & np.isfinite(inside[:, c])
             # Ties are broken by place, so that all parts have one size.
-            order = np.argsort(flat[known, c], kind="stable")
+            order = np.argsort(values[known, c], kind="stable")
             for i, part in enumerate(np.array_split(inside[known, c][order], _PARTS)):
                 shares[i, c] = part.mean() if len(part) else np.nan
         found[name] = np.nanmean(shares, axis=1).tolist()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imported only where images are read: it takes seconds
 FOLDER = "calibration"
 _FEWEST = 20  # images
 _SHOWN = 6  # images, in a picture
+_DIGITS = 10  # that identify an image, hexadecimal
 _SHOWN_CONFIDENCE = 0.9
 
 
@@ -87,9 +88,11 @@ def _calibrate(
     stage: cascade.Stage, workdir: epath.Path, there: confidence.Calibrated | None
 ) -> None:
     config, folder = stage.config, workdir / FOLDER / ("check" if there else "")
-    resolver = stage.load()
     shared.list_images(config, workdir, training=False)
     source = image_sets.evaluation_source(config, workdir / shared.INDEX)
+    if not there:
+        _check_enough(len(source))  # before any long work
+    resolver = stage.load()
     drawn = np.random.default_rng(config.seed).permutation(len(source))
     drawn = np.sort(drawn[: config.calibration.num_images or None])
     pipeline = image_sets.make_pipeline(
@@ -148,6 +151,10 @@ class _Images(NamedTuple):
         """Returns an image of the set; `name` is `input`, `reference`, or a method."""
         return outputs.Files(self.folder / name, [number], self.dtype)[0]
 
+    def digest(self, number: int) -> str:
+        """Returns what identifies an image, by its pixels."""
+        return outputs.digest("", self.read("reference", number))[:_DIGITS]
+
     def each(self, numbers: Sequence[int]) -> Iterator[coverage.Image]:
         """Yields images with centre and deviation of their samples."""
         for number in numbers:
@@ -172,7 +179,18 @@ def _conclude(
     """Makes the intervals of the samples, or takes those there are, and tells what they hold."""
     config, tested = stage.config, list(images.numbers)
     if made := there:
-        what = f"The intervals are those of {confidence.FILE}; all {len(tested)} images are new."
+        used = set(made.about["used"])
+        tested = [number for number in tested if images.digest(number) not in used]
+        if not tested:
+            raise ValueError(
+                "calibration has used all of these images, so they say nothing new; give others by "
+                "--config.data.eval_path"
+            )
+        what = (
+            f"The intervals are those of {confidence.FILE}. All figures are of {len(tested)} "
+            "images that did not make them; "
+            f"{len(images.numbers) - len(tested)} that did are left out."
+        )
     else:
         made, tested = _made(stage, images)
         what = (
@@ -180,7 +198,7 @@ def _conclude(
             f"({made.about['shape']}), {made.about['num_calibrated']} their width. All figures are "
             f"of {len(tested)} others."
         )
-    measured = coverage.measure(made.calibration, list(images.each(tested)))
+    measured = coverage.measure(made.calibration, images.each(tested))
     evaluator.write_json(coverage.as_json(measured), folder / "coverage.json")
     coverage.draw(measured, folder / "coverage.png")
     _draw_samples(images, made.calibration, tested[:_SHOWN], folder / "samples.png")
@@ -204,6 +222,15 @@ def _conclude(
     print(f"report: {folder / 'report.md'}; drawn: coverage.png, samples.png beside it")
 
 
+def _check_enough(count: int) -> None:
+    if count < _FEWEST:
+        raise ValueError(
+            f"{count} held-out images can be used; calibration takes {_FEWEST} at least, and 200 "
+            "for intervals that are hardly wider than they have to be; give more by "
+            "config.data.eval_path or config.data.num_eval_images"
+        )
+
+
 def _made(stage: cascade.Stage, images: _Images) -> tuple[confidence.Calibrated, list[int]]:
     """Makes the intervals; returns them, and the images that are left to look at.
 
@@ -211,21 +238,12 @@ def _made(stage: cascade.Stage, images: _Images) -> tuple[confidence.Calibrated,
       ValueError: there are too few images.
     """
     config, count = stage.config, len(images.numbers)
-    if count < _FEWEST:
-        raise ValueError(
-            f"{count} held-out images are usable; calibration takes {_FEWEST} at least, and 200 "
-            "for intervals that are hardly wider than they have to be; give more by "
-            "config.data.eval_path or config.data.num_eval_images"
-        )
+    _check_enough(count)
     dealt = np.random.default_rng([config.seed, 1]).permutation(images.numbers).tolist()
     part = count // 4
     fitted, counted, tested = dealt[:part], dealt[part:-part], dealt[-part:]
-    shaping = list(images.each(fitted))
-    channels = conformal.fit(
-        [each.truth - each.center for each in shaping],
-        [each.deviation for each in shaping],
-        config.calibration.shape,
-    )
+    shaping = ((each.truth - each.center, each.deviation) for each in images.each(fitted))
+    channels = conformal.fit(shaping, config.calibration.shape)
     risks = [
         conformal.risk(each.truth - each.center, each.deviation, channels)
         for each in images.each(counted)
@@ -236,6 +254,7 @@ def _made(stage: cascade.Stage, images: _Images) -> tuple[confidence.Calibrated,
         "num_fitted": len(fitted),
         "num_calibrated": len(counted),
         "checkpoint_step": stage.step,
+        "used": [images.digest(number) for number in (*fitted, *counted)],
     }
     made_with = confidence.sampled(stage.fingerprint())
     made = confidence.Calibrated(calibration, config.num_samples, made_with, about)
