@@ -10,7 +10,7 @@ import small_run
 from etils import epath
 from PIL import Image
 
-from sr3_jax import SuperResolver, conformal, jobs
+from sr3_jax import SuperResolver, conformal, jobs, released
 from sr3_jax.config import changed, run_file
 from sr3_jax.inference import cascade, confidence, inputs
 from sr3_jax.jobs import calibrating, releasing
@@ -191,3 +191,16 @@ def test_a_released_network_keeps_its_intervals_where_its_weights_are_the_same(r
     resolver.interval(np.zeros((8, 8, 3), np.uint8), 0.8)
     releasing.push(first, str(third), dtype="float32")
     assert not (third / confidence.FILE).exists()
+
+
+@pytest.mark.parametrize("name", released.names())
+def test_intervals_of_the_package_are_of_its_networks(name):
+    """And of the sampling that upscaling takes unless it is told otherwise."""
+    folder = released.shipped(name)
+    if not (folder / confidence.FILE).exists():
+        assert name == "photos_4x"  # which draws in 20 calls; docs/confidence.md says so
+        return
+    found = confidence.read(folder)
+    found.check(cascade.open_stage(folder).fingerprint(), folder)
+    narrow, wide = (confidence.band(found, confidence.Promise(share)) for share in (0.5, 0.9))
+    assert np.array(wide.radii).min() > np.array(narrow.radii).min() > 0
