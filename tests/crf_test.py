@@ -1,4 +1,4 @@
-"""The CRF of docs/limits.md: its mean field against sums and linear algebra, and its experiment."""
+"""The CRF of docs/crf.md: its mean field against sums and linear algebra, and its experiment."""
 
 import json
 import sys

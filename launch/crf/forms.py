@@ -1,4 +1,4 @@
-"""Two forms of a fully connected CRF over samples of a network: docs/limits.md.
+"""Two forms of a fully connected CRF over samples of a network: docs/crf.md.
 
 After Krähenbühl and Koltun (2011): Gaussian kernels of place and colour, and mean field, whose
 updates are those of all pixels at once. Their kernels reach over the whole picture, by a fast
