@@ -18,6 +18,7 @@ from sr3_jax.metrics import registry, samples
 Methods = Mapping[str, Sequence[pathlib.Path]]  # folders of the samples of each program
 
 _SCORES = ("psnr", "ssim", "consistency", "gradient_energy")
+_SHARES = ("improvement", "omission", "hallucination")
 _NUM_RESAMPLED = 500
 _NUM_PICTURES, _CROP = 6, 48
 _MOST_BYTES = 400_000
@@ -36,7 +37,9 @@ def write(folder: pathlib.Path, methods: Methods) -> None:
         columns = _of_classes(folder, ["reference", *methods])
         text = _table({"reference": "the reference itself", **rows}, columns)
     else:
-        text = _table(rows, _of_photographs(folder, methods))
+        scores = json.loads((folder / "score" / "images.json").read_bytes())["scores"]
+        shares = _table(rows, _of_scores(scores, methods, _SHARES))
+        text = f"{_table(rows, _of_photographs(folder, methods, scores))}\nDetail:\n\n{shares}"
         draw(folder, methods)
     count = len([*(folder / "input").glob("*.png")])
     text = f"{count} pictures; means with 95 % intervals.\n\n{text}\n{_programs(folder, about)}"
@@ -49,12 +52,23 @@ def _title(name: str) -> str:
     return upscale.PROGRAMS[name].title if name in upscale.PROGRAMS else name
 
 
-def _of_photographs(folder: pathlib.Path, methods: Methods) -> dict[str, dict[str, str]]:
-    scores = json.loads((folder / "score" / "images.json").read_bytes())["scores"]
+def _of_scores(
+    scores: Mapping[str, Mapping[str, Sequence[float]]], methods: Methods, names: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Returns columns of some metrics of --mode=score."""
     columns = {}
-    for metric in map(registry.find, _SCORES):
+    for metric in map(registry.find, names):
         values = {name: scores[scored_as(name)][metric.name] for name in methods}
         columns[f"{metric.heading} {metric.arrow}"] = _means(values, metric.write)
+    return columns
+
+
+def _of_photographs(
+    folder: pathlib.Path,
+    methods: Methods,
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+) -> dict[str, dict[str, str]]:
+    columns = _of_scores(scores, methods, _SCORES)
     energy = {name: _energy_scores(folder, made) for name, made in methods.items()}
     columns["energy score ↓"] = _means(energy, "{:.3f}".format)
     if found := _features(folder, methods):
