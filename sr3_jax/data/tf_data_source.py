@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from sr3_jax.data import source_kinds, sources
+from sr3_jax.data import source_kinds, sources, user_functions
 from sr3_jax.data.image_files import BadImageError
 
 if TYPE_CHECKING:
