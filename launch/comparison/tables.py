@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from scipy import stats
 
@@ -205,13 +206,17 @@ def draw(folder: pathlib.Path, methods: Methods) -> None:
         title: np.stack([upscale.read(made / n)[w] for n, w in zip(names, windows, strict=True)])
         for title, made in {**of, "reference": folder / "reference"}.items()
     }
-    sheet = Image.fromarray(grids.grid(columns))
+    (folder / "pictures.jpg").write_bytes(jpeg(grids.grid(columns), _MOST_BYTES))
+
+
+def jpeg(sheet: UInt8[np.ndarray, "h w 3"], most_bytes: int) -> bytes:
+    """Returns a picture as a JPEG, of the best quality that fits into so many bytes."""
     for quality in range(92, 20, -4):
         file = io.BytesIO()
-        sheet.save(file, "JPEG", quality=quality)
-        if file.tell() <= _MOST_BYTES:
+        Image.fromarray(sheet).save(file, "JPEG", quality=quality)
+        if file.tell() <= most_bytes:
             break
-    (folder / "pictures.jpg").write_bytes(file.getvalue())
+    return file.getvalue()
 
 
 def _liveliest(image: np.ndarray) -> tuple[slice, slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pathlib
@@ -10,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from launch.comparison import upscale
+from launch.comparison.tables import jpeg
 from launch.limits import measures
 from launch.limits.subjects import Subject
 from sr3_jax.evaluation.report import grids, intervals
@@ -280,10 +279,4 @@ def _drawn(chosen: Sequence[Subject], folder: pathlib.Path, titles: Mapping[str,
             left, top = (place * times // upscale.FACTOR for place in at)
             windows.append(image[top : top + side, left : left + side])
         columns[title] = np.stack(windows)
-    sheet = Image.fromarray(grids.grid(columns))
-    for quality in range(90, 20, -4):
-        file = io.BytesIO()
-        sheet.save(file, "JPEG", quality=quality)
-        if file.tell() <= _MOST_BYTES:
-            break
-    return file.getvalue()
+    return jpeg(grids.grid(columns), _MOST_BYTES)
