@@ -61,11 +61,36 @@ class Channel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Promise:
+    """What intervals are to promise.
+
+    Attributes:
+      confidence: share of the values that lie inside.
+      guarantee: what of; see above.
+      delta: of `certified` and `each_image`, the probability that the promise is not kept.
+    """
+
+    confidence: int | float
+    guarantee: Guarantee = "average"
+    delta: float = 0.1
+
+    def __post_init__(self):
+        """Raises ValueError for a number outside (0, 1)."""
+        for name in ("confidence", "delta"):
+            if not 0 < (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} = {value:g}; it must be above 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Band:
-    """One member of a family: for each channel the half-widths at the centres."""
+    """One member of a family: for each channel the half-widths at the centres.
+
+    `promise` is what it was chosen for.
+    """
 
     centres: tuple[tuple[float, ...], ...]
     radii: tuple[tuple[float, ...], ...]
+    promise: Promise | None = None
 
     def half_widths(self, deviation: Values) -> Values:
         """Returns the half-width of each pixel's interval, given `local_deviation`."""
@@ -94,34 +119,24 @@ class Calibration:
     channels: tuple[Channel, ...]
     risks: Float[np.ndarray, "n members"]
 
-    def choose(
-        self, confidence: int | float, guarantee: Guarantee = "average", delta: float = 0.1
-    ) -> Band:
+    def choose(self, promise: Promise) -> Band:
         """Returns the narrowest band that keeps a promise.
 
-        Args:
-          confidence: share of values that should lie inside.
-          guarantee: what of; see above.
-          delta: of `certified` and `each_image`, the probability that the promise is not kept.
-
         Raises:
-          ValueError: a number is outside (0, 1), or the promise takes more calibration images.
+          ValueError: the promise takes more calibration images.
         """
-        for name, value in (("confidence", confidence), ("delta", delta)):
-            if not 0 < value < 1:
-                raise ValueError(f"{name} = {value:g}; it must be above 0 and below 1")
         risks = self.risks
-        keeps = _keeps(risks, 1.0 - confidence, guarantee, delta)
+        keeps = _keeps(risks, promise)
         # Wider intervals keep what narrower ones do; rounding might say otherwise.
         member = len(keeps) - int(np.argmin(keeps[::-1])) if not keeps.all() else 0
         if member == len(keeps):
             raise ValueError(
-                f"{len(risks)} calibration images are too few for confidence = {confidence:g}, "
-                f"guarantee = {guarantee!r}"
-                + ("" if guarantee == "average" else f" and delta = {delta:g}")
+                f"{len(risks)} calibration images are too few for confidence = "
+                f"{promise.confidence:g}, guarantee = {promise.guarantee!r}"
+                + ("" if promise.guarantee == "average" else f" and delta = {promise.delta:g}")
                 + "; calibrate on more images, or ask for less"
             )
-        return self.band(member)
+        return dataclasses.replace(self.band(member), promise=promise)
 
     def band(self, member: int) -> Band:
         """Returns a member of the family."""
@@ -290,11 +305,10 @@ def _at(
     return ((1.0 - share) * radii[member, before] + share * radii[member, after]) * beyond
 
 
-def _keeps(
-    risks: Float[np.ndarray, "n m"], most: float, guarantee: Guarantee, delta: float
-) -> np.ndarray:
+def _keeps(risks: Float[np.ndarray, "n m"], promise: Promise) -> np.ndarray:
     """Returns which members keep a promise, by the risks of n calibration images."""
-    count = len(risks)
+    count, most = len(risks), 1.0 - promise.confidence
+    guarantee, delta = promise.guarantee, promise.delta
     if guarantee == "average":
         return (risks.sum(axis=0) + 1.0) / (count + 1) <= most
     if guarantee == "certified":

@@ -12,7 +12,7 @@ import small_run
 from etils import epath
 
 from configs import arrays_4x
-from sr3_jax import SuperResolver, jobs
+from sr3_jax import SuperResolver, conformal, jobs
 from sr3_jax.config import changed, networks, read, run_file
 from sr3_jax.data import arrays, degrade
 from sr3_jax.inference import confidence
@@ -136,11 +136,11 @@ def test_intervals_are_in_the_units_of_the_data(run, tmp_path):
     low = degrade.resize_bicubic(_scene(rng, 32, 32)[0].astype(np.float32), (8, 8))
     _write(folder / "in" / "scene.tif", low, 40.0)
     _write(folder / "maps" / "scene.tif", _scene(rng, 32, 32)[1], 10.0)
-    promise = confidence.Promise(0.5)
+    promise = conformal.Promise(0.5)
     options = UpscaleOptions(maps=str(folder / "maps"), are_arrays=True)
     options = confidence.with_band(options, folder / "run", promise)
     made = folder / "made"
-    assert jobs.upscale(folder / "run", folder / "in", made, options, promise=promise) == 0
+    assert jobs.upscale(folder / "run", folder / "in", made, options) == 0
     lower, mean, upper = (
         arrays.open_file(made / f"scene{part}.tif") for part in (".lower", "", ".upper")
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sr3_jax import SuperResolver, conformal, jobs, released
 from sr3_jax.config import changed, run_file
+from sr3_jax.data import resumable
 from sr3_jax.inference import cascade, confidence, inputs
 from sr3_jax.jobs import calibrating, releasing
 
@@ -73,6 +74,9 @@ def test_other_images_lie_inside_as_often_as_promised(run):
     )  # of which 3/4 made them
     report = (folder / "report.md").read_text()
     assert f"{COUNT // 4} images that did not make them; {COUNT * 3 // 4} that did" in report
+    smaller = changed(config, {"evaluation.image_size": 24})  # the same pictures
+    jobs.calibrate(smaller, root / "run", {"num_steps": 2}, only_check=True)
+    assert f"{COUNT // 4} images that did not make" in (folder / "report.md").read_text()
     for name in ("coverage.png", "samples.png"):
         with Image.open(folder / name) as drawn:
             assert len(drawn.convert("RGB").getcolors(1 << 24)) > 50
@@ -98,11 +102,11 @@ def test_upscaling_writes_the_ends_of_the_intervals(run, tmp_path):
     Image.fromarray(picture).save(folder / "a.png")
     Image.fromarray(picture[..., 0]).save(folder / "grey.png")
     Image.fromarray(picture[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
-    promise = confidence.Promise(0.8)
+    promise = conformal.Promise(0.8)
     options = confidence.with_band(inputs.UpscaleOptions(2), root / "run", promise)
     assert options.num_samples == 3
     out = epath.Path(tmp_path / "out")
-    assert jobs.upscale(root / "run", folder, out, options, promise=promise) == 0
+    assert jobs.upscale(root / "run", folder, out, options) == 0
     resolver = SuperResolver.from_workdir(root / "run", num_steps=2)
     seed = options.seed_of("a.png")
     seeds = [(seed + (k << 24)) % 2**32 for k in range(3)]
@@ -127,11 +131,27 @@ def test_upscaling_writes_the_ends_of_the_intervals(run, tmp_path):
     assert (deep[0] <= deep[1]).all() and (deep[1] <= deep[2]).all()
     # The same command does nothing, one with another promise is refused.
     before = (out / "a.png.upper.png").stat().mtime
-    assert jobs.upscale(root / "run", folder, out, options, promise=promise) == 0
+    assert jobs.upscale(root / "run", folder, out, options) == 0
     assert (out / "a.png.upper.png").stat().mtime == before
-    other = confidence.with_band(inputs.UpscaleOptions(2), root / "run", confidence.Promise(0.7))
-    with pytest.raises(ValueError, match="made in another way"):
-        jobs.upscale(root / "run", folder, out, other, promise=confidence.Promise(0.7))
+    other = confidence.with_band(inputs.UpscaleOptions(2), root / "run", conformal.Promise(0.7))
+    with pytest.raises(ValueError, match="confidence was 0.8 and is 0.7"):
+        jobs.upscale(root / "run", folder, out, other)
+
+
+def test_no_ends_are_left_beside_another_picture(run, tmp_path):
+    root, _ = run
+    folder, out = epath.Path(tmp_path / "in"), epath.Path(tmp_path / "out")
+    folder.mkdir()
+    Image.fromarray(np.asarray(Image.open(root / "few" / "002.png"))[:8, :8]).save(folder / "a.png")
+    plain = inputs.UpscaleOptions(2)
+    options = confidence.with_band(plain, root / "run", conformal.Promise(0.8))
+    assert jobs.upscale(root / "run", folder, out, options) == 0
+    (out / "of_another.png.lower.png").write_bytes(b"a file of someone else")
+    recipe = json.loads((out / resumable.MARK).read_text())
+    assert (recipe["confidence"], recipe["guarantee"], recipe["delta"]) == (0.8, "average", 0.1)
+    assert jobs.upscale(root / "run", folder, out, plain, overwrite=True) == 0
+    left = sorted(path.name for path in out.glob("*.png"))
+    assert left == ["a.png", "of_another.png.lower.png"]
 
 
 def test_python_gives_the_same_intervals(run):
@@ -140,19 +160,19 @@ def test_python_gives_the_same_intervals(run):
     picture = np.asarray(Image.open(root / "few" / "001.png"))[:8, :8]
     mean, lower, upper = resolver.interval(picture, 0.8, seed=5)
     samples = resolver.sample_many(picture, 3, seed=5)
-    band = confidence.band(confidence.read(root / "run"), confidence.Promise(0.8))
+    band = confidence.read(root / "run").calibration.choose(conformal.Promise(0.8))
     np.testing.assert_array_equal(confidence.interval(samples, band), (lower, upper))
     np.testing.assert_array_equal(mean, np.rint(samples.mean(0)))
-    wide = resolver.interval(picture, confidence.Promise(0.8, "each_image", 0.1), seed=5)
+    wide = resolver.interval(picture, conformal.Promise(0.8, "each_image", 0.1), seed=5)
     assert (wide[2] >= upper).all() and wide[2].astype(int).sum() > upper.astype(int).sum()
 
 
 def test_what_was_not_calibrated_is_refused(run, tmp_path):
     root, config = run
-    run_dir, promise, options = root / "run", confidence.Promise(0.8), inputs.UpscaleOptions(4)
+    run_dir, promise, options = root / "run", conformal.Promise(0.8), inputs.UpscaleOptions(4)
     given = confidence.with_band(options, run_dir, promise)
     with pytest.raises(ValueError, match="num_steps was 2 and is 4.*Calibrate again"):
-        jobs.upscale(run_dir, root / "few", epath.Path(tmp_path), given, promise=promise)
+        jobs.upscale(run_dir, root / "few", epath.Path(tmp_path), given)
     with pytest.raises(ValueError, match="num_steps was 2 and is 4"):
         SuperResolver.from_workdir(run_dir).interval(np.zeros((8, 8, 3), np.uint8))
     # The size of a picture decides about tiles, so they are free.
@@ -163,16 +183,19 @@ def test_what_was_not_calibrated_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="--factor=2"):
         confidence.with_band(dataclasses.replace(options, factor=2.0), run_dir, promise)
     with pytest.raises(ValueError, match="too few"):
-        confidence.with_band(options, run_dir, confidence.Promise(0.99))
+        confidence.with_band(options, run_dir, conformal.Promise(0.99))
     other = small_run.write_workdir(epath.Path(tmp_path / "run"))
     with pytest.raises(FileNotFoundError, match="--mode=calibrate"):
         confidence.with_band(options, tmp_path / "run", promise)
     with pytest.raises(ValueError, match="gives one answer"):
         calibrating.check(changed(other, {"method": "regression"}))
     few = changed(config, {"data.eval_path": str(root / "few")})
-    (epath.Path(tmp_path) / "run" / confidence.FILE).write_bytes(b"{}")
-    with pytest.raises(ValueError, match="is damaged"):
-        confidence.read(tmp_path / "run")
+    edited = json.loads((run_dir / confidence.FILE).read_text())
+    edited["num_samples"] = 2
+    for content in ("{}", "[1]", json.dumps(edited), (run_dir / confidence.FILE).read_text()[:-9]):
+        (epath.Path(tmp_path) / "run" / confidence.FILE).write_text(content)
+        with pytest.raises(ValueError, match="is damaged"):
+            confidence.read(tmp_path / "run")
     with pytest.raises(ValueError, match="12 held-out images can be used; calibration takes 20"):
         jobs.calibrate(few, epath.Path(tmp_path / "run"), {})
 
@@ -202,5 +225,5 @@ def test_intervals_of_the_package_are_of_its_networks(name):
         return
     found = confidence.read(folder)
     found.check(cascade.open_stage(folder).fingerprint(), folder)
-    narrow, wide = (confidence.band(found, confidence.Promise(share)) for share in (0.5, 0.9))
+    narrow, wide = (found.calibration.choose(conformal.Promise(share)) for share in (0.5, 0.9))
     assert np.array(wide.radii).min() > np.array(narrow.radii).min() > 0

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from sr3_jax import conformal
+from sr3_jax.conformal import Promise
 
 SIDE, CHANNELS = 12, 2
 
@@ -50,7 +51,7 @@ def inside(band, errors, deviations):
 def test_half_widths_are_those_of_the_normal_distribution(too_sure):
     """With many samples z sigma, which calibration finds although the samples are too sure."""
     rng = np.random.default_rng(0)
-    band = calibrated(rng, 200, num_samples=64, too_sure=too_sure).choose(0.9)
+    band = calibrated(rng, 200, num_samples=64, too_sure=too_sure).choose(Promise(0.9))
     centres, radii = np.array(band.centres), np.array(band.radii)
     expected = scipy.stats.norm.ppf(0.95) * np.sqrt(1 / too_sure**2 + 1 / 64) * centres
     # Groups have a width, are of few images, and the promise takes a little more than 90 %.
@@ -62,7 +63,7 @@ def test_the_mean_share_inside_is_promised_and_not_much_more():
     rng = np.random.default_rng(1)
     found = []
     for _ in range(60):
-        band = calibrated(rng, 40).choose(0.8)
+        band = calibrated(rng, 40).choose(Promise(0.8))
         found.append(inside(band, *drawn(rng, 10, 4)))
     mean, error = np.mean(found), np.std(found) / math.sqrt(len(found))
     assert 0.8 - 3 * error <= mean <= 0.8 + 2 / 41 + 3 * error
@@ -82,7 +83,7 @@ def test_certified_fails_as_seldom_as_it_says(delta):
     failed, member = 0, []
     for _ in range(400):
         risks, true_risk = risky(rng, 60)
-        band = conformal.Calibration(channels, risks).choose(0.7, "certified", delta)
+        band = conformal.Calibration(channels, risks).choose(Promise(0.7, "certified", delta))
         member.append(int(band.radii[0][0]))
         failed += true_risk(member[-1]) > 0.3
     # Three standard errors of so many trials.
@@ -97,7 +98,7 @@ def test_each_image_holds_for_the_promised_share_of_images():
     kept = []
     for _ in range(400):
         risks, _ = risky(rng, 39)
-        band = conformal.Calibration(channels, risks).choose(0.7, "each_image", 0.2)
+        band = conformal.Calibration(channels, risks).choose(Promise(0.7, "each_image", 0.2))
         new, _ = risky(rng, 50)
         kept.append((new[:, int(band.radii[0][0])] <= 0.3).mean())
     # ceil(40 * 0.8) = 32 of 40 places are at least as wide: exactly 80 %, but for the grid.
@@ -107,13 +108,13 @@ def test_each_image_holds_for_the_promised_share_of_images():
 def test_too_few_images_promise_nothing():
     rng = np.random.default_rng(4)
     made = calibrated(rng, 30)
-    made.choose(0.96)
+    made.choose(Promise(0.96))
     with pytest.raises(ValueError, match="30 calibration images are too few for confidence = 0.97"):
-        made.choose(0.97)  # the one more image may be wholly outside: 1 / 31 > 0.03
+        made.choose(Promise(0.97))  # the one more image may be wholly outside: 1 / 31 > 0.03
     with pytest.raises(ValueError, match="delta = 0.02"):
-        made.choose(0.9, "each_image", 0.02)
+        made.choose(Promise(0.9, "each_image", 0.02))
     with pytest.raises(ValueError, match="confidence = 90"):
-        made.choose(90)
+        made.choose(Promise(90))
 
 
 @pytest.mark.parametrize("shape", conformal.SHAPES)
@@ -150,7 +151,7 @@ def test_the_shortest_intervals_are_shorter_and_hold_as_much():
     found = {}
     shaping, counting, other = images(80), images(80), images(200)
     for shape in conformal.SHAPES:
-        band = made_of(shaping, counting, shape).choose(0.85)
+        band = made_of(shaping, counting, shape).choose(Promise(0.85))
         held = inside(band, *other)
         found[shape] = held, np.mean([band.half_widths(d).mean() for d in other[1]])
     assert found["equal"][0] == pytest.approx(0.86, abs=0.02)
@@ -180,6 +181,6 @@ def test_constant_samples_have_one_group():
     images = errors, [np.zeros((SIDE, SIDE, 1))] * 40
     made = made_of(images, images)
     assert len(made.channels[0].centres) == 1
-    band = made.choose(0.9)
+    band = made.choose(Promise(0.9))
     assert band.half_widths(np.zeros((2, 2, 1)))[0, 0, 0] == pytest.approx(1.75, abs=0.15)
     assert dataclasses.asdict(band)["centres"] == ((0.0,),)

@@ -18,7 +18,6 @@ from sr3_jax import config as configs
 from sr3_jax import conformal, released
 from sr3_jax.config import cascades, resolve, run_file
 from sr3_jax.data import storage
-from sr3_jax.inference import confidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,21 +106,22 @@ def define_promise(values: flags.FlagValues) -> None:
     """Defines the flags of intervals that a calibrated network promises; see `promise`."""
     of = {"flag_values": values}
     meaning = (
-        "Also write the lower and the upper end of an interval for each pixel, which hold so large "
-        "a share of the truth, such as 0.9. Takes a network that --mode=calibrate has calibrated."
+        "Also write the lower and the upper end of an interval for each value of each pixel, which "
+        "hold so large a share of the true values, such as 0.9. Takes a network that "
+        "--mode=calibrate has calibrated."
     )
     flags.DEFINE_float("confidence", None, meaning, **of)
     meaning = (
-        "What --confidence promises. `average`: the share of pixels inside, over all images; "
+        "What --confidence promises. `average`: the share of values inside, over all images; "
         "`certified`: the same with probability 1 - delta, whatever images calibration drew; "
-        "`each_image`: the share of pixels of an image, with probability 1 - delta."
+        "`each_image`: the share of the values of an image, with probability 1 - delta."
     )
     flags.DEFINE_enum("guarantee", "average", conformal.GUARANTEES, meaning, **of)
     meaning = "For --guarantee=certified and each_image: probability that it does not hold."
     flags.DEFINE_float("delta", 0.1, meaning, **of)
 
 
-def promise(values: flags.FlagValues) -> confidence.Promise | None:
+def promise(values: flags.FlagValues) -> conformal.Promise | None:
     """Returns what `define_promise`'s flags ask for, if anything.
 
     Raises:
@@ -132,10 +132,10 @@ def promise(values: flags.FlagValues) -> confidence.Promise | None:
             raise ValueError(f"--{name} is of --confidence; add that, or leave it out")
     if values.confidence is None:
         return None
-    for name in ("confidence", "delta"):
-        if not 0 < values[name].value < 1:
-            raise ValueError(f"--{name}={values[name].value:g}; give a number between 0 and 1")
-    return confidence.Promise(values.confidence, values.guarantee, values.delta)
+    try:
+        return conformal.Promise(values.confidence, values.guarantee, values.delta)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
 def define_address(

@@ -107,7 +107,6 @@ def prepare(values: flags.FlagValues) -> shared.Job:
             epath.Path(values.output),
             options,
             sampling=sampling,
-            promise=promise,
             engine=values.engine,
             engine_options=engine_options if values.engine == "ray" else None,
             overwrite=values.overwrite,

@@ -81,11 +81,10 @@ class Coverage(NamedTuple):
     of_images: list[float]
 
 
-class _Promise(NamedTuple):
+class _Kept(NamedTuple):
     """A promise, the band that keeps it, and what was found so far: of each image a number."""
 
-    confidence: float
-    guarantee: conformal.Guarantee
+    promise: conformal.Promise
     band: conformal.Band | None
     shares: list[float]
     halves: list[float]
@@ -94,15 +93,16 @@ class _Promise(NamedTuple):
 
     @property
     def is_shown(self) -> bool:
-        return (self.guarantee, self.confidence) == ("average", _SHOWN)
+        return (self.promise.guarantee, self.promise.confidence) == ("average", _SHOWN)
 
     def row(self) -> Row:
         """Returns what it came to."""
-        text = f"{self.confidence:.0%}, {self.guarantee.replace('_', ' ')}"
+        promised = self.promise.confidence
+        text = f"{promised:.0%}, {self.promise.guarantee.replace('_', ' ')}"
         if self.band is None:
             return Row(f"{text}: too few images", None)
         found = intervals.of_mean(self.shares)
-        reached = np.mean(np.array(self.shares) >= self.confidence)
+        reached = np.mean(np.array(self.shares) >= promised)
         means = np.mean(self.halves), np.mean(self.uncalibrated)
         return Row(text, found, float(reached), *map(float, means))
 
@@ -111,35 +111,36 @@ def measure(
     calibration: conformal.Calibration, images: Iterable[Image], delta: float = 0.1
 ) -> Coverage:
     """Measures intervals on images, one at a time."""
-    promises = []
+    kept = []
     for guarantee in conformal.GUARANTEES:
         for confidence in CONFIDENCES if guarantee == "average" else (_SHOWN,):
+            promise = conformal.Promise(confidence, guarantee, delta)
             try:
-                band = calibration.choose(confidence, guarantee, delta)
+                band = calibration.choose(promise)
             except ValueError:
                 band = None
-            promises.append(_Promise(confidence, guarantee, band, [], [], [], []))
+            kept.append(_Kept(promise, band, [], [], [], []))
     rng, pixels = np.random.default_rng(0), []
     for image in images:
-        for promise in (each for each in promises if each.band):
-            half, naive = promise.band.half_widths(image.deviation), _of_draws(image, promise)
+        for one in (each for each in kept if each.band):
+            half, naive = one.band.half_widths(image.deviation), _of_draws(image, one.promise)
             held = image.held(half)
-            promise.shares.append(float(np.nanmean(held)))
-            promise.halves.append(float(np.nanmean(half)))
-            promise.uncalibrated.append(float(np.nanmean(image.held(naive))))
-            promise.naive_halves.append(float(np.nanmean(naive)))
-            if promise.is_shown:
+            one.shares.append(float(np.nanmean(held)))
+            one.halves.append(float(np.nanmean(half)))
+            one.uncalibrated.append(float(np.nanmean(image.held(naive))))
+            one.naive_halves.append(float(np.nanmean(naive)))
+            if one.is_shown:
                 pixels.append(_drawn(image, held, rng))
-    shown = next((each for each in promises if each.is_shown and each.band), None)
+    shown = next((each for each in kept if each.is_shown and each.band), None)
     return Coverage(
-        [promise.row() for promise in promises],
+        [each.row() for each in kept],
         _by_parts(np.concatenate(pixels, axis=1)) if pixels else {},
         float(np.mean(shown.halves) / max(np.mean(shown.naive_halves), 1e-30)) if shown else np.nan,
         shown.shares if shown else [],
     )
 
 
-def _of_draws(image: Image, promise: _Promise) -> Float[np.ndarray, "h w c"]:
+def _of_draws(image: Image, promise: conformal.Promise) -> Float[np.ndarray, "h w c"]:
     """Returns the half-widths that were right, were truth and samples drawn from one normal."""
     quantile = scipy.stats.norm.ppf((1 + promise.confidence) / 2)
     return quantile * np.sqrt(1 + 1 / image.num_samples) * image.deviation

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Num
 
-from sr3_jax import conformal
+from sr3_jax import conformal, released
 from sr3_jax.data import resumable, storage
 from sr3_jax.inference.inputs import UpscaleOptions
 
@@ -24,23 +24,9 @@ FILE = "calibration.json"
 
 # Keys of `config.sampling` by which a result hardly changes, and which follow the picture's size.
 _FREE = ("batch_size", "tile_size", "tile_overlap")
+_SEAL = "digest"  # of all else in the file
 _PARTS = 10_000  # of a share of values, in the file
 _LARGEST = 255  # the range of levels of any depth
-
-
-@dataclasses.dataclass(frozen=True)
-class Promise:
-    """What intervals are to promise.
-
-    Attributes:
-      confidence: share of an image's values that lie inside.
-      guarantee: what of; see `conformal`.
-      delta: probability that the promise of `certified` or `each_image` is not kept.
-    """
-
-    confidence: float
-    guarantee: conformal.Guarantee = "average"
-    delta: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +46,13 @@ class Calibrated:
     about: Mapping[str, Any]
 
     def check(self, fingerprint: resumable.Fingerprint, path: epath.PathLike) -> None:
-        """Raises ValueError unless a network and its sampling are those of the file `path`."""
+        """Raises ValueError unless a network and its sampling are those of the file in `path`."""
         now = dataclasses.replace(fingerprint, values=sampled(fingerprint))
         if differ := now.differences(self.made_with):
             raise ValueError(
-                f"{path} is of another network or sampling: {'; '.join(differ)}. Calibrate again "
-                "with these options (--mode=calibrate takes --steps, --sampler and --sampling), or "
-                "leave --confidence out"
+                f"{epath.Path(path) / FILE} is of another network or sampling: "
+                f"{'; '.join(differ)}. Calibrate again with these options (--mode=calibrate takes "
+                "--steps, --sampler and --sampling), or leave them out"
             )
 
     def write(self, path: epath.PathLike) -> None:
@@ -85,7 +71,7 @@ class Calibrated:
             "channels": family,
             f"risks_of_{_PARTS}": risks,
         }
-        storage.write_whole(path, (json.dumps(content) + "\n").encode())
+        storage.write_whole(path, (json.dumps(content | {_SEAL: _seal(content)}) + "\n").encode())
 
 
 def sampled(fingerprint: resumable.Fingerprint) -> dict[str, Any]:
@@ -104,30 +90,32 @@ def read(workdir: epath.PathLike) -> Calibrated:
     if not path.exists():
         raise FileNotFoundError(
             f"{workdir} has no {FILE}, so that no confidence can be promised; run --mode=calibrate "
-            "on it first"
+            f"on it first{_copy_of(workdir)}"
         )
     try:
         found = json.loads(storage.read(path))
+        if found.pop(_SEAL) != _seal(found):
+            raise ValueError("its content was changed")
         channels = tuple(
             conformal.Channel(tuple(each["centres"]), tuple(map(tuple, each["radii"])))
             for each in found["channels"]
         )
         risks = np.array(found[f"risks_of_{_PARTS}"]) / _PARTS
-        lengths = {len(each.radii) for each in channels} | {risks.shape[1]}
-        if len(lengths) != 1:
-            raise ValueError("its parts have different lengths")
         calibration = conformal.Calibration(channels, risks)
         return Calibrated(
             calibration, int(found["num_samples"]), dict(found["made_with"]), found["about"]
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it and run --mode=calibrate again"
         ) from error
 
 
 def with_band(
-    options: UpscaleOptions, workdir: epath.PathLike, promise: Promise, samples: int | None = None
+    options: UpscaleOptions,
+    workdir: epath.PathLike,
+    promise: conformal.Promise,
+    samples: int | None = None,
 ) -> UpscaleOptions:
     """Returns options of upscaling that also write intervals.
 
@@ -153,13 +141,8 @@ def with_band(
             f"--samples={samples}, but the network was calibrated with {found.num_samples}; leave "
             "--samples out, or calibrate again with --config.calibration.num_samples"
         )
-    made = band(found, promise)
+    made = found.calibration.choose(promise)
     return dataclasses.replace(options, num_samples=found.num_samples, band=made)
-
-
-def band(calibrated: Calibrated, promise: Promise) -> conformal.Band:
-    """Returns the intervals that keep a promise; raises ValueError as `Calibration.choose`."""
-    return calibrated.calibration.choose(promise.confidence, promise.guarantee, promise.delta)
 
 
 def in_units(images: Num[np.ndarray, "*n h w c"]) -> Num[np.ndarray, "*n h w c"]:
@@ -184,6 +167,18 @@ def interval(
     ends = np.floor(lower * scale + 1e-6), np.ceil(upper * scale - 1e-6)
     lower, upper = (np.clip(end, 0, largest).astype(samples.dtype) for end in ends)
     return lower, upper
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Returns a digest of the content: edited intervals would promise what nobody has counted."""
+    return resumable.digest(json.dumps(content, sort_keys=True).encode())
+
+
+def _copy_of(workdir: epath.PathLike) -> str:
+    if released.is_for_results(workdir):
+        return ""
+    name = epath.Path(workdir).name
+    return f", in a copy: mkdir -p runs && cp -rL {workdir} runs/{name}"
 
 
 def _short(numbers: tuple[float, ...]) -> list[float]:

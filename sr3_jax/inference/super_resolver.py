@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Num
 
-from sr3_jax import parallel, released, sizes
+from sr3_jax import conformal, parallel, released, sizes
 from sr3_jax.data import storage
 from sr3_jax.inference import confidence, host_images, inputs, trained, upscale_files
 
@@ -309,7 +309,7 @@ class SuperResolver(trained.TrainedNetwork):
     def interval(
         self,
         image: Images,
-        promise: float | confidence.Promise = 0.9,
+        promise: float | conformal.Promise = 0.9,
         seed: int = 0,
         progress: trained.Progress | None = None,
         *,
@@ -331,9 +331,9 @@ class SuperResolver(trained.TrainedNetwork):
             )
         found = confidence.read(self.workdir)
         found.check(self.fingerprint(), self.workdir)
-        if not isinstance(promise, confidence.Promise):
-            promise = confidence.Promise(promise)
-        band = confidence.band(found, promise)
+        if not isinstance(promise, conformal.Promise):
+            promise = conformal.Promise(promise)
+        band = found.calibration.choose(promise)
         samples = self.sample_many(image, found.num_samples, None, seed, progress, maps=maps)
         mean = samples.mean(axis=0)
         if samples.dtype.kind != "f":

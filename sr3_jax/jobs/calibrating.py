@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from sr3_jax import conformal, parallel
+from sr3_jax import conformal, parallel, sizes
 from sr3_jax.config import Config, image_sets, schedules
-from sr3_jax.data import sources, storage
+from sr3_jax.data import resumable, sources, storage
 from sr3_jax.evaluation import coverage, evaluator, outputs
 from sr3_jax.evaluation.report import grids, markdown, provenance
 from sr3_jax.inference import cascade, confidence, visualization
@@ -94,10 +95,10 @@ def _calibrate(
         _check_enough(len(source))  # before any long work
     resolver = stage.load()
     drawn = np.random.default_rng(config.seed).permutation(len(source))
-    drawn = np.sort(drawn[: config.calibration.num_images or None])
+    source = sources.Subset(source, np.sort(drawn[: config.calibration.num_images or None]))
     pipeline = image_sets.make_pipeline(
         config,
-        sources.Subset(source, drawn),
+        source,
         resolver.batch_size * jax.process_count(),
         config.evaluation_size,
         downsampling=config.evaluation.downsampling,
@@ -128,7 +129,7 @@ def _calibrate(
     found = parallel.of_all_processes(np.concatenate(numbers))
     found = np.sort(found[found >= 0])
     if jax.process_index() == 0:
-        images = _Images(folder / "images", config, found.tolist(), pipeline.dtype)
+        images = _Images(folder / "images", config, found.tolist(), source, pipeline.dtype)
         _conclude(stage, workdir, folder, images, pipeline, there)
     parallel.wait_for_all()
 
@@ -139,6 +140,7 @@ class _Images(NamedTuple):
     folder: epath.Path
     config: Config
     numbers: Sequence[int]
+    source: sources.Source
     dtype: np.dtype
 
     def samples(self, number: int) -> np.ndarray:
@@ -152,8 +154,9 @@ class _Images(NamedTuple):
         return outputs.Files(self.folder / name, [number], self.dtype)[0]
 
     def digest(self, number: int) -> str:
-        """Returns what identifies an image, by its pixels."""
-        return outputs.digest("", self.read("reference", number))[:_DIGITS]
+        """Returns what identifies an image, whatever window is cut out of it."""
+        pixels = np.ascontiguousarray(self.source[number].read().image)
+        return resumable.digest(pixels.tobytes())[:_DIGITS]
 
     def each(self, numbers: Sequence[int]) -> Iterator[coverage.Image]:
         """Yields images with centre and deviation of their samples."""
@@ -251,6 +254,8 @@ def _made(stage: cascade.Stage, images: _Images) -> tuple[confidence.Calibrated,
     calibration = conformal.Calibration(channels, np.array(risks))
     about = {
         "shape": config.calibration.shape,
+        "image_size": list(sizes.sides(config.evaluation_size)),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "num_fitted": len(fitted),
         "num_calibrated": len(counted),
         "checkpoint_step": stage.step,
@@ -266,7 +271,7 @@ def _draw_samples(
 ) -> None:
     """Draws inputs, means, ends of the intervals, their half-widths, and where the truth is out."""
     try:
-        band = calibration.choose(_SHOWN_CONFIDENCE)
+        band = calibration.choose(conformal.Promise(_SHOWN_CONFIDENCE))
     except ValueError:
         return  # too few images for this promise
     columns: dict[str, list[np.ndarray]] = {}

@@ -11,7 +11,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from sr3_jax import parallel, released
+from sr3_jax import conformal, parallel, released
 from sr3_jax.config import run_file, schedules
 from sr3_jax.data import resumable, sources, storage
 from sr3_jax.inference import cascade, confidence, inputs, manifest, upscale_files
@@ -31,7 +31,6 @@ def upscale(
     options: UpscaleOptions = UpscaleOptions(),  # noqa: B008  (frozen)
     *,
     sampling: Mapping[str, Any] | None = None,
-    promise: confidence.Promise | None = None,
     engine: Engine = "local",
     engine_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -48,7 +47,6 @@ def upscale(
       output: a folder, which need not exist.
       options: options of upscaling files.
       sampling: keys of `config.sampling`, before those of `inference.json` and of the config.
-      promise: what the intervals of `options` promise; they must fit the network.
       engine: `local` uses the devices of this process, or of each process for its share; `ray` a
         cluster (`jobs.ray_engine`).
       engine_options: options of `ray_engine.run`.
@@ -72,7 +70,7 @@ def upscale(
             "--mode=generate"
         )
     schedules.sampler(network.config, options.steps)
-    if promise:
+    if options.band:
         confidence.read(network.workdir).check(_sampled(network, options), workdir)
     work, fingerprint = Work(network, str(output), options), _fingerprint(network, options)
     if not overwrite:
@@ -153,6 +151,7 @@ def _prepare(
     resumable.remove_partials(output)
     names = {ref.name: options.output_names(ref.name) for ref in found}
     versions = storage.states(input_path if input_path.is_dir() else input_path.parent, names)
+    stale = _left_of_others(output, options, names) if overwrite else []
     tasks, unknown = manifest.survey(output, found, names, versions, overwrite=overwrite)
     if unknown:
         raise ValueError(
@@ -161,17 +160,45 @@ def _prepare(
             f"{shared.listed(unknown)}. Move them, give another folder, or --overwrite to "
             "replace them"
         )
+    for path in stale:
+        storage.remove(path)
     fingerprint.keep(output)
     manifest.keep_plan(output, tasks)
+
+
+def _left_of_others(
+    output: epath.Path, options: UpscaleOptions, names: Mapping[str, Sequence[str]]
+) -> list[epath.Path]:
+    """Returns what lies beside outputs of a run with other options, and of no output of this one.
+
+    Ends of intervals, for instance, which would be of a picture that is replaced.
+    """
+    try:
+        before = resumable.read_fingerprint(output) or {}
+    except ValueError:
+        return []
+    former = dataclasses.replace(
+        options,
+        format=before.get("format"),
+        num_samples=before.get("num_samples", 1),
+        animate=before.get("animate", False),
+        band=conformal.Band((), ()) if "confidence" in before else None,
+    )
+    made = {name for of_input in names.values() for name in of_input}
+    beside = {name for ref in names for name in former.output_names(ref)[1:]}
+    return [output / name for name in sorted(beside - made) if storage.exists(output / name)]
 
 
 def _fingerprint(network: cascade.Stage, options: UpscaleOptions) -> resumable.Fingerprint:
     """Returns everything that decides what an input becomes."""
     how, given = _sampled(network, options), dataclasses.asdict(options)
-    del given["steps"]
-    for name in ("maps", "are_arrays", "band"):  # which came later than other outputs
+    del given["steps"], given["band"]
+    for name in ("maps", "are_arrays"):  # which came later than other outputs
         if not given[name]:
             del given[name]
+    if options.band:
+        given |= dataclasses.asdict(options.band.promise)
+        given["intervals"] = resumable.digest(repr(options.band).encode())
     return dataclasses.replace(how, values={**how.values, **given})
 
 
