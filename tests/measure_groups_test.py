@@ -49,16 +49,29 @@ def test_a_group_that_fares_worse_is_found_and_named():
     assert "old less young" in text and "| young | 19 |" in text
 
 
-def test_wrong_tables_are_named():
+def test_wrong_tables_and_vectors_are_named(tmp_path):
+    tmp_file = epath.Path(tmp_path) / "a.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_file)
     good = ["a"] * 30 + ["b"] * 30
     assert measure_groups.read_groups(_csv(good), NAMES) == {"age": good}
     few = good[:-5] + ["c"] * 5
     assert measure_groups.read_groups(_csv(few), NAMES)["age"][-5:] == [""] * 5
+    two = "\n".join(
+        f"{line},{'empty' if i == 0 else ''}" for i, line in enumerate(_csv(good).split())
+    )
+    assert measure_groups.read_groups(two, NAMES) == {"age": good}
+    for wrong in (np.zeros((60, 3)), np.full((60, 3), np.nan), np.zeros(60), ["a"] * 60):
+        with pytest.raises(ValueError, match="--embedding"):
+            measure_groups.identity_distances(
+                lambda images, wrong=wrong: wrong[: len(images)], [tmp_file] * 2, [tmp_file] * 2
+            )
     for text, message in (
         ("age\n3\n", "has the columns age"),
         (_csv(good) + "faces/0.png,a\n", "faces/0.png' twice"),
         (_csv(good) + "other.png,a\n", "such as 'other.png'"),
-        (_csv(["a"] * 60), "'age' has fewer than two groups of 10 images: a \\(60\\)"),
+        (_csv(["a"] * 60), "no attribute of age has two groups of 10 images"),
+        (_csv(good).replace("0.png,a", "0.png,a,more", 1), "line 2 has more cells"),
+        (_csv(good).replace(",", ";"), "has the columns name;age; .* with commas between"),
     ):
         with pytest.raises(ValueError, match=message):
             measure_groups.read_groups(text, NAMES)

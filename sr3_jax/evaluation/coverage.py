@@ -51,6 +51,7 @@ class Row(NamedTuple):
       promised: the promise in words.
       found: share of values inside, the mean over images, with its interval; None where too few
         images were there to promise anything.
+      pixels: share of pixels of which every channel is inside.
       reached: share of images of which at least the promised share lies inside.
       half_width: mean half-width.
       uncalibrated: share inside, had the samples been taken for draws of the truth.
@@ -58,6 +59,7 @@ class Row(NamedTuple):
 
     promised: str
     found: intervals.Interval | None
+    pixels: float = np.nan
     reached: float = np.nan
     half_width: float = np.nan
     uncalibrated: float = np.nan
@@ -87,6 +89,7 @@ class _Kept(NamedTuple):
     promise: conformal.Promise
     band: conformal.Band | None
     shares: list[float]
+    pixels: list[float]
     halves: list[float]
     uncalibrated: list[float]
     naive_halves: list[float]
@@ -104,7 +107,7 @@ class _Kept(NamedTuple):
         found = intervals.of_mean(self.shares)
         reached = np.mean(np.array(self.shares) >= promised)
         means = np.mean(self.halves), np.mean(self.uncalibrated)
-        return Row(text, found, float(reached), *map(float, means))
+        return Row(text, found, float(np.mean(self.pixels)), float(reached), *map(float, means))
 
 
 def measure(
@@ -119,13 +122,15 @@ def measure(
                 band = calibration.choose(promise)
             except ValueError:
                 band = None
-            kept.append(_Kept(promise, band, [], [], [], []))
+            kept.append(_Kept(promise, band, [], [], [], [], []))
     rng, pixels = np.random.default_rng(0), []
     for image in images:
         for one in (each for each in kept if each.band):
             half, naive = one.band.half_widths(image.deviation), _of_draws(image, one.promise)
             held = image.held(half)
             one.shares.append(float(np.nanmean(held)))
+            of_pixel = held.mean(axis=-1)  # NaN where a channel is missing
+            one.pixels.append(float(np.mean(of_pixel[np.isfinite(of_pixel)] == 1)))
             one.halves.append(float(np.nanmean(half)))
             one.uncalibrated.append(float(np.nanmean(image.held(naive))))
             one.naive_halves.append(float(np.nanmean(naive)))
@@ -187,10 +192,11 @@ def tables(coverage: Coverage, delta: float = 0.1) -> str:
         [
             row.promised,
             *(
-                ["", "", "", ""]
+                [""] * 5
                 if row.found is None
                 else [
                     f"{row.found.mean:.1%} ({row.found.low:.1%} to {row.found.high:.1%})",
+                    f"{row.pixels:.1%}",
                     f"{row.reached:.0%}",
                     f"{row.half_width:.4g}",
                     f"{row.uncalibrated:.1%}",
@@ -202,6 +208,7 @@ def tables(coverage: Coverage, delta: float = 0.1) -> str:
     headings = [
         "promised",
         "found inside",
+        "pixels with all channels inside",
         "images that reach it",
         "mean half-width",
         "inside, uncalibrated",

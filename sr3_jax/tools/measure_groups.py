@@ -8,7 +8,8 @@ groups.csv has a column `name`, of the images of DIR/evaluation/images.json, and
 attribute, such as `age` or `skin`; an empty cell leaves an image out. For each attribute and metric
 the tool gives the mean of each group with its interval, and how likely so large a difference
 between groups is if they do not differ, whatever their sizes: a permutation test of the largest
-standardised difference, corrected by Holm for the number of tests.
+standardised difference, corrected by Holm for the number of tests. Groups may also differ in what
+is in their pictures, and in how these were taken; the test does not know of that.
 
 FUNCTION takes RGB images, uint8 [n, height, width, 3], and returns vectors [n, d] that are near for
 one person. With it there is the identity distance, 1 - cosine of output and reference. No network
@@ -68,16 +69,19 @@ def read_groups(text: str, names: Sequence[str]) -> dict[str, list[str]]:
     """Returns the group of each image by attribute; empty where the table says none.
 
     Raises:
-      ValueError: there is no column `name` or no attribute, a name is unknown or comes twice, or an
-        attribute has fewer than two groups of ten images.
+      ValueError: there is no column `name`, a line has too many cells, a name is unknown or comes
+        twice, or no attribute has two groups of ten images.
     """
-    rows = list(csv.DictReader(io.StringIO(text)))
-    columns = list(rows[0]) if rows else []
+    reader = csv.DictReader(io.StringIO(text))
+    rows, columns = list(reader), reader.fieldnames or []
     if "name" not in columns or len(columns) < 2:
         raise ValueError(
-            f"--groups has the columns {', '.join(map(str, columns)) or 'none'}; give `name` and "
-            "one for each attribute"
+            f"--groups has the columns {', '.join(columns) or 'none'}; give `name` and one for "
+            "each attribute, with commas between"
         )
+    if any(None in row for row in rows):
+        line = next(i for i, row in enumerate(rows, start=2) if None in row)
+        raise ValueError(f"--groups: line {line} has more cells than there are columns")
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         if row["name"] in found:
@@ -94,14 +98,21 @@ def read_groups(text: str, names: Sequence[str]) -> dict[str, list[str]]:
         sizes = {group: of_images.count(group) for group in sorted({*of_images} - {""})}
         few = [f"{group} ({size})" for group, size in sizes.items() if size < _FEWEST]
         if len(sizes) - len(few) < 2:
-            raise ValueError(
-                f"--groups: {attribute!r} has fewer than two groups of {_FEWEST} images: "
-                f"{', '.join(f'{group} ({size})' for group, size in sizes.items()) or 'none'}"
+            logging.warning(
+                "%s is left out: it has fewer than two groups of %d images: %s",
+                attribute,
+                _FEWEST,
+                ", ".join(f"{group} ({size})" for group, size in sizes.items()) or "none",
             )
+            continue
         if few:
             logging.warning("%s: groups of too few images are left out: %s", attribute, few)
         kept = {group for group, size in sizes.items() if size >= _FEWEST}
         groups[attribute] = [group if group in kept else "" for group in of_images]
+    if not groups:
+        raise ValueError(
+            f"--groups: no attribute of {', '.join(columns[1:])} has two groups of {_FEWEST} images"
+        )
     return groups
 
 
@@ -167,12 +178,17 @@ def identity_distances(
         vectors = []
         for paths in (outputs, references):
             images = [image_files.read_rgb(str(p)) for p in paths[first : first + _BATCH]]
-            made = np.asarray(embedding(image_files.to_8_bits(np.stack(images))), np.float64)
+            try:
+                made = np.asarray(embedding(image_files.to_8_bits(np.stack(images))), np.float64)
+            except Exception as error:
+                raise ValueError(f"--embedding failed or returned no numbers: {error!r}") from error
             if made.ndim != 2 or len(made) != len(images):
                 raise ValueError(
                     f"--embedding returned shape {made.shape} for {len(images)} images; it must "
                     "return a vector for each"
                 )
+            if not (np.isfinite(made).all() and made.any(axis=1).all()):
+                raise ValueError("--embedding returned a vector of zeros, or numbers not finite")
             vectors.append(made / np.linalg.norm(made, axis=1, keepdims=True))
         found += (1.0 - (vectors[0] * vectors[1]).sum(axis=1)).tolist()
     return found
@@ -184,7 +200,11 @@ def table(comparisons: Sequence[Comparison]) -> str:
     for each in comparisons:
         metric = registry.find(each.metric)
         rows = [
-            [group, mean.num_finite, *(metric.write(x) for x in (mean.mean, mean.low, mean.high))]
+            [
+                markdown.safe(group),
+                mean.num_finite,
+                *(metric.write(x) for x in (mean.mean, mean.low, mean.high)),
+            ]
             for group, mean in each.means.items()
         ]
         heading = [markdown.safe(each.attribute), "n", metric.heading, "from", "to (95 %)"]
@@ -217,7 +237,11 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
     evaluated = json.loads(storage.read(folder / "images.json"))
     method = next(name for name in reversed(evaluated["scores"]) if name != "bicubic")
     scores = registry.current(evaluated["scores"][method])
-    groups = read_groups(storage.read(given.groups).decode("utf-8-sig"), evaluated["names"])
+    try:
+        text = storage.read(given.groups).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--groups={given.groups} is not UTF-8; save it so ({error})") from error
+    groups = read_groups(text, evaluated["names"])
     scores = {name: scores[name] for name in _METRICS if name in scores}
     if given.embedding:
         try:
