@@ -220,9 +220,6 @@ def test_a_released_network_keeps_its_intervals_where_its_weights_are_the_same(r
 def test_intervals_of_the_package_are_of_its_networks(name):
     """And of the sampling that upscaling takes unless it is told otherwise."""
     folder = released.shipped(name)
-    if not (folder / confidence.FILE).exists():
-        assert name == "photos_4x"  # which draws in 20 calls; docs/confidence.md says so
-        return
     found = confidence.read(folder)
     found.check(cascade.open_stage(folder).fingerprint(), folder)
     narrow, wide = (found.calibration.choose(conformal.Promise(share)) for share in (0.5, 0.9))

@@ -180,15 +180,23 @@ def test_process_0_alone_writes_and_scores_all_images(one, two):
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
     def table(text):
-        """Without the times."""
-        return [line.split("|")[:7] for line in text.splitlines() if line.startswith("| ")]
+        """Each method's row, by the names of the columns."""
+        names, *rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.splitlines()
+            if line.startswith("| ")
+        ]
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
-    # Rounded to what is printed; weights differ by rounding.
-    assert len(table(printed[0])) == 3
-    for ours, theirs in zip(table(printed[0])[1:], table(one[1][0])[1:], strict=True):
-        assert ours[1] == theirs[1] and ours[6] == theirs[6] == " 4 "
-        ours, theirs = (np.array(row[2:6], float) for row in (ours, theirs))
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-2)
+    ours, theirs = table(printed[0]), table(one[1][0])
+    assert [row["method"] for row in ours] == [row["method"] for row in theirs]
+    assert len(ours) == 2 and all(row["n"] == "4" for row in (*ours, *theirs))
+    compared = set(ours[0]) - {"method", "n", "seconds per image"}
+    assert {"PSNR (dB)", "SSIM", "consistency"} <= compared
+    for name in compared:
+        # Rounded to what is printed; weights differ by rounding.
+        pairs = [(row[name], other[name]) for row, other in zip(ours, theirs, strict=True)]
+        np.testing.assert_allclose(*np.array(pairs, float).T, rtol=2e-3, atol=2e-2, err_msg=name)
     # Each process leaves the images that it made.
     made = [sorted((w / "evaluation" / "images" / "sr3").iterdir()) for w in (workdir, one[0])]
     assert [path.name for path in made[0]] == [path.name for path in made[1]]
