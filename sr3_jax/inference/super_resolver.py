@@ -226,8 +226,8 @@ class SuperResolver(trained.TrainedNetwork):
         most_pixels = _MOST_VALUES // self.refiner.most_channels // 1.5
         if math.prod(refined) > most_pixels:
             raise ValueError(
-                f"{what} and so more than {most_pixels / 1e6:.0f} megapixels; use a smaller "
-                "--factor, or parts of the picture"
+                f"{what} and so more than {most_pixels / 1e6:.0f} megapixels; use parts "
+                "of the picture, or a smaller --factor"
             )
         on_device, on_host = self.refiner.memory(num_samples, within)
         # Samples and frames wait on the host, of at most 16 bits, or as numbers.
@@ -245,8 +245,9 @@ class SuperResolver(trained.TrainedNetwork):
             if free is not None and needed > free:
                 raise ValueError(
                     f"{what} and needs about {needed / 1e9:.2g} GB {where}, of which "
-                    f"{free / 1e9:.2g} GB are free; use a smaller --factor, fewer --samples, a "
-                    "smaller sampling.tile_size or sampling.batch_size, or parts of the picture"
+                    f"{free / 1e9:.2g} GB are free; use parts of the picture, or a smaller "
+                    "sampling.tile_size or sampling.batch_size; without --confidence, fewer "
+                    "--samples or a smaller --factor help, too"
                 )
 
     def upscale_file(
