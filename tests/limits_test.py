@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import small_run
+from PIL import Image
 
+from launch import drawn_pictures
 from launch.comparison import upscale
 from launch.limits import __main__ as program
 from launch.limits import measures, subjects, tables
@@ -217,3 +219,20 @@ def test_a_table_has_means_with_intervals_and_counts():
         tables.table(["a"], {"x": ["1"], "y": ["2"]})
         == "| | x | y |\n|---|---|---|\n| a | 1 | 2 |\n"
     )
+
+
+def test_drawn_pictures_depend_on_their_number_and_share_no_font_with_the_gallery(tmp_path):
+    """Else a network would be measured by what it was trained on."""
+    assert not set(drawn_pictures.FONTS) & set(subjects.FONTS)
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a.png"):
+        pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    photographs = sorted(tmp_path.glob("*.png"))
+    made = [drawn_pictures.picture(number, photographs) for number in range(12)]
+    for number in (11, 3):
+        again = drawn_pictures.picture(number, photographs)
+        np.testing.assert_array_equal(again, made[number])
+    # Ink is seen on its ground: brightness differs by more than ground of little contrast does.
+    assert len({image.tobytes() for image in made}) == 12
+    assert min(np.ptp(image.mean(axis=-1)) for image in made) > 40

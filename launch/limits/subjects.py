@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 SIDE = 128  # of pictures of stripes, grids and lines
 _PAGE = 256
-_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 _LETTERS = 4  # of each word, so that all words weigh alike
 _WORDS = (
     "able army away back bank best blue body book busy cake call city cold cost dark deep door "
@@ -193,7 +193,7 @@ def letters(pages: dict[int, int]) -> Iterator[Subject]:
     for height, count in pages.items():
         for page in range(count):
             random = np.random.default_rng([height, page])
-            font = _font(_FONTS[(page + page // 4) % len(_FONTS)], height * FACTOR)
+            font = font_of(FONTS[(page + page // 4) % len(FONTS)], height * FACTOR)
             is_light, is_photograph = page % 2, page // 2 % 2
             level = 60.0 if is_light else 200.0
             image = np.full((_PAGE, _PAGE, 3), level, np.float32)
@@ -222,7 +222,7 @@ def letters(pages: dict[int, int]) -> Iterator[Subject]:
             yield Subject("letters", str(height), name, np.array(sheet), {"lines": lines})
 
 
-def _font(name: str, x_height: float) -> ImageFont.FreeTypeFont:
+def font_of(name: str, x_height: float) -> ImageFont.FreeTypeFont:
     """Returns a font of matplotlib's in the size in which an x has a height, in pixels."""
     path = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf" / f"{name}.ttf"
     _, top, _, bottom = ImageFont.truetype(str(path), 1000).getbbox("x")
