@@ -19,7 +19,7 @@ from sr3_jax.config import Config, read, run_file
 from sr3_jax.inference import loading
 from sr3_jax.jobs import evaluate, initial_weights, releasing, train
 
-# Of a network that was not calibrated.
+# The files of a network that was not calibrated.
 _FILES = tuple(name for name in released.FILES if name != "calibration.json")
 
 
