@@ -150,3 +150,12 @@ def test_every_tool_ends_in_this_way():
     assert len(commands) > len(alone)
     for name in commands.keys() - alone:
         assert "    command_line.run(main)\n" in commands[name], name
+
+
+def test_upscaling_starts_without_what_it_does_not_use():
+    """Each of these takes from half a second to ten at every start."""
+    slow = {"tensorflow", "torch", "matplotlib.pyplot", "scipy.signal", "scipy.stats"}
+    program = f"import sys, sr3_jax.commands.upscale; print(*({slow} & sys.modules.keys()))"
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=small_run.ROOT, text=True, capture_output=True, check=True)
+    assert found.stdout.split() == []

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import scipy.signal
 from jaxtyping import Float, Float32, UInt
 from PIL import Image
 
@@ -208,6 +207,8 @@ _SHAPES: Mapping[str, Callable[..., np.ndarray]] = {
 
 def _convolved(pixels: Float32[np.ndarray, "h w c"], kernel: Kernel) -> np.ndarray:
     """Returns an image, mirrored at its borders, after a convolution."""
+    import scipy.signal  # late: every command reads the names above, and this takes a second
+
     reach = len(kernel) // 2
     padded = np.pad(pixels, [(reach, reach), (reach, reach), (0, 0)], mode="symmetric")
     kernel = kernel.astype(np.float32)[..., None]

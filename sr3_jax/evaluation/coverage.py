@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
-import scipy.stats
 from etils import epath
 from jaxtyping import Float
 
@@ -147,7 +146,7 @@ def measure(
 
 def _of_draws(image: Image, promise: conformal.Promise) -> Float[np.ndarray, "h w c"]:
     """Returns the half-widths that were right, were truth and samples drawn from one normal."""
-    quantile = scipy.stats.norm.ppf((1 + promise.confidence) / 2)
+    quantile = statistics.NormalDist().inv_cdf((1 + promise.confidence) / 2)
     return quantile * np.sqrt(1 + 1 / image.num_samples) * image.deviation
 
 
@@ -180,6 +179,8 @@ def _by_parts(pixels: Float[np.ndarray, "features n c"]) -> dict[str, list[float
 
 def _texture(center: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
     """Returns the standard deviation of the 5x5 pixels around each."""
+    import scipy.ndimage  # late: every command imports this module
+
     size = (_WINDOW, _WINDOW, 1)
     mean = scipy.ndimage.uniform_filter(center, size)
     variance = scipy.ndimage.uniform_filter(np.square(center), size) - np.square(mean)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from jaxtyping import Shaped, UInt8, UInt16
 
 from sr3_jax.data.image_files.tiff import Value
@@ -182,6 +181,8 @@ def fill_transparent(picture: Picture) -> Pixels:
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.pixels
+    import scipy.ndimage  # late: it takes a quarter of a second, and few pictures need it
+
     rows, columns = scipy.ndimage.distance_transform_edt(
         picture.alpha == 0, return_distances=False, return_indices=True
     )
