@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,7 +87,7 @@ def _opened(
     trained_with = checkpoints.parent / "config.json"
     if trained_with.exists():
         run_file.check_same_network(run_file.load(trained_with), config, trained_with)
-    shapes = models.parameter_shapes(networks.model(config), config.data.image_size)
+    shapes = _shapes(networks.model(config), config.data.image_size)
     whole = parallel.replicated(parallel.make_mesh(jax.local_devices()))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
     if is_released:
@@ -97,3 +98,7 @@ def _opened(
         yield checkpointer, {"ema_params": like}
     finally:
         checkpointer.close()
+
+
+# Tracing takes half a second, and an upscaling opens its network three times before it starts.
+_shapes = functools.lru_cache(maxsize=8)(models.parameter_shapes)
