@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> None:
             _score(folder, methods)
         if not options.no_features:
             for name in ("reference", *methods):
-                _measure(folder, name)
+                _measure(folder, name, kind)
         elif kind == "classes":
             print("pictures of classes have no table without features")
             continue
@@ -159,15 +159,17 @@ def _score(folder: pathlib.Path, methods: dict[str, list[pathlib.Path]]) -> None
     subprocess.run([*command, *flags], check=True)
 
 
-def _measure(folder: pathlib.Path, name: str) -> None:
+def _measure(folder: pathlib.Path, name: str, kind: str) -> None:
     """Has EfficientNet-lite0 look at a folder, unless it has since the last picture was made."""
     made = folder / "reference" if name == "reference" else folder / "made" / name
     out = folder / "features" / f"{name}.npz"
     newest = max(path.stat().st_mtime for path in made.glob("*.png"))
     if out.exists() and out.stat().st_mtime > newest:
         return
-    command = [_PEERS / "bin/python", "-m", "launch.comparison.features"]
-    subprocess.run([*map(str, (*command, folder / "reference", made, out))], check=True)
+    command = [_PEERS / "bin/python", "-m", "launch.comparison.features", made, out]
+    if kind == "photographs":
+        command.append(folder / "reference")
+    subprocess.run([*map(str, command)], check=True)
 
 
 def _counts(text: str) -> tuple[int, int]:

