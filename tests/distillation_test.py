@@ -254,10 +254,9 @@ def test_students_are_workdirs_like_others(tmp_path):
     teacher, folder = epath.Path(tmp_path) / "teacher", tmp_path / "students"
     small_run.write_workdir(teacher, noise=0.05)
     given = ["--mode=distill", f"--teacher={teacher}", f"--workdir={folder}", "--steps=2"]
-    given += ["--config.sampling.schedule=log_snr"]
-    by_energy = [*given, "--objective=energy"]
+    by_energy = [*given, "--objective=energy"]  # without a flag of the config
     by_energy[2] = f"--workdir={tmp_path / 'energy'}"
-    given += ["--calls=1", "--truth=0.5"]
+    given += ["--config.sampling.schedule=log_snr", "--calls=1", "--truth=0.5"]
     said = tmp_path / "said.txt"
     assert forked_run.run(given, said) == 0, said.read_text()
     assert forked_run.run(by_energy, said) == 0, said.read_text()
@@ -271,6 +270,8 @@ def test_students_are_workdirs_like_others(tmp_path):
         assert student.upscale(np.zeros((5, 7, 3), np.uint8)).shape == (20, 28, 3)
         with pytest.raises(ValueError, match="3 steps, but the network is a student, whose nu"):
             student.upscale(np.zeros((5, 7, 3), np.uint8), steps=3)
+        with pytest.raises(ValueError, match="sampling.rho = 5.0, but .* trained with 3.0; leave"):
+            SuperResolver.from_workdir(str(folder / name), rho=5.0)
     metadata = [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
     assert forked_run.run(given, said) == 0, said.read_text()
     assert metadata == [p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/_METADATA")]
@@ -281,8 +282,13 @@ def test_students_are_workdirs_like_others(tmp_path):
         (["--steps=3"], "config.train.num_steps was 2 and is now 3"),
         (
             [f"--teacher={folder / '1_call'}"],
-            "the teacher is a student, whose number of steps is 1",
+            "1_call is a student, whose number of steps is 1: there are none fewer to learn",
         ),
+        (["--config.train.learning_rate=0.1"], "config.train.learning_rate was 0.0015 and is now"),
+        (["--config.train.batch_size=2", "--config.seed=7"], "config.seed was 0 and is now 7"),
+        (["--teacher=nofolder"], "--teacher=nofolder: nofolder/config.json does not exist"),
+        ([f"--workdir={teacher}"], "is the teacher's; give another folder"),
+        (["--calls=0"], "--calls=0: give 1 or more calls"),
         (["--config.train.loss=l1"], "config.train.loss = 'l1', but a student has 'l2'; leave it"),
         (["--config.train.num_steps=9"], "config.train.num_steps = 9, but a student has 2; use --"),
     ):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Set
 
 from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
 
 from sr3_jax.commands import shared
 from sr3_jax.config import Config, in_words, resolve, run_file, students, with_sampling
@@ -60,7 +59,16 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if not all(number.isdecimal() for number in values.calls):
         raise ValueError(f"--calls={','.join(values.calls)} are no numbers; give such as 8,4,2,1")
     folder = shared.network_folder(values.teacher, "teacher")
-    given = frozenset(config_flags.get_override_values(values["config"]))
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"--teacher={values.teacher}: {folder} has no config.json; give the workdir of a "
+            "training run, the folder of a released network, or a name that sr3 models lists"
+        )
+    if workdir == folder:
+        raise ValueError(
+            f"--workdir={workdir} is the teacher's; give another folder for the students"
+        )
+    given = shared.given_keys(values)
     teacher = _as_tuned(shared.config_of_run(values, folder), folder, given)
     if teacher.predicts_image:
         raise ValueError(

@@ -51,6 +51,10 @@ def _with_config_of_run(argv: list[str], flag: str) -> list[str]:
         return argv
     from sr3_jax.config import of_run
 
+    try:
+        of_run.get_config(values[flag].value)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"--{flag}={values[flag].value}: {error}") from error
     return [argv[0], f"--config={of_run.__file__}:{values[flag].value}", *argv[1:]]
 
 

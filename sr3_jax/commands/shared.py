@@ -67,6 +67,13 @@ def define_config(values: flags.FlagValues, meaning: str) -> None:
     config_flags.DEFINE_config_file("config", None, meaning, flag_values=values, lock_config=True)
 
 
+def given_keys(values: flags.FlagValues) -> frozenset[str]:
+    """Returns the keys that flags such as --config.train.batch_size=64 set."""
+    if values.config is None:  # there is no --config, nor a flag of a key
+        return frozenset()
+    return frozenset(config_flags.get_override_values(values["config"]))
+
+
 def define_workdir(values: flags.FlagValues, meaning: str = "Folder of the training run.") -> None:
     """Defines --workdir."""
     flags.DEFINE_string("workdir", None, f"{meaning} Local or gs://.", flag_values=values)

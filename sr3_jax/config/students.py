@@ -67,7 +67,11 @@ def plan(
       ValueError: a number of calls is no divisor of the one before, or of a student's that is the
         teacher; or a config cannot work.
     """
-    if not calls or min(calls) < 1 or any(a <= b or a % b for a, b in itertools.pairwise(calls)):
+    if not calls or min(calls) < 1:
+        raise ValueError(
+            f"--calls={','.join(map(str, calls))}: give 1 or more calls, such as 8,4,2,1"
+        )
+    if any(a <= b or a % b for a, b in itertools.pairwise(calls)):
         raise ValueError(
             f"--calls={','.join(map(str, calls))}: each number must be a divisor of the one "
             "before, such as 8,4,2,1"
@@ -75,10 +79,15 @@ def plan(
     knots = of_first = calls[0] * _FIRST_TEACHER_CALLS
     sampler = "dpmpp_2m"
     if own := teacher.student_calls:
+        of_teacher = f"--teacher={address} is a student, whose number of steps is {own}"
+        if own == 1:
+            raise ValueError(
+                f"{of_teacher}: there are none fewer to learn; --objective=energy trains it on"
+            )
         if calls[0] >= own or own % calls[0]:
             raise ValueError(
-                f"the teacher is a student, whose number of steps is {own}: --calls={calls[0]},... "
-                "must begin with a smaller number that divides it"
+                f"{of_teacher}: --calls={calls[0]},... must begin with a smaller number that "
+                f"divides it, such as {own // 2 if own % 2 == 0 else 1}"
             )
         knots, of_first, sampler = teacher.sampling.knots or own, own, "ddim"
     elif knots > MAX_STEPS:
@@ -114,6 +123,21 @@ def plan(
     if truth:
         add(f"{name}_truth", last, address, of_first, number, **{"distillation.truth": truth})
     return planned
+
+
+def check_sampling(student: Config, changed: Config) -> None:
+    """Checks that a student samples as it was trained to; other networks may sample otherwise.
+
+    Raises:
+      ValueError: `changed`, its config with another section `sampling`, differs in one of `KEYS`.
+    """
+    for key in KEYS if student.student_calls else ():
+        old, new = getattr(student.sampling, key), getattr(changed.sampling, key)
+        if old != new:
+            raise ValueError(
+                f"sampling.{key} = {new!r}, but the network is a student, which was trained with "
+                f"{old!r}; leave it out"
+            )
 
 
 def _common(teacher: Config, num_steps: int | None) -> dict[str, Any]:

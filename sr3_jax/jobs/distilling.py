@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 
 import jax
@@ -13,11 +14,13 @@ from sr3_jax.config import Config, run_file, students
 from sr3_jax.data import storage
 from sr3_jax.jobs.training import train
 
-# Everything that decides what a student becomes, beside network, data and optimizer.
+# What decides what a student becomes. Images may have moved, and all else may change.
 _DEFINING = (
-    *("distillation.", "train.initial_weights", "train.num_steps", "train.loss"),
+    *("model.", "train.", "distillation.", "degradation.", "seed"),
     *(f"sampling.{key}" for key in students.KEYS),
 )
+_FREE = ("train.log_every_steps", "train.sample_every_steps", "train.accumulate_steps")
+_ADDRESSES = ("train.initial_weights", "distillation.teacher")
 
 
 def distill(planned: Mapping[epath.Path, Config]) -> None:
@@ -53,6 +56,9 @@ def _check_same_student(workdir: epath.Path, config: Config) -> None:
         f"config.{key} was {old!r} and is now {new!r}"
         for key, (old, new) in run_file.changed_keys(run_file.load(path), config).items()
         if key.startswith(_DEFINING)
+        and key not in _FREE
+        # A folder may be spelt in several ways.
+        and not (key in _ADDRESSES and os.path.abspath(old) == os.path.abspath(new))
     ]
     if differing:
         raise ValueError(
