@@ -305,6 +305,7 @@ def test_students_are_workdirs_like_others(tmp_path):
         == 0
     ), said.read_text()
     assert SuperResolver.from_workdir(str(released)).nfe() == 1
+    assert "samples in 1 call only" in (released / "README.md").read_text()
     tune = ["--mode=tune_schedule", f"--workdir={folder / '1_call'}"]
     assert forked_run.run(tune, said) == 0, said.read_text()
     found = json.loads((folder / "1_call" / "inference.json").read_text())

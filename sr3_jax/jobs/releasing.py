@@ -143,6 +143,8 @@ def _card(config: Config, step: int) -> str:
         use = f"Upscales {what} {config.factor:g} times: `sr3 upscale --workdir=hf://USER/NAME`."
     else:
         use = f"Makes images of {data.image_size} pixels: `sr3 generate --workdir=hf://USER/NAME`."
+    if calls := config.student_calls:
+        use += f" A student of another network: it samples in {calls} call{'s' * (calls > 1)} only."
     return f"""---
 library_name: sr3_jax
 pipeline_tag: {"image-to-image" if config.has_source else "unconditional-image-generation"}
