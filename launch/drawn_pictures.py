@@ -33,12 +33,18 @@ FONTS = (  # that come with matplotlib, but those of launch/limits.sh
     "STIXGeneralBolIta cmr10 cmss10 cmtt10 cmb10 cmti10"
 ).split()
 _LETTERS = "etaoinshrdlcumwfgypbvkjxqz"
-_WEIGHTS = np.array([12.7, 9.1, 8.2, 7.5, 7, 6.7, 6.3, 6.1, 6, 4.3, 4, 2.8, 2.8, 2.4, 2.4, 2.2])
-_WEIGHTS = np.concatenate([_WEIGHTS, [2, 2, 1.9, 1.5, 1, 0.8, 0.6, 0.5, 0.5, 0.5]])
+# Roughly as often as in English, in percent.
+_WEIGHTS = np.array(
+    [12.7, 9.1, 8.2, 7.5, 7, 6.7, 6.3, 6.1, 6, 4.3, 4, 2.8, 2.8, 2.4, 2.4, 2.2]
+    + [2, 2, 1.9, 1.5, 1, 0.8, 0.6, 0.5, 0.5, 0.5]
+)
 
 
 def picture(number: int, photographs: list[pathlib.Path]) -> Rgb:
-    """Returns picture `number`; `photographs` are sorted."""
+    """Returns a picture, 176 pixels wide and high, by its number.
+
+    Some grounds are taken of `photographs`, files in a fixed order.
+    """
     rng = np.random.default_rng([7, number])
     ground = _ground(rng, photographs)
     kind = rng.choice(["letters", "stripes", "lines"], p=[0.75, 0.1, 0.15])

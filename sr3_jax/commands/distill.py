@@ -59,11 +59,6 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if not all(number.isdecimal() for number in values.calls):
         raise ValueError(f"--calls={','.join(values.calls)} are no numbers; give such as 8,4,2,1")
     folder = shared.network_folder(values.teacher, "teacher")
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"--teacher={values.teacher}: {folder} has no config.json; give the workdir of a "
-            "training run, the folder of a released network, or a name that sr3 models lists"
-        )
     if workdir == folder:
         raise ValueError(
             f"--workdir={workdir} is the teacher's; give another folder for the students"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -125,19 +125,22 @@ def plan(
     return planned
 
 
-def check_sampling(student: Config, changed: Config) -> None:
-    """Checks that a student samples as it was trained to; other networks may sample otherwise.
+def with_sampling(config: Config, sampling: Mapping[str, Any]) -> Config:
+    """Returns the config of a trained network with other values in its section `sampling`.
 
     Raises:
-      ValueError: `changed`, its config with another section `sampling`, differs in one of `KEYS`.
+      ValueError: the network is a student, and one of `KEYS` differs from what it was trained with;
+        or as `reading.with_sampling`.
     """
-    for key in KEYS if student.student_calls else ():
-        old, new = getattr(student.sampling, key), getattr(changed.sampling, key)
+    changed = reading.with_sampling(config, sampling)
+    for key in KEYS if config.student_calls else ():
+        old, new = getattr(config.sampling, key), getattr(changed.sampling, key)
         if old != new:
             raise ValueError(
                 f"sampling.{key} = {new!r}, but the network is a student, which was trained with "
                 f"{old!r}; leave it out"
             )
+    return changed
 
 
 def _common(teacher: Config, num_steps: int | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxtyping import Int, Key, UInt8
 
 from sr3_jax import released
 from sr3_jax.checkpoints import Which
-from sr3_jax.config import Config, run_file, schedules, students, with_sampling
+from sr3_jax.config import Config, run_file, schedules, students
 from sr3_jax.data import resumable
 from sr3_jax.inference import generator, loading, super_resolver, trained
 
@@ -73,9 +73,8 @@ def open_stage(
     workdir = released.locate(workdir)
     try:
         config = config or run_file.load(workdir / "config.json")
-        changed = with_sampling(config, run_file.tuned(workdir, config) | sampling)
+        changed = students.with_sampling(config, run_file.tuned(workdir, config) | sampling)
         schedules.sampler(changed)
-        students.check_sampling(config, changed)
         step = loading.find(changed, workdir / "checkpoints", which)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"network of {workdir}: {error}") from error

@@ -14,16 +14,7 @@ from ml_collections import ConfigDict
 
 from sr3_jax import diffusion, models, released, scaling
 from sr3_jax.checkpoints import Which
-from sr3_jax.config import (
-    Config,
-    Sampling,
-    networks,
-    read,
-    run_file,
-    schedules,
-    students,
-    with_sampling,
-)
+from sr3_jax.config import Config, Sampling, networks, read, run_file, schedules, students
 from sr3_jax.data import resumable
 from sr3_jax.inference import host_images, loading, refinement
 from sr3_jax.models import Params
@@ -131,9 +122,7 @@ class TrainedNetwork:
         **sampling: Any,
     ) -> Trained:
         """Loads a checkpoint of a folder of checkpoints; see `from_workdir`."""
-        own = read(config)
-        config = with_sampling(own, sampling)
-        students.check_sampling(own, config)
+        config = students.with_sampling(read(config), sampling)
         step, params = loading.restore(config, epath.Path(checkpoints), which)
         resolver = cls.from_params(config, params)
         resolver.checkpoint_step = step

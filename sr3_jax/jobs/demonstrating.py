@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from sr3_jax import released
-from sr3_jax.config import run_file, with_sampling
+from sr3_jax.config import run_file, students
 from sr3_jax.inference.super_resolver import SuperResolver
 from sr3_jax.web import demo, demo_jobs, serving
 
@@ -28,7 +28,7 @@ def demonstrate(
     """
     folder = released.locate(workdir)
     config = run_file.load(folder / "config.json")
-    config = with_sampling(config, {**run_file.tuned(folder, config), **(sampling or {})})
+    config = students.with_sampling(config, {**run_file.tuned(folder, config), **(sampling or {})})
     if not (config.has_source and config.has_levels and not config.data.maps):
         raise ValueError(
             f"the page is for networks that upscale pictures, and that of {workdir} does not; use "

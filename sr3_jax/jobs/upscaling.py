@@ -169,9 +169,9 @@ def _prepare(
 def _left_of_others(
     output: epath.Path, options: UpscaleOptions, names: Mapping[str, Sequence[str]]
 ) -> list[epath.Path]:
-    """Returns what lies beside outputs of a run with other options, and of no output of this one.
+    """Returns files that a run with other options wrote beside its outputs, and this one will not.
 
-    Ends of intervals, for instance, which would be of a picture that is replaced.
+    Ends of intervals, for instance. They would lie beside a new picture, and be of the old one.
     """
     try:
         before = resumable.read_fingerprint(output) or {}
