@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import forked_run
 import jax
@@ -135,20 +136,23 @@ def test_an_evaluation_that_is_asked_to_stop_does_so_between_network_calls(
 
 
 def fill_the_disk():
-    # Room for what is said (30 kB and more of Orbax's threads), not for a checkpoint (files of 90).
+    # Room for small files, not for a checkpoint's arrays (files of 90 kB).
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files stands for a full disk; a pipe has none, as a terminal."""
     flags, said = [*FLAGS, f"--workdir={tmp_path}"], tmp_path / "said.txt"
     status = forked_run.run([*flags, "--config.train.num_steps=4"], said)
     assert status == 0, said.read_text()[-3000:]
     before = small_run.read_checkpoint(tmp_path, 4)
-    status = forked_run.run(flags, said, fill_the_disk)
-    assert status == 1, said.read_text()[-3000:]
-    (error,) = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
+    os.mkfifo(tmp_path / "pipe")
+    with futures.ThreadPoolExecutor() as pool:
+        reading = pool.submit((tmp_path / "pipe").read_text)
+        status = forked_run.run(flags, tmp_path / "pipe", fill_the_disk)
+    assert status == 1, reading.result()[-3000:]
+    (error,) = [line for line in reading.result().splitlines() if line.startswith("error: ")]
     assert "could not be written" in error and "The ones before are whole: [2, 4]" in error, error
     assert steps_in(tmp_path) == [2, 4]
     small_run.assert_same_arrays(before, small_run.read_checkpoint(tmp_path, 4))
