@@ -209,6 +209,19 @@ def test_bfloat16_and_accumulation_and_a_folder_train(tmp_path):
     assert not {i.name for i in train} & {i.name for i in held_out}
 
 
+@pytest.mark.parametrize("which", ["held-out", "training"])
+def test_images_that_cannot_be_used_are_found_before_the_network_is_compiled(tmp_path, which):
+    for kind, side in (("held-out", 40), ("training", 40), (which, 10)):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        Image.new("RGB", (side, side)).save(tmp_path / kind / "picture.png")
+    config = small_run.config()
+    paths = {"path": str(tmp_path / "training"), "eval_path": str(tmp_path / "held-out")}
+    config.data.update(source="folder", num_eval_images=0, **paths)
+    with pytest.raises(ValueError, match=f"the {which} images: no usable.*picture.png: .*10x10"):
+        jobs.train(read(config), epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize("low_resolution", [0, 4])
 def test_sigma_data_is_that_of_the_images(low_resolution, tmp_path):
     """A chequerboard becomes grey when it is shrunk, so y_0 - x is the distance to that grey."""

@@ -146,6 +146,29 @@ def check_same_images(images: Pipeline) -> None:
         )
 
 
+def check_usable(config: Config, workdir: epath.Path) -> None:
+    """Reads training images and held-out images until it has met one of each that can be used.
+
+    Raises:
+      ValueError: none of them can be used, or the first usable one is of no known class.
+    """
+    at_once, index = jax.process_count(), workdir / INDEX
+    source, size = image_sets.training_source(config, index), config.data.image_size
+    pipelines = {
+        "held-out": image_sets.evaluation_pipeline(config, at_once, index_dir=index),
+        "training": image_sets.make_pipeline(config, source, at_once, size),
+    }
+    for name, images in pipelines.items():
+        with contextlib.closing(images.evaluation_batches()) as stream:
+            batches = with_known_classes(images, stream, config.model.num_classes)
+            try:
+                usable = any(batch["weight"].any() for batch in batches)
+            except ValueError as error:
+                raise ValueError(f"the {name} images: {error}") from error
+        if not usable:
+            raise ValueError(f"the {name} images: none can be used")
+
+
 def count_unusable(images: Pipeline) -> dict[str, int]:
     """Counts the unusable images of all processes; too many are an error in every process."""
     damaged, too_small = images.unusable

@@ -128,7 +128,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
         denoiser = program.denoiser
     pipeline = image_sets.training_pipeline(config, workdir / shared.INDEX)
     shared.check_same_images(pipeline)
-    image_sets.evaluation_pipeline(config, jax.process_count(), index_dir=workdir / shared.INDEX)
+    shared.check_usable(config, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
