@@ -288,6 +288,7 @@ def test_students_are_workdirs_like_others(tmp_path):
         (["--config.train.batch_size=2", "--config.seed=7"], "config.seed was 0 and is now 7"),
         (["--teacher=nofolder"], "--teacher=nofolder: nofolder/config.json does not exist"),
         ([f"--workdir={teacher}"], "is the teacher's; give another folder"),
+        (["--config.model.channels=16"], "config.distillation.teacher = "),
         (["--calls=0"], "--calls=0: give 1 or more calls"),
         (["--config.train.loss=l1"], "config.train.loss = 'l1', but a student has 'l2'; leave it"),
         (["--config.train.num_steps=9"], "config.train.num_steps = 9, but a student has 2; use --"),

@@ -70,6 +70,10 @@ def prepare(values: flags.FlagValues) -> shared.Job:
             f"--teacher={values.teacher} is a {teacher.method}, which makes its image in one call; "
             "give a network of method sr3"
         )
+    path = folder / "config.json"
+    run_file.check_weights(
+        run_file.load(path), teacher, path, "distillation.teacher", values.teacher
+    )
     calls = [int(number) for number in values.calls]
     of_all = (teacher, values.teacher, workdir)
     if values.objective == "energy":
