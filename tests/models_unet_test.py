@@ -192,10 +192,13 @@ def test_drop_keeps_the_mean_and_drops_the_share_asked_for():
     assert not np.array_equal(dropped[0], dropped[1])
 
 
-def test_width_packing_changes_neither_output_nor_gradient_nor_dropout():
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "pixel", "scale_shift": True}], ids=["group", "pixel"]
+)
+def test_width_packing_changes_neither_output_nor_gradient_nor_dropout(options):
     """Levels of 8 and 24 channels, packed by different factors; attention; every resampling."""
     settings = dict(
-        channels=8, multipliers=(1, 3), num_blocks=1, attention_levels=(0,), dropout=0.3
+        channels=8, multipliers=(1, 3), num_blocks=1, attention_levels=(0,), dropout=0.3, **options
     )
     plain, packed = models.UNet(**settings), models.UNet(**settings, packed_channels=64)
     args = inputs(height=4, width=32)

@@ -1,4 +1,4 @@
-"""The 3x3 convolution, with a weight gradient that suits CPUs."""
+"""The convolutions of the U-Net, with gradients that suit CPUs and TPUs."""
 
 from __future__ import annotations
 
@@ -83,3 +83,46 @@ def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, 
 
 
 convolve.defvjp(_forward, _backward)
+
+
+def narrow(
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"]
+) -> Float[Array, "b h w-1 d"]:
+    """A convolution of stride 1, with zero padding above and below, but not beside."""
+    return _by_two(image, kernel, 0)
+
+
+@jax.custom_vjp
+def widen(
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"]
+) -> Float[Array, "b h w+1 d"]:
+    """A convolution of stride 1 and zero padding (reverse-mode differentiable only).
+
+    Its gradients are those of `narrow`. XLA's own gradient with respect to the kernel would slide
+    the cotangent over the narrower image, for which TPUs write a reversed copy of it.
+    """
+    return _by_two(image, kernel, 1)
+
+
+def _by_two(image: Array, kernel: Array, beside: int) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    padding = ((1, 1), (beside, beside))
+    return lax.conv_general_dilated(image, kernel, (1, 1), padding, dimension_numbers=layout)
+
+
+def _widen_forward(image: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return widen(image, kernel), (image, kernel)
+
+
+def _widen_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    image, kernel = residuals
+
+    def transposed(kernel: Array) -> Array:
+        return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+
+    # <cotangent, widen(image, kernel)> is <transposed(kernel), image>.
+    image_gradient, pull_back = jax.vjp(transposed, kernel)
+    return image_gradient, pull_back(image)[0]
+
+
+widen.defvjp(_widen_forward, _widen_backward)

@@ -40,17 +40,19 @@ class Conv3x3(nn.Module):
     """A 3x3 convolution that keeps the size; `zero` starts its kernels at zero.
 
     An image in several parts has a kernel for each (`kernel_0`, `kernel_1`, ...), so that neither
-    the parts nor the kernels are ever concatenated.
+    the parts nor the kernels are ever concatenated. `shifts` is that of `PackedImage.convolve`.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
     zero: bool = False
     use_bias: bool = True
+    shifts: bool = False
 
     @nn.compact
     def __call__(self, image: PackedImage) -> PackedImage:
-        image = image.astype(self.dtype).convolve(_kernels(self, (3, 3), image.channels))
+        kernels = _kernels(self, (3, 3), image.channels)
+        image = image.astype(self.dtype).convolve(kernels, self.shifts)
         return image + _bias(self) if self.use_bias else image
 
 
@@ -179,13 +181,19 @@ def num_norm_groups(channels: int) -> int:
 
 
 def drop(
-    image: Float[Array, "b h w c"], keys: Key[Array, " b"], rate: float
+    image: Float[Array, "b h w c"],
+    keys: Key[Array, " b"],
+    rate: float,
+    outside: tuple[int, int] = (0, 0),
 ) -> Float[Array, "b h w c"]:
     """Dropout with a key for each example, so that the rest of the batch makes no difference.
 
-    `rate` is rounded to 1/65536: two activations share a random number.
+    `rate` is rounded to 1/65536: two activations share a random number. `outside` is that of a
+    `PackedImage`, whose pixels are dropped whether it is shifted or not.
     """
     threshold = round(rate * 2**16)
+    b, h, w, c = image.shape
+    shape = (h, w - sum(outside) // c, c)
 
     def draw(*shape: int) -> Array:
         bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
@@ -196,10 +204,12 @@ def drop(
     # the order in memory in which they take few, wide images: the batch beside the channels.
     order = layout.Layout(major_to_minor=(1, 2, 0, 3))
     kept = jax.lax.platform_dependent(
-        tpu=lambda: layout.with_layout_constraint(draw(*image.shape[1:]), order),
+        tpu=lambda: layout.with_layout_constraint(draw(*shape), order),
         # The same bits, which compile sooner so (`glorot_uniform`).
-        default=lambda: draw(math.prod(image.shape[1:])).reshape(image.shape),
+        default=lambda: draw(math.prod(shape)).reshape(b, *shape),
     )
+    if any(outside):
+        kept = jnp.pad(kept.reshape(b, h, -1), ((0, 0), (0, 0), outside)).reshape(image.shape)
     factor = 2**16 / (2**16 - threshold)
     return jnp.where(kept, image * jnp.asarray(factor, image.dtype), 0)
 
@@ -231,12 +241,14 @@ class ResidualBlock(nn.Module):
         h = norm(name="norm_0")(image).resample(self.resample)
         # An embedding that is added has a bias already.
         biased = self.scale_shift or embedding is None
-        h = Conv3x3(self.features, self.dtype, use_bias=biased, name="conv_0")(h)
+        conv = functools.partial(Conv3x3, self.features, self.dtype, shifts=True)
+        h = conv(use_bias=biased, name="conv_0")(h)
         modulation = {} if embedding is None else self._modulation(embedding)
         h = norm(name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:
-            h = h.map(lambda values: drop(values, dropout_keys, self.dropout))
-        h = Conv3x3(self.features, self.dtype, zero=True, name="conv_1")(h)
+            outside = h.outside
+            h = h.map(lambda values: drop(values, dropout_keys, self.dropout, outside))
+        h = conv(zero=True, name="conv_1")(h)
         return (self._shortcut(image) + h) * _SQRT_HALF
 
     def _modulation(self, embedding: Float[Array, "b e"]) -> dict[str, Any]:

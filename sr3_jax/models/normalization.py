@@ -152,7 +152,7 @@ def _pilot(image: PackedImage) -> PerChannel:
     return jax.lax.platform_dependent(tpu=lambda: jnp.zeros((b, c)), default=row_mean)
 
 
-def _add(part: Float[Array, "b h w _"], values: Float[Array, "b 1 1 _"]) -> Array:
+def _add(part: Float[Array, "b h w _"], values: Float[Array, "b 1 #w _"]) -> Array:
     """The sum in float32."""
     return part.astype(jnp.float32) + values
 

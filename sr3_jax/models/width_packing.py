@@ -9,6 +9,11 @@ by 8 it has 128 channels and an eighth of the width, in the same order in memory
 A convolution over it has a kernel of 128 x 128 channels, most of them zeros, and takes an eighth of
 the time all the same. A `PackedImage` carries its factor, so that layers need not know it. Packed
 by 1 it is the image itself, and each operation is the plain one.
+
+The pixels of a group see those of three groups, though of the first and the last they see one pixel
+only. Groups that are shifted by a pixel see those of two (`PackedImage.shifted`). So of two
+convolutions in a row the first makes shifted groups and the second the usual ones, each with two
+thirds of the products.
 """
 
 from __future__ import annotations
@@ -44,11 +49,16 @@ class PackedImage:
         channels. It is never made: skip connections are not copied.
       factor: number of neighbouring pixels that lie side by side.
       factors: `(width, factor)` for each width to be packed; other widths are packed by 1.
+      shifted: the groups of pixels are shifted by one to the right, and there is one more. Group j
+        has the pixels from `factor * (j - 1) + 1` on. What would lie outside of the image has no
+        meaning, and is taken for zero. Only normalisation, functions of each pixel and
+        `convolve(..., shifts=True)` are for shifted images, which have one part.
     """
 
     parts: tuple[Any, ...]  # jax also makes pytrees of other things than arrays
     factor: int = dataclasses.field(default=1, metadata=dict(static=True))
     factors: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata=dict(static=True))
+    shifted: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -59,7 +69,13 @@ class PackedImage:
     def shape(self) -> tuple[Any, int, int, int]:  # the batch of an export is symbolic
         """The shape `(b, h, w, c)` of the plain image."""
         b, h, w, _ = self.parts[0].shape
-        return b, h, w * self.factor, sum(self.channels)
+        return b, h, (w - self.shifted) * self.factor, sum(self.channels)
+
+    @property
+    def outside(self) -> tuple[int, int]:
+        """How many numbers lie left and right of the pixels of each row, if it is shifted."""
+        (channels, *_) = self.channels
+        return ((self.factor - 1) * channels, channels) if self.shifted else (0, 0)
 
     def packed_by(self, factor: int) -> PackedImage:
         """Returns the image packed by another factor, a divisor of its width."""
@@ -104,7 +120,13 @@ class PackedImage:
 
         # On GPUs several sums over rows share a kernel. Several sums over whole small images do
         # not: each would read what is summed up from memory, in float32 (docs/gpu.md).
-        means = jax.lax.platform_dependent(*self.parts, cuda=by_rows, rocm=by_rows, default=at_once)
+        parts = self.parts
+        if self.shifted:
+            parts = [part * self._is_inside() for part in parts]
+        means = jax.lax.platform_dependent(*parts, cuda=by_rows, rocm=by_rows, default=at_once)
+        if self.shifted:
+            groups = parts[0].shape[2]  # one more than there are pixels for
+            means = [mean * (groups / (groups - 1)) for mean in means]
         if self.factor > 1:
             means = [mean.reshape(mean.shape[0], self.factor, -1).mean(axis=1) for mean in means]
         return jnp.concatenate(means, axis=-1)
@@ -121,18 +143,32 @@ class PackedImage:
         return dataclasses.replace(self, parts=tuple(parts))
 
     def convolve(
-        self, kernels: Sequence[Float[Array, "3 3 _ d"]] | Sequence[Float[Array, "_ d"]]
+        self,
+        kernels: Sequence[Float[Array, "3 3 _ d"]] | Sequence[Float[Array, "_ d"]],
+        shifts: bool = False,
     ) -> PackedImage:
-        """Convolves with stride 1 and zero padding: each part with a 3x3 kernel or a 1x1 matrix."""
+        """Convolves with stride 1 and zero padding: each part with a 3x3 kernel or a 1x1 matrix.
+
+        With `shifts`, the result of 3x3 kernels is shifted if the image is packed and not shifted,
+        and not shifted if the image is. A shifted image needs `shifts`.
+        """
+        shifts = shifts and self.factor > 1
+        if self.shifted and not shifts:
+            raise ValueError("a shifted image is convolved with shifts=True alone")
 
         def one(part: Array, kernel: Array) -> Array:
-            if kernel.ndim == 4:
+            if kernel.ndim == 2:
+                # As a convolution: TPUs run it without a change of layout.
+                return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
+            if not shifts:
                 return convolution.convolve(part, _pack_kernel(kernel, self.factor))
-            # As a convolution: TPUs run it without a change of layout.
-            return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
+            if self.shifted:
+                kernel = _pack_kernel(kernel, self.factor, groups=2, first=1 - self.factor)
+                return convolution.narrow(part, kernel)
+            return convolution.widen(part, _pack_kernel(kernel, self.factor, groups=2, first=-1))
 
         out = functools.reduce(jnp.add, map(one, self.parts, kernels))
-        return dataclasses.replace(self, parts=(out,))
+        return dataclasses.replace(self, parts=(out,), shifted=self.shifted != shifts)
 
     def resample(self, how: Resample) -> PackedImage:
         """Halves by the mean of 2x2 pixels, or doubles by repeating each; repacks by the width."""
@@ -148,7 +184,17 @@ class PackedImage:
         """Splits numbers for each channel by the parts, to broadcast over the pixels."""
         values = values[:, None, None] if values.ndim == 2 else values
         split = jnp.split(values, list(itertools.accumulate(self.channels))[:-1], axis=-1)
-        return [jnp.tile(part, self.factor) for part in split] if self.factor > 1 else split
+        if self.factor > 1:
+            split = [jnp.tile(part, self.factor) for part in split]
+        if self.shifted:
+            split = [part * self._is_inside() for part in split]
+        return split
+
+    def _is_inside(self) -> Float[Array, "w _"]:
+        """Returns 1 for each pixel of a shifted image, 0 for what lies outside of it."""
+        _, _, w, c = self.parts[0].shape
+        left, right = self.outside
+        return jnp.pad(jnp.ones(w * c - left - right), (left, right)).reshape(w, c)
 
 
 def pack(
@@ -211,18 +257,27 @@ def _times_neighbours(
     return convolution.plain(image, matrix[None, None], jax.lax.Precision.HIGHEST)
 
 
-def _pack_kernel(kernel: Float[Array, "3 3 c d"], factor: int) -> Float[Array, "3 3 _ _"]:
-    """The 3x3 kernel that does to packed images what `kernel` does to plain ones."""
+def _pack_kernel(
+    kernel: Float[Array, "3 3 c d"], factor: int, groups: int = 3, first: int | None = None
+) -> Float[Array, "3 groups _ _"]:
+    """The kernel that does to packed images what `kernel` does to plain ones.
+
+    Args:
+      kernel: the kernel for plain images.
+      factor: that of the packing.
+      groups: number of neighbouring groups that a group of the result sees.
+      first: the first pixel of these groups, counted from the first one of the result's group; None
+        for the group before.
+    """
     if factor == 1:
         return kernel
     _, _, c, d = kernel.shape
-    # Output pixel j of a group sees pixels j - 1, j, j + 1, of which the first may lie in the
-    # group before and the last in the one after.
+    # Pixel j of the result sees pixels j - 1, j, j + 1.
     sees = np.arange(factor) + np.arange(-1, 2)[:, None]
-    pixels = np.arange(-factor, 2 * factor).reshape(3, factor)  # of the three groups
-    where = sees[:, None, None] == pixels[..., None]
+    pixels = np.arange(groups * factor) + (-factor if first is None else first)
+    where = sees[:, None, None] == pixels.reshape(groups, factor)[..., None]
     packed = jnp.einsum("hkcd,kgij->hgicjd", kernel, jnp.asarray(where, kernel.dtype))
-    return packed.reshape(3, 3, factor * c, factor * d)
+    return packed.reshape(3, groups, factor * c, factor * d)
 
 
 def _pack_matrix(matrix: Float[Array, "c d"], factor: int) -> Float[Array, "_ _"]:
