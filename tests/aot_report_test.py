@@ -1,6 +1,7 @@
 """Reports of the TPU's compiler on a topology, without a TPU."""
 
 import dataclasses
+import importlib
 import importlib.util
 import itertools
 import json
@@ -16,7 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import PartitionSpec, SingleDeviceSharding
 
 from sr3_jax import models, parallel
-from sr3_jax.config import Sampling
+from sr3_jax.config import Sampling, changed, layouts, read
 from sr3_jax.inference import refinement
 from sr3_jax.models import convolution
 from sr3_jax.parallel import compilation, topology
@@ -156,6 +157,22 @@ def test_two_slices_split_the_state_within_each():
         assert len({device.slice_index for device in of_slice.flat}) == 1
     spec = parallel.Layout(mesh).kept(jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)).spec
     assert spec == PartitionSpec(None, None, "data", None)
+
+
+@needs_libtpu
+def test_devices_share_images_where_a_core_would_have_few():
+    def sharing(name, kind, **changes):
+        config = read(importlib.import_module(f"configs.{name}").get_config())
+        devices = topology.tpu_devices(kind)
+        return layouts.layout(changed(config, changes), devices).mesh.shape["spatial"]
+
+    assert sharing("imagenet_64_256", "v3:8x8") == 4  # 2 images a core
+    assert sharing("imagenet_64_256", "v3:8x8", **{"train.batch_size": 512}) == 2
+    assert sharing("imagenet_64_256", "v3:2x2") == 1  # 32 images a core
+    assert sharing("imagenet_64_256", "v5e:8x8") == 1
+    assert sharing("imagenet_56_224", "v3:8x8") == 1  # of 7 rows at the deepest level
+    assert sharing("ffhq_64_base", "v3:8x8") == 1  # of 64 rows
+    assert sharing("imagenet_64_256", "v3:8x8", **{"parallel.spatial": 1}) == 1
 
 
 CHIPS = {

@@ -9,6 +9,13 @@ import jax
 from sr3_jax import parallel
 from sr3_jax.config.sections import Config
 
+# A TPU v2 or v3 keeps the batch beside the channels, in tiles of eight rows, and each tile costs
+# the same whether it is full or not.
+_SLOW_AT_FEW_IMAGES = ("TPU v2", "TPU v3")
+_PARTS = 8  # of images, that fill a tile
+_MOST_SHARING = 4
+_LEAST_SHARED = 128  # pixels of height: below, a step is too short for many small collectives
+
 
 def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
     """Returns the layout of training on all devices, or on those given.
@@ -19,7 +26,7 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
     c = config.parallel
     devices = jax.devices() if devices is None else devices
     rows = config.train.batch_size // config.train.accumulate_steps
-    spatial = c.spatial or _fewest_for_an_image(rows, len(devices) // c.model)
+    spatial = c.spatial or _sharing_an_image(config, rows, devices)
     try:
         mesh = parallel.make_mesh(devices, model=c.model, spatial=spatial)
     except ValueError as error:
@@ -35,7 +42,26 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
     return parallel.Layout(mesh, c.layout)
 
 
-def _fewest_for_an_image(rows: int, devices: int) -> int:
-    """Returns the fewest devices that share an image: 1 unless there are fewer images."""
-    divisors = (n for n in range(1, devices + 1) if devices % n == 0)
-    return 1 if rows >= devices else next(n for n in divisors if rows % (devices // n) == 0)
+def _sharing_an_image(config: Config, rows: int, devices: Sequence[jax.Device]) -> int:
+    """Returns the number of devices that share an image, where the config leaves it open.
+
+    It is 1, or the fewest that it takes where there are fewer images than devices. On a TPU v2 or
+    v3 more devices share an image where each would have few, since it is slow at few images
+    (docs/tpu.md).
+    """
+    groups = len(devices) // config.parallel.model
+    divisors = (n for n in range(1, groups + 1) if groups % n == 0)
+    fewest = 1 if rows >= groups else next(n for n in divisors if rows % (groups // n) == 0)
+    height = config.image_sides[0]
+    is_slow = devices[0].device_kind.startswith(_SLOW_AT_FEW_IMAGES)
+    if not is_slow or height < _LEAST_SHARED or fewest > 1:
+        return fewest
+    deepest, shared = height >> (len(config.model.multipliers) - 1), 1
+    while (
+        shared < _MOST_SHARING
+        and rows * shared < _PARTS * groups
+        and not groups % (2 * shared)
+        and not deepest % (2 * shared)
+    ):
+        shared *= 2
+    return shared

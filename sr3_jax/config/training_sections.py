@@ -286,7 +286,7 @@ class Parallel(Section):
     spatial: int = option(
         0,
         "Devices that share the height of one image. 0: 1, or as few as it takes where there are "
-        "fewer images than devices.",
+        "fewer images than devices; up to 4 on TPU v2 and v3 where a core has fewer than 8 images.",
         at_least=0,
     )
     model: int = option(1, "Devices that share the channels of the network.", at_least=1)
