@@ -171,7 +171,7 @@ def test_devices_share_images_where_a_core_would_have_few():
     assert sharing("imagenet_64_256", "v3:2x2") == 1  # 32 images a core
     assert sharing("imagenet_64_256", "v5e:8x8") == 1
     assert sharing("imagenet_56_224", "v3:8x8") == 1  # of 7 rows at the deepest level
-    assert sharing("ffhq_64_base", "v3:8x8") == 1  # of 64 rows
+    assert sharing("ffhq_16_128", "v3:8x8") == 1  # of 128 rows
     assert sharing("imagenet_64_256", "v3:8x8", **{"parallel.spatial": 1}) == 1
 
 

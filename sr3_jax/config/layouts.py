@@ -14,7 +14,7 @@ from sr3_jax.config.sections import Config
 _SLOW_AT_FEW_IMAGES = ("TPU v2", "TPU v3")
 _PARTS = 8  # of images, that fill a tile
 _MOST_SHARING = 4
-_LEAST_SHARED = 128  # pixels of height: below, a step is too short for many small collectives
+_LEAST_SHARED = 256  # pixels of height: below, a step is too short for many small collectives
 
 
 def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
