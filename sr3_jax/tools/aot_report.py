@@ -298,8 +298,10 @@ def _costs(
         }
     seconds = cost.get("optimal_seconds", -1.0)
     seconds = seconds if seconds > 0 else None
-    peak, bandwidth = _peak_of_core(devices), parallel.memory_bandwidth(devices[0])
-    shares = roofline.by_part(found, peak, bandwidth) if peak and bandwidth else {}
+    peak = _peak_of_core(devices)
+    rates = roofline.rates(devices[0].device_kind)
+    rates = rates or (peak, parallel.memory_bandwidth(devices[0]))
+    shares = roofline.by_part(found, *rates) if all(rates) else {}
     return {
         "flops_per_core": cost["flops"],
         "model_flops_per_core": model_flops,
