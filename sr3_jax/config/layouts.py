@@ -17,8 +17,13 @@ _MOST_SHARING = 4
 _LEAST_SHARED = 256  # pixels of height: below, a step is too short for many small collectives
 
 
-def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> parallel.Layout:
+def layout(
+    config: Config, devices: Sequence[jax.Device] | None = None, *, training: bool = True
+) -> parallel.Layout:
     """Returns the layout of training on all devices, or on those given.
+
+    Without `training`, devices share an image only where the config says so, or where there are
+    fewer images than devices, as in sampling.
 
     Raises:
       ValueError: the number of devices does not divide the batch, or the height of an image.
@@ -26,7 +31,7 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
     c = config.parallel
     devices = jax.devices() if devices is None else devices
     rows = config.train.batch_size // config.train.accumulate_steps
-    spatial = c.spatial or _sharing_an_image(config, rows, devices)
+    spatial = c.spatial or _sharing_an_image(config, rows, devices, training)
     try:
         mesh = parallel.make_mesh(devices, model=c.model, spatial=spatial)
     except ValueError as error:
@@ -42,18 +47,20 @@ def layout(config: Config, devices: Sequence[jax.Device] | None = None) -> paral
     return parallel.Layout(mesh, c.layout)
 
 
-def _sharing_an_image(config: Config, rows: int, devices: Sequence[jax.Device]) -> int:
+def _sharing_an_image(
+    config: Config, rows: int, devices: Sequence[jax.Device], training: bool
+) -> int:
     """Returns the number of devices that share an image, where the config leaves it open.
 
-    It is 1, or the fewest that it takes where there are fewer images than devices. On a TPU v2 or
-    v3 more devices share an image where each would have few, since it is slow at few images
-    (docs/tpu.md).
+    It is 1, or the fewest that it takes where there are fewer images than devices. In training on a
+    TPU v2 or v3 more devices share an image where each would have few, since it is slow at few
+    images (docs/tpu.md).
     """
     groups = len(devices) // config.parallel.model
     divisors = (n for n in range(1, groups + 1) if groups % n == 0)
     fewest = 1 if rows >= groups else next(n for n in divisors if rows % (groups // n) == 0)
     height = config.image_sides[0]
-    is_slow = devices[0].device_kind.startswith(_SLOW_AT_FEW_IMAGES)
+    is_slow = training and devices[0].device_kind.startswith(_SLOW_AT_FEW_IMAGES)
     if not is_slow or height < _LEAST_SHARED or fewest > 1:
         return fewest
     deepest, shared = height >> (len(config.model.multipliers) - 1), 1

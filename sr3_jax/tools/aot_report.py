@@ -130,7 +130,8 @@ def compile_report(
       RuntimeError: the compiler is not installed.
     """
     devices = topologies.devices(topology)
-    layout, is_gpu = layouts.layout(config, devices), devices[0].platform == "gpu"
+    layout = layouts.layout(config, devices, training=mode == "train")
+    is_gpu = devices[0].platform == "gpu"
     if not config.model.packed_channels and not is_gpu:  # what a TPU would take
         config = changed(config, {"model.packed_channels": networks.TPU_LANES})
     is_training = mode == "train"
@@ -204,7 +205,8 @@ def largest_batch(config: Config, topology: str, compile_one: Callable[[Config],
 
     If not even one image for each group of devices fits, the report says so.
     """
-    groups = parallel.num_batch_parts(layouts.layout(config, topologies.devices(topology)).mesh)
+    layout = layouts.layout(config, topologies.devices(topology), training=False)
+    groups = parallel.num_batch_parts(layout.mesh)
     parts = groups * config.train.accumulate_steps
     of = lambda rows: compile_one(changed(config, {"train.batch_size": rows * parts}))  # noqa: E731
     rows = config.train.batch_size // parts
