@@ -68,7 +68,7 @@ def test_a_small_network_compiles_for_a_v3_8(mode, tmp_path):
     parts = report["parts"].values()
     assert sum(part["seconds"] for part in parts) == pytest.approx(seconds, rel=0.05)
     arithmetic = sum(part["arithmetic_seconds"] for part in parts)
-    assert arithmetic * roofline.rates("TPU v3")[0] == pytest.approx(
+    assert arithmetic * roofline.RATES["TPU v3"][0] == pytest.approx(
         report["flops_per_core"], rel=0.05
     )
     assert {"up_0", "up_1_resample", "middle"} <= set(report["parts"])
@@ -84,9 +84,10 @@ def test_our_sum_for_a_chip_with_fast_memory_is_the_estimate_less_what_stays_the
     on_v5p = ("--topology=v5p:2x2x1", "--config.train.batch_size=16", "--quick")
     done = run(*SMALL, *on_v5p, f"--json={json_path}", f"--hlo={hlo_path}")
     assert done.returncode == 0, done.stderr
-    report, found = json.loads(json_path.read_text()), roofline.operations(hlo_path.read_text())
-    flops, bandwidth = roofline.rates("TPU v5")
-    seconds = sum(max(o.flops / flops, o.counted_bytes / bandwidth) for o in found)
+    report = json.loads(json_path.read_text())
+    found = roofline.operations(hlo_path.read_text(), as_estimated=True)
+    flops, bandwidth = roofline.RATES["TPU v5"]
+    seconds = sum(max(o.flops / flops, o.num_bytes / bandwidth) for o in found)
     assert seconds == pytest.approx(report["estimated_step_seconds"], rel=0.05)
     assert sum(part["seconds"] for part in report["parts"].values()) < 0.9 * seconds
 
@@ -187,6 +188,7 @@ def test_devices_share_images_where_a_core_would_have_few():
     assert sharing("imagenet_64_256", "v5e:8x8") == 1
     assert sharing("imagenet_56_224", "v3:8x8") == 1  # of 7 rows at the deepest level
     assert sharing("ffhq_16_128", "v3:8x8") == 1  # of 128 rows
+    assert sharing("imagenet_64_256", "v3:8x8", **{"data.low_resolution": 50}) == 2
     assert sharing("imagenet_64_256", "v3:8x8", **{"parallel.spatial": 1}) == 1
 
 
@@ -272,13 +274,9 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
 }
 """  # noqa: E501
     size, mark = 8 * 128 * 2, 4
-    start, within, out = roofline.operations(text)
-    assert [o.num_bytes for o in (start, within, out)] == [size + mark, 0, size]
-    assert [o.counted_bytes for o in (start, within, out)] == [
-        4 * size + 2 * mark,
-        2 * size,
-        2 * size,
-    ]
+    bytes_of = lambda **how: [o.num_bytes for o in roofline.operations(text, **how)]  # noqa: E731
+    assert bytes_of() == [size + mark, 0, size]
+    assert bytes_of(as_estimated=True) == [4 * size + 2 * mark, 2 * size, 2 * size]
 
 
 def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():

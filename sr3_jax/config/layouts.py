@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -57,18 +58,14 @@ def _sharing_an_image(
     images (docs/tpu.md).
     """
     groups = len(devices) // config.parallel.model
-    divisors = (n for n in range(1, groups + 1) if groups % n == 0)
-    fewest = 1 if rows >= groups else next(n for n in divisors if rows % (groups // n) == 0)
+    if rows < groups:
+        divisors = (n for n in range(1, groups + 1) if groups % n == 0)
+        return next(n for n in divisors if rows % (groups // n) == 0)
     height = config.image_sides[0]
     is_slow = training and devices[0].device_kind.startswith(_SLOW_AT_FEW_IMAGES)
-    if not is_slow or height < _LEAST_SHARED or fewest > 1:
-        return fewest
-    deepest, shared = height >> (len(config.model.multipliers) - 1), 1
-    while (
-        shared < _MOST_SHARING
-        and rows * shared < _PARTS * groups
-        and not groups % (2 * shared)
-        and not deepest % (2 * shared)
-    ):
-        shared *= 2
-    return shared
+    if not is_slow or height < _LEAST_SHARED:
+        return 1
+    deepest = height >> (len(config.model.multipliers) - 1)
+    low = config.low_sides[0] if config.has_source else height
+    wanted = -(-_PARTS * groups // rows)
+    return min(math.gcd(_MOST_SHARING, groups, deepest, low), 1 << (wanted - 1).bit_length())

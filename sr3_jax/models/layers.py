@@ -246,8 +246,7 @@ class ResidualBlock(nn.Module):
         modulation = {} if embedding is None else self._modulation(embedding)
         h = norm(name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:
-            outside = h.outside
-            h = h.map(lambda values: drop(values, dropout_keys, self.dropout, outside))
+            h = h.map(lambda values: drop(values, dropout_keys, self.dropout, h.outside))
         h = conv(zero=True, name="conv_1")(h)
         return (self._shortcut(image) + h) * _SQRT_HALF
 

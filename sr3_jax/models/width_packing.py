@@ -160,12 +160,12 @@ class PackedImage:
             if kernel.ndim == 2:
                 # As a convolution: TPUs run it without a change of layout.
                 return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
+            f = self.factor
             if not shifts:
-                return convolution.convolve(part, _pack_kernel(kernel, self.factor))
+                return convolution.convolve(part, _pack_kernel(kernel, f, groups=3, first=-f))
             if self.shifted:
-                kernel = _pack_kernel(kernel, self.factor, groups=2, first=1 - self.factor)
-                return convolution.narrow(part, kernel)
-            return convolution.widen(part, _pack_kernel(kernel, self.factor, groups=2, first=-1))
+                return convolution.narrow(part, _pack_kernel(kernel, f, groups=2, first=1 - f))
+            return convolution.widen(part, _pack_kernel(kernel, f, groups=2, first=-1))
 
         out = functools.reduce(jnp.add, map(one, self.parts, kernels))
         return dataclasses.replace(self, parts=(out,), shifted=self.shifted != shifts)
@@ -258,7 +258,7 @@ def _times_neighbours(
 
 
 def _pack_kernel(
-    kernel: Float[Array, "3 3 c d"], factor: int, groups: int = 3, first: int | None = None
+    kernel: Float[Array, "3 3 c d"], factor: int, groups: int, first: int
 ) -> Float[Array, "3 groups _ _"]:
     """The kernel that does to packed images what `kernel` does to plain ones.
 
@@ -266,15 +266,14 @@ def _pack_kernel(
       kernel: the kernel for plain images.
       factor: that of the packing.
       groups: number of neighbouring groups that a group of the result sees.
-      first: the first pixel of these groups, counted from the first one of the result's group; None
-        for the group before.
+      first: the first pixel of these groups, counted from the first one of the result's group.
     """
     if factor == 1:
         return kernel
     _, _, c, d = kernel.shape
     # Pixel j of the result sees pixels j - 1, j, j + 1.
     sees = np.arange(factor) + np.arange(-1, 2)[:, None]
-    pixels = np.arange(groups * factor) + (-factor if first is None else first)
+    pixels = np.arange(groups * factor) + first
     where = sees[:, None, None] == pixels.reshape(groups, factor)[..., None]
     packed = jnp.einsum("hkcd,kgij->hgicjd", kernel, jnp.asarray(where, kernel.dtype))
     return packed.reshape(3, groups, factor * c, factor * d)

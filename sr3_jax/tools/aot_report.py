@@ -301,8 +301,8 @@ def _costs(
     seconds = cost.get("optimal_seconds", -1.0)
     seconds = seconds if seconds > 0 else None
     peak = _peak_of_core(devices)
-    rates = roofline.rates(devices[0].device_kind)
-    rates = rates or (peak, parallel.memory_bandwidth(devices[0]))
+    of_data_sheet = peak, parallel.memory_bandwidth(devices[0])
+    rates = roofline.RATES.get(devices[0].device_kind, of_data_sheet)
     shares = roofline.by_part(found, *rates) if all(rates) else {}
     return {
         "flops_per_core": cost["flops"],

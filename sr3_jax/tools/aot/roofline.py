@@ -26,7 +26,7 @@ _FAST = "S(1)"  # in the layout of an array in fast memory
 # Operations and bytes a second by which the compiler (libtpu 0.0.42.1) estimates. They follow from
 # its estimates of a product of two 8192x8192 matrices and of a sum over 134M numbers in bfloat16,
 # and are up to a fifth below the data sheets'.
-_RATES = {
+RATES = {
     "TPU v2": (22.8e12, 316.8e9),
     "TPU v3": (61.4e12, 429.5e9),
     "TPU v4": (241.2e12, 982.5e9),
@@ -55,8 +55,6 @@ class Operation:
       flops: operations of its convolutions and matrix products, without those on padding.
       num_bytes: bytes of main memory read and written, with the padding of the arrays' tiles.
       written: shape of the result, as in the program's text.
-      counted_bytes: the bytes that the compiler's estimate counts: fast memory is taken for main
-        memory, and a copy between the two for four passes.
     """
 
     name: str
@@ -65,7 +63,6 @@ class Operation:
     flops: float
     num_bytes: int
     written: str = ""
-    counted_bytes: int = 0
 
 
 @dataclasses.dataclass
@@ -93,18 +90,17 @@ class _Instruction:
 _Computations = dict[str, list[_Instruction]]
 
 
-def rates(device_kind: str) -> tuple[float, float] | None:
-    """Returns the operations and bytes a second of the compiler's estimate; None where unknown."""
-    return _RATES.get(device_kind)
+def operations(hlo: str, *, as_estimated: bool = False) -> list[Operation]:
+    """Returns the operations of an optimised program's text; those in a loop's body once.
 
-
-def operations(hlo: str) -> list[Operation]:
-    """Returns the operations of an optimised program's text; those in a loop's body once."""
+    With `as_estimated`, bytes are counted as in the compiler's estimate: fast memory is taken for
+    main memory, and a copy between the two for four passes.
+    """
     computations = dict(_computations(hlo))
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     if entry is None:
         raise ValueError("the text has no ENTRY: it is no HLO module")
-    return list(_operations(entry[1], computations))
+    return list(_operations(entry[1], computations, not as_estimated))
 
 
 def float32_images(found: Iterable[Operation]) -> list[int]:
@@ -176,24 +172,27 @@ def _operands(arguments: str) -> tuple[str, ...]:
     return ()
 
 
-def _operations(computation: str, computations: _Computations) -> Iterator[Operation]:
+def _operations(
+    computation: str, computations: _Computations, main_only: bool
+) -> Iterator[Operation]:
     shapes = {found.name: found.shape for found in computations[computation]}
     for found in computations[computation]:
         if found.opcode in _FREE or found.opcode.endswith("-done"):
             continue
         if found.opcode in ("while", "call"):
-            yield from _operations(found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)"), computations)
+            inner = found.attribute(r"(?:body|to_apply)=%?([\w.\-]+)")
+            yield from _operations(inner, computations, main_only)
             continue
-        sizes = [_bytes(found, shapes, computations, main_only) for main_only in (True, False)]
+        moved = _bytes(found, shapes, computations, main_only)
         source = found.attribute(r'op_name="([^"]*)"')
         flops = _flops(found, shapes, computations)
-        yield Operation(found.name, found.opcode, source, flops, sizes[0], found.shape, sizes[1])
+        yield Operation(found.name, found.opcode, source, flops, moved, found.shape)
 
 
 def _bytes(
     found: _Instruction, shapes: dict[str, str], computations: _Computations, main_only: bool
 ) -> int:
-    """Returns the bytes that an instruction reads and writes, as the fields of `Operation`."""
+    """Returns the bytes of main memory that an instruction moves, or those that are estimated."""
     written = _size(found.shape, main_only)
     if found.opcode == "copy-start":  # its result are the copy, what is copied, and a mark
         return written if main_only else 2 * written
