@@ -7,6 +7,8 @@ what lies where.
 
 import sys
 
+from sr3_jax import late
+
 if sys.argv[:1] == ["-m"] and "sr3_jax." in sys.orig_argv[-len(sys.argv)]:
     # `python -m sr3_jax.main` or a tool, whose imports take seconds in which Ctrl-C may come.
     from sr3_jax import command_line
@@ -15,18 +17,17 @@ if sys.argv[:1] == ["-m"] and "sr3_jax." in sys.orig_argv[-len(sys.argv)]:
 
 __version__ = "0.1.0"
 
-_PLACES = {"Cascade": "cascade", "Generator": "generator", "SuperResolver": "super_resolver"}
-
 __all__ = ["Cascade", "Generator", "SuperResolver"]
 
-
-def __getattr__(name: str) -> object:
-    # Late, so that `import sr3_jax.diffusion` needs nothing but jax.
-    if name in _PLACES:
-        import importlib
-
-        return getattr(importlib.import_module(f"sr3_jax.inference.{_PLACES[name]}"), name)
-    raise AttributeError(f"module 'sr3_jax' has no attribute {name!r}")
+# Late, so that `import sr3_jax.diffusion` needs nothing but jax.
+__getattr__ = late.names(
+    __name__,
+    {
+        "Cascade": "inference.cascade",
+        "Generator": "inference.generator",
+        "SuperResolver": "inference.super_resolver",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ FLOORS = {
     "scaling": 0,
     "conformal": 0,
     "worker_processes": 0,
+    "late": 0,
     "models": 1,
     "metrics": 1,
     "data": 2,

@@ -26,6 +26,7 @@ from sr3_jax.config import (
     locating,
     migration,
     networks,
+    optimizers,
     read,
     run_file,
     save,
@@ -66,7 +67,7 @@ def test_a_config_describes_something_that_can_be_built(name):
         schedules.sampling_schedule(read(config)),
     ):
         assert np.sqrt(schedule.gamma[-1]) <= diffusion.MAX_TERMINAL_NOISE_LEVEL
-    networks.optimizer(read(config))
+    optimizers.optimizer(read(config))
     assert importlib.import_module(f"configs.{name}").__doc__
 
 
@@ -96,7 +97,7 @@ def test_table_a1(name):
     assert (config.data.low_resolution, config.data.image_size) == (low, high)
     # The paper's training: batch 256, 1M steps, Adam at 1e-4 after 10k steps of warm-up.
     assert (config.train.batch_size, config.train.num_steps) == (256, 1_000_000)
-    rate = networks.learning_rate(read(config))
+    rate = optimizers.learning_rate(read(config))
     np.testing.assert_allclose(
         [rate(0), rate(4_999), rate(9_999), rate(999_999)], [1e-8, 5e-5, 1e-4, 1e-4], rtol=1e-5
     )

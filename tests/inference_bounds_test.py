@@ -10,7 +10,7 @@ import pytest
 import small_run
 
 from sr3_jax import SuperResolver, diffusion, models, parallel
-from sr3_jax.config import networks, read, schedules
+from sr3_jax.config import networks, optimizers, read, schedules
 from sr3_jax.data import resampling
 from sr3_jax.inference import host_images, programs, refinement
 from sr3_jax.training.state import init_state
@@ -130,7 +130,7 @@ def test_values_that_are_not_finite_are_no_picture():
 @pytest.fixture(scope="module")
 def resolver():
     config = small_run.config()
-    model, optimizer = networks.model(read(config)), networks.optimizer(read(config))
+    model, optimizer = networks.model(read(config)), optimizers.optimizer(read(config))
     params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
     return SuperResolver.from_params(config, params)
 

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image, ImageCms
 
 from sr3_jax import SuperResolver, models
-from sr3_jax.config import networks, read, schedules
+from sr3_jax.config import networks, optimizers, read, schedules
 from sr3_jax.data import image_files
 from sr3_jax.inference import host_images, programs, refinement, upscale_files
 from sr3_jax.inference.inputs import UpscaleOptions, find_inputs
@@ -24,7 +24,7 @@ def resolver():
     config = small_run.config()
     config.sampling.num_steps = 2
     config.sampling.schedule = "respaced"
-    model, optimizer = networks.model(read(config)), networks.optimizer(read(config))
+    model, optimizer = networks.model(read(config)), optimizers.optimizer(read(config))
     params = jax.jit(lambda: init_state(model, optimizer, 0, 16).params)()
     # Away from zero-initialised layers, so that the result depends on the input.
     params = jax.tree.map(

@@ -13,7 +13,7 @@ from flax import linen as nn
 from ml_collections import config_dict
 
 from sr3_jax.checkpoints import Checkpointer
-from sr3_jax.config import Config, Train, networks, read, save
+from sr3_jax.config import Config, Train, networks, optimizers, read, save
 from sr3_jax.training.state import init_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def write_workdir(
     `noise` is added to them, away from the layers that begin at zero.
     """
     small = read(config() if small is None else small)
-    model, optimizer = networks.model(read(small)), networks.optimizer(read(small))
+    model, optimizer = networks.model(read(small)), optimizers.optimizer(read(small))
 
     @jax.jit
     def make():

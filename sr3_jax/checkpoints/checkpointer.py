@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from sr3_jax import parallel
 from sr3_jax.checkpoints import digests, orbax_parts
+from sr3_jax.checkpoints.common import CheckpointError, Which
 
-Which = Literal["latest", "best"] | int
 T = TypeVar("T")
 _POLL_SECONDS = 0.01  # while a checkpoint is written
 
@@ -27,10 +27,6 @@ def _value_to_minimise(metrics: Mapping[str, float]) -> float:
     if "validation_psnr" in metrics:
         return -metrics["validation_psnr"]
     return metrics["validation_loss"]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none can be read."""
 
 
 class _MismatchError(ValueError):

@@ -1,7 +1,8 @@
 """Digests of arrays, which reveal damaged checkpoints and identify networks.
 
 A digest is computed from an array on the devices, under any sharding, so it covers the whole way
-to a disk and back. Each process hashes the shards of its devices.
+to a disk and back. Each process hashes the shards of its devices. An array of NumPy has the same
+digest, and stays where it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import concurrent.futures
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,14 +63,11 @@ def named(tree: Any) -> dict[str, Any]:
 
 def of(tree: Any) -> dict[str, Digest]:
     """Returns the digest of each array, by name; all processes that hold shards must call it."""
-    arrays = {
-        name: array if isinstance(array, jax.Array) else jax.numpy.asarray(array)
-        for name, array in named(tree).items()
-    }
+    arrays = named(tree)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         shares = list(pool.map(_own_share, arrays.values()))
     sums, finite = np.array([s for s, _ in shares], np.uint64), np.array([f for _, f in shares])
-    split = np.array([not array.is_fully_addressable for array in arrays.values()])
+    split = np.array([not getattr(a, "is_fully_addressable", True) for a in arrays.values()])
     if split.any():
         all_sums, all_finite = parallel.of_all_processes((sums[None], finite[None]))
         sums = np.where(split, all_sums.sum(axis=0), sums)
@@ -104,22 +102,35 @@ def read(checkpoint: epath.Path) -> Record | None:
     return record
 
 
-def _own_share(array: jax.Array) -> tuple[int, bool]:
+def _shards(array: jax.Array | np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Yields the place in the array, and the numbers, of each shard of this process.
+
+    One that several devices hold is yielded once.
+    """
+    if isinstance(array, jax.Array):
+        for shard in array.addressable_shards:
+            if not shard.replica_id:
+                yield shard.index, np.asarray(shard.data)
+    else:
+        yield (slice(None),) * array.ndim, array
+
+
+def _own_share(array: jax.Array | np.ndarray) -> tuple[int, bool]:
     """Returns the sum of hashes over this process's shards, and whether all numbers are finite."""
     total, is_finite = 0, True
     shape = array.shape or (1,)
     strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint64)[::-1]
-    for shard in array.addressable_shards:
-        if shard.replica_id or not shard.data.size:  # one that several devices hold counts once
+    for place, numbers in _shards(array):
+        if not numbers.size:
             continue
         # The flat index in the whole array is the sum of the row's and the one within the row.
-        slices = shard.index or (slice(None),)
+        slices = place or (slice(None),)
         *outer, inner = (
             np.arange(*part.indices(size), dtype=np.uint64) * stride
             for part, size, stride in zip(slices, shape, strides, strict=True)
         )
         rows = functools.reduce(np.add.outer, outer, np.uint64(0)).ravel()
-        numbers = np.asarray(shard.data).reshape(len(rows), len(inner))
+        numbers = numbers.reshape(len(rows), len(inner))
         step = max(1, _BLOCK // len(inner))
         for first in range(0, len(rows), step):
             block = numbers[first : first + step]

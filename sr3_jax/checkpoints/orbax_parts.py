@@ -1,9 +1,8 @@
-"""Changes to Orbax's behaviour: the steps it lists, how it reports errors, and its log."""
+"""Changes to Orbax's behaviour: the steps it lists, and how it reports errors."""
 
 from __future__ import annotations
 
 import json
-import logging as std_logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,21 +85,3 @@ def handler(note: Callable[[BaseException], None]) -> ocp.StandardCheckpointHand
 
     made.async_save = async_save
     return made
-
-
-def quiet_orbax() -> None:
-    """Drops Orbax's messages below warnings, and warnings of what `Checkpointer` intends."""
-    intended = (
-        "CheckpointManagerOptions.read_only=True",
-        "Given directory is read only",
-        "Metadata file does not exist",  # the shapes are read of an item without metadata
-        "Requested `tracked_metric`",  # saved at a preemption, without validation
-    )
-
-    def keep(record: std_logging.LogRecord) -> bool:
-        if "orbax" not in record.pathname:
-            return True
-        is_intended = record.getMessage().startswith(intended)
-        return record.levelno >= std_logging.WARNING and not is_intended
-
-    logging.get_absl_handler().addFilter(keep)

@@ -15,7 +15,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from sr3_jax.checkpoints import checkpointer, digests
+from sr3_jax.checkpoints import digests
+from sr3_jax.checkpoints.common import CheckpointError, Which
 from sr3_jax.data import storage
 
 _ABOUT = "sr3_jax"  # key of the file's metadata
@@ -60,12 +61,12 @@ class WeightsFile:
             about = json.loads(header["__metadata__"][_ABOUT])
             self.step, self._digests = int(about["step"]), dict(about["arrays"])
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise checkpointer.CheckpointError(
+            raise CheckpointError(
                 f"{self._path} is not a file of weights that sr3 push writes, or it is damaged "
                 f"({type(error).__name__}: {error}); fetch it again"
             ) from error
 
-    def find(self, which: checkpointer.Which) -> int:
+    def find(self, which: Which) -> int:
         """Returns the step of the weights; raises FileNotFoundError if another is asked for."""
         if which not in ("latest", "best", self.step):
             raise FileNotFoundError(
@@ -84,7 +85,7 @@ class WeightsFile:
                     "the config; fetch both again"
                 )
 
-    def restore_part(self, like: Any, which: checkpointer.Which = "latest") -> tuple[int, Any]:
+    def restore_part(self, like: Any, which: Which = "latest") -> tuple[int, Any]:
         """Returns the step and the arrays as `like`, in its types and shardings.
 
         Raises:
@@ -96,7 +97,7 @@ class WeightsFile:
         self.check_shapes(like, step)
         for name, found in digests.of(self._arrays).items():
             if found.text != self._digests.get(name):
-                raise checkpointer.CheckpointError(
+                raise CheckpointError(
                     f"{self._path} is damaged: {name} has not the numbers that were written; fetch "
                     "it again"
                 )

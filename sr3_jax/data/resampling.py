@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
 from sr3_jax import image_ops
@@ -139,7 +138,9 @@ def _gram(count: int, size: int, factor: int | float) -> scipy.sparse.csc_array:
 @functools.lru_cache(maxsize=16)
 def _solver(count: int, size: int, factor: int | float) -> Callable[[np.ndarray, int], np.ndarray]:
     """Returns multiplication of an axis by (D D^T)^-1, D the downsampling of `size` to `count`."""
-    solve = scipy.sparse.linalg.splu(_gram(count, size, factor)).solve
+    from scipy.sparse import linalg  # late: it takes 0.2 s to import
+
+    solve = linalg.splu(_gram(count, size, factor)).solve
     return functools.partial(_flat, lambda columns: solve(columns.astype(np.float64)))
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
 
 from sr3_jax import models, parallel, released
-from sr3_jax.checkpoints import Checkpointer, Which, weights_file
+from sr3_jax.checkpoints import Which, weights_file
 from sr3_jax.config import Config, as_recorded, migration, networks, run_file
 from sr3_jax.data import resumable
 from sr3_jax.models import Params
+
+if TYPE_CHECKING:  # Orbax takes half a second to import
+    from sr3_jax.checkpoints import Checkpointer
 
 
 def restore(config: Config, checkpoints: epath.Path, which: Which | None) -> tuple[int, Params]:
@@ -93,6 +96,8 @@ def _opened(
     if is_released:
         yield weights_file.WeightsFile(weights), {"ema_params": like}
         return
+    from sr3_jax.checkpoints import Checkpointer
+
     checkpointer = Checkpointer(checkpoints, read_only=True)
     try:
         yield checkpointer, {"ema_params": like}

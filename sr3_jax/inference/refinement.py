@@ -83,7 +83,12 @@ class Refiner:
     def set_params(self, params: Params) -> None:
         """Replaces the weights, cast to the network's type; compiled programs stay."""
         everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
-        self.params = jax.jit(self.denoiser.cast_params)(jax.device_put(params, everywhere))
+        params = jax.device_put(params, everywhere)
+        cast = self.denoiser.cast_params
+        types = [leaf.dtype for leaf in jax.tree.leaves(params)]
+        if types != [leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cast, params))]:
+            params = jax.jit(cast)(params)
+        self.params = params
         self._placed = {(len(self._devices), 1): self.params}
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:

@@ -18,7 +18,16 @@ from etils import epath
 
 from sr3_jax import models, parallel
 from sr3_jax.checkpoints import Checkpointer
-from sr3_jax.config import Config, data_sections, image_sets, layouts, networks, run_file, schedules
+from sr3_jax.config import (
+    Config,
+    data_sections,
+    image_sets,
+    layouts,
+    networks,
+    optimizers,
+    run_file,
+    schedules,
+)
 from sr3_jax.evaluation.report import grids
 from sr3_jax.inference.generator import Generator
 from sr3_jax.inference.super_resolver import SuperResolver
@@ -59,7 +68,7 @@ class TrainingProgram(NamedTuple):
 
 def training_program(config: Config, layout: parallel.Layout) -> TrainingProgram:
     """Returns the training step of a config; nothing is allocated or compiled."""
-    denoiser, optimizer = networks.denoiser(config), networks.optimizer(config)
+    denoiser, optimizer = networks.denoiser(config), optimizers.optimizer(config)
     init = functools.partial(
         training_state.init_state, denoiser.network, optimizer, config.seed, config.data.image_size
     )
@@ -113,7 +122,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     features.check(config)
     program = training_program(config, layout)
     denoiser, like = program.denoiser, program.state
-    networks.check_frozen(config, like.params)
+    optimizers.check_frozen(config, like.params)
     model = denoiser.network
     _check_memory(like, mesh)
     _check_can_resume(config, workdir)
@@ -160,7 +169,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     hooks = loop.Hooks(
         validate=validate,
         sample=_logged_samples(config, workdir, mesh),
-        learning_rate=networks.learning_rate(config),
+        learning_rate=optimizers.learning_rate(config),
         counts=functools.partial(shared.count_unusable, pipeline),
         flops_per_step=flops_of_image and 3 * flops_of_image * config.train.batch_size,
         peak_flops=parallel.peak_flops(mesh.devices.flat[0], model.dtype),

@@ -24,6 +24,9 @@ Statistics = Literal["group", "pixel"]
 _SQRT_HALF = math.sqrt(0.5)
 
 
+# Traced once for each shape. Flax also traces the initialiser of each parameter that it is given,
+# to check the shape, and that was half of the time of tracing a network.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def glorot_uniform(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, ...]:
@@ -97,7 +100,7 @@ def _kernels(
         if layer.zero:
             return jnp.zeros(shape, dtype)
         whole = glorot_uniform(key, (*window, sum(channels), layer.features), dtype)
-        return whole[..., : shape[-2], :]
+        return jax.lax.slice_in_dim(whole, 0, shape[-2], axis=-2)
 
     names = ["kernel"] if len(channels) == 1 else [f"kernel_{i}" for i in range(len(channels))]
     shapes = [(*window, n, layer.features) for n in channels]

@@ -41,8 +41,11 @@ def keep_compiled(workdir: str | os.PathLike[str] = "") -> None:
 
     The folder is `JAX_COMPILATION_CACHE_DIR` if set; else, for a workdir in a bucket,
     `WORKDIR/compiled`, where another machine finds it after a preemption; else
-    `~/.cache/sr3_jax`.
+    `~/.cache/sr3_jax`. Programs that took a tenth of a second are kept; jax's own limit, a second,
+    would leave out some that every start needs.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if jax.config.jax_compilation_cache_dir:
         return
     path = f"{os.fspath(workdir).rstrip('/')}/compiled"
