@@ -9,6 +9,10 @@ import textwrap
 
 import pytest
 
+import sr3_jax
+from sr3_jax import checkpoints, jobs
+from sr3_jax.jobs import training
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sr3_jax"
 
@@ -167,6 +171,24 @@ def test_imports_without_tensorflow():
         from sr3_jax import Cascade, Generator, SuperResolver
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
+def test_upscaling_does_not_wait_for_what_training_needs():
+    code = """
+        import sys
+        from sr3_jax.jobs import upscale
+
+        late = "orbax.checkpoint", "optax", "scipy.sparse.linalg", "matplotlib", "tensorflow", "grain"
+        assert not [name for name in late if name in sys.modules]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
+def test_a_package_says_which_name_it_lacks():
+    for package in (sr3_jax, jobs, checkpoints):
+        with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no .* 'absent'"):
+            getattr(package, "absent")  # noqa: B009
+    assert jobs.train is training.train and "train" in vars(jobs)
 
 
 def test_tests_that_docs_name_are_there():

@@ -243,6 +243,7 @@ def test_digests_are_of_the_numbers_and_their_places_alone(two_checkpoints, tmp_
         state = small_state(1)
         shardings = layout.kept(state) if layout else jax.devices()[2]
         assert digests.of(jax.device_put(state, shardings)) == expected
+    assert digests.of(jax.tree.map(np.asarray, small_state(1))) == expected
     kernel = small_state(1)["ema_params"]["kernel"]
     for changed in (
         kernel.at[3, 5].multiply(-1),

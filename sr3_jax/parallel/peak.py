@@ -76,9 +76,13 @@ def clock_hz(device: jax.Device) -> float | None:
     return rates and rates.clock
 
 
-def peak_flops(device: jax.Device, dtype: DTypeLike = jnp.bfloat16) -> float | None:
-    """Returns the peak dense FLOP/s of a TPU or GPU in bfloat16; None where unknown."""
-    rates = _rates(device.device_kind) if jnp.dtype(dtype) == jnp.bfloat16 else None
+def peak_flops(device: jax.Device | str, dtype: DTypeLike = jnp.bfloat16) -> float | None:
+    """Returns the peak dense FLOP/s of a TPU or GPU in bfloat16; None where unknown.
+
+    `device` is a device, or its kind, such as "TPU v5p".
+    """
+    kind = device if isinstance(device, str) else device.device_kind
+    rates = _rates(kind) if jnp.dtype(dtype) == jnp.bfloat16 else None
     return rates and rates.flops
 
 

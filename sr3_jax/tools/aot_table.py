@@ -4,7 +4,8 @@
 
 compiles every program that has no file in `--reports` yet (two to ten minutes each on two cores),
 in a process of its own, by aot_report with `--quick`. It then writes the table of all configs and
-topologies into `--document`, between two marks, and the table of whole cascades into `--cascades`.
+topologies into `--document`, between two marks, the table of whole cascades into `--cascades`, and
+the chart of the shares of the peak into `--chart`.
 Stopped and started again, it compiles what is missing; remove a file to compile it again.
 `--only=REGEX` restricts what is compiled, `--render_only` compiles nothing.
 """
@@ -12,6 +13,7 @@ Stopped and started again, it compiles what is missing; remove a file to compile
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pathlib
 import re
@@ -22,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from sr3_jax import command_line
+from sr3_jax import command_line, parallel
 from sr3_jax.config import cascades
 from sr3_jax.data import storage
 from sr3_jax.evaluation.report import markdown
@@ -31,6 +33,7 @@ from sr3_jax.tools.aot import STEPS_OF_THE_PAPER
 _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "File of the table.")
 _CASCADES = flags.DEFINE_string("cascades", "docs/generation.md", "File of the table of cascades.")
+_CHART = flags.DEFINE_string("chart", "docs/images/tpu_share.png", "File of the chart of shares.")
 _ONLY = flags.DEFINE_string("only", "", "Compile only programs whose name has this.")
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
 
@@ -52,6 +55,8 @@ _BEGIN, _END = "<!-- aot_table: begin -->\n", "<!-- aot_table: end -->\n"
 # Rows of the table of cascades.
 _WHOLE_CASCADES = ("cascade_ffhq_1024", "cascade_imagenet_256")
 _SETTINGS = ("v3-8x8-sample", "v3-2x2-sample", "v3-2x2-sample_one")
+_CORES_OF_A_CHIP = 2  # of v3, which all settings are on
+_CALLS_OF_STUDENTS = 4
 
 
 def programs() -> Iterator[tuple[str, list[str]]]:
@@ -131,6 +136,7 @@ def _seconds(row: Mapping[str, Any]) -> float:
 def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the times of whole cascades as a Markdown table, by the steps of their configs.
 
+    The last two columns are of cascades of students, whose stages take four calls each.
     Guidance, transfers of images and the loading of networks are not included.
     """
     lines = []
@@ -147,12 +153,58 @@ def cascade_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
             if not all(row for row, _ in rows):
                 continue
             total = sum(steps * _seconds(row) for row, steps in rows)
-            batch = rows[0][0]["batch_size"]
+            few = sum(_CALLS_OF_STUDENTS * _seconds(row) for row, _ in rows)
+            batch, num_cores = (rows[0][0][key] for key in ("batch_size", "num_cores"))
             each = " + ".join(f"{steps} x {_seconds(row) * 1e3:.2f} ms" for row, steps in rows)
-            cores = f"{rows[0][0]['topology']} ({rows[0][0]['num_cores']})"
-            lines.append((cascade, cores, batch, each, f"{total:.1f} s", f"{total / batch:.3f} s"))
-    headings = "cascade, cores, images at once, steps times a step's time, in all, an image"
+            cores = f"{rows[0][0]['topology']} ({num_cores})"
+            rates = (batch / seconds * _CORES_OF_A_CHIP / num_cores for seconds in (total, few))
+            rate, rate_of_few = (f"{number:.2g}" for number in rates)
+            of_all = f"{total:.1f} s", f"{total / batch:.3f} s", rate
+            lines.append((cascade, cores, batch, each, *of_all, f"{few:.2f} s", rate_of_few))
+    headings = (
+        "cascade, cores, images at once, steps times a step's time, in all, an image, images/s a "
+        f"chip, {_CALLS_OF_STUDENTS} calls a stage: in all, images/s a chip"
+    )
     return markdown.table(headings.split(", "), lines) + "\n"
+
+
+def share_of_peak(row: Mapping[str, Any]) -> float:
+    """Returns the share of the chip's peak that a program reaches, by `_seconds`."""
+    peak = parallel.peak_flops(f"TPU {row['topology'].partition(':')[0]}")
+    return row["share_of_peak"] or row["model_flops_per_core"] / _seconds(row) / peak
+
+
+def draw(reports: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draws the share of the peak of each training step at the paper's batch, by chip."""
+    from matplotlib import ticker  # late: it takes a second
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(_BATCH_OF_THE_PAPER)
+    for place, topology in enumerate(_BATCH_OF_THE_PAPER):
+        names = [f"{config}-{topology.replace(':', '-')}-train" for config in _CONFIGS]
+        rows = [reports[name] for name in names]
+        own = any(row["estimated_step_seconds"] is None for row in rows)
+        bars = axes.bar(
+            [index + (place - 2) * width for index in range(len(rows))],
+            [share_of_peak(row) for row in rows],
+            0.9 * width,
+            hatch="///" if own else None,
+            edgecolor="white",
+            label=f"{topology.partition(':')[0]}{' (our own sum)' if own else ''}",
+        )
+        axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f}", fontsize=7)
+    axes.set_xticks(range(len(_CONFIGS)), [" to ".join(c.split("_")[1:]) for c in _CONFIGS])
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("of the data sheet's peak")
+    axes.set_title("Training step, batch 256, 64 chips: estimated, not measured", fontsize=10)
+    axes.legend(ncols=len(_BATCH_OF_THE_PAPER), fontsize=8, loc="upper right")
+    axes.grid(axis="y", alpha=0.3)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    storage.write_whole(str(path), data.getvalue())
 
 
 def write_table(document: pathlib.Path, text: str) -> None:
@@ -190,6 +242,7 @@ def main(_: list[str]) -> None:
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     write_table(pathlib.Path(_DOCUMENT.value), table(reports))
     write_table(pathlib.Path(_CASCADES.value), cascade_table(reports))
+    draw(reports, pathlib.Path(_CHART.value))
     if failed:
         command_line.leave(command_line.FAILED, f"error: no report of {', '.join(failed)}")
 
