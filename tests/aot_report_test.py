@@ -279,6 +279,20 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
     assert bytes_of(as_estimated=True) == [4 * size + 2 * mark, 2 * size, 2 * size]
 
 
+def test_a_slice_that_is_copied_to_fast_memory_counts_as_what_it_is():
+    """Not as the array that it is cut from, though that is a part of the operation's result."""
+    text = """
+ENTRY %main (a: bf16[64,128]) -> bf16[8,128] {
+  %a = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %s = ((bf16[64,128]{1,0:T(8,128)(2,1)}), bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:128]}
+  %b = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%s)
+  ROOT %d = bf16[8,128]{1,0:T(8,128)(2,1)} negate(%b)
+}
+"""  # noqa: E501
+    size = 8 * 128 * 2
+    assert [o.num_bytes for o in roofline.operations(text)] == [size, size]
+
+
 def test_collectives_of_a_compiled_program_are_counted_with_their_bytes():
     mesh = parallel.make_mesh()
 

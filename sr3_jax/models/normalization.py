@@ -102,6 +102,8 @@ def _backward(num_groups, swish, residuals, cotangent):
     constant = -inverse_std * mean_g
     d_shift = of_g * sum_g + h * w * (of_centred * channel_mean + constant)
 
+    g = image.map(_kept, g)
+
     def one(part, g, of_g, of_image, constant):
         return (g * of_g + part.astype(jnp.float32) * of_image + constant).astype(part.dtype)
 
@@ -110,6 +112,19 @@ def _backward(num_groups, swish, residuals, cotangent):
 
 
 group_norm.defvjp(_forward, _backward)
+
+
+def _kept(part: Float[Array, "b h w _"], g: Float[Array, "b h w _"]) -> Array:
+    """Returns g in the image's type, as it waits in memory for the sums.
+
+    On TPUs a barrier makes the convolution write it so, together with the sums. Otherwise XLA,
+    which may keep more digits than the program says, writes and reads g in float32.
+    """
+    if part.dtype == jnp.float32:
+        return g
+    return jax.lax.platform_dependent(
+        g.astype(part.dtype), tpu=jax.lax.optimization_barrier, default=lambda g: g
+    )
 
 
 def pixel_norm(

@@ -196,6 +196,11 @@ def _bytes(
     written = _size(found.shape, main_only)
     if found.opcode == "copy-start":  # its result are the copy, what is copied, and a mark
         return written if main_only else 2 * written
+    if found.opcode == "slice-start":  # what is sliced, the slice, and a mark
+        whole, part = (array[0] for array in list(_ARRAY.finditer(found.shape))[:2])
+        read = 0 if main_only and not _size(whole, main_only) else _size(part)
+        moved = read + _size(part, main_only)
+        return moved if main_only else 2 * moved
     read = [_size(shapes.get(name, ""), main_only) for name in found.operands]
     if found.opcode == "fusion":
         for index, size in _slices(computations[found.attribute(_FUSED)]):
