@@ -115,16 +115,18 @@ group_norm.defvjp(_forward, _backward)
 
 
 def _kept(part: Float[Array, "b h w _"], g: Float[Array, "b h w _"]) -> Array:
-    """Returns g in the image's type, as it waits in memory for the sums.
+    """Returns g, on TPUs rounded to the image's type, as it waits in memory for the sums.
 
-    On TPUs a barrier makes the convolution write it so, together with the sums. Otherwise XLA,
-    which may keep more digits than the program says, writes and reads g in float32.
+    A barrier makes the convolution write it so, together with the sums. Otherwise XLA, which may
+    keep more digits than the program says, writes and reads g in float32. GPUs do not write it.
     """
     if part.dtype == jnp.float32:
         return g
-    return jax.lax.platform_dependent(
-        g.astype(part.dtype), tpu=jax.lax.optimization_barrier, default=lambda g: g
-    )
+
+    def rounded(g: Array) -> Array:
+        return jax.lax.optimization_barrier(g.astype(part.dtype)).astype(jnp.float32)
+
+    return jax.lax.platform_dependent(g, tpu=rounded, default=lambda g: g)
 
 
 def pixel_norm(
