@@ -15,6 +15,7 @@ import pytest
 import small_run
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec, SingleDeviceSharding
+from PIL import Image
 
 from sr3_jax import models, parallel
 from sr3_jax.config import Sampling, changed, layouts, read
@@ -339,6 +340,10 @@ def test_the_table_in_the_docs_is_that_of_the_reports_beside_it(tmp_path):
     for report in reports.values():
         if report["fits"] and report["estimated_step_seconds"]:
             assert f"| {report['estimated_step_seconds']:.4f} s |" in before
+    # With a report missing, the chart lacks a bar.
+    del reports["ffhq_16_128-v4-4x4x4-train"]
+    aot_table.draw(reports, tmp_path / "chart.png")
+    assert Image.open(tmp_path / "chart.png").size == (990, 374)
     (tmp_path / "unmarked.md").write_text("no table here")
     with pytest.raises(ValueError, match=r"unmarked.md has no lines .*begin"):
         aot_table.write_table(tmp_path / "unmarked.md", "")

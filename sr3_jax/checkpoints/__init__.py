@@ -5,5 +5,5 @@ from sr3_jax.checkpoints.common import CheckpointError, Which, quiet_orbax
 
 __all__ = ["CheckpointError", "Which", "quiet_orbax"]
 
-# Orbax takes half a second to import, and a released network has no checkpoints.
+# Late, since it imports Orbax, which a released network does not need.
 __getattr__ = late.names(__name__, {"Checkpointer": "checkpointer"})

@@ -85,10 +85,12 @@ class Refiner:
         everywhere = parallel.replicated(self.programs.mesh(len(self._devices)))
         params = jax.device_put(params, everywhere)
         cast = self.denoiser.cast_params
-        types = [leaf.dtype for leaf in jax.tree.leaves(params)]
-        if types != [leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(cast, params))]:
-            params = jax.jit(cast)(params)
-        self.params = params
+        types = [
+            jax.tree.map(lambda leaf: leaf.dtype, tree)
+            for tree in (params, jax.eval_shape(cast, params))
+        ]
+        # A program that changes nothing would be compiled all the same.
+        self.params = params if types[0] == types[1] else jax.jit(cast)(params)
         self._placed = {(len(self._devices), 1): self.params}
 
     def grid(self, size: tuple[int, int]) -> tiling.Grid:

@@ -175,7 +175,10 @@ def share_of_peak(row: Mapping[str, Any]) -> float:
 
 
 def draw(reports: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Draws the share of the peak of each training step at the paper's batch, by chip."""
+    """Draws the share of the peak of each training step at the paper's batch, by chip.
+
+    Programs that have no report, or do not fit, have no bar.
+    """
     from matplotlib import ticker  # late: it takes a second
     from matplotlib.figure import Figure
 
@@ -183,12 +186,12 @@ def draw(reports: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
     axes = figure.subplots()
     width = 0.8 / len(_BATCH_OF_THE_PAPER)
     for place, topology in enumerate(_BATCH_OF_THE_PAPER):
-        names = [f"{config}-{topology.replace(':', '-')}-train" for config in _CONFIGS]
-        rows = [reports[name] for name in names]
-        own = any(row["estimated_step_seconds"] is None for row in rows)
+        found = [reports.get(_program(config, topology, "train")[0]) for config in _CONFIGS]
+        rows = {index: row for index, row in enumerate(found) if row and row["fits"]}
+        own = any(row["estimated_step_seconds"] is None for row in rows.values())
         bars = axes.bar(
-            [index + (place - 2) * width for index in range(len(rows))],
-            [share_of_peak(row) for row in rows],
+            [index + (place - len(_BATCH_OF_THE_PAPER) // 2) * width for index in rows],
+            [share_of_peak(row) for row in rows.values()],
             0.9 * width,
             hatch="///" if own else None,
             edgecolor="white",

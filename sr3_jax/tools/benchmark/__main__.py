@@ -88,13 +88,7 @@ def _measure() -> tuple[dict[str, Any], str]:
             )
             for name, described in network.NETWORKS.items()
         }
-        times = [
-            one[side][run]
-            for one in found.values()
-            for side in ("sr3_jax", "diffusers")
-            for run in one["ratio"]
-        ]
-        return found, "\n".join([network.peers_table(found), *network.noise(times)])
+        return found, network.peers_table(found)
     if what == "samplers":
         return {"table": (table := samplers.table())}, table
     if what == "data":

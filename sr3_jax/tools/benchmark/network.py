@@ -73,27 +73,7 @@ def make_runs(
     optimizer = optax.adam(1e-4)
     opt_state = jax.jit(optimizer.init, out_shardings=whole)(params)
 
-    def forward(params, x, y_t, gamma, eps):
-        return model.apply({"params": params}, x, y_t, gamma)
-
-    def train(params, opt_state, *batch):
-        def loss(params):
-            return diffusion.denoising_loss(forward(params, *batch), batch[-1])
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    denoiser = models.Denoiser(model)
-
-    def sample(params, keys, x):
-        return diffusion.sample(
-            lambda y_t, gamma: denoiser(params, x, y_t, gamma),
-            diffusion.ancestral(diffusion.respace(diffusion.linear(), sample_steps)),
-            keys,
-            shape[1:],
-        )
-
+    forward, train, sample = _functions(model, optimizer, shape[1:], sample_steps)
     state = [params, opt_state]
     compile_seconds = {}
 
@@ -115,7 +95,7 @@ def make_runs(
     }
     if sample_steps:
         # Sampling uses weights in the type of the computation.
-        few = jax.jit(denoiser.cast_params)(params)
+        few = jax.jit(models.Denoiser(model).cast_params)(params)
         row_keys = jax.device_put(jax.random.split(keys[0], batch_size), parallel.split_batch(mesh))
         run_sample = compiled("sample", jax.jit(sample).lower(few, row_keys, batch[0]))
         runs["sample"] = _timed(lambda: jax.block_until_ready(run_sample(few, row_keys, batch[0])))
@@ -126,6 +106,38 @@ def make_runs(
         "compile_seconds": compile_seconds,
     }
     return runs, facts
+
+
+def _functions(
+    model: models.UNet,
+    optimizer: optax.GradientTransformation,
+    image: tuple[int, int, int],
+    sample_steps: int,
+) -> tuple[Callable, Callable, Callable]:
+    """Returns the forward pass, the training step, and sampling, to be compiled."""
+
+    def forward(params, x, y_t, gamma, eps):
+        return model.apply({"params": params}, x, y_t, gamma)
+
+    def train(params, opt_state, *batch):
+        def loss(params):
+            return diffusion.denoising_loss(forward(params, *batch), batch[-1])
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    denoiser = models.Denoiser(model)
+
+    def sample(params, keys, x):
+        return diffusion.sample(
+            lambda y_t, gamma: denoiser(params, x, y_t, gamma),
+            diffusion.ancestral(diffusion.respace(diffusion.linear(), sample_steps)),
+            keys,
+            image,
+        )
+
+    return forward, train, sample
 
 
 def _flops_of_image(model: models.UNet, image_size: int) -> float:
