@@ -104,6 +104,31 @@ def test_accelerators_get_the_plain_convolution(platform):
     assert "concatenate" not in text
 
 
+def of_doubled(image, kernel):
+    return plain(jnp.repeat(jnp.repeat(image, 2, axis=1), 2, axis=2), kernel)
+
+
+@pytest.mark.parametrize(("size", "c", "d"), SHAPES)
+def test_convolving_a_doubled_image_with_fewer_products(size, c, d):
+    image, kernel, _ = arrays(size, c, d)
+    cotangent = jax.random.normal(jax.random.key(1), (size[0], 2 * size[1], 2 * size[2], d))
+    ours = jax.jit(pull_back(convolution.convolve_doubled))
+    expected = pull_back(of_doubled)(image, kernel, cotangent)
+    assert_close(ours(image, kernel, cotangent), expected, 3e-6)
+
+
+def test_the_pixels_of_a_doubled_image_take_four_ninths_of_the_products_on_cpus():
+    image, kernel, _ = arrays((1, 32, 32), 16, 16)
+    doubled, usual = (
+        jax.jit(one).trace(image, kernel).lower
+        for one in (convolution.convolve_doubled, of_doubled)
+    )
+    products = lambda lower, **where: lower(**where).cost_analysis()["flops"]  # noqa: E731
+    assert products(doubled) == pytest.approx(4 / 9 * products(usual), rel=0.05)
+    for platform in ("tpu", "cuda"):
+        assert products(doubled, lowering_platforms=(platform,)) == products(usual)
+
+
 @pytest.mark.parametrize("ends", [(), (4,), (1, 3)])
 def test_layers_are_those_of_flax_whatever_parts_the_image_comes_in(ends):
     image = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))

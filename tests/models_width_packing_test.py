@@ -36,6 +36,28 @@ def test_packed_images_are_resampled_like_others(how, factor, factor_after):
     assert out.factor == factor_after
     np.testing.assert_allclose(out.to_array(), expected.to_array(), atol=1e-6)
 
+    weights = jax.random.normal(jax.random.key(3), out.shape)
+
+    def gradient(image):
+        weigh = lambda image: jnp.sum(weights * image.resample(how).to_array())  # noqa: E731
+        return jax.grad(weigh)(image).to_array()
+
+    np.testing.assert_allclose(gradient(packed), gradient(image_in_parts(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("factor_after", [1, 2, 4, 8])
+def test_packed_images_are_doubled_and_convolved_like_others(factor, factor_after):
+    keys = jax.random.split(jax.random.key(1), 2)
+    kernels = [jax.random.normal(k, (3, 3, n, 7)) for k, n in zip(keys, (3, 5), strict=True)]
+    out = image_in_parts(factor, ((2 * WIDTH, factor_after),)).convolve_doubled(kernels)
+    assert out.factor == factor_after and out.shifted == (factor_after > 1)
+    (part,) = out.parts
+    left, right = out.outside
+    inside = part.reshape(*part.shape[:2], -1)[..., left : part.shape[2] * part.shape[3] - right]
+    expected = image_in_parts(1).resample("up").convolve(kernels).to_array()
+    np.testing.assert_allclose(inside.reshape(out.shape), expected, atol=2e-5)
+
 
 @pytest.mark.parametrize("window", [(), (3, 3)])
 def test_packed_images_are_convolved_like_others(window):

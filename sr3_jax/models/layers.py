@@ -44,6 +44,7 @@ class Conv3x3(nn.Module):
 
     An image in several parts has a kernel for each (`kernel_0`, `kernel_1`, ...), so that neither
     the parts nor the kernels are ever concatenated. `shifts` is that of `PackedImage.convolve`.
+    With `doubles` the image is doubled before, by repeating its pixels, and `shifts` is true.
     """
 
     features: int
@@ -51,11 +52,16 @@ class Conv3x3(nn.Module):
     zero: bool = False
     use_bias: bool = True
     shifts: bool = False
+    doubles: bool = False
 
     @nn.compact
     def __call__(self, image: PackedImage) -> PackedImage:
         kernels = _kernels(self, (3, 3), image.channels)
-        image = image.astype(self.dtype).convolve(kernels, self.shifts)
+        image = image.astype(self.dtype)
+        if self.doubles:
+            image = image.convolve_doubled(kernels)
+        else:
+            image = image.convolve(kernels, self.shifts)
         return image + _bias(self) if self.use_bias else image
 
 
@@ -241,11 +247,14 @@ class ResidualBlock(nn.Module):
         dropout_keys: Key[Array, " b"] | None,
     ) -> PackedImage:
         norm = functools.partial(Norm, self.dtype, swish=True, statistics=self.statistics)
-        h = norm(name="norm_0")(image).resample(self.resample)
+        h = norm(name="norm_0")(image)
+        doubles = self.resample == "up"
+        if not doubles:
+            h = h.resample(self.resample)
         # An embedding that is added has a bias already.
         biased = self.scale_shift or embedding is None
         conv = functools.partial(Conv3x3, self.features, self.dtype, shifts=True)
-        h = conv(use_bias=biased, name="conv_0")(h)
+        h = conv(use_bias=biased, doubles=doubles, name="conv_0")(h)
         modulation = {} if embedding is None else self._modulation(embedding)
         h = norm(name="norm_1")(h, **modulation)
         if self.dropout and dropout_keys is not None:

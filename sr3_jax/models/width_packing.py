@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sr3_jax.models import convolution
 
@@ -170,6 +170,24 @@ class PackedImage:
         out = functools.reduce(jnp.add, map(one, self.parts, kernels))
         return dataclasses.replace(self, parts=(out,), shifted=self.shifted != shifts)
 
+    def convolve_doubled(self, kernels: Sequence[Float[Array, "3 3 _ d"]]) -> PackedImage:
+        """`resample("up")` and then `convolve(kernels, shifts=True)`, with fewer products.
+
+        Where the result is packed, its groups of pixels see half as many pixels of this image.
+        """
+        factor = dict(self.factors).get(2 * self.shape[2], 1)
+        image = self.packed_by(max(factor // 2, 1))
+
+        def one(part: Array, kernel: Array) -> Array:
+            if factor == 1:
+                return convolution.convolve_doubled(part, kernel)
+            b, h, w, c = part.shape
+            rows = jnp.broadcast_to(part[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
+            return convolution.widen(rows, _pack_kernel_of_doubled(kernel, factor))
+
+        out = functools.reduce(jnp.add, map(one, image.parts, kernels))
+        return dataclasses.replace(image, parts=(out,), factor=factor, shifted=factor > 1)
+
     def resample(self, how: Resample) -> PackedImage:
         """Halves by the mean of 2x2 pixels, or doubles by repeating each; repacks by the width."""
         if how == "none":
@@ -231,30 +249,60 @@ def _halve(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, "
     """Halves an image packed by `old`; the result is packed by `new`, as that of `_double`."""
     b, h, w, c = image.shape
     if old > 1:
-        # By a product: to move channels about would cost several passes on a TPU.
-        image = _times_neighbours(image, old // 2, jnp.full((2, 1), 0.5))
-        image = jnp.mean(image.reshape(b, h // 2, 2, w, c // 2), axis=2)
-        return _repack(image, old // 2, new)
+        return _repack(_sum_squares(image, old // 2) * 0.25, old // 2, new)
     return _repack(jnp.mean(image.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4)), old, new)
 
 
 def _double(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, "b h2 _ _"]:
-    b, h, w, c = image.shape
     if max(old, new) > 1:
-        image = _times_neighbours(image, old, jnp.ones((1, 2)))
-        rows = jnp.broadcast_to(image[:, :, None], (b, h, 2, w, 2 * c))
-        return _repack(rows.reshape(b, 2 * h, w, 2 * c), 2 * old, new)
-    doubled = jnp.broadcast_to(image[:, :, None, :, None], (b, h, 2, w, 2, c))
-    return doubled.reshape(b, 2 * h, 2 * w, c)
+        return _repack(_repeat_squares(image, old), 2 * old, new)
+    return convolution.double(image)
 
 
-def _times_neighbours(
-    image: Float[Array, "b h w _"], groups: int, matrix: Float[Array, "m n"]
-) -> Float[Array, "b h w _"]:
-    """Replaces each m neighbours in the packed channels by n, their products with `matrix`."""
-    pixel = jnp.eye(image.shape[-1] // (groups * matrix.shape[0]))
-    matrix = jnp.kron(jnp.eye(groups), jnp.kron(matrix, pixel)).astype(image.dtype)
-    return convolution.plain(image, matrix[None, None], jax.lax.Precision.HIGHEST)
+# To move channels about would cost several passes on a TPU. Products with zeros and ones do not.
+# Each of the two functions is the gradient of the other.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeat_squares(image: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w c2"]:
+    """Repeats each pixel of an image packed by `factor` along both axes."""
+    b, h, w, c = image.shape
+    # The rows first: the product can be fused with what follows, and a broadcast is not.
+    rows = jnp.broadcast_to(image[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
+    matrix = _squares(factor, c // factor, image.dtype).T[None, None]
+    return convolution.plain(rows, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_squares(image: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w c2"]:
+    """Sums each 2x2 pixels; the result is packed by `factor`, the image by twice as many."""
+    matrix = _squares(factor, image.shape[-1] // (2 * factor), image.dtype)
+    # One product with a stride: a sum of rows by itself would be read and written in float32.
+    return jax.lax.conv_general_dilated(
+        image,
+        jnp.broadcast_to(matrix, (2, 1, *matrix.shape)),
+        (2, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _squares(factor: int, channels: int, dtype: DTypeLike) -> Float[Array, "m n"]:
+    """The matrix that sums neighbours of `2 * factor` packed pixels."""
+    ones = jnp.ones((2, 1), dtype)
+    pixel = jnp.eye(channels, dtype=dtype)
+    return jnp.kron(jnp.eye(factor, dtype=dtype), jnp.kron(ones, pixel))
+
+
+_repeat_squares.defvjp(
+    lambda image, factor: (_repeat_squares(image, factor), None),
+    lambda factor, _, cotangent: (_sum_squares(cotangent, factor),),
+)
+_sum_squares.defvjp(
+    lambda image, factor: (_sum_squares(image, factor), None),
+    lambda factor, _, cotangent: (_repeat_squares(cotangent, factor),),
+)
 
 
 def _pack_kernel(
@@ -270,13 +318,32 @@ def _pack_kernel(
     """
     if factor == 1:
         return kernel
-    _, _, c, d = kernel.shape
     # Pixel j of the result sees pixels j - 1, j, j + 1.
     sees = np.arange(factor) + np.arange(-1, 2)[:, None]
-    pixels = np.arange(groups * factor) + first
-    where = sees[:, None, None] == pixels.reshape(groups, factor)[..., None]
+    return _arrange(kernel, sees, np.arange(groups * factor).reshape(groups, factor) + first)
+
+
+def _pack_kernel_of_doubled(
+    kernel: Float[Array, "3 3 c d"], factor: int
+) -> Float[Array, "3 2 _ _"]:
+    """The kernel by which shifted groups of a doubled image see the groups before it is doubled.
+
+    The latter have `factor // 2` pixels, those of the result `factor`. The rows are doubled before.
+    """
+    # Pixel j of a shifted group is j + 1 pixels behind the first one of the two groups that it
+    # sees. It sees itself and its neighbours, and two of the doubled image are one pixel.
+    sees = (np.arange(factor) + np.arange(3)[:, None]) // 2
+    return _arrange(kernel, sees, np.arange(factor).reshape(2, factor // 2))
+
+
+def _arrange(
+    kernel: Float[Array, "3 3 c d"], sees: Int[np.ndarray, "3 j"], pixels: Int[np.ndarray, "g i"]
+) -> Float[Array, "3 g _ _"]:
+    """Puts each column of a kernel where pixel j of the result sees that pixel of its groups."""
+    _, _, c, d = kernel.shape
+    where = sees[:, None, None] == pixels[..., None]
     packed = jnp.einsum("hkcd,kgij->hgicjd", kernel, jnp.asarray(where, kernel.dtype))
-    return packed.reshape(3, groups, factor * c, factor * d)
+    return packed.reshape(3, len(pixels), pixels.shape[1] * c, sees.shape[1] * d)
 
 
 def _pack_matrix(matrix: Float[Array, "c d"], factor: int) -> Float[Array, "_ _"]:
