@@ -1,5 +1,7 @@
 """Heights and widths of images, in pixels."""
 
+SPATIAL_AXIS = "spatial"  # the axis of a mesh of devices over which the height of images is split
+
 Size = int | tuple[int, int]  # height and width, or one number for squares
 
 

@@ -33,8 +33,8 @@ def convolve(
     image: Float[Array, "b h w c"],
     kernel: Float[Array, "n m c d"],
     padding: Padding = ((1, 1), (1, 1)),
-) -> Float[Array, "b h w d"]:
-    """`plain` with a padding that keeps the size (reverse-mode differentiable only).
+) -> Float[Array, "b _ w d"]:
+    """`plain` with a padding that keeps the width (reverse-mode differentiable only).
 
     Its gradient with respect to the kernel is `kernel_gradient_by_rows` on CPUs, where that is up
     to twice as fast (docs/cpu.md).
@@ -44,7 +44,7 @@ def convolve(
 
 def kernel_gradient_by_rows(
     image: Float[Array, "b h w c"],
-    cotangent: Float[Array, "b h w d"],
+    cotangent: Float[Array, "b h2 w d"],
     padding: Padding = ((1, 1), (1, 1)),
 ) -> Float[Array, "n m c d"]:
     """The gradient with respect to the kernel as one 1-D convolution along the height.
@@ -55,23 +55,23 @@ def kernel_gradient_by_rows(
     cotangent, side by side in its channels.
     """
     b, h, w, c = image.shape
-    d = cotangent.shape[-1]
+    _, steps, _, d = cotangent.shape
     zero = jnp.zeros((), cotangent.dtype)
     no_padding = (0, 0, 0)
     vertical, (left, right) = padding
-    height, width = 1 + sum(vertical), 1 + left + right  # of the kernel
+    padded = h + sum(vertical)
     # Padded here, since XLA's fast convolutions for CPUs know only "SAME" and "VALID".
     rows = lax.pad(image, zero, (no_padding, (*vertical, 0), no_padding, no_padding))
-    rows = rows.transpose(3, 1, 0, 2).reshape(c, h + height - 1, b * w)
+    rows = rows.transpose(3, 1, 0, 2).reshape(c, padded, b * w)
     shifted = [
         lax.pad(cotangent, zero, (no_padding, no_padding, (by, -by, 0), no_padding))
         for by in range(-left, right + 1)
     ]
-    window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3).reshape(h, b * w, -1)
+    window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3).reshape(steps, b * w, -1)
     gradient = lax.conv_general_dilated(
         rows, window, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
-    return gradient.reshape(c, height, width, d).transpose(1, 2, 0, 3)
+    return gradient.reshape(c, padded - steps + 1, left + right + 1, d).transpose(1, 2, 0, 3)
 
 
 def _forward(image: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
@@ -144,33 +144,35 @@ def _phases(kernel: Float[Array, ...], axis: int) -> Iterator[tuple[Array, tuple
 
 
 def narrow(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"]
-) -> Float[Array, "b h w-1 d"]:
-    """A convolution of stride 1, with zero padding above and below, but not beside."""
-    return plain(image, kernel, ((1, 1), (0, 0)))
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"], rows: int = 1
+) -> Float[Array, "b _ w-1 d"]:
+    """A convolution of stride 1, with `rows` of zeros above and below, but none beside."""
+    return plain(image, kernel, ((rows, rows), (0, 0)))
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def widen(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"]
-) -> Float[Array, "b h w+1 d"]:
-    """A convolution of stride 1 and zero padding (reverse-mode differentiable only).
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"], rows: int = 1
+) -> Float[Array, "b _ w+1 d"]:
+    """A convolution of stride 1, with zeros beside, too (reverse-mode differentiable only).
 
     Its gradients are those of `narrow`. XLA's own gradient with respect to the kernel would slide
     the cotangent over the narrower image, for which TPUs write a reversed copy of it.
     """
-    return plain(image, kernel, ((1, 1), (1, 1)))
+    return plain(image, kernel, ((rows, rows), (1, 1)))
 
 
-def _widen_forward(image: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return widen(image, kernel), (image, kernel)
+def _widen_forward(image: Array, kernel: Array, rows: int) -> tuple[Array, tuple[Array, Array]]:
+    return widen(image, kernel, rows), (image, kernel)
 
 
-def _widen_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _widen_backward(
+    rows: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     image, kernel = residuals
 
     def transposed(kernel: Array) -> Array:
-        return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+        return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 2 - rows)
 
     # <cotangent, widen(image, kernel)> is <transposed(kernel), image>.
     image_gradient, pull_back = jax.vjp(transposed, kernel)

@@ -16,7 +16,8 @@ from jax.experimental import layout
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from sr3_jax.models import normalization
+from sr3_jax.models import normalization, shared_rows
+from sr3_jax.models.shared_rows import Normalised
 from sr3_jax.models.width_packing import PackedImage, Resample
 
 Statistics = Literal["group", "pixel"]
@@ -55,7 +56,7 @@ class Conv3x3(nn.Module):
     doubles: bool = False
 
     @nn.compact
-    def __call__(self, image: PackedImage) -> PackedImage:
+    def __call__(self, image: PackedImage | Normalised) -> PackedImage:
         kernels = _kernels(self, (3, 3), image.channels)
         image = image.astype(self.dtype)
         if self.doubles:
@@ -154,6 +155,8 @@ class Norm(nn.Module):
 
     `shift` is added to the image before. `scale_shift`, `(scale, shift)`, modulates the normalised
     image by `(1 + scale) * image + shift`. Neither costs a pass over the image.
+
+    With `before_convolution`, the convolution after it may be left to normalise what it reads.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -166,7 +169,8 @@ class Norm(nn.Module):
         image: PackedImage,
         shift: Float[Array, "b c"] | None = None,
         scale_shift: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
-    ) -> PackedImage:
+        before_convolution: bool = False,
+    ) -> PackedImage | Normalised:
         b, _, _, c = image.shape
         scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
         offset = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
@@ -178,8 +182,10 @@ class Norm(nn.Module):
         if self.statistics == "pixel":
             image = normalization.pixel_norm(image, shift, scale, offset, self.swish)
         else:
-            groups = num_norm_groups(c)
-            image = normalization.group_norm(image, shift, scale, offset, groups, self.swish)
+            arguments = (image, shift, scale, offset, num_norm_groups(c), self.swish)
+            if before_convolution and shared_rows.are_shared(image):
+                return Normalised(*arguments)
+            image = normalization.group_norm(*arguments)
         return image.astype(self.dtype)
 
 
@@ -247,17 +253,18 @@ class ResidualBlock(nn.Module):
         dropout_keys: Key[Array, " b"] | None,
     ) -> PackedImage:
         norm = functools.partial(Norm, self.dtype, swish=True, statistics=self.statistics)
-        h = norm(name="norm_0")(image)
         doubles = self.resample == "up"
-        if not doubles:
-            h = h.resample(self.resample)
+        h = norm(name="norm_0")(image, before_convolution=self.resample == "none")
+        if self.resample == "down":
+            h = h.resample("down")
         # An embedding that is added has a bias already.
         biased = self.scale_shift or embedding is None
         conv = functools.partial(Conv3x3, self.features, self.dtype, shifts=True)
         h = conv(use_bias=biased, doubles=doubles, name="conv_0")(h)
         modulation = {} if embedding is None else self._modulation(embedding)
-        h = norm(name="norm_1")(h, **modulation)
-        if self.dropout and dropout_keys is not None:
+        drops = self.dropout > 0 and dropout_keys is not None
+        h = norm(name="norm_1")(h, **modulation, before_convolution=not drops)
+        if drops:
             h = h.map(lambda values: drop(values, dropout_keys, self.dropout, h.outside))
         h = conv(zero=True, name="conv_1")(h)
         return (self._shortcut(image) + h) * _SQRT_HALF

@@ -14,7 +14,7 @@ that number is the mean of one row, which costs next to nothing to read; backwar
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,14 @@ def group_norm(
     return _forward(image, shift, scale, offset, num_groups, swish)[0]
 
 
-def _forward(image, shift, scale, offset, num_groups, swish):
+def statistics(
+    image: PackedImage,
+    shift: PerChannel,
+    scale: PerChannel,
+    offset: PerChannel,
+    num_groups: int,
+) -> tuple[tuple[PerChannel, PerChannel], tuple[Any, ...]]:
+    """Returns factor and constant by which `group_norm` normalises, and what `gradients` needs."""
     pilot = _pilot(image)
     deviations = image.map(_add, -pilot)
     mean = deviations.mean()
@@ -64,20 +71,33 @@ def _forward(image, shift, scale, offset, num_groups, swish):
     channel_mean = channel_mean - group_mean
     variance = _over_group(channel_variance + jnp.square(channel_mean), num_groups)
     inverse_std = jax.lax.rsqrt(variance + _EPSILON)
-    statistics = _Statistics(channel_mean, shift - group_mean, inverse_std)
-
-    def one(part, factor, constant):
-        normalised = part.astype(jnp.float32) * factor + constant
-        out = normalised * jax.nn.sigmoid(normalised) if swish else normalised
-        return out.astype(part.dtype)
-
-    out = image.map(one, *_affine(statistics, scale, offset))
-    return out, (image, statistics, scale, offset)
+    found = _Statistics(channel_mean, shift - group_mean, inverse_std)
+    return _affine(found, scale, offset), (image, found, scale, offset)
 
 
-def _backward(num_groups, swish, residuals, cotangent):
-    image, statistics, scale, offset = residuals
-    channel_mean, centre, inverse_std = statistics
+def apply(
+    part: Float[Array, "b h w c"],
+    factor: Float[Array, "b _ _ c"],
+    constant: Float[Array, "b _ _ c"],
+    swish: bool,
+) -> Float[Array, "b h w c"]:
+    """Returns `part * factor + constant`, after swish where asked to, in the type of `part`."""
+    normalised = part.astype(jnp.float32) * factor + constant
+    out = normalised * jax.nn.sigmoid(normalised) if swish else normalised
+    return out.astype(part.dtype)
+
+
+def _forward(image, shift, scale, offset, num_groups, swish):
+    affine, residuals = statistics(image, shift, scale, offset, num_groups)
+    return image.map(functools.partial(apply, swish=swish), *affine), residuals
+
+
+def gradients(
+    num_groups: int, swish: bool, residuals: tuple[Any, ...], cotangent: PackedImage
+) -> tuple[PackedImage, PerChannel, PerChannel, PerChannel]:
+    """Returns the gradients of image, shift, scale and offset; `residuals` are of `statistics`."""
+    image, found, scale, offset = residuals
+    channel_mean, centre, inverse_std = found
     _, h, w, _ = image.shape
 
     def before_swish(part, cotangent, factor, constant):
@@ -88,7 +108,7 @@ def _backward(num_groups, swish, residuals, cotangent):
         gate = jax.nn.sigmoid(normalised)
         return cotangent * gate * (1.0 + normalised * (1.0 - gate))
 
-    g = image.map(before_swish, cotangent, *_affine(statistics, scale, offset))
+    g = image.map(before_swish, cotangent, *_affine(found, scale, offset))
     # The two sums over the pixels; everything else is a number for each channel. The barrier keeps
     # XLA from merging them with the sums over the batch that follow, which would be a third pass
     # over g, and would have g written to memory in float32 (docs/gpu.md).
@@ -111,7 +131,7 @@ def _backward(num_groups, swish, residuals, cotangent):
     return d_image, d_shift, d_scale, sum_g
 
 
-group_norm.defvjp(_forward, _backward)
+group_norm.defvjp(_forward, gradients)
 
 
 def _kept(part: Float[Array, "b h w _"], g: Float[Array, "b h w _"]) -> Array:

@@ -183,9 +183,11 @@ class UNet(nn.Module):
         return sum(parts) if parts else None
 
     def _to_image(self, h: PackedImage) -> Float[Array, "b h w _"]:
-        h = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")(h)
+        norm = layers.Norm(self.dtype, swish=True, statistics=self.norm, name="norm_out")
         channels = self.image_channels * (2 if self.learned_variance else 1)
-        h = layers.Conv3x3(channels, self.dtype, zero=True, name="conv_out")(h)
+        h = layers.Conv3x3(channels, self.dtype, zero=True, name="conv_out")(
+            norm(h, before_convolution=True)
+        )
         return h.to_array().astype(jnp.float32)
 
     def _check_inputs(self, **inputs: Array | None) -> None:

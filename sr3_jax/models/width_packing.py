@@ -95,7 +95,7 @@ class PackedImage:
 
         The others are images of the same size and parts, or numbers for each channel.
         """
-        arguments = [o.parts if isinstance(o, PackedImage) else self._spread(o) for o in others]
+        arguments = [o.parts if isinstance(o, PackedImage) else self.spread(o) for o in others]
         return dataclasses.replace(self, parts=tuple(map(function, self.parts, *arguments)))
 
     def __add__(self, other: PackedImage | PerChannel) -> PackedImage:
@@ -146,11 +146,13 @@ class PackedImage:
         self,
         kernels: Sequence[Float[Array, "3 3 _ d"]] | Sequence[Float[Array, "_ d"]],
         shifts: bool = False,
+        rows: int = 1,
     ) -> PackedImage:
         """Convolves with stride 1 and zero padding: each part with a 3x3 kernel or a 1x1 matrix.
 
         With `shifts`, the result of 3x3 kernels is shifted if the image is packed and not shifted,
-        and not shifted if the image is. A shifted image needs `shifts`.
+        and not shifted if the image is. A shifted image needs `shifts`. With `rows=0` nothing is
+        padded above and below, and the result of 3x3 kernels has two rows less.
         """
         shifts = shifts and self.factor > 1
         if self.shifted and not shifts:
@@ -162,10 +164,12 @@ class PackedImage:
                 return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
             f = self.factor
             if not shifts:
-                return convolution.convolve(part, _pack_kernel(kernel, f, groups=3, first=-f))
+                packed = _pack_kernel(kernel, f, groups=3, first=-f)
+                return convolution.convolve(part, packed, ((rows, rows), (1, 1)))
             if self.shifted:
-                return convolution.narrow(part, _pack_kernel(kernel, f, groups=2, first=1 - f))
-            return convolution.widen(part, _pack_kernel(kernel, f, groups=2, first=-1))
+                packed = _pack_kernel(kernel, f, groups=2, first=1 - f)
+                return convolution.narrow(part, packed, rows)
+            return convolution.widen(part, _pack_kernel(kernel, f, groups=2, first=-1), rows)
 
         out = functools.reduce(jnp.add, map(one, self.parts, kernels))
         return dataclasses.replace(self, parts=(out,), shifted=self.shifted != shifts)
@@ -198,8 +202,11 @@ class PackedImage:
         parts = tuple(resample(part, self.factor, factor) for part in self.parts)
         return dataclasses.replace(self, parts=parts, factor=factor)
 
-    def _spread(self, values: PerChannel) -> list[Float[Array, "*b _"]]:
-        """Splits numbers for each channel by the parts, to broadcast over the pixels."""
+    def spread(self, values: PerChannel) -> list[Float[Array, "*b _"]]:
+        """Splits numbers for each channel by the parts, to broadcast over the pixels.
+
+        For the pixels outside of a shifted image they are 0.
+        """
         values = values[:, None, None] if values.ndim == 2 else values
         split = jnp.split(values, list(itertools.accumulate(self.channels))[:-1], axis=-1)
         if self.factor > 1:

@@ -11,10 +11,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sr3_jax.sizes import SPATIAL_AXIS
+
 REPLICA_AXIS = "replica"
 DATA_AXIS = "data"
 MODEL_AXIS = "model"
-SPATIAL_AXIS = "spatial"
 BATCH_AXES = (REPLICA_AXIS, DATA_AXIS)
 _AXES = (*BATCH_AXES, MODEL_AXIS, SPATIAL_AXIS)
 
