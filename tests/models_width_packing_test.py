@@ -48,15 +48,36 @@ def test_packed_images_are_resampled_like_others(how, factor, factor_after):
 @pytest.mark.parametrize("factor", [1, 2, 4])
 @pytest.mark.parametrize("factor_after", [1, 2, 4, 8])
 def test_packed_images_are_doubled_and_convolved_like_others(factor, factor_after):
-    keys = jax.random.split(jax.random.key(1), 2)
-    kernels = [jax.random.normal(k, (3, 3, n, 7)) for k, n in zip(keys, (3, 5), strict=True)]
-    out = image_in_parts(factor, ((2 * WIDTH, factor_after),)).convolve_doubled(kernels)
-    assert out.factor == factor_after and out.shifted == (factor_after > 1)
-    (part,) = out.parts
-    left, right = out.outside
-    inside = part.reshape(*part.shape[:2], -1)[..., left : part.shape[2] * part.shape[3] - right]
-    expected = image_in_parts(1).resample("up").convolve(kernels).to_array()
-    np.testing.assert_allclose(inside.reshape(out.shape), expected, atol=2e-5)
+    """The result, which may be shifted, and the gradients of image and kernels."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    shapes = [(3, 3, channels, 7) for channels in (3, 5)]
+    kernels = [jax.random.normal(*arguments) for arguments in zip(keys, shapes, strict=False)]
+    weights = jax.random.normal(keys[2], (2, 8, 2 * WIDTH, 7))
+
+    def run(convolve, image):
+        def total(image, kernels):
+            out = convolve(image, kernels)
+            return jnp.sum(weights * out), out
+
+        (_, out), (of_image, of_kernels) = jax.value_and_grad(total, (0, 1), has_aux=True)(
+            image, kernels
+        )
+        return out, of_image.to_array(), *of_kernels
+
+    def at_once(image, kernels):
+        out = image.convolve_doubled(kernels)
+        assert out.factor == factor_after and out.shifted == (factor_after > 1)
+        (part,), (left, right) = out.parts, out.outside
+        b, h, w, c = part.shape
+        return part.reshape(b, h, w * c)[:, :, left : w * c - right].reshape(weights.shape)
+
+    def one_by_one(image, kernels):
+        return image.resample("up").convolve(kernels).to_array()
+
+    packed = image_in_parts(factor, ((2 * WIDTH, factor_after),))
+    found, expected = run(at_once, packed), run(one_by_one, image_in_parts(1))
+    for a, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max())
 
 
 @pytest.mark.parametrize("window", [(), (3, 3)])

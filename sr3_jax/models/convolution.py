@@ -180,3 +180,40 @@ def _widen_backward(
 
 
 widen.defvjp(_widen_forward, _widen_backward)
+
+
+@jax.custom_vjp
+def widen_doubled(
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 2 c d"]
+) -> Float[Array, "b 2*h w+1 d"]:
+    """`widen` of the image with its rows repeated (reverse-mode differentiable only).
+
+    Two rows of the gradient's sum see four rows of the cotangent. So the gradient of the image is
+    one convolution with a stride, with two thirds of the products.
+    """
+    return widen(_repeat_rows(image), kernel)
+
+
+def _repeat_rows(image: Array) -> Array:
+    b, h, w, c = image.shape
+    return jnp.broadcast_to(image[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
+
+
+def _widen_doubled_forward(image: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return widen_doubled(image, kernel), (image, kernel)
+
+
+def _widen_doubled_backward(
+    residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    image, kernel = residuals
+    above, at, below = jnp.split(jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 3)
+    rows = jnp.concatenate([above, above + at, at + below, below])
+    image_gradient = lax.conv_general_dilated(
+        cotangent, rows, (2, 1), ((1, 1), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    _, kernel_gradient = _widen_backward(1, (_repeat_rows(image), kernel), cotangent)
+    return image_gradient, kernel_gradient
+
+
+widen_doubled.defvjp(_widen_doubled_forward, _widen_doubled_backward)

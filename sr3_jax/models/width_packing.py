@@ -185,9 +185,7 @@ class PackedImage:
         def one(part: Array, kernel: Array) -> Array:
             if factor == 1:
                 return convolution.convolve_doubled(part, kernel)
-            b, h, w, c = part.shape
-            rows = jnp.broadcast_to(part[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
-            return convolution.widen(rows, _pack_kernel_of_doubled(kernel, factor))
+            return convolution.widen_doubled(part, _pack_kernel_of_doubled(kernel, factor))
 
         out = functools.reduce(jnp.add, map(one, image.parts, kernels))
         return dataclasses.replace(image, parts=(out,), factor=factor, shifted=factor > 1)
