@@ -1,7 +1,5 @@
 """Normalisation before a convolution of images whose rows several devices share."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from sr3_jax.models.shared_rows import Normalised
 from sr3_jax.models.width_packing import PackedImage
 from sr3_jax.parallel.mesh import BATCH_AXES
 
-HEIGHT, WIDTH, CHANNELS = 8, 16, (4, 8)
+HEIGHT, WIDTH, CHANNELS = 32, 8, (4, 8)
 
 
 def on_mesh(function, spatial):
@@ -106,18 +104,19 @@ def test_the_network_is_the_same_and_its_normalised_images_wait(options, monkeyp
     expected = on_mesh(apply, 1)(images)
     assert not waited
     np.testing.assert_allclose(on_mesh(apply, 4)(images), expected, atol=1e-4)
-    # Two of each block that does not resample (1 + 1 + 2 + 2 + 2), one of others, and the last.
-    assert len(waited) == 2 * 8 + 2 + 1
+    # Two of each block of the first level, one of that which enlarges, and the last.
+    assert len(waited) == 2 * 3 + 1 + 1
 
 
-def test_rows_that_do_not_divide_are_left_to_xla():
-    image = PackedImage((jnp.ones((8, 6, 4, 4)),))
+@pytest.mark.parametrize(
+    ("height", "spatial", "shared"), [(32, 4, True), (28, 4, False), (18, 4, False), (18, 2, True)]
+)
+def test_few_rows_and_unequal_numbers_are_left_to_xla(height, spatial, shared):
     asked = []
 
     def ask(batch):
-        asked.append(shared_rows.are_shared(dataclasses.replace(image, parts=(batch,))))
+        asked.append(shared_rows.are_shared(PackedImage((batch,))))
         return batch
 
-    on_mesh(ask, 4)(image.parts[0])
-    on_mesh(ask, 2)(image.parts[0])
-    assert asked == [False, True]
+    on_mesh(ask, spatial)(jnp.ones((8, height, 4, 4)))
+    assert asked == [shared]

@@ -28,6 +28,9 @@ from sr3_jax.models.normalization import PerChannel
 from sr3_jax.models.width_packing import PackedImage
 from sr3_jax.sizes import SPATIAL_AXIS
 
+# With fewer rows on a device, to handle those of others takes longer than is saved.
+_MIN_ROWS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalised:
@@ -61,9 +64,9 @@ class Normalised:
 
 
 def are_shared(image: PackedImage) -> bool:
-    """Whether several devices have an equal number of rows of each image."""
-    devices = _num_devices()
-    return devices > 1 and image.shape[1] % devices == 0
+    """Whether several devices have an equal number of rows of each image, and not too few."""
+    rows, rest = divmod(image.shape[1], _num_devices())
+    return _num_devices() > 1 and rest == 0 and rows >= _MIN_ROWS
 
 
 def _num_devices() -> int:
