@@ -174,9 +174,14 @@ def _widen_backward(
     def transposed(kernel: Array) -> Array:
         return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 2 - rows)
 
-    # <cotangent, widen(image, kernel)> is <transposed(kernel), image>.
     image_gradient, pull_back = jax.vjp(transposed, kernel)
-    return image_gradient, pull_back(image)[0]
+    if rows:
+        # <cotangent, widen(image, kernel)> is <transposed(kernel), image>.
+        return image_gradient, pull_back(image)[0]
+    # Here the image has more rows than the cotangent, and with zeros beside it as many columns.
+    padded = jnp.pad(image, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    _, pull_back = jax.vjp(lambda kernel: narrow(padded, kernel, 0), kernel)
+    return image_gradient, pull_back(cotangent)[0]
 
 
 widen.defvjp(_widen_forward, _widen_backward)
