@@ -1,4 +1,4 @@
-"""Heights and widths of images, in pixels."""
+"""Heights and widths of images, in pixels, and the axis of devices that shares heights."""
 
 SPATIAL_AXIS = "spatial"  # the axis of a mesh of devices over which the height of images is split
 

@@ -88,7 +88,11 @@ def test_rows_of_other_devices_are_seen_normalised(spatial, factor):
         np.testing.assert_allclose(a, e, atol=2e-5 * np.abs(e).max())
 
 
-@pytest.mark.parametrize("options", [{}, {"packed_channels": 16}], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"packed_channels": 16, "remat": True, "scale_shift": True, "learned_variance": True}],
+    ids=["plain", "packed"],
+)
 def test_the_network_is_the_same_and_its_normalised_images_wait(options, monkeypatch):
     network = models.UNet(channels=8, multipliers=(1, 2), num_blocks=1, **options)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -1,5 +1,7 @@
 """A packed image against the plain one: each operation gives the same."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,8 @@ def test_packed_images_are_doubled_and_convolved_like_others(factor, factor_afte
     def one_by_one(image, kernels):
         return image.resample("up").convolve(kernels).to_array()
 
+    with pytest.raises(ValueError, match="shifted"):
+        dataclasses.replace(image_in_parts(1), shifted=True).convolve_doubled(kernels)
     packed = image_in_parts(factor, ((2 * WIDTH, factor_after),))
     found, expected = run(at_once, packed), run(one_by_one, image_in_parts(1))
     for a, e in zip(found, expected, strict=True):

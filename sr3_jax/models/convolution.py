@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 # With fewer channels than this, in or out, the copies cost what the faster convolution gains.
 _MIN_CHANNELS_BY_ROWS = 128
+
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
 
 
@@ -60,14 +61,15 @@ def kernel_gradient_by_rows(
     no_padding = (0, 0, 0)
     vertical, (left, right) = padding
     padded = h + sum(vertical)
-    # Padded here, since XLA's fast convolutions for CPUs know only "SAME" and "VALID".
+    # Padded here, since XLA's fast 1-D convolutions for CPUs know only "SAME" and "VALID".
     rows = lax.pad(image, zero, (no_padding, (*vertical, 0), no_padding, no_padding))
     rows = rows.transpose(3, 1, 0, 2).reshape(c, padded, b * w)
     shifted = [
         lax.pad(cotangent, zero, (no_padding, no_padding, (by, -by, 0), no_padding))
         for by in range(-left, right + 1)
     ]
-    window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3).reshape(steps, b * w, -1)
+    window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3)
+    window = window.reshape(steps, b * w, (left + right + 1) * d)
     gradient = lax.conv_general_dilated(
         rows, window, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
@@ -128,7 +130,7 @@ def convolve_doubled(
             )
             for row_kernel, vertical in _phases(kernel, 0)
         ]
-        return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+        return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, kernel.shape[-1])
 
     def at_once(image: Array, kernel: Array) -> Array:
         return convolve(double(image), kernel)
@@ -172,6 +174,7 @@ def _widen_backward(
     image, kernel = residuals
 
     def transposed(kernel: Array) -> Array:
+        # A kernel of three rows that takes two rows less, or none, gives them back.
         return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 2 - rows)
 
     image_gradient, pull_back = jax.vjp(transposed, kernel)

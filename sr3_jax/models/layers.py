@@ -45,7 +45,8 @@ class Conv3x3(nn.Module):
 
     An image in several parts has a kernel for each (`kernel_0`, `kernel_1`, ...), so that neither
     the parts nor the kernels are ever concatenated. `shifts` is that of `PackedImage.convolve`.
-    With `doubles` the image is doubled before, by repeating its pixels, and `shifts` is true.
+    With `doubles` the image is doubled before, by repeating its pixels; `shifts` is then taken for
+    true.
     """
 
     features: int
@@ -156,7 +157,8 @@ class Norm(nn.Module):
     `shift` is added to the image before. `scale_shift`, `(scale, shift)`, modulates the normalised
     image by `(1 + scale) * image + shift`. Neither costs a pass over the image.
 
-    With `before_convolution`, the convolution after it may be left to normalise what it reads.
+    With `before_convolution`, the result may be a `Normalised`, which a `Conv3x3` alone takes: that
+    convolution then normalises what it reads.
     """
 
     dtype: DTypeLike = jnp.float32

@@ -1,12 +1,13 @@
 """Normalisation and the convolution after it, where several devices share the rows of an image.
 
-A convolution of shared rows needs one row of each neighbour. If these are rows of the normalised
-image, XLA writes that image to memory, to take them from, and reads it again in the convolution and
-in the gradient of its kernel. Here the devices exchange rows of the image before it is normalised,
-which is in memory anyway, and each normalises what it received. The convolutions then normalise as
-they read. It is 6 % of the time of a wide level on TPUs (docs/tpu.md).
+A convolution of shared rows needs one row of each neighbour. If that is a row of the normalised
+image, XLA writes the whole normalised image to memory, and reads it again in the convolution and in
+the gradient of its kernel. Here the devices exchange rows of the image before normalisation, which
+is in memory anyway, and each device normalises the rows that it received. The convolutions then
+normalise as they read. By the compiler's estimate that saves 6 % of the time of a wide level on TPU
+v3 (docs/tpu.md).
 
-The axis of the mesh is found in the context, that of the training step's `shard_map`.
+The mesh is that of the context, the `shard_map` of a training step. Without one nothing is shared.
 """
 
 from __future__ import annotations
@@ -123,9 +124,10 @@ def _of_devices(
     def of_device(parts: Any, factor: Any, constant: Any, kernels: Any) -> PackedImage:
         first, last = (lax.axis_index(SPATIAL_AXIS) == index for index in (0, devices - 1))
 
+        down = [(index, index + 1) for index in range(devices - 1)]
+        up = [(below, above) for above, below in down]
+
         def normalise(part: Array, factor: Array, constant: Array) -> Array:
-            down = [(index, index + 1) for index in range(devices - 1)]
-            up = [(below, above) for above, below in down]
             above = lax.ppermute(part[:, -1:], SPATIAL_AXIS, down)
             below = lax.ppermute(part[:, :1], SPATIAL_AXIS, up)
             rows = jnp.concatenate([above, part, below], axis=1)

@@ -151,8 +151,8 @@ class PackedImage:
         """Convolves with stride 1 and zero padding: each part with a 3x3 kernel or a 1x1 matrix.
 
         With `shifts`, the result of 3x3 kernels is shifted if the image is packed and not shifted,
-        and not shifted if the image is. A shifted image needs `shifts`. With `rows=0` nothing is
-        padded above and below, and the result of 3x3 kernels has two rows less.
+        and not shifted if the image is. A shifted image needs `shifts`. `rows` of zeros are padded
+        above and below; with 0 the result of 3x3 kernels has two rows less.
         """
         shifts = shifts and self.factor > 1
         if self.shifted and not shifts:
@@ -175,10 +175,13 @@ class PackedImage:
         return dataclasses.replace(self, parts=(out,), shifted=self.shifted != shifts)
 
     def convolve_doubled(self, kernels: Sequence[Float[Array, "3 3 _ d"]]) -> PackedImage:
-        """`resample("up")` and then `convolve(kernels, shifts=True)`, with fewer products.
+        """`resample("up")` and then `convolve(kernels, shifts=True)`, for 3x3 kernels.
 
-        Where the result is packed, its groups of pixels see half as many pixels of this image.
+        Where the result is packed, its groups of pixels see half as many pixels of this image, in
+        half of the products. Elsewhere it is `convolution.convolve_doubled`.
         """
+        if self.shifted:
+            raise ValueError("a shifted image cannot be doubled")
         factor = dict(self.factors).get(2 * self.shape[2], 1)
         image = self.packed_by(max(factor // 2, 1))
 
