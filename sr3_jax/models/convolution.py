@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 _MIN_CHANNELS_BY_ROWS = 128
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
+_SAME: Padding = ((1, 1), (1, 1))  # keeps the size, with a kernel of 3x3
 
 
 def plain(
@@ -21,11 +22,13 @@ def plain(
     kernel: Float[Array, "n m c d"],
     padding: Padding | None = None,
     precision: lax.PrecisionLike = None,
+    row_stride: int = 1,
 ) -> Float[Array, "b _ _ d"]:
-    """A convolution of stride 1, zero-padded so that it keeps the size unless said otherwise."""
+    """A convolution, zero-padded so that it keeps the size unless said otherwise."""
     layout = ("NHWC", "HWIO", "NHWC")
+    strides = (row_stride, 1)
     return lax.conv_general_dilated(
-        image, kernel, (1, 1), padding or "SAME", dimension_numbers=layout, precision=precision
+        image, kernel, strides, padding or "SAME", dimension_numbers=layout, precision=precision
     )
 
 
@@ -33,9 +36,9 @@ def plain(
 def convolve(
     image: Float[Array, "b h w c"],
     kernel: Float[Array, "n m c d"],
-    padding: Padding = ((1, 1), (1, 1)),
+    padding: Padding = _SAME,
 ) -> Float[Array, "b _ w d"]:
-    """`plain` with a padding that keeps the width (reverse-mode differentiable only).
+    """`plain` of stride 1 with a padding that keeps the width (reverse-mode differentiable only).
 
     Its gradient with respect to the kernel is `kernel_gradient_by_rows` on CPUs, where that is up
     to twice as fast (docs/cpu.md).
@@ -46,7 +49,7 @@ def convolve(
 def kernel_gradient_by_rows(
     image: Float[Array, "b h w c"],
     cotangent: Float[Array, "b h2 w d"],
-    padding: Padding = ((1, 1), (1, 1)),
+    padding: Padding = _SAME,
 ) -> Float[Array, "n m c d"]:
     """The gradient with respect to the kernel as one 1-D convolution along the height.
 
@@ -139,7 +142,7 @@ def convolve_doubled(
 
 
 def _phases(kernel: Float[Array, ...], axis: int) -> Iterator[tuple[Array, tuple[int, int]]]:
-    """Yields kernel and padding by which even and odd pixels along an axis see the plain ones."""
+    """Yields, for the even and the odd pixels of an axis, their kernel of two taps and padding."""
     before, at, after = jnp.split(kernel, 3, axis)
     yield jnp.concatenate([before, at + after], axis), (1, 0)
     yield jnp.concatenate([before + at, after], axis), (0, 1)
@@ -174,14 +177,15 @@ def _widen_backward(
     image, kernel = residuals
 
     def transposed(kernel: Array) -> Array:
-        # A kernel of three rows that takes two rows less, or none, gives them back.
+        # What the convolution has taken from the height, its transpose adds.
         return narrow(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 2 - rows)
 
     image_gradient, pull_back = jax.vjp(transposed, kernel)
     if rows:
         # <cotangent, widen(image, kernel)> is <transposed(kernel), image>.
         return image_gradient, pull_back(image)[0]
-    # Here the image has more rows than the cotangent, and with zeros beside it as many columns.
+    # Here the image has more rows than the cotangent, and more columns once zeros are beside it. So
+    # XLA slides the cotangent over it, and writes no reversed copy.
     padded = jnp.pad(image, ((0, 0), (0, 0), (1, 1), (0, 0)))
     _, pull_back = jax.vjp(lambda kernel: narrow(padded, kernel, 0), kernel)
     return image_gradient, pull_back(cotangent)[0]
@@ -196,13 +200,14 @@ def widen_doubled(
 ) -> Float[Array, "b 2*h w+1 d"]:
     """`widen` of the image with its rows repeated (reverse-mode differentiable only).
 
-    Two rows of the gradient's sum see four rows of the cotangent. So the gradient of the image is
-    one convolution with a stride, with two thirds of the products.
+    Its gradient with respect to the image is one convolution of stride 2 with kernels of four rows.
+    That is two thirds of the products that the repeated rows would take.
     """
-    return widen(_repeat_rows(image), kernel)
+    return widen(repeat_rows(image), kernel)
 
 
-def _repeat_rows(image: Array) -> Array:
+def repeat_rows(image: Float[Array, "b h w c"]) -> Float[Array, "b 2*h w c"]:
+    """Doubles the height by repeating each row."""
     b, h, w, c = image.shape
     return jnp.broadcast_to(image[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
 
@@ -217,10 +222,8 @@ def _widen_doubled_backward(
     image, kernel = residuals
     above, at, below = jnp.split(jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 3)
     rows = jnp.concatenate([above, above + at, at + below, below])
-    image_gradient = lax.conv_general_dilated(
-        cotangent, rows, (2, 1), ((1, 1), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    _, kernel_gradient = _widen_backward(1, (_repeat_rows(image), kernel), cotangent)
+    image_gradient = plain(cotangent, rows, ((1, 1), (0, 0)), row_stride=2)
+    _, kernel_gradient = _widen_backward(1, (repeat_rows(image), kernel), cotangent)
     return image_gradient, kernel_gradient
 
 

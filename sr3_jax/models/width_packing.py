@@ -267,17 +267,16 @@ def _double(image: Float[Array, "b h _ _"], old: int, new: int) -> Float[Array, 
     return convolution.double(image)
 
 
-# To move channels about would cost several passes on a TPU. Products with zeros and ones do not.
-# Each of the two functions is the gradient of the other.
+# Both are products with matrices of zeros and ones. Moving channels about would cost several passes
+# on a TPU. Each of them is the gradient of the other.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _repeat_squares(image: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w c2"]:
     """Repeats each pixel of an image packed by `factor` along both axes."""
-    b, h, w, c = image.shape
-    # The rows first: the product can be fused with what follows, and a broadcast is not.
-    rows = jnp.broadcast_to(image[:, :, None], (b, h, 2, w, c)).reshape(b, 2 * h, w, c)
-    matrix = _squares(factor, c // factor, image.dtype).T[None, None]
+    matrix = _squares(factor, image.shape[-1] // factor, image.dtype).T[None, None]
+    # The rows first: XLA can fuse a product with what follows, but not a repetition.
+    rows = convolution.repeat_rows(image)
     return convolution.plain(rows, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -285,15 +284,10 @@ def _repeat_squares(image: Float[Array, "b h w c"], factor: int) -> Float[Array,
 def _sum_squares(image: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w c2"]:
     """Sums each 2x2 pixels; the result is packed by `factor`, the image by twice as many."""
     matrix = _squares(factor, image.shape[-1] // (2 * factor), image.dtype)
-    # One product with a stride: a sum of rows by itself would be read and written in float32.
-    return jax.lax.conv_general_dilated(
-        image,
-        jnp.broadcast_to(matrix, (2, 1, *matrix.shape)),
-        (2, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    kernel = jnp.broadcast_to(matrix, (2, 1, *matrix.shape))
+    # One product of stride 2: XLA would read and write a sum of rows in float32.
+    no_padding = ((0, 0), (0, 0))
+    return convolution.plain(image, kernel, no_padding, jax.lax.Precision.HIGHEST, row_stride=2)
 
 
 def _squares(factor: int, channels: int, dtype: DTypeLike) -> Float[Array, "m n"]:
