@@ -65,15 +65,22 @@ def test_starts_at_zero():
     np.testing.assert_array_equal(out, 0)
 
 
-def test_bfloat16_keeps_parameters_and_output_in_float32(small):
+@pytest.mark.parametrize("by_products", [False, True])
+def test_bfloat16_keeps_parameters_and_output_in_float32(small, by_products):
     args = inputs()
-    narrow = models.UNet(**SMALL, dtype=jnp.bfloat16)
+    narrow = models.UNet(**SMALL, dtype=jnp.bfloat16, by_products=by_products)
     params = random_params(narrow)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     out, exact = apply(narrow, params, *args), small(*args)
     assert out.dtype == jnp.float32
     assert np.abs(out - exact).max() > 0
     assert np.sqrt(np.mean((out - exact) ** 2)) < 0.05 * np.std(exact)
+    program = jax.jit(narrow.apply).trace({"params": params}, *args)
+    has_convolutions = {
+        platform: "stablehlo.convolution" in program.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu")
+    }
+    assert has_convolutions == {"cpu": not by_products, "tpu": True}
 
 
 def test_remat_changes_neither_output_nor_gradient():

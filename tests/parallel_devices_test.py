@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,13 @@ def test_peaks_are_of_the_very_device(kind, teraflops):
     """Device kinds as drivers print them; many contain the name of another."""
     found = peak._rates(kind)
     assert (found and found.flops) == (teraflops and pytest.approx(teraflops * 1e12))
+
+
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu, of Linux, says what a CPU has")
+def test_instructions_for_bfloat16_are_those_that_lscpu_lists():
+    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    has_some = "avx512_bf16" in listed or "amx_bf16" in listed
+    assert parallel.multiplies_bfloat16() == has_some
 
 
 def test_compiled_programs_are_kept_where_the_next_start_finds_them(monkeypatch, tmp_path):

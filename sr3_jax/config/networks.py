@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sr3_jax import diffusion, models
+from sr3_jax import diffusion, models, parallel
 from sr3_jax.config import schedules
 from sr3_jax.config.sections import Config
 from sr3_jax.data import resampling
@@ -71,6 +71,7 @@ def model(config: Config) -> models.UNet | models.SRCNN | models.DDPMUNet:
         source_noise=config.train.source_noise > 0,
         learned_variance=c.learned_variance,
         packed_channels=c.packed_channels or (TPU_LANES if jax.default_backend() == "tpu" else 1),
+        by_products=parallel.multiplies_bfloat16(),
     )
 
 

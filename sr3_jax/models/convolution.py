@@ -32,18 +32,63 @@ def plain(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     image: Float[Array, "b h w c"],
     kernel: Float[Array, "n m c d"],
     padding: Padding = _SAME,
+    by_products: bool = False,
 ) -> Float[Array, "b _ w d"]:
     """`plain` of stride 1 with a padding that keeps the width (reverse-mode differentiable only).
 
-    Its gradient with respect to the kernel is `kernel_gradient_by_rows` on CPUs, where that is up
-    to twice as fast (docs/cpu.md).
+    Its gradient with respect to the kernel has a form of its own on CPUs, where XLA's takes up to
+    twice as long (docs/cpu.md).
+
+    Args:
+      image: the image.
+      kernel: the kernel, of the image's type.
+      padding: zeros around the image.
+      by_products: on CPUs, convolutions of bfloat16 and their gradients are made of matrix products
+        that are summed in float32. XLA runs those by instructions for bfloat16 where the CPU has
+        some (AVX512-BF16, AMX), and convolutions of bfloat16 in float32.
     """
-    return plain(image, kernel, padding)
+    if not (by_products and image.dtype == jnp.bfloat16):
+        return plain(image, kernel, padding)
+
+    def products(image: Array, kernel: Array) -> Array:
+        return _products_of_windows(_windows(image, padding, kernel.shape[1]), kernel)
+
+    # Resolved when the program is lowered for a platform, whatever machine that happens on.
+    default = functools.partial(plain, padding=padding)
+    return lax.platform_dependent(image, kernel, cpu=products, default=default)
+
+
+def _windows(
+    image: Float[Array, "b h w c"], padding: Padding, width: int
+) -> Float[Array, "h2 b w2 windows"]:
+    """Pads an image, and gathers `width` pixels of a row at each pixel; the rows come first."""
+    rows = jnp.pad(image.transpose(1, 0, 2, 3), (padding[0], (0, 0), padding[1], (0, 0)))
+    height, b, padded, c = rows.shape
+    columns = padded - width + 1
+    # Stacked, since XLA writes a concatenation of the last axis number by number on CPUs.
+    windows = jnp.stack([rows[:, :, start : start + columns] for start in range(width)], axis=3)
+    return windows.reshape(height, b, columns, width * c)
+
+
+def _products_of_windows(
+    windows: Float[Array, "h2 b w2 _"], kernel: Float[Array, "n m c d"]
+) -> Float[Array, "b _ w2 d"]:
+    """Convolves what `_windows` has made of an image: a product for each row of the kernel."""
+    rows = windows.shape[0] - kernel.shape[0] + 1
+    products = [
+        jnp.dot(
+            windows[start : start + rows],
+            matrix.reshape(-1, kernel.shape[-1]),
+            preferred_element_type=jnp.float32,
+        )
+        for start, matrix in enumerate(kernel)
+    ]
+    return sum(products).astype(windows.dtype).transpose(1, 0, 2, 3)
 
 
 def kernel_gradient_by_rows(
@@ -60,45 +105,82 @@ def kernel_gradient_by_rows(
     """
     b, h, w, c = image.shape
     _, steps, _, d = cotangent.shape
-    zero = jnp.zeros((), cotangent.dtype)
-    no_padding = (0, 0, 0)
     vertical, (left, right) = padding
     padded = h + sum(vertical)
     # Padded here, since XLA's fast 1-D convolutions for CPUs know only "SAME" and "VALID".
-    rows = lax.pad(image, zero, (no_padding, (*vertical, 0), no_padding, no_padding))
+    rows = jnp.pad(image, ((0, 0), vertical, (0, 0), (0, 0)))
     rows = rows.transpose(3, 1, 0, 2).reshape(c, padded, b * w)
-    shifted = [
-        lax.pad(cotangent, zero, (no_padding, no_padding, (by, -by, 0), no_padding))
-        for by in range(-left, right + 1)
-    ]
-    window = jnp.concatenate(shifted, axis=-1).transpose(1, 0, 2, 3)
+    window = _windows(cotangent, ((0, 0), (right, left)), left + right + 1)
     window = window.reshape(steps, b * w, (left + right + 1) * d)
     gradient = lax.conv_general_dilated(
         rows, window, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
-    return gradient.reshape(c, padded - steps + 1, left + right + 1, d).transpose(1, 2, 0, 3)
+    gradient = gradient.reshape(c, padded - steps + 1, left + right + 1, d)
+    return jnp.flip(gradient.transpose(1, 2, 0, 3), 1)
 
 
-def _forward(image: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
-    return plain(image, kernel, padding), (image, kernel)
+def _forward(
+    image: Array, kernel: Array, padding: Padding, by_products: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(image, kernel, padding, by_products), (image, kernel)
 
 
 def _backward(
-    padding: Padding, residuals: tuple[Array, Array], cotangent: Array
+    padding: Padding, by_products: bool, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
-    image, kernel = residuals
+    def of_image(image: Array, kernel: Array, cotangent: Array) -> Array:
+        return jax.vjp(lambda image: plain(image, kernel, padding), image)[1](cotangent)[0]
 
-    def plain_kernel_gradient(image: Array, cotangent: Array) -> Array:
+    def of_kernel(image: Array, kernel: Array, cotangent: Array) -> Array:
         return jax.vjp(lambda kernel: plain(image, kernel, padding), kernel)[1](cotangent)[0]
 
-    (image_gradient,) = jax.vjp(lambda image: plain(image, kernel, padding), image)[1](cotangent)
-    if min(kernel.shape[2:]) < _MIN_CHANNELS_BY_ROWS:
-        return image_gradient, plain_kernel_gradient(image, cotangent)
-    by_rows = functools.partial(kernel_gradient_by_rows, padding=padding)
-    # Resolved when the program is lowered for a platform, whatever machine that happens on.
-    return image_gradient, lax.platform_dependent(
-        image, cotangent, cpu=by_rows, default=plain_kernel_gradient
+    def on_others(*inputs: Array) -> tuple[Array, Array]:
+        return of_image(*inputs), of_kernel(*inputs)
+
+    def on_cpus(image: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        inputs = image, kernel, cotangent
+        if by_products and image.dtype == jnp.bfloat16:
+            return _gradients_by_products(*inputs, padding)
+        if kernel.shape[:2] == (1, 1):
+            return of_image(*inputs), _product_over_pixels(image, cotangent)[None, None]
+        if min(kernel.shape[2:]) < _MIN_CHANNELS_BY_ROWS:
+            return on_others(*inputs)
+        return of_image(*inputs), kernel_gradient_by_rows(image, cotangent, padding)
+
+    return lax.platform_dependent(*residuals, cotangent, cpu=on_cpus, default=on_others)
+
+
+def _gradients_by_products(
+    image: Array, kernel: Array, cotangent: Array, padding: Padding
+) -> tuple[Array, Array]:
+    """Both gradients, from the same windows of the cotangent."""
+    n, m, c, d = kernel.shape
+    (above, below), (left, right) = padding
+    transposed = ((n - 1 - above, n - 1 - below), (m - 1 - left, m - 1 - right))
+    windows = _windows(cotangent, transposed, m)
+    image_gradient = _products_of_windows(windows, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    rows = image.transpose(1, 0, 2, 3)
+    products = [
+        _product_over_pixels(rows, windows[start : start + rows.shape[0]])
+        for start in reversed(range(n))
+    ]
+    kernel_gradient = jnp.stack(products).reshape(n, c, m, d).swapaxes(1, 2)
+    return image_gradient, jnp.flip(kernel_gradient, 1)
+
+
+def _product_over_pixels(
+    image: Float[Array, "h b w c"], cotangent: Float[Array, "h b w d"]
+) -> Float[Array, "c d"]:
+    """Sums the products of channels over all pixels, in float32."""
+    # The axes are not merged: XLA would gather the batch from all devices if they were.
+    pixels = ((1, 2, 3), (0, 1, 2))
+    product = lax.dot_general(
+        image.transpose(3, 0, 1, 2),
+        cotangent,
+        (pixels, ((), ())),
+        preferred_element_type=jnp.float32,
     )
+    return product.astype(image.dtype)
 
 
 convolve.defvjp(_forward, _backward)
@@ -112,9 +194,11 @@ def double(image: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def convolve_doubled(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+    image: Float[Array, "b h w c"],
+    kernel: Float[Array, "3 3 c d"],
+    by_products: bool = False,
 ) -> Float[Array, "b 2*h 2*w d"]:
-    """`convolve(double(image), kernel)`, on CPUs with four ninths of the products.
+    """`convolve` of `double(image)`, on CPUs with four ninths of the products.
 
     A window of three pixels of the doubled image sees two different ones in each direction. So the
     pixels of even and odd rows and columns are four convolutions of the image with 2x2 kernels.
@@ -126,7 +210,7 @@ def convolve_doubled(
         rows = [
             jnp.stack(
                 [
-                    convolve(image, part, (vertical, horizontal))
+                    convolve(image, part, (vertical, horizontal), by_products)
                     for part, horizontal in _phases(row_kernel, 1)
                 ],
                 axis=3,

@@ -5,6 +5,7 @@ Every layer computes in `dtype`. Parameters and the statistics of normalisation 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, Literal
@@ -309,5 +310,6 @@ class AttentionBlock(nn.Module):
         qkv = Dense(3 * c, self.dtype, name="qkv")(normalised.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.num_heads, -1), 3, axis=2)
         attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
-        attended = Conv1x1(c, self.dtype, zero=True, name="out")(PackedImage((attended,)))
+        attended = dataclasses.replace(image, parts=(attended,))
+        attended = Conv1x1(c, self.dtype, zero=True, name="out")(attended)
         return (image + attended) * _SQRT_HALF

@@ -48,6 +48,8 @@ class UNet(nn.Module):
       remat: recompute each block in the backward pass instead of keeping its activations.
       packed_channels: levels of fewer channels are packed to so many (`models.width_packing`), for
         TPUs; 1: no packing. Parameters and, but for rounding, results are the same.
+      by_products: convolutions of bfloat16 are made of matrix products on CPUs
+        (`convolution.convolve`), for those with instructions for bfloat16.
       has_y_t: whether y_t and gamma are inputs; the paper's regression baseline has x alone.
       has_source: without one there is no x, and the network makes images from nothing (DDPM).
       image_channels: channels of y_t and of the prediction.
@@ -73,6 +75,7 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     packed_channels: int = 1
+    by_products: bool = False
     has_y_t: bool = True
     has_source: bool = True
     num_classes: int = 0
@@ -130,7 +133,9 @@ class UNet(nn.Module):
         deepest = len(self.multipliers) - 1
         h = jnp.concatenate([part for part in (x, y_t) if part is not None], axis=-1)
         level_channels = [self.channels * multiplier for multiplier in self.multipliers]
-        h = width_packing.pack(h.astype(self.dtype), level_channels, self.packed_channels)
+        h = width_packing.pack(
+            h.astype(self.dtype), level_channels, self.packed_channels, self.by_products
+        )
         h = layers.Conv3x3(self.channels, self.dtype, name="conv_in")(h)
         skips = [h]
         for level in range(deepest + 1):

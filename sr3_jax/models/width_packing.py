@@ -53,12 +53,14 @@ class PackedImage:
         has the pixels from `factor * (j - 1) + 1` on. What would lie outside of the image has no
         meaning, and is taken for zero. Only normalisation, functions of each pixel and
         `convolve(..., shifts=True)` are for shifted images, which have one part.
+      by_products: that of `convolution.convolve`, for the convolutions of this image.
     """
 
     parts: tuple[Any, ...]  # jax also makes pytrees of other things than arrays
     factor: int = dataclasses.field(default=1, metadata=dict(static=True))
     factors: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata=dict(static=True))
     shifted: bool = dataclasses.field(default=False, metadata=dict(static=True))
+    by_products: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -161,11 +163,13 @@ class PackedImage:
         def one(part: Array, kernel: Array) -> Array:
             if kernel.ndim == 2:
                 # As a convolution: TPUs run it without a change of layout.
-                return convolution.plain(part, _pack_matrix(kernel, self.factor)[None, None])
+                packed = _pack_matrix(kernel, self.factor)[None, None]
+                return convolution.convolve(part, packed, ((0, 0), (0, 0)), self.by_products)
             f = self.factor
             if not shifts:
                 packed = _pack_kernel(kernel, f, groups=3, first=-f)
-                return convolution.convolve(part, packed, ((rows, rows), (1, 1)))
+                padding = ((rows, rows), (1, 1))
+                return convolution.convolve(part, packed, padding, self.by_products)
             if self.shifted:
                 packed = _pack_kernel(kernel, f, groups=2, first=1 - f)
                 return convolution.narrow(part, packed, rows)
@@ -187,7 +191,7 @@ class PackedImage:
 
         def one(part: Array, kernel: Array) -> Array:
             if factor == 1:
-                return convolution.convolve_doubled(part, kernel)
+                return convolution.convolve_doubled(part, kernel, self.by_products)
             return convolution.widen_doubled(part, _pack_kernel_of_doubled(kernel, factor))
 
         out = functools.reduce(jnp.add, map(one, image.parts, kernels))
@@ -224,18 +228,23 @@ class PackedImage:
 
 
 def pack(
-    image: Float[Array, "b h w c"], level_channels: Sequence[int], packed_channels: int
+    image: Float[Array, "b h w c"],
+    level_channels: Sequence[int],
+    packed_channels: int,
+    by_products: bool = False,
 ) -> PackedImage:
     """Packs the image that enters a U-Net, so that levels have `packed_channels` at least.
 
     `level_channels` are the channels of each level; level i works at 1/2^i of the image's width.
+    `by_products` is that of `PackedImage`.
     """
     widths = [image.shape[2] // 2**level for level in range(len(level_channels))]
     factors = tuple(
         (width, least_factor(channels, width, packed_channels))
         for channels, width in zip(level_channels, widths, strict=True)
     )
-    return PackedImage((image,), factors=factors).packed_by(factors[0][1])
+    packed = PackedImage((image,), factors=factors, by_products=by_products)
+    return packed.packed_by(factors[0][1])
 
 
 def least_factor(channels: int, width: int, packed_channels: int) -> int:

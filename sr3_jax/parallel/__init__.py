@@ -1,7 +1,7 @@
 """Devices and processes: mesh, shardings, compilation, free memory, peak rates."""
 
 from sr3_jax.parallel.compilation import compile_for, keep_compiled
-from sr3_jax.parallel.devices import check_accelerator, describe, set_up_cpu
+from sr3_jax.parallel.devices import check_accelerator, describe, multiplies_bfloat16, set_up_cpu
 from sr3_jax.parallel.layout import Gradient, Layout, Loss
 from sr3_jax.parallel.memory import free_bytes, free_host_bytes
 from sr3_jax.parallel.mesh import (
@@ -47,6 +47,7 @@ __all__ = [
     "keep_compiled",
     "make_mesh",
     "memory_bandwidth",
+    "multiplies_bfloat16",
     "num_batch_parts",
     "of_all_processes",
     "union",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import functools
 import importlib.util
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Callable
 
 import jax
@@ -35,6 +37,16 @@ def set_up_cpu() -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", min(cores or 1, _MOST_CPU_DEVICES))
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Returns whether the CPU has instructions for products of bfloat16, by Linux (x86 alone)."""
+    try:
+        found = re.search("^flags.*", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return bool(found) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(found[0].split())
 
 
 def describe() -> str:

@@ -217,6 +217,7 @@ def measure(
             for key in ("channels", "multipliers", "num_blocks", "attention_levels")
         },
         dtype=dtype,
+        by_products=parallel.multiplies_bfloat16(),
     )
     description |= {
         "norm_groups": layers.num_norm_groups(model.channels),
