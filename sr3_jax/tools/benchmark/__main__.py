@@ -84,7 +84,9 @@ def _measure() -> tuple[dict[str, Any], str]:
     if what == "peers":
         found = {
             name: network.measure(
-                described | {"sample_steps": _SAMPLE_STEPS.value}, repeats, _PEER_PYTHON.value
+                described | {"sample_steps": _SAMPLE_STEPS.value, "dtype": _DTYPE.value},
+                repeats,
+                _PEER_PYTHON.value,
             )
             for name, described in network.NETWORKS.items()
         }
