@@ -49,8 +49,8 @@ def convolve(
       kernel: the kernel, of the image's type.
       padding: zeros around the image.
       by_products: on CPUs, convolutions of bfloat16 and their gradients are made of matrix products
-        that are summed in float32. XLA runs those by instructions for bfloat16 where the CPU has
-        some (AVX512-BF16, AMX), and convolutions of bfloat16 in float32.
+        that are summed in float32. XLA runs such products by the CPU's instructions for bfloat16
+        (AVX512-BF16, AMX) if it has some, but convolutions of bfloat16 in float32.
     """
     if not (by_products and image.dtype == jnp.bfloat16):
         return plain(image, kernel, padding)
