@@ -153,7 +153,7 @@ def _backward(
 def _gradients_by_products(
     image: Array, kernel: Array, cotangent: Array, padding: Padding
 ) -> tuple[Array, Array]:
-    """Both gradients, from the same windows of the cotangent."""
+    """The gradients with respect to image and kernel, from the same windows of the cotangent."""
     n, m, c, d = kernel.shape
     (above, below), (left, right) = padding
     transposed = ((n - 1 - above, n - 1 - below), (m - 1 - left, m - 1 - right))
@@ -171,7 +171,7 @@ def _gradients_by_products(
 def _product_over_pixels(
     image: Float[Array, "h b w c"], cotangent: Float[Array, "h b w d"]
 ) -> Float[Array, "c d"]:
-    """Sums the products of channels over all pixels, in float32."""
+    """Multiplies the channels of both at each pixel, and sums over all pixels in float32."""
     # The axes are not merged: XLA would gather the batch from all devices if they were.
     pixels = ((1, 2, 3), (0, 1, 2))
     product = lax.dot_general(

@@ -41,7 +41,7 @@ def set_up_cpu() -> None:
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Returns whether the CPU has instructions for products of bfloat16, by Linux (x86 alone)."""
+    """Returns whether Linux lists instructions for products of bfloat16 (x86 CPUs alone)."""
     try:
         found = re.search("^flags.*", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
