@@ -31,8 +31,8 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "sr3_jax.tools.aot_report", *arguments]
+def run(*arguments, tool="aot_report"):
+    command = [sys.executable, "-m", f"sr3_jax.tools.{tool}", *arguments]
     return subprocess.run(command, cwd=small_run.ROOT, capture_output=True, text=True, timeout=600)
 
 
@@ -241,6 +241,13 @@ def test_sampling_finds_a_mesh_of_any_chips_for_any_size_and_batch(chip):
 def test_a_topology_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"topology 'v3:2x2\*' is unknown"):
         topology.tpu_devices("v3:2x2*")
+    for given in ("v3", "v3:3x5"):
+        with pytest.raises(ValueError, match=f"topology '{given}' is none .* give axes of whole"):
+            topology.tpu_devices(given)
+    config = small_run.quickstart.get_config()
+    config.train.batch_size = 3
+    with pytest.raises(ValueError, match="batch_size .* = 3 cannot be split over 32 .* 32 would"):
+        layouts.layout(read(config), topology.tpu_devices("v3:4x4"))
     done = run(*SMALL, "--topology=v9:2x2")
     assert done.returncode == 2
     assert "topology 'v9:2x2' is unknown" in done.stderr
@@ -324,12 +331,18 @@ def test_the_table_in_the_docs_is_that_of_the_reports_beside_it(tmp_path):
     paths = (small_run.ROOT / "docs" / "tpu").glob("*.json")
     reports = {path.stem: json.loads(path.read_text()) for path in paths}
     assert set(reports) == {name for name, _ in aot_table.programs()}
-    before = copy.read_text()
-    aot_table.write_table(copy, aot_table.table(reports))
-    assert copy.read_text() == before
-    of_cascades = cascades.read_text()
-    aot_table.write_table(cascades, aot_table.cascade_table(reports))
-    assert cascades.read_text() == of_cascades
+    before, of_cascades = copy.read_text(), cascades.read_text()
+    chart = tmp_path / "chart.png"
+    files = (f"--document={copy}", f"--cascades={cascades}", f"--chart={chart}", "--render_only")
+    for arguments, status, said in (
+        ((f"--reports={tmp_path}",), 2, f"--reports={tmp_path} has no reports"),
+        (("--only=v9", "--norender_only"), 2, "--only=v9 matches no program's name"),
+        ((), 0, ""),
+    ):
+        done = run(*files, *arguments, tool="aot_table")
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+        assert (copy.read_text(), cascades.read_text()) == (before, of_cascades)
+        assert chart.exists() == (status == 0)
     # Both cascades in three settings; and by hand, the seconds of a face on eight cores.
     assert of_cascades.count("| cascade_") == 6
     steps = {"ffhq_64_base": 1000, "imagenet_64_256": 256, "ffhq_256_1024": 100}
@@ -342,8 +355,8 @@ def test_the_table_in_the_docs_is_that_of_the_reports_beside_it(tmp_path):
             assert f"| {report['estimated_step_seconds']:.4f} s |" in before
     # With a report missing, the chart lacks a bar.
     del reports["ffhq_16_128-v4-4x4x4-train"]
-    aot_table.draw(reports, tmp_path / "chart.png")
-    assert Image.open(tmp_path / "chart.png").size == (990, 374)
+    aot_table.draw(reports, chart)
+    assert Image.open(chart).size == (990, 374)
     (tmp_path / "unmarked.md").write_text("no table here")
     with pytest.raises(ValueError, match=r"unmarked.md has no lines .*begin"):
         aot_table.write_table(tmp_path / "unmarked.md", "")

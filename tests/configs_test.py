@@ -145,6 +145,8 @@ def test_cascades_are_of_configs_that_chain(name, tmp_path):
     # More steps at low resolution, fewer at high (section 4.5 of the paper).
     steps = [stage.config.sampling.num_steps for stage in stages]
     assert steps == sorted(steps, reverse=True)
+    with pytest.raises(ValueError, match="--config is of a cascade, which is for --mode=generate"):
+        read(_config(name))
     with pytest.raises(ValueError, match="no section stage_1"):
         cascades.read(_config("quickstart"))
 

@@ -241,6 +241,18 @@ def test_attention_does_not_care_where_pixels_are():
     np.testing.assert_allclose(block(params, permute(image)), permute(out), atol=1e-5)
 
 
+def test_attention_over_one_pixel_is_its_value():
+    """XLA for CPUs does not compile such products of bfloat16."""
+    image = jax.random.normal(jax.random.key(0), (2, 1, 1, 16))
+    params = _shaken(layers.AttentionBlock().init(jax.random.key(1), packed(image)))
+    exact, *narrow = (
+        jax.jit(of_arrays(layers.AttentionBlock(dtype=dtype)))(params, part)
+        for dtype, part in ((jnp.float32, image), (jnp.bfloat16, image[:1]), (jnp.bfloat16, image))
+    )
+    for one in narrow:
+        np.testing.assert_allclose(one, exact[: len(one)], atol=0.05)
+
+
 def test_attention_names_heads_that_do_not_fit():
     with pytest.raises(ValueError, match="num_heads = 3 does not divide the 16 channels"):
         block = layers.AttentionBlock(num_heads=3)

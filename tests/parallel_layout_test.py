@@ -46,11 +46,11 @@ def first_state():
     return jax.tree.map(np.array, jax.jit(init)())
 
 
-def train(layout, accumulate_steps=1, num_steps=3):
+def train(layout, accumulate_steps=1, num_steps=3, denoiser=DENOISER):
     """Returns the state after a few steps, and the losses."""
     state = first_state()
     options = small_run.options(seed=3, accumulate_steps=accumulate_steps)
-    step = make_train_step(DENOISER, SCHEDULE, OPTIMIZER, options, layout)
+    step = make_train_step(denoiser, SCHEDULE, OPTIMIZER, options, layout)
     if layout is None:
         step, place = jax.jit(step), dict
     else:
@@ -80,6 +80,15 @@ def test_every_layout_trains_as_one_device_does(alone, name, axes, accumulate_st
         jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("zero1", dict(shards=2)), ("fsdp", dict(spatial=2))])
+def test_bfloat16_trains_on_several_devices(alone, name, axes):
+    """XLA for CPUs ends the process at a sum of bfloat16 over devices."""
+    narrow = models.Denoiser(MODEL.clone(dtype=jnp.bfloat16, by_products=True))
+    layout = parallel.Layout(parallel.make_mesh(**axes), name)
+    _, losses = train(layout, num_steps=2, denoiser=narrow)
+    np.testing.assert_allclose(losses, alone[1][:2], rtol=0.01)
 
 
 def test_zero1_keeps_a_share_of_everything_on_each_device():

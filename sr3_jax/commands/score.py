@@ -9,6 +9,7 @@ from __future__ import annotations
 from absl import flags
 
 from sr3_jax.commands import demo, shared
+from sr3_jax.config import reading
 from sr3_jax.data import storage
 
 
@@ -35,7 +36,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     for name, folder in (*given.items(), *(("outputs", folder) for folder in outputs.values())):
         if folder and not storage.is_folder(folder):
             raise FileNotFoundError(f"--{name}={folder} is no folder; give a folder of images")
-    config = None if values.config is None else shared.config_of_network(values)
+    config = None if values.config is None else reading.read(values.config)
     people = None
     if values.study:
         demo.require_web("choix")

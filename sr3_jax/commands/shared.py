@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from sr3_jax import config as configs
 from sr3_jax import conformal, released
-from sr3_jax.config import cascades, resolve, run_file
+from sr3_jax.config import resolve, run_file
 from sr3_jax.data import storage
 
 
@@ -247,22 +247,6 @@ def network_folder(given: str, flag: str = "workdir") -> epath.Path:
     return folder
 
 
-def config_of_network(
-    values: flags.FlagValues, check: configs.Check | None = None
-) -> configs.Config:
-    """Returns the config of --config and its flags, checked; see `config.read`.
-
-    Raises:
-      ValueError: naming every fault; or it is the config of a cascade.
-    """
-    if cascades.is_cascade(values.config):
-        raise ValueError(
-            "--config is of a cascade, which is for --mode=generate; its networks are trained one "
-            "by one, by the configs that it names"
-        )
-    return configs.read(values.config, check)
-
-
 def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Config:
     """Returns the config of --config if that is given, else the one that the run left.
 
@@ -276,7 +260,7 @@ def config_of_run(values: flags.FlagValues, folder: epath.Path) -> configs.Confi
             raise FileNotFoundError(
                 f"--workdir={folder} has no checkpoints; give the folder of a training run"
             )
-        config = config_of_network(values, check)
+        config = configs.read(values.config, check)
         return run_file.with_measured(config, folder / "config.json")
     config = configs.load(folder / "config.json")
     if missing := list(check(config)):

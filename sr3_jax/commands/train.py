@@ -10,7 +10,7 @@ import functools
 from absl import flags
 
 from sr3_jax.commands import shared
-from sr3_jax.config import resolve
+from sr3_jax.config import reading, resolve
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,7 +35,7 @@ def prepare(values: flags.FlagValues) -> shared.Job:
     if values.steps is not None:
         _change_length(values)
     check = functools.partial(resolve.faults, trains=True)
-    config = shared.config_of_network(values, check)
+    config = reading.read(values.config, check)
     return shared.Job(shared.late("train", config, workdir), workdir, stops_together=True)
 
 

@@ -36,6 +36,12 @@ def layout(
     try:
         mesh = parallel.make_mesh(devices, model=c.model, spatial=spatial)
     except ValueError as error:
+        if spatial > 1 and not c.spatial:
+            raise ValueError(
+                f"config.train.batch_size / accumulate_steps = {rows} cannot be split over "
+                f"{len(devices)} devices, and {spatial} of them cannot share each image; "
+                f"{len(devices) // c.model} would do"
+            ) from error
         raise ValueError(f"config.parallel: {error}") from error
     key = "low_resolution" if config.has_source else "image_size"
     height = (config.low_sides if config.has_source else config.image_sides)[0]

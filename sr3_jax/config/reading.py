@@ -25,12 +25,17 @@ def read(
 
     Raises:
       ValueError: naming every fault at once: unknown keys, values of a wrong type or out of range,
-        and values that cannot work together.
+        and values that cannot work together; or it is the config of a cascade.
     """
     if isinstance(values, Config):
         return values
     if isinstance(values, config_dict.ConfigDict):
         values = values.to_dict()
+    if "stage_1" in values:
+        raise ValueError(
+            "--config is of a cascade, which is for --mode=generate alone; each of its networks "
+            "has a config of its own, which it names"
+        )
     values, sections, faults = migration.migrate(values), {}, []
     for name, default in SECTIONS.items():
         given = values.get(name, {})

@@ -43,9 +43,10 @@ def set_up_cpu() -> None:
 def multiplies_bfloat16() -> bool:
     """Returns whether Linux lists instructions for products of bfloat16 (x86 CPUs alone)."""
     try:
-        found = re.search("^flags.*", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        text = pathlib.Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
         return False
+    found = re.search("^flags.*", text, re.MULTILINE)
     return bool(found) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(found[0].split())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,6 +31,8 @@ _RECOMPUTED = frozenset(
     ("all_gather", "split", "slice", "reshape", "squeeze", "transpose", "broadcast_in_dim")
     + ("convert_element_type", "copy")
 )
+# collective(leaf, axis), where axis is the one that is split over `data`, -1 for none
+Collective = Callable[[Array, int], Array]
 LayoutName = Literal["replicated", "zero1", "fsdp"]
 
 
@@ -91,19 +94,22 @@ class Layout:
         if num_batch_parts(self.mesh) == 1:
             return differentiate(loss)
 
+        is_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        through = _through_float32 if is_cpu else lambda collective: collective
+
         def shared(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
             axes = jax.tree.map(lambda leaf: _data_axis(self._spec(leaf.shape)), params)
 
             def of_device(params: Any, rows: Any, *rest: Any) -> tuple[Array, Any]:
                 if self.name == "fsdp":
                     # The transpose of all_gather is psum_scatter: sums over `data` are done.
-                    gradient = differentiate(_gathering(loss, axes))
+                    gradient = differentiate(_gathering(loss, axes, through(_gather)))
                     number, sums = gradient(params, rows, *rest)
-                    sums = jax.tree.map(_add_unsplit, sums, axes)
+                    sums = jax.tree.map(through(_add_unsplit), sums, axes)
                 else:
                     gathered = jax.tree.map(_gather, params, axes)
                     number, sums = differentiate(loss)(gathered, rows, *rest)
-                    sums = jax.tree.map(_add_and_split, sums, axes)
+                    sums = jax.tree.map(through(_add_and_split), sums, axes)
                 return jax.lax.psum(number, BATCH_AXES), sums
 
             specs = jax.tree.map(lambda leaf, axis: _spec_of(axis, leaf.ndim), params, axes)
@@ -142,17 +148,26 @@ def _spec_of(axis: int, ndim: int) -> PartitionSpec:
     return PartitionSpec(*(DATA_AXIS if i == axis else None for i in range(ndim)))
 
 
+def _through_float32(collective: Collective) -> Collective:
+    """Returns the collective of float32: XLA for CPUs ends the process at a sum of bfloat16."""
+
+    def converted(leaf: Array, axis: int) -> Array:
+        return collective(leaf.astype(jnp.float32), axis).astype(leaf.dtype)
+
+    return converted
+
+
 def _gather(leaf: Array, axis: int) -> Array:
     if axis < 0:
         return leaf
     return jax.lax.all_gather(leaf, DATA_AXIS, axis=axis, tiled=True)
 
 
-def _gathering(loss: Loss, axes: Any) -> Loss:
+def _gathering(loss: Loss, axes: Any, gather: Collective) -> Loss:
     """Returns the loss of sharded parameters, which keeps no whole ones for the backward pass."""
 
     def gather_and_lose(params: Any, *rest: Any) -> Array:
-        return loss(jax.tree.map(_gather, params, axes), *rest)
+        return loss(jax.tree.map(gather, params, axes), *rest)
 
     def keep(primitive: Any, *_: Any, **__: Any) -> bool:
         return primitive.name not in _RECOMPUTED

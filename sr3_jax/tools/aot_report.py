@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -170,7 +171,7 @@ def compile_report(
         return too_big(_used_hbm(str(error)), str(error).partition("\n")[0])
     text = compiled.as_text()
     if hlo_path:
-        epath.Path(hlo_path).write_text(text)
+        storage.write_whole(hlo_path, text.encode())
     memory, found = compiled.memory_analysis(), roofline.operations(text)
     parts["activations and other temporaries"] = memory.temp_size_in_bytes
     parts["program"] = memory.generated_code_size_in_bytes
@@ -361,6 +362,9 @@ def main(_: list[str]) -> None:
     """Prints the report of the flags."""
     if _CONFIG.value is None:
         raise ValueError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
+    for flag in (_JSON, _HLO):
+        if flag.value:
+            storage.check_writable(os.path.dirname(flag.value), f"--{flag.name}")
     config = read(_CONFIG.value)
     compile_one = functools.partial(
         compile_report,
@@ -378,7 +382,7 @@ def main(_: list[str]) -> None:
     print(render(report))
     if _JSON.value:
         content = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
-        storage.write_whole(epath.Path(_JSON.value), content.encode())
+        storage.write_whole(_JSON.value, content.encode())
 
 
 if __name__ == "__main__":

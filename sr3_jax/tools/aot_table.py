@@ -34,7 +34,7 @@ _REPORTS = flags.DEFINE_string("reports", "docs/tpu", "Folder of the reports.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/tpu.md", "File of the table.")
 _CASCADES = flags.DEFINE_string("cascades", "docs/generation.md", "File of the table of cascades.")
 _CHART = flags.DEFINE_string("chart", "docs/images/tpu_share.png", "File of the chart of shares.")
-_ONLY = flags.DEFINE_string("only", "", "Compile only programs whose name has this.")
+_ONLY = flags.DEFINE_string("only", "", "Compile only programs whose name matches this.")
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compile nothing.")
 
 _CONFIGS = (
@@ -226,16 +226,38 @@ def write_table(document: pathlib.Path, text: str) -> None:
         storage.write_whole(document, new.encode())
 
 
+def _missing(folder: pathlib.Path) -> list[tuple[str, list[str]]]:
+    """Returns the programs of --only that have no report.
+
+    Raises:
+      ValueError: --only is no regular expression, or no program has such a name.
+    """
+    try:
+        chosen = [program for program in programs() if re.search(_ONLY.value, program[0])]
+    except re.error as error:
+        raise ValueError(f"--only={_ONLY.value} is no regular expression: {error}") from error
+    if not chosen:
+        name, _ = next(programs())
+        raise ValueError(
+            f"--only={_ONLY.value} matches no program's name; they are CONFIG-TOPOLOGY-PROGRAM, as "
+            f"{name}"
+        )
+    return [program for program in chosen if not (folder / f"{program[0]}.json").exists()]
+
+
 def main(_: list[str]) -> None:
     """Compiles the missing programs, and writes the tables."""
     folder = pathlib.Path(_REPORTS.value)
-    missing = [
-        (name, arguments)
-        for name, arguments in programs()
-        if re.search(_ONLY.value, name) and not (folder / f"{name}.json").exists()
-    ]
+    documents = pathlib.Path(_DOCUMENT.value), pathlib.Path(_CASCADES.value)
+    for flag, document in zip(("document", "cascades"), documents, strict=True):
+        if not document.is_file():
+            raise ValueError(f"--{flag}={document} is no file; give one that has a table")
+    missing = [] if _RENDER_ONLY.value else _missing(folder)
+    if not missing and not any(folder.glob("*.json")):
+        raise ValueError(f"--reports={folder} has no reports; give the folder of the .json files")
+    print(f"{len(missing)} programs to compile", flush=True)
     failed = []
-    for i, (name, arguments) in enumerate([] if _RENDER_ONLY.value else missing):
+    for i, (name, arguments) in enumerate(missing):
         print(f"[{i + 1}/{len(missing)}] {name}", flush=True)
         output = [f"--json={folder / name}.json"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,8 +265,8 @@ def main(_: list[str]) -> None:
         if subprocess.run(command).returncode:
             failed.append(name)
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    write_table(pathlib.Path(_DOCUMENT.value), table(reports))
-    write_table(pathlib.Path(_CASCADES.value), cascade_table(reports))
+    for document, text in zip(documents, (table(reports), cascade_table(reports)), strict=True):
+        write_table(document, text)
     draw(reports, pathlib.Path(_CHART.value))
     if failed:
         command_line.leave(command_line.FAILED, f"error: no report of {', '.join(failed)}")

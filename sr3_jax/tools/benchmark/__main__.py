@@ -16,6 +16,7 @@ samplers in few steps in closed form (docs/sampling.md).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -25,6 +26,7 @@ from ml_collections import config_flags
 from sr3_jax import command_line
 from sr3_jax.checkpoints import quiet_orbax
 from sr3_jax.config import read
+from sr3_jax.data import storage
 from sr3_jax.tools.benchmark import data, network, options, samplers, upscaling
 
 _WHAT = flags.DEFINE_enum(
@@ -61,13 +63,31 @@ _PEER_PYTHON = flags.DEFINE_string(
 )
 
 
+def _whole_numbers(flag: flags.FlagHolder[Any], least: int) -> tuple[int, ...]:
+    """Returns the numbers of a flag.
+
+    Raises:
+      ValueError: one is no whole number, or less than `least`.
+    """
+    given = ",".join(flag.value)
+    if not all(number.isdecimal() and int(number) >= least for number in flag.value):
+        raise ValueError(f"--{flag.name}={given}; give whole numbers from {least} on, with commas")
+    return tuple(map(int, flag.value))
+
+
 def _described() -> dict[str, Any]:
     """Returns the network of the flags."""
+    multipliers, attention = _whole_numbers(_MULTIPLIERS, 1), _whole_numbers(_ATTENTION, 0)
+    if max(attention, default=0) >= len(multipliers):
+        raise ValueError(
+            f"--attention_levels={','.join(_ATTENTION.value)}: the network has the levels 0 to "
+            f"{len(multipliers) - 1}, by --multipliers"
+        )
     return {
         "channels": _CHANNELS.value,
-        "multipliers": tuple(int(m) for m in _MULTIPLIERS.value),
+        "multipliers": multipliers,
         "num_blocks": _NUM_BLOCKS.value,
-        "attention_levels": tuple(int(level) for level in _ATTENTION.value),
+        "attention_levels": attention,
         "image_size": _IMAGE_SIZE.value,
         "batch_size": _BATCH_SIZE.value,
         "dtype": _DTYPE.value,
@@ -114,11 +134,13 @@ def main(_: list[str]) -> None:
     """Prints the results, and writes them as JSON if --json is given."""
     logging.set_verbosity(logging.WARNING)  # hides jax's search for platforms
     quiet_orbax()
+    for flag in (_JSON, _PICTURE):
+        if flag.value:
+            storage.check_writable(os.path.dirname(flag.value), f"--{flag.name}")
     results, text = _measure()
     print(text)
     if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
+        storage.write_whole(_JSON.value, json.dumps(results, indent=2).encode())
 
 
 if __name__ == "__main__":

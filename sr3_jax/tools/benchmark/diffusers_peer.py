@@ -25,12 +25,18 @@ class Peer:
 
     def __init__(self, python: str, description: dict):
         """Starts the process and waits until it has built its network."""
-        self._process = subprocess.Popen(
-            [python, os.path.abspath(__file__), json.dumps(description)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, os.path.abspath(__file__), json.dumps(description)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            raise PeerError(
+                f"--peer_python={python} cannot be run ({error.strerror}); give an interpreter "
+                "that has torch and diffusers"
+            ) from error
         self.facts = json.loads(self._read())
         if "error" in self.facts:
             raise PeerError(
