@@ -247,10 +247,6 @@ def render(report: Report) -> str:
         if report.nfe:
             total = f"{report.estimated_step_seconds * report.nfe:8.2f} s   {_CALLS}"
             lines.append(f"  of {report.nfe:5d} calls            {total}")
-        if report.cycle_seconds:
-            lines.append(
-                f"  kernels by their cycles   {report.cycle_seconds:8.4f} s   without collectives"
-            )
         if report.share_of_peak:
             lines.append(f"  share of the bf16 peak    {report.share_of_peak:8.1%}")
         if report.mode == "train":
@@ -258,6 +254,10 @@ def render(report: Report) -> str:
             lines.append(f"  days for 1M steps         {days:8.2f}")
     else:
         lines.append(f"  time of a {kind}: the compiler gives no estimate of this program")
+    if report.cycle_seconds:
+        lines.append(
+            f"  kernels by their cycles   {report.cycle_seconds:8.4f} s   without collectives"
+        )
     if report.kernels:
         count, size = (report.float32_images[key] for key in ("count", "bytes"))
         lines.append(f"  kernels launched          {report.kernels:8d}")
