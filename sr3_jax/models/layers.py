@@ -309,7 +309,7 @@ class AttentionBlock(nn.Module):
         normalised = Norm(self.dtype, statistics=self.statistics, name="norm")(image).to_array()
         qkv = Dense(3 * c, self.dtype, name="qkv")(normalised.reshape(b, h * w, c))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * self.num_heads, -1), 3, axis=2)
-        # Over one pixel, XLA for CPUs does not compile it in bfloat16.
+        # XLA for CPUs does not compile attention over one pixel in bfloat16.
         attended = v if h * w == 1 else jax.nn.dot_product_attention(q, k, v)
         attended = attended.reshape(b, h, w, c)
         attended = dataclasses.replace(image, parts=(attended,))

@@ -120,14 +120,14 @@ def _of_devices(
     """Convolves `image * factor + constant`, after swish, on each device with its rows."""
     devices = _num_devices()
     factor, constant = (image.spread(values) for values in affine)
-    types = [kernel.dtype for kernel in kernels]
+    dtype = kernels[0].dtype
     if jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu":
-        # Their gradients are summed over the devices. XLA for CPUs ends the process at a sum of
-        # bfloat16.
+        # The devices sum the gradients of kernels in this type. XLA for CPUs ends the process at a
+        # sum of bfloat16.
         kernels = tuple(kernel.astype(jnp.float32) for kernel in kernels)
 
     def of_device(parts: Any, factor: Any, constant: Any, kernels: Any) -> PackedImage:
-        kernels = [kernel.astype(dtype) for kernel, dtype in zip(kernels, types, strict=True)]
+        kernels = [kernel.astype(dtype) for kernel in kernels]
         first, last = (lax.axis_index(SPATIAL_AXIS) == index for index in (0, devices - 1))
 
         down = [(index, index + 1) for index in range(devices - 1)]

@@ -214,16 +214,27 @@ def write_table(document: pathlib.Path, text: str) -> None:
     """Replaces the text between the marks of `document`.
 
     Raises:
-      ValueError: it has no marks.
+      ValueError: there is no such file, or it has no marks.
     """
-    old = document.read_text()
-    if _BEGIN not in old or _END not in old:
-        raise ValueError(f"{document} has no lines {_BEGIN!r} and {_END!r}; put them in")
-    before, rest = old.split(_BEGIN, 1)
-    after = rest.split(_END, 1)[1]
+    before, after = _around_table(document)
     new = before + _BEGIN + "\n" + text + "\n" + _END + after
-    if new != old:
+    if new != document.read_text():
         storage.write_whole(document, new.encode())
+
+
+def _around_table(document: pathlib.Path) -> tuple[str, str]:
+    """Returns the text before the first mark and behind the second.
+
+    Raises:
+      ValueError: there is no such file, or it has no marks.
+    """
+    if not document.is_file():
+        raise ValueError(f"{document} is no file; give one that has a table")
+    text = document.read_text()
+    if _BEGIN not in text or _END not in text:
+        raise ValueError(f"{document} has no lines {_BEGIN!r} and {_END!r}; put them in")
+    before, rest = text.split(_BEGIN, 1)
+    return before, rest.split(_END, 1)[1]
 
 
 def _missing(folder: pathlib.Path) -> list[tuple[str, list[str]]]:
@@ -249,9 +260,8 @@ def main(_: list[str]) -> None:
     """Compiles the missing programs, and writes the tables."""
     folder = pathlib.Path(_REPORTS.value)
     documents = pathlib.Path(_DOCUMENT.value), pathlib.Path(_CASCADES.value)
-    for flag, document in zip(("document", "cascades"), documents, strict=True):
-        if not document.is_file():
-            raise ValueError(f"--{flag}={document} is no file; give one that has a table")
+    for document in documents:
+        _around_table(document)
     missing = [] if _RENDER_ONLY.value else _missing(folder)
     if not missing and not any(folder.glob("*.json")):
         raise ValueError(f"--reports={folder} has no reports; give the folder of the .json files")
