@@ -242,7 +242,7 @@ def test_a_topology_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"topology 'v3:2x2\*' is unknown"):
         topology.tpu_devices("v3:2x2*")
     for given in ("v3", "v3:3x5"):
-        with pytest.raises(ValueError, match=f"topology '{given}' is none .* give axes of whole"):
+        with pytest.raises(ValueError, match=f"topology '{given}' is unknown .* give axes of"):
             topology.tpu_devices(given)
     config = small_run.quickstart.get_config()
     config.train.batch_size = 3

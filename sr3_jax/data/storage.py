@@ -193,6 +193,11 @@ def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
         ) from error
 
 
+def check_takes_file(path: str | os.PathLike[str], flag: str) -> None:
+    """`check_writable` of the folder of a file that is to be written."""
+    check_writable(os.path.dirname(absolute(path)), flag)
+
+
 def is_of_the_place(error: BaseException) -> bool:
     """Returns whether an error would meet every file there: a full or read-only disk, no rights."""
     return isinstance(error, OSError) and error.errno in _OF_THE_PLACE

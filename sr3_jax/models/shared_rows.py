@@ -122,8 +122,8 @@ def _of_devices(
     factor, constant = (image.spread(values) for values in affine)
     dtype = kernels[0].dtype
     if jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu":
-        # The devices sum the gradients of kernels in this type. XLA for CPUs ends the process at a
-        # sum of bfloat16.
+        # The gradients of kernels are summed over the devices in the type that enters. XLA for CPUs
+        # ends the process at a sum of bfloat16.
         kernels = tuple(kernel.astype(jnp.float32) for kernel in kernels)
 
     def of_device(parts: Any, factor: Any, constant: Any, kernels: Any) -> PackedImage:

@@ -31,7 +31,7 @@ _RECOMPUTED = frozenset(
     ("all_gather", "split", "slice", "reshape", "squeeze", "transpose", "broadcast_in_dim")
     + ("convert_element_type", "copy")
 )
-# collective(leaf, axis), where axis is the one that is split over `data`, -1 for none
+# collective(leaf, axis): `axis` is the one that is split over `data`; -1 if none is.
 Collective = Callable[[Array, int], Array]
 LayoutName = Literal["replicated", "zero1", "fsdp"]
 
@@ -149,7 +149,7 @@ def _spec_of(axis: int, ndim: int) -> PartitionSpec:
 
 
 def _through_float32(collective: Collective) -> Collective:
-    """Returns the collective of float32: XLA for CPUs ends the process at a sum of bfloat16."""
+    """Returns the collective, run in float32: XLA for CPUs ends the process at bfloat16 sums."""
 
     def converted(leaf: Array, axis: int) -> Array:
         return collective(leaf.astype(jnp.float32), axis).astype(leaf.dtype)

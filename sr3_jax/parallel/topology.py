@@ -144,7 +144,7 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
                 f"the TPU's compiler cannot be loaded ({error}); pip install libtpu"
             ) from error
         raise ValueError(
-            f"topology {topology!r} is none that the compiler knows ({error}); give axes of whole "
+            f"topology {topology!r} is unknown to the compiler ({error}); give axes of whole "
             "hosts, as v3:2x2, v5e:4x8 or v4:2x2x4"
         ) from error
     return found.devices

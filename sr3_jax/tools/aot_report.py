@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -364,7 +363,7 @@ def main(_: list[str]) -> None:
         raise ValueError("--config=FILE is needed, as --config=configs/imagenet_64_256.py")
     for flag in (_JSON, _HLO):
         if flag.value:
-            storage.check_writable(os.path.dirname(flag.value), f"--{flag.name}")
+            storage.check_takes_file(flag.value, f"--{flag.name}")
     config = read(_CONFIG.value)
     compile_one = functools.partial(
         compile_report,

@@ -54,7 +54,7 @@ def main(_: list[str], given: flags.FlagValues = flags.FLAGS) -> None:
         raise ValueError("--config=FILE and --output=FILE are needed; see --help")
     if storage.exists(given.output):
         raise FileExistsError(f"--output={given.output} exists; give another file, or remove it")
-    storage.check_writable(given.output, "--output")
+    storage.check_takes_file(given.output, "--output")
     config = read(given.config)
     if config.has_levels:
         raise ValueError("config.units.scaling is empty: levels of 8 or 16 bits need no statistics")

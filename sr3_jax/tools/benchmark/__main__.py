@@ -16,7 +16,6 @@ samplers in few steps in closed form (docs/sampling.md).
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -136,7 +135,7 @@ def main(_: list[str]) -> None:
     quiet_orbax()
     for flag in (_JSON, _PICTURE):
         if flag.value:
-            storage.check_writable(os.path.dirname(flag.value), f"--{flag.name}")
+            storage.check_takes_file(flag.value, f"--{flag.name}")
     results, text = _measure()
     print(text)
     if _JSON.value:
